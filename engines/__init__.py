@@ -1,0 +1,1 @@
+"""Engines: the inference graph exported to ONNX and compiled by a runtime of its own."""

@@ -1,0 +1,12 @@
+"""Maps the top-level folders kernels/ and engines/ into the package; everything else is in pyproject.toml."""
+
+from setuptools import setup
+
+setup(
+    packages=["conformer_fast", "conformer_fast.engines"],
+    package_dir={
+        "conformer_fast": "conformer_fast",
+        "conformer_fast.engines": "engines",
+    },
+    package_data={"conformer_fast": ["data/*", "py.typed"]},
+)
