@@ -1,10 +1,12 @@
-"""The Conformer's mathematics, each operation once, in plain PyTorch.
+"""The Conformer's mathematics in plain PyTorch, each operation once.
 
-The reference model calls these, the custom operators run the same formulas on the CPU, and they are every kernel's
-oracle. Their own oracle is the recorded output of the official implementation (tests/data).
+The custom operators (ops.py) run these on the CPU and they are every kernel's oracle. They are the operations of the
+*inference* model, after the rewrites of fuse.py; the reference (model.py) shares `attention` and is written as the paper
+is. The two are held together by tests in float64, and the reference by the official implementation's recorded outputs.
 
-Shapes: B images, N tokens without the class token, T = N + 1, C embed channels, K CNN channels, H x W map,
-S map pixels per token side. Maps here are (B, K, H, W), tokens are (B, T, C) with the class token first.
+Shapes: B images, N tokens without the class token, T = N + 1, C embed channels, K CNN channels, H x W map, S map pixels
+per token side. Maps are (B, H, W, K), contiguous; tokens are (B, T, C) with the class token first; matrices are
+(out, in) as in `torch.nn.functional.linear`.
 """
 
 from __future__ import annotations
@@ -14,57 +16,135 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pad_to_multiple(feature_map: Tensor, multiple: int) -> Tensor:
-    """Zeros at the bottom and right until height and width are multiples. (B, K, H, W) -> (B, K, H', W')."""
-    H, W = feature_map.shape[-2:]
-    return F.pad(feature_map, (0, -W % multiple, 0, -H % multiple))
-
-
-def attention(qkv: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
-    """softmax(q k^T * scale) v for each head. qkv: (B, T, 3C), ordered q, k, v, then head -> (B, T, C).
-
-    scale is 1 / sqrt(head size) by default.
-    """
+def attention(qkv: Tensor, num_heads: int, scale: float) -> Tensor:
+    """softmax(q k^T * scale) v for each head. qkv: (B, T, 3C), ordered q, k, v, then head -> (B, T, C)."""
     B, T, C3 = qkv.shape
     q, k, v = qkv.view(B, T, 3, num_heads, C3 // 3 // num_heads).permute(2, 0, 3, 1, 4)  # each (B, heads, T, D)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).reshape(B, T, C3 // 3)  # (B, heads, T, D) -> (B, T, C)
 
 
-def map_to_tokens(feature_map: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W, C)."""
-    return feature_map.flatten(2).transpose(1, 2)
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+) -> Tensor:
+    """act(norm(x) weight^T + bias) + residual; norm is a layer norm where norm_weight is given. (..., K) -> (..., C)."""
+    if norm_weight is not None:
+        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
+    out = F.linear(x, weight, bias)
+    if gelu:
+        out = F.gelu(out)
+    return out if residual is None else out + residual
 
 
-def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Drops the class token. (B, 1 + height * width, C) -> (B, C, height, width)."""
-    B, _, C = tokens.shape
-    return tokens[:, 1:].transpose(1, 2).reshape(B, C, height, width)
+def stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Tensor:
+    """7x7 convolution of stride 2, ReLU, 3x3 max-pool of stride 2, zeros to a multiple of `multiple` pixels.
+
+    images (B, 3, H, W), weight (K, 3, 7, 7) -> (B, H', W', K).
+    """
+    stem_map = F.max_pool2d(F.relu(F.conv2d(images, weight, bias, stride=2, padding=3)), 3, stride=2, padding=1)
+    H, W = stem_map.shape[-2:]
+    return _nhwc(F.pad(stem_map, (0, -W % multiple, 0, -H % multiple)))
+
+
+def patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One product per S x S patch, behind the class token. (B, H, W, K), (1, 1, C), (C, K, S, S) -> (B, T, C)."""
+    patches = F.conv2d(_nchw(stem_map), weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    return torch.cat([cls_token.expand(len(patches), -1, -1), patches], dim=1)
+
+
+def conv1x1(
+    feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, relu: bool = True, residual: Tensor | None = None
+) -> Tensor:
+    """relu(x weight^T + bias + residual) at every stride-th pixel. (B, H, W, K), (K', K) -> (B, H', W', K')."""
+    out = F.linear(feature_map[:, ::stride, ::stride], weight, bias)
+    if residual is not None:
+        out = out + residual
+    return F.relu(out) if relu else out
+
+
+def conv3x3(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    token_map: Tensor | None = None,
+    token_stride: int = 1,
+) -> Tensor:
+    """relu(conv(x + upsampled token_map) + bias), padding 1. (B, H, W, K), (K', K, 3, 3) -> (B, H', W', K').
+
+    token_map (B, N, K), N = H / S * W / S, adds its entry [h // S, w // S] at pixel [h, w], S = token_stride.
+    """
+    x = feature_map
+    if token_map is not None:
+        B, H, W, K = x.shape
+        S = token_stride
+        x = x.view(B, H // S, S, W // S, S, K) + token_map.view(B, H // S, 1, W // S, 1, K)
+        x = x.view(B, H, W, K)
+    return _nhwc(F.relu(F.conv2d(_nchw(x), weight, bias, stride=stride, padding=1)))
 
 
 def fcu_down(
     feature_map: Tensor,
+    tokens: Tensor,
     weight: Tensor,
     bias: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
+    norm_eps: float,
     stride: int,
-    eps: float = 1e-6,
 ) -> Tensor:
-    """Feature Coupling Unit, CNN to transformer: gelu(layer_norm(pool(project(x)))) (section 3.2 of the paper).
+    """Feature Coupling Unit, CNN to transformer, added to the tokens (paper, section 3.2).
 
-    feature_map (B, K, H, W), weight (C, K, 1, 1) -> patch tokens (B, N, C), N = (H // stride) * (W // stride).
+    out[:, 1:] = tokens[:, 1:] + gelu(layer_norm(pool(x) weight^T + bias)), and out[:, 0] = 2 tokens[:, 0]: the class
+    token stands in for the missing pooled one. feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> (B, T, C).
     """
-    projected = F.avg_pool2d(F.conv2d(feature_map, weight, bias), stride)  # (B, C, H // S, W // S)
-    tokens = map_to_tokens(projected)
-    return F.gelu(F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps))
+    pooled = F.avg_pool2d(_nchw(feature_map), stride).flatten(2).transpose(1, 2)  # (B, N, K)
+    projected = F.layer_norm(F.linear(pooled, weight, bias), weight.shape[:1], norm_weight, norm_bias, norm_eps)
+    return tokens + torch.cat([tokens[:, :1], F.gelu(projected)], dim=1)
 
 
-def upsample(feature_map: Tensor, stride: int) -> Tensor:
-    """Nearest neighbour: out[i, j] = in[i // stride, j // stride]. (B, K, h, w) -> (B, K, h * stride, w * stride)."""
-    return feature_map.repeat_interleave(stride, -2).repeat_interleave(stride, -1)
+def fcu_up(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Feature Coupling Unit, transformer to CNN, at token resolution: relu(tokens weight^T + bias) without the class
+    token; its consumer (conv3x3) repeats each entry. (B, T, C), (K, C) -> (B, N, K)."""
+    return F.relu(F.linear(tokens[:, 1:], weight, bias))
 
 
-def concat_class_token(class_token: Tensor, patch_tokens: Tensor) -> Tensor:
-    """(B or 1, 1, C), (B, N, C) -> (B, 1 + N, C)."""
-    return torch.cat([class_token.expand(patch_tokens.shape[0], -1, -1), patch_tokens], dim=1)
+def pool(
+    feature_map: Tensor, tokens: Tensor, norm_weight: Tensor, norm_bias: Tensor, norm_eps: float
+) -> tuple[Tensor, Tensor]:
+    """What the two heads read: the map's mean (B, K) and the normalised class token (B, C)."""
+    class_token = F.layer_norm(tokens[:, 0], tokens.shape[-1:], norm_weight, norm_bias, norm_eps)
+    return feature_map.mean((1, 2)), class_token
+
+
+def heads(
+    feature_map: Tensor,
+    tokens: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_eps: float,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    trans_weight: Tensor,
+    trans_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Both heads' logits. (B, H, W, K), (B, T, C) -> (B, classes), (B, classes)."""
+    pooled, class_token = pool(feature_map, tokens, norm_weight, norm_bias, norm_eps)
+    return F.linear(pooled, conv_weight, conv_bias), F.linear(class_token, trans_weight, trans_bias)
+
+
+def _nchw(feature_map: Tensor) -> Tensor:
+    """A view for PyTorch's convolutions; its memory format is channels_last."""
+    return feature_map.permute(0, 3, 1, 2)
+
+
+def _nhwc(feature_map: Tensor) -> Tensor:
+    """Back to (B, H, W, K); free where the convolution kept channels_last."""
+    return feature_map.permute(0, 2, 3, 1).contiguous()

@@ -5,14 +5,15 @@ Parameter names are those of the official implementation, so its checkpoints loa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import functional as CF
 from .config import EXPANSION, STEM_CHANNELS, ConformerConfig, get_config
+from .functional import attention
 
 NORM_EPS = 1e-6  # of every block and coupling unit; the stem's norm and the last token norm keep PyTorch's 1e-5
 Pad = Literal["stem", "none"]
@@ -50,7 +51,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.proj(CF.attention(self.qkv(tokens), self.num_heads))
+        head_dim = tokens.shape[-1] // self.num_heads
+        return self.proj(attention(self.qkv(tokens), self.num_heads, head_dim**-0.5))
 
 
 class Mlp(nn.Module):
@@ -109,7 +111,7 @@ class Bottleneck(nn.Module):
 
 
 class FCUDown(nn.Module):
-    """Feature Coupling Unit, CNN to transformer. (B, K, H, W) -> (B, N, C)."""
+    """Feature Coupling Unit, CNN to transformer (section 3.2). (B, K, H, W) -> (B, N, C), N = (H // S) * (W // S)."""
 
     def __init__(self, channels: int, embed_dim: int, stride: int) -> None:
         super().__init__()
@@ -118,9 +120,8 @@ class FCUDown(nn.Module):
         self.ln = nn.LayerNorm(embed_dim, eps=NORM_EPS)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        project, norm = self.conv_project, self.ln
-        assert project.bias is not None
-        return CF.fcu_down(feature_map, project.weight, project.bias, norm.weight, norm.bias, self.stride, norm.eps)
+        patches = F.avg_pool2d(self.conv_project(feature_map), self.stride)  # (B, C, H // S, W // S)
+        return F.gelu(self.ln(map_to_tokens(patches)))
 
 
 class FCUUp(nn.Module):
@@ -133,8 +134,10 @@ class FCUUp(nn.Module):
         self.bn = nn.BatchNorm2d(channels, eps=NORM_EPS)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        token_map = CF.tokens_to_map(tokens, height // self.stride, width // self.stride)  # (B, C, H // S, W // S)
-        return CF.upsample(F.relu(self.bn(self.conv_project(token_map))), self.stride)
+        B, _, C = tokens.shape
+        token_map = tokens[:, 1:].transpose(1, 2).reshape(B, C, height // self.stride, width // self.stride)
+        token_map = F.relu(self.bn(self.conv_project(token_map)))  # (B, K, H // S, W // S)
+        return F.interpolate(token_map, scale_factor=self.stride)  # nearest: (B, K, H, W)
 
 
 class ConvTransBlock(nn.Module):
@@ -154,7 +157,7 @@ class ConvTransBlock(nn.Module):
     def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         feature_map, inner = self.cnn_block(feature_map)
         # The class token stands in for the missing pooled one, so this addition doubles it.
-        squeezed = CF.concat_class_token(tokens[:, :1], self.squeeze_block(inner))
+        squeezed = concat_class_token(tokens[:, :1], self.squeeze_block(inner))
         tokens = self.trans_block(squeezed + tokens)
         from_tokens = self.expand_block(tokens, inner.shape[-2], inner.shape[-1])
         feature_map, _ = self.fusion_block(feature_map, from_tokens)
@@ -196,23 +199,49 @@ class Conformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> ConformerFeatures:
         """The CNN maps after `config.feature_blocks` and the tokens after the last block."""
+        maps = []
+        for index, (feature_map, tokens) in enumerate(self.forward_blocks(images), start=1):
+            if index in self.config.feature_blocks:
+                maps.append(feature_map)
+        return ConformerFeatures(tuple(maps), tokens)
+
+    def forward_blocks(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The CNN map (B, K, H, W) and the tokens (B, 1 + N, C) after each block."""
         check_image_size(images, self.config, self.pad)
         stem = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)  # stride 4
-        stem = CF.pad_to_multiple(stem, self.config.stem_stride)
+        stem = pad_to_multiple(stem, self.config.stem_stride)
         feature_map, _ = self.conv_1(stem)
-        patches = CF.map_to_tokens(self.trans_patch_conv(stem))  # (B, N, C)
-        tokens = self.trans_1(CF.concat_class_token(self.cls_token, patches))  # (B, 1 + N, C)
-        maps = {1: feature_map}
+        patches = map_to_tokens(self.trans_patch_conv(stem))  # (B, N, C)
+        tokens = self.trans_1(concat_class_token(self.cls_token, patches))  # (B, 1 + N, C)
+        yield feature_map, tokens
         for index in range(2, self.config.depth + 1):
             feature_map, tokens = self.get_submodule(f"conv_trans_{index}")(feature_map, tokens)
-            maps[index] = feature_map
-        return ConformerFeatures(tuple(maps[index] for index in self.config.feature_blocks), tokens)
+            yield feature_map, tokens
 
     def forward_head(self, features: ConformerFeatures) -> ConformerOutput:
         """Both heads, from the last map's mean and from the class token."""
-        pooled = features.maps[-1].mean((-2, -1))  # (B, K)
-        class_token = self.trans_norm(features.tokens)[:, 0]  # (B, C)
+        pooled, class_token = self.pool(features.maps[-1], features.tokens)
         return ConformerOutput(self.conv_cls_head(pooled), self.trans_cls_head(class_token))
+
+    def pool(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What the heads read: the map's mean (B, K) and the normalised class token (B, C)."""
+        return feature_map.mean((-2, -1)), self.trans_norm(tokens)[:, 0]
+
+
+def pad_to_multiple(feature_map: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and right until height and width are multiples. (B, K, H, W) -> (B, K, H', W')."""
+    H, W = feature_map.shape[-2:]
+    return F.pad(feature_map, (0, -W % multiple, 0, -H % multiple))
+
+
+def map_to_tokens(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C)."""
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def concat_class_token(class_token: Tensor, patch_tokens: Tensor) -> Tensor:
+    """(B or 1, 1, C), (B, N, C) -> (B, 1 + N, C)."""
+    return torch.cat([class_token.expand(len(patch_tokens), -1, -1), patch_tokens], dim=1)
 
 
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:

@@ -1,0 +1,107 @@
+"""The backends there are: what each needs, which precisions it has here, and which one "auto" takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import ClassVar
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+
+
+class BackendError(RuntimeError):
+    """A backend or precision that cannot be had here, with what to install or choose."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is compiled. ENGINE_FIELDS are those that change the engine itself."""
+
+    backend: str
+    precision: str
+    threads: int | None = None
+
+    ENGINE_FIELDS: ClassVar = ("backend", "precision")
+
+    def engine_fields(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in self.ENGINE_FIELDS}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last."""
+
+    hardware: str
+    missing: Callable[[], str | None]
+    precisions: Callable[[], tuple[str, ...]]
+
+
+def _triton_missing() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return "the CUDA executor is not part of this version"
+
+
+def _openvino_missing() -> str | None:
+    absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]
+    if absent:
+        return f'{" and ".join(absent)} not installed: pip install "conformer-fast[cpu]"'
+    return None
+
+
+def _openvino_precisions() -> tuple[str, ...]:
+    from .engines.openvino import native_precisions
+
+    return native_precisions()
+
+
+# In the order in which "auto" prefers them.
+BACKENDS = {
+    "triton": Backend("CUDA", _triton_missing, lambda: ()),
+    "openvino": Backend("CPU", _openvino_missing, _openvino_precisions),
+    "reference": Backend("any", lambda: None, lambda: ("fp32",)),
+}
+
+
+def choose(backend: str = "auto", precision: str = "auto", threads: int | None = None) -> tuple[Settings, str]:
+    """The settings for this machine and a one-line reason for them.
+
+    Raises ValueError for an unknown name, BackendError when the backend is not installed or the hardware lacks the
+    precision.
+    """
+    _check_name("backend", backend, ("auto", *BACKENDS))
+    _check_name("precision", precision, ("auto", *PRECISIONS))
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    passed_over = []
+    for name, candidate in BACKENDS.items():
+        if backend not in ("auto", name):
+            continue
+        missing = candidate.missing()
+        if missing is None:
+            taken, why = _precision(name, candidate, precision)
+            reason = f"{name} {taken}: {why}"
+            return Settings(name, taken, threads), "; ".join([reason, *passed_over])
+        if backend == name:
+            raise BackendError(f"backend {name!r} cannot run here: {missing}")
+        passed_over.append(f"no {name} ({missing})")
+    raise AssertionError("the reference backend is never missing")
+
+
+def _precision(name: str, backend: Backend, precision: str) -> tuple[str, str]:
+    native = backend.precisions()
+    if precision == "auto":
+        return native[-1], f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
+    if precision not in native:
+        raise BackendError(
+            f"precision {precision!r} is not available on backend {name!r} here; choose from {', '.join(native)}"
+        )
+    return precision, "as asked"
+
+
+def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")

@@ -1,0 +1,230 @@
+"""The reference model rewritten for inference: every algebraic rewrite, once. All are exact up to rounding.
+
+1. Batch norms are folded into the convolution before them (`fold_batch_norm`).
+2. FCU-down pools before its 1x1 projection: both are linear, so they commute, and S * S fewer products remain.
+3. FCU-up projects and activates at token resolution; the upsampled map is never written, conv3x3 reads [h // S, w // S].
+4. The attention scale is folded into the query rows of the joint projection (`fold_attention_scale`).
+5. The class token's doubling in each coupled block is explicit in `fcu_down`.
+6. Only the class row of the last token norm is computed.
+7. Both heads are one operation.
+
+The result is a plain module of operators (ops.py) in channels-last maps. Its parameters are buffers: nothing trains here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .model import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
+
+LOGITS = ("conv_logits", "trans_logits")
+
+
+def fuse(model: Conformer) -> InferenceConformer:
+    """The inference model of `model`, which is left untouched and shares no memory with it.
+
+    Raises ValueError if the model is in training mode: its batch norms would then not be the ones folded.
+    """
+    if model.training:
+        raise ValueError("fuse: the model is in training mode; call model.eval() first")
+    with torch.no_grad():
+        return InferenceConformer(model).requires_grad_(False).eval()
+
+
+class InferenceConformer(nn.Module):
+    """images (B, in_channels, H, W) -> a tuple of the tensors named in `outputs`.
+
+    Names: "conv_logits", "trans_logits" (B, classes); for a block k "k.map" (B, K, H, W), "k.tokens" (B, T, C),
+    "k.pooled" (B, K) and "k.class_token" (B, C); inside coupled blocks "k.fcu_down" (B, T, C), the transformer's input,
+    and "k.fcu_up" (B, N, K), the convolution's addition at token resolution. See `output_names`.
+    """
+
+    def __init__(self, model: Conformer) -> None:
+        super().__init__()
+        config = model.config
+        self.config = config
+        self.outputs: tuple[str, ...] = () if model.features_only else LOGITS
+        self.stem = Weights(*fold_batch_norm(model.conv1, model.bn1))
+        self.cls_token = nn.Buffer(model.cls_token.clone())
+        self.patch_embed = Weights(model.trans_patch_conv.weight, model.trans_patch_conv.bias)
+        self.conv_1 = InferenceBottleneck(model.conv_1)
+        self.trans_1 = InferenceTransformer(model.trans_1)
+        for index in range(2, config.depth + 1):
+            self.add_module(f"conv_trans_{index}", InferenceBlock(model.get_submodule(f"conv_trans_{index}")))
+        if not model.features_only:
+            self.norm = Norm(model.trans_norm)
+            self.conv_head = Weights(model.conv_cls_head.weight, model.conv_cls_head.bias)
+            self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
+
+    def with_outputs(self, outputs: Sequence[str]) -> InferenceConformer:
+        """The same model, sharing its weights, returning these outputs. Raises ValueError for an unknown name."""
+        unknown = [name for name in outputs if name not in self.output_names]
+        if unknown or not outputs:
+            raise ValueError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
+        other = nn.Module.__new__(type(self))
+        other.__dict__ = self.__dict__.copy()
+        other.outputs = tuple(outputs)
+        return other
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Every name that `outputs` may hold."""
+        kinds = ["map", "tokens"] if not hasattr(self, "norm") else ["map", "tokens", "pooled", "class_token"]
+        blocks = range(1, self.config.depth + 1)
+        names = [f"{index}.{kind}" for index in blocks for kind in kinds]
+        names += [f"{index}.{kind}" for index in blocks[1:] for kind in ("fcu_down", "fcu_up")]
+        return tuple(names) if not hasattr(self, "norm") else (*LOGITS, *names)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        wanted, found = set(self.outputs), {}
+        config = self.config
+        stem_map = ops.stem(images, *self.stem(), config.stem_stride)  # (B, H / 4, W / 4, 64)
+        feature_map, _ = self.conv_1(stem_map)
+        tokens = self.trans_1(ops.patch_embed(stem_map, self.cls_token, *self.patch_embed()))
+        for index in range(1, config.depth + 1):
+            if index > 1:
+                feature_map, tokens, down, up = self.get_submodule(f"conv_trans_{index}")(feature_map, tokens)
+                found[f"{index}.fcu_down"], found[f"{index}.fcu_up"] = down, up
+            found[f"{index}.tokens"] = tokens
+            if f"{index}.map" in wanted:
+                found[f"{index}.map"] = feature_map.permute(0, 3, 1, 2)
+            if {f"{index}.pooled", f"{index}.class_token"} & wanted:
+                pooled, class_token = ops.pool(feature_map, tokens, *self.norm())
+                found[f"{index}.pooled"], found[f"{index}.class_token"] = pooled, class_token
+        if wanted & set(LOGITS):
+            conv, trans = ops.heads(feature_map, tokens, *self.norm(), *self.conv_head(), *self.trans_head())
+            found["conv_logits"], found["trans_logits"] = conv, trans
+        return tuple(found[name] for name in self.outputs)
+
+
+class Weights(nn.Module):
+    """A product's weight and bias; calling it returns both."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Buffer(weight.detach().clone()), nn.Buffer(bias.detach().clone())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias
+
+
+class Norm(Weights):
+    """A layer norm's weight, bias and eps; calling it returns all three."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__(norm.weight, norm.bias)
+        self.eps = norm.eps
+
+    def forward(self) -> tuple[Tensor, Tensor, float]:  # type: ignore[override]  # one value more than Weights
+        return self.weight, self.bias, self.eps
+
+
+class InferenceBottleneck(nn.Module):
+    """(B, H, W, K) -> the block's map (B, H', W', K') and its inner map, which FCU-down reads."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.stride = block.conv2.stride[0]
+        self.conv1 = Weights(*_as_matrix(*fold_batch_norm(block.conv1, block.bn1)))
+        self.conv2 = Weights(*fold_batch_norm(block.conv2, block.bn2))
+        self.conv3 = Weights(*_as_matrix(*fold_batch_norm(block.conv3, block.bn3)))
+        self.residual = None
+        if block.project:
+            self.residual = Weights(*_as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
+
+    def forward(
+        self, feature_map: Tensor, token_map: Tensor | None = None, token_stride: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        inner = ops.conv1x1(feature_map, *self.conv1())
+        inner = ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride)
+        residual = feature_map
+        if self.residual is not None:
+            residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False)
+        return ops.conv1x1(inner, *self.conv3(), residual=residual), inner
+
+
+class InferenceTransformer(nn.Module):
+    """(B, T, C) -> (B, T, C)."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__()
+        self.num_heads = block.attn.num_heads
+        self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
+        self.qkv = Weights(*fold_attention_scale(block.attn.qkv, block.attn.num_heads))
+        self.proj = Weights(block.attn.proj.weight, block.attn.proj.bias)
+        self.fc1 = Weights(block.mlp.fc1.weight, block.mlp.fc1.bias)
+        self.fc2 = Weights(block.mlp.fc2.weight, block.mlp.fc2.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        qkv = ops.linear(tokens, *self.qkv(), False, None, *self.norm1())  # (B, T, 3C)
+        tokens = ops.linear(ops.attention(qkv, self.num_heads, 1.0), *self.proj(), residual=tokens)
+        hidden = ops.linear(tokens, *self.fc1(), True, None, *self.norm2())
+        return ops.linear(hidden, *self.fc2(), residual=tokens)
+
+
+class InferenceBlock(nn.Module):
+    """(B, H, W, K), (B, T, C) -> the same of the next block, and what the two coupling units passed on."""
+
+    def __init__(self, block: ConvTransBlock) -> None:
+        super().__init__()
+        self.cnn_block = InferenceBottleneck(block.cnn_block)
+        self.down = InferenceFCUDown(block.squeeze_block)
+        self.trans_block = InferenceTransformer(block.trans_block)
+        self.up = _fcu_up(block.expand_block)
+        self.token_stride = block.expand_block.stride
+        self.fusion_block = InferenceBottleneck(block.fusion_block)
+
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        feature_map, inner = self.cnn_block(feature_map)
+        down = self.down(inner, tokens)
+        tokens = self.trans_block(down)
+        up = ops.fcu_up(tokens, *self.up())
+        feature_map, _ = self.fusion_block(feature_map, up, self.token_stride)
+        return feature_map, tokens, down, up
+
+
+class InferenceFCUDown(nn.Module):
+    """(B, H, W, K), (B, T, C) -> the transformer block's input (B, T, C)."""
+
+    def __init__(self, unit: FCUDown) -> None:
+        super().__init__()
+        assert unit.conv_project.bias is not None
+        self.stride = unit.stride
+        self.project = Weights(*_as_matrix(unit.conv_project.weight, unit.conv_project.bias))
+        self.norm = Norm(unit.ln)
+
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> Tensor:
+        return ops.fcu_down(feature_map, tokens, *self.project(), *self.norm(), self.stride)
+
+
+def _fcu_up(unit: FCUUp) -> Weights:
+    return Weights(*_as_matrix(*fold_batch_norm(unit.conv_project, unit.bn)))
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution equal to norm(conv(x)); computed in float64, returned in the weight's dtype."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+
+
+def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the joint projection with its query rows multiplied by 1 / sqrt(head size)."""
+    dim = qkv.in_features
+    scale = torch.ones(3 * dim, dtype=torch.float64, device=qkv.weight.device)
+    scale[:dim] = (dim // num_heads) ** -0.5
+    weight, bias = qkv.weight.double() * scale[:, None], qkv.bias.double() * scale
+    return weight.to(qkv.weight.dtype), bias.to(qkv.bias.dtype)
+
+
+def _as_matrix(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A 1x1 convolution's weight as a matrix. (C, K, 1, 1) -> (C, K)."""
+    return weight.flatten(1), bias

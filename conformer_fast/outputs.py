@@ -1,0 +1,48 @@
+"""The reference model's values under the names that the inference model gives its outputs (InferenceConformer)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .fuse import LOGITS
+from .model import Conformer, ConformerFeatures
+
+COUPLING = (".fcu_down", ".fcu_up")
+
+
+def reference_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """What `fuse(model).with_outputs(names)` returns for `images`, computed by the reference model itself."""
+    found: dict[str, Tensor] = {}
+    for index, (feature_map, tokens) in enumerate(model.forward_blocks(images), start=1):
+        found[f"{index}.map"], found[f"{index}.tokens"] = feature_map, tokens
+        if {f"{index}.pooled", f"{index}.class_token"} & set(names):
+            found[f"{index}.pooled"], found[f"{index}.class_token"] = model.pool(feature_map, tokens)
+    if set(LOGITS) & set(names):
+        found.update(zip(LOGITS, model.forward_head(ConformerFeatures((feature_map,), tokens)), strict=True))
+    return tuple(found[name] for name in names)
+
+
+def observed_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """The same with the coupling units' "k.fcu_down" and "k.fcu_up" too. It hooks the model: not for several threads."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for index in range(2, model.config.depth + 1):
+        block = model.get_submodule(f"conv_trans_{index}")
+
+        def see_down(module, inputs, name=f"{index}.fcu_down"):
+            seen[name] = inputs[0]
+
+        def see_up(module, inputs, output, name=f"{index}.fcu_up", stride=block.expand_block.stride):
+            seen[name] = output[:, :, ::stride, ::stride].flatten(2).transpose(1, 2)  # (B, N, K), before repetition
+
+        handles.append(block.trans_block.register_forward_pre_hook(see_down))
+        handles.append(block.expand_block.register_forward_hook(see_up))
+    try:
+        others = [name for name in names if not name.endswith(COUPLING)]
+        seen.update(zip(others, reference_outputs(model, images, others), strict=True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(seen[name] for name in names)

@@ -1,0 +1,143 @@
+"""What was given to compile(): a reference model of it, and the structure that its own forward returns.
+
+Models of other implementations are recognised by their parameter names. A given module is run once on a small image, in
+its eval mode: that shows the structure of its output, and proves that the reference computes the same values.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import ConformerConfig
+from .dialects import CheckpointError, Recognised, recognise
+from .fuse import LOGITS, fuse
+from .model import Conformer, ConformerFeatures, ConformerOutput
+from .weights import load_weights, read_state_dict
+
+Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
+"""Largest relative difference, by the given module's dtype, that still is the same model (a wrong one differs by ~1)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """reference: our own copy, in eval mode. outputs: names of InferenceConformer.outputs in the order of the leaves of
+    structure, a nest of lists and tuples that `rebuild` fills."""
+
+    reference: Conformer
+    outputs: tuple[str, ...]
+    structure: Any
+
+
+def load_source(model: Model) -> Source:
+    """Recognises `model`: a reference Conformer, another implementation's module, a state dict or a checkpoint's path.
+
+    Raises CheckpointError when its names or sizes are not a Conformer's, ValueError when a module is in training mode,
+    has outputs that are not known or computes something else than a Conformer.
+    """
+    if isinstance(model, nn.Module):
+        return _from_module(model)
+    if isinstance(model, str | os.PathLike):
+        model = read_state_dict(Path(model))
+    if not isinstance(model, Mapping):
+        raise TypeError(f"compile takes a module, a state dict or a checkpoint's path, not a {type(model).__name__}")
+    return _own(_reference(recognise(model)))
+
+
+def rebuild(structure: Any, tensors: tuple[Tensor, ...]) -> Any:
+    """`structure` with its leaves replaced by `tensors`, in order."""
+    return _fill(structure, iter(tensors))
+
+
+def _own(reference: Conformer) -> Source:
+    if not reference.features_only:
+        return Source(reference, LOGITS, ConformerOutput(*LOGITS))  # type: ignore[arg-type]  # placeholders
+    blocks, depth = reference.config.feature_blocks, reference.config.depth
+    outputs = (*(f"{block}.map" for block in blocks), f"{depth}.tokens")
+    return Source(reference, outputs, ConformerFeatures(outputs[:-1], outputs[-1]))  # type: ignore[arg-type]
+
+
+def _reference(found: Recognised, num_heads: int | None = None) -> Conformer:
+    features_only = found.num_classes is None
+    model = Conformer(found.config(num_heads), features_only).eval()
+    load_weights(model, found.state)
+    return model
+
+
+def _from_module(module: nn.Module) -> Source:
+    if module.training:
+        raise ValueError("compile: the model is in training mode; call model.eval() first")
+    if isinstance(module, Conformer):
+        return _own(copy.deepcopy(module).requires_grad_(False).float().cpu())
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    found = recognise(module.state_dict())
+    heads = {part.num_heads for part in module.modules() if isinstance(getattr(part, "num_heads", None), int)}
+    if len(heads) > 1:
+        raise ValueError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
+    reference = _reference(found, heads.pop() if heads else None)
+    return _matched(module, reference, "trans_norm.weight" in found.state)
+
+
+def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
+    """Finds which of the reference's outputs the module returns, by running both on one small image."""
+    some = next(module.parameters())
+    size = 2 * reference.config.patch_size
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, reference.config.in_channels, size, size, generator=generator)
+    with torch.no_grad():
+        theirs = module(image.to(some.device, some.dtype))
+    leaves = _leaves(theirs)
+    outputs = _names(module, reference.config, len(leaves), has_norm, not reference.features_only)
+    with torch.no_grad():
+        ours = fuse(reference).with_outputs(outputs)(image)
+    for name, expected, leaf in zip(outputs, ours, leaves, strict=True):
+        leaf = leaf.detach().cpu().float()
+        if leaf.shape != expected.shape:
+            raise ValueError(f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {expected.shape}")
+        difference = ((leaf - expected).norm() / expected.norm()).item()
+        if not difference < AGREEMENT.get(some.dtype, 1e-2):
+            raise ValueError(
+                f"compile: the model has a Conformer's parameter names but computes something else "
+                f"({name} differs by {difference:.2g} of its norm on a {size}x{size} image)"
+            )
+    return Source(reference, outputs, theirs)
+
+
+def _names(module: nn.Module, config: ConformerConfig, count: int, has_norm: bool, has_heads: bool) -> tuple[str, ...]:
+    """Our names of the `count` tensors that another implementation's module returns."""
+    if has_heads and count == 2:
+        return LOGITS
+    if has_norm and not has_heads:  # mmpretrain's backbone: pooled map and class token of each requested block
+        blocks = tuple(getattr(module, "out_indices", (config.depth,)))
+        names = tuple(f"{block}.{kind}" for block in blocks for kind in ("pooled", "class_token"))
+    else:  # mmdetection's: the maps alone
+        names = tuple(f"{block}.map" for block in config.feature_blocks)
+    if len(names) != count or has_heads:
+        raise ValueError(
+            f"compile: the model returns {count} tensors, which is none of the known forms (two logits; "
+            f"{len(config.feature_blocks)} maps; pooled map and class token per block); give its state dict instead"
+        )
+    return names
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _leaves(part)]
+    raise ValueError(f"compile: the model returns a {type(value).__name__}; give its state dict instead")
+
+
+def _fill(structure: Any, tensors: Any) -> Any:
+    if not isinstance(structure, list | tuple):
+        return next(tensors)
+    parts = [_fill(part, tensors) for part in structure]
+    return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)

@@ -1,0 +1,138 @@
+"""How far a compiled model is from the reference, and whether that is within what its precision allows.
+
+The measure is taken against the reference in float64. The bound is not a number picked by hand: the compiled model may
+err twice as much as PyTorch's own eager run of the reference in the same precision, plus a floor for values on which
+eager happens to be exact.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .fuse import LOGITS, fuse
+from .outputs import observed_outputs
+
+if TYPE_CHECKING:
+    from .compiler import CompiledConformer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ALLOWANCE = 2.0  # times eager's own error
+FLOOR = {"fp32": 1e-6, "bf16": 4e-3}  # relative error that is always allowed: about one rounding step of the precision
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared tensor. error and eager_error are ||x - reference|| / ||reference||, of the compiled model and of
+    PyTorch in the same precision; sqnr_db is -20 log10(error)."""
+
+    name: str
+    error: float
+    eager_error: float
+    bound: float
+
+    @property
+    def sqnr_db(self) -> float:
+        return -20 * math.log10(self.error) if self.error else math.inf
+
+    @property
+    def within(self) -> bool:
+        return self.error <= self.bound
+
+
+@dataclass(frozen=True)
+class Report:
+    """results: what the model returns. blocks: both branches and coupling units inside, measured on an engine of the
+    same graph that returns them too. top1_agreement: share of images whose highest score agrees with the reference's,
+    for each head and their sum; empty without heads."""
+
+    backend: str
+    precision: str
+    images: int
+    results: tuple[Row, ...]
+    blocks: tuple[Row, ...]
+    top1_agreement: dict[str, float]
+
+    @property
+    def within(self) -> bool:
+        """Whether everything the model returns is within its bound."""
+        return all(row.within for row in self.results)
+
+    @property
+    def verdict(self) -> str:
+        worst = max(self.results, key=lambda row: row.error / row.bound)
+        figures = f"{worst.name} errs by {worst.error:.2g}, {worst.error / worst.bound:.2f} of its bound"
+        if self.within:
+            return f"within the bound for {self.precision}: {figures}"
+        return f"NOT within the bound for {self.precision}: {figures}; compare the blocks above, or use fp32"
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "within": self.within, "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.backend} {self.precision} against the reference in float64, {self.images} image(s)",
+            f"{'':<16}{'error':>10}{'SQNR dB':>9}{'eager':>10}{'bound':>10}",
+        ]
+        for row in (*self.blocks, *self.results):
+            figures = f"{row.error:>10.2e}{row.sqnr_db:>9.1f}{row.eager_error:>10.2e}{row.bound:>10.2e}"
+            lines.append(f"{row.name:<16}{figures}{'' if row.within else '  over'}")
+        if self.top1_agreement:
+            shares = ", ".join(f"{head} {share:.1%}" for head, share in self.top1_agreement.items())
+            lines.append(f"top-1 agreement: {shares}")
+        return "\n".join([*lines, self.verdict])
+
+
+def verify(compiled: CompiledConformer, images: Tensor) -> Report:
+    """Measures `compiled` on images (B, in_channels, H, W). Runs the reference in float64: seconds an image on a CPU."""
+    reference, precision = compiled.reference, compiled.settings.precision
+    names = compiled.outputs
+    inner = [name for name in fuse(reference).output_names if name.partition(".")[2] in BLOCK_KINDS]
+    everything = (*names, *(name for name in inner if name not in names))
+    exact = _run(reference, torch.float64, images, everything)
+    eager = _run(reference, DTYPES[precision], images, everything)
+    ours = dict(zip(names, compiled.run(images), strict=True))
+    inside = dict(zip(inner, compiled.engine(inner)(images), strict=True))
+    row = lambda name, value: _row(name, value, exact[name], eager[name], FLOOR[precision])  # noqa: E731
+    return Report(
+        compiled.settings.backend,
+        precision,
+        len(images),
+        tuple(row(name, value) for name, value in ours.items()),
+        tuple(row(name, value) for name, value in inside.items()),
+        _top1_agreement(ours, exact) if set(LOGITS) <= set(ours) else {},
+    )
+
+
+BLOCK_KINDS = ("map", "fcu_down", "tokens", "fcu_up")
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """||value - expected|| / ||expected|| in float64; NaN if any value is not finite."""
+    expected = expected.double()
+    return ((value.double() - expected).norm() / expected.norm()).item()
+
+
+def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor, floor: float) -> Row:
+    eager_error = relative_error(eager, exact)
+    return Row(name, relative_error(value, exact), eager_error, ALLOWANCE * eager_error + floor)
+
+
+def _run(reference, dtype: torch.dtype, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    model = copy.deepcopy(reference).to(dtype)
+    with torch.no_grad():
+        return dict(zip(names, observed_outputs(model, images.to(dtype), names), strict=True))
+
+
+def _top1_agreement(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    agreement = {}
+    for head, names in {"conv": LOGITS[:1], "trans": LOGITS[1:], "sum": LOGITS}.items():
+        mine, true = (sum(scores[name].double() for name in names) for scores in (ours, exact))
+        agreement[head] = (mine.argmax(-1) == true.argmax(-1)).double().mean().item()
+    return agreement
