@@ -1,0 +1,33 @@
+"""Names of the classes: the WordNet synsets of ILSVRC2012 (ImageNet-1k) in their official order, and the digits.
+
+data/imagenet_classes.txt has one `synset<TAB>name` line per class. The name is the synset's first lemma; of the six
+that would otherwise be the same word twice, parentheses say which is which.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from .config import BUNDLED, ConformerConfig, get_config
+
+IMAGENET_CLASSES = 1000
+
+
+def labels_for(model: str | ConformerConfig) -> list[str]:
+    """One name per class of a model's name or configuration, in the order of its scores.
+
+    The digits model has "0" ... "9", any other of 1000 classes ImageNet's names, the rest "class 0", "class 1", ...
+    Raises ValueError for an unknown model name.
+    """
+    config = get_config(model)
+    if config == BUNDLED["digits"]:
+        return [str(digit) for digit in range(10)]
+    if config.num_classes == IMAGENET_CLASSES:
+        return imagenet_labels()
+    return [f"class {index}" for index in range(config.num_classes)]
+
+
+def imagenet_labels() -> list[str]:
+    """The 1000 names, index 0 "tench" ... 999 "toilet tissue"."""
+    text = files("conformer_fast").joinpath("data/imagenet_classes.txt").read_text(encoding="utf-8")
+    return [line.split("\t")[1] for line in text.splitlines()]
