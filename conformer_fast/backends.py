@@ -76,7 +76,7 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
     _check_name("precision", precision, ("auto", *PRECISIONS))
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    passed_over = []
+    passed_over: list[str] = []
     for name, candidate in BACKENDS.items():
         if backend not in ("auto", name):
             continue
@@ -94,7 +94,9 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
 def _precision(name: str, backend: Backend, precision: str) -> tuple[str, str]:
     native = backend.precisions()
     if precision == "auto":
-        return native[-1], f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
+        return native[-1], f"the fastest precision of the {backend.hardware}" if len(
+            native
+        ) > 1 else "its precision here"
     if precision not in native:
         raise BackendError(
             f"precision {precision!r} is not available on backend {name!r} here; choose from {', '.join(native)}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Engine = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def compile(  # noqa: A001  the name that torch users look for
+def compile(
     model: Model, *, backend: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> CompiledConformer:
     """A fast model that returns what `model` returns.

@@ -53,7 +53,7 @@ class ConformerConfig:
 
     @property
     def feature_blocks(self) -> tuple[int, ...]:
-        """Blocks whose maps are a backbone's features: each stage's end and the last but one. Depth 12: 4, 8, 11, 12."""
+        """Blocks whose maps are a backbone's features: each stage's end, the last but one. Depth 12: 4, 8, 11, 12."""
         third = self.depth // 3
         return tuple(sorted({third, 2 * third, self.depth - 1, self.depth}))
 

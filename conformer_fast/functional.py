@@ -1,8 +1,8 @@
 """The Conformer's mathematics in plain PyTorch, each operation once.
 
 The custom operators (ops.py) run these on the CPU and they are every kernel's oracle. They are the operations of the
-*inference* model, after the rewrites of fuse.py; the reference (model.py) shares `attention` and is written as the paper
-is. The two are held together by tests in float64, and the reference by the official implementation's recorded outputs.
+*inference* model, after the rewrites of fuse.py; the reference (model.py) shares `attention` and is written as the
+paper is. Tests in float64 hold the two together, and the official implementation's recorded outputs the reference.
 
 Shapes: B images, N tokens without the class token, T = N + 1, C embed channels, K CNN channels, H x W map, S map pixels
 per token side. Maps are (B, H, W, K), contiguous; tokens are (B, T, C) with the class token first; matrices are
@@ -34,7 +34,7 @@ def linear(
     norm_bias: Tensor | None = None,
     norm_eps: float = 0.0,
 ) -> Tensor:
-    """act(norm(x) weight^T + bias) + residual; norm is a layer norm where norm_weight is given. (..., K) -> (..., C)."""
+    """act(norm(x) weight^T + bias) + residual; norm is a layer norm if norm_weight is given. (..., K) -> (..., C)."""
     if norm_weight is not None:
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
     out = F.linear(x, weight, bias)
@@ -60,7 +60,12 @@ def patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: Tenso
 
 
 def conv1x1(
-    feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, relu: bool = True, residual: Tensor | None = None
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    relu: bool = True,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """relu(x weight^T + bias + residual) at every stride-th pixel. (B, H, W, K), (K', K) -> (B, H', W', K')."""
     out = F.linear(feature_map[:, ::stride, ::stride], weight, bias)

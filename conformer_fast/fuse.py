@@ -2,13 +2,13 @@
 
 1. Batch norms are folded into the convolution before them (`fold_batch_norm`).
 2. FCU-down pools before its 1x1 projection: both are linear, so they commute, and S * S fewer products remain.
-3. FCU-up projects and activates at token resolution; the upsampled map is never written, conv3x3 reads [h // S, w // S].
+3. FCU-up projects and activates at token resolution; no upsampled map is written, conv3x3 reads [h // S, w // S].
 4. The attention scale is folded into the query rows of the joint projection (`fold_attention_scale`).
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
 6. Only the class row of the last token norm is computed.
 7. Both heads are one operation.
 
-The result is a plain module of operators (ops.py) in channels-last maps. Its parameters are buffers: nothing trains here.
+The result is a plain module of operators (ops.py) on channels-last maps. Its weights are buffers: nothing trains here.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class InferenceConformer(nn.Module):
         self.outputs: tuple[str, ...] = () if model.features_only else LOGITS
         self.stem = Weights(*fold_batch_norm(model.conv1, model.bn1))
         self.cls_token = nn.Buffer(model.cls_token.clone())
+        assert model.trans_patch_conv.bias is not None
         self.patch_embed = Weights(model.trans_patch_conv.weight, model.trans_patch_conv.bias)
         self.conv_1 = InferenceBottleneck(model.conv_1)
         self.trans_1 = InferenceTransformer(model.trans_1)
         for index in range(2, config.depth + 1):
-            self.add_module(f"conv_trans_{index}", InferenceBlock(model.get_submodule(f"conv_trans_{index}")))
+            self.add_module(f"conv_trans_{index}", InferenceBlock(model.coupled_block(index)))
         if not model.features_only:
             self.norm = Norm(model.trans_norm)
             self.conv_head = Weights(model.conv_cls_head.weight, model.conv_cls_head.bias)
@@ -206,8 +207,9 @@ def _fcu_up(unit: FCUUp) -> Weights:
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution equal to norm(conv(x)); computed in float64, returned in the weight's dtype."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    """Weight and bias of one convolution equal to norm(conv(x)), folded in float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     if conv.bias is not None:

@@ -199,11 +199,8 @@ class Conformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> ConformerFeatures:
         """The CNN maps after `config.feature_blocks` and the tokens after the last block."""
-        maps = []
-        for index, (feature_map, tokens) in enumerate(self.forward_blocks(images), start=1):
-            if index in self.config.feature_blocks:
-                maps.append(feature_map)
-        return ConformerFeatures(tuple(maps), tokens)
+        maps, tokens = zip(*self.forward_blocks(images), strict=True)
+        return ConformerFeatures(tuple(maps[index - 1] for index in self.config.feature_blocks), tokens[-1])
 
     def forward_blocks(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The CNN map (B, K, H, W) and the tokens (B, 1 + N, C) after each block."""
@@ -215,8 +212,14 @@ class Conformer(nn.Module):
         tokens = self.trans_1(concat_class_token(self.cls_token, patches))  # (B, 1 + N, C)
         yield feature_map, tokens
         for index in range(2, self.config.depth + 1):
-            feature_map, tokens = self.get_submodule(f"conv_trans_{index}")(feature_map, tokens)
+            feature_map, tokens = self.coupled_block(index)(feature_map, tokens)
             yield feature_map, tokens
+
+    def coupled_block(self, index: int) -> ConvTransBlock:
+        """Block 2 ... depth; block 1 is `conv_1` and `trans_1`."""
+        block = self.get_submodule(f"conv_trans_{index}")
+        assert isinstance(block, ConvTransBlock)
+        return block
 
     def forward_head(self, features: ConformerFeatures) -> ConformerOutput:
         """Both heads, from the last map's mean and from the class token."""
@@ -252,7 +255,7 @@ def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem")
         )
     H, W = images.shape[-2:]
     patch = config.patch_size
-    if H < patch or W < patch:
+    if patch > H or patch > W:
         raise ValueError(f"images are {H}x{W}, smaller than one {patch}x{patch} patch; resize them first")
     stem = tuple(-(-size // 4) for size in (H, W))  # two layers of stride 2, each rounding up
     if pad == "none" and any(size % config.stem_stride for size in stem):

@@ -75,9 +75,7 @@ def pool(feature_map, tokens, norm_weight, norm_bias, norm_eps):
 
 
 @_operator
-def heads(
-    feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias
-):
+def heads(feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
     shape = feature_map.shape[0], conv_weight.shape[0]
     return feature_map.new_empty(shape), tokens.new_empty(shape)
 

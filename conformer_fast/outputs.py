@@ -29,7 +29,7 @@ def observed_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> 
     seen: dict[str, Tensor] = {}
     handles = []
     for index in range(2, model.config.depth + 1):
-        block = model.get_submodule(f"conv_trans_{index}")
+        block = model.coupled_block(index)
 
         def see_down(module, inputs, name=f"{index}.fcu_down"):
             seen[name] = inputs[0]

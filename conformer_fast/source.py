@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ConformerConfig
-from .dialects import CheckpointError, Recognised, recognise
+from .dialects import Recognised, recognise
 from .fuse import LOGITS, fuse
 from .model import Conformer, ConformerFeatures, ConformerOutput
 from .weights import load_weights, read_state_dict
@@ -79,7 +79,8 @@ def _from_module(module: nn.Module) -> Source:
         return _own(copy.deepcopy(module).requires_grad_(False).float().cpu())
     module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
     found = recognise(module.state_dict())
-    heads = {part.num_heads for part in module.modules() if isinstance(getattr(part, "num_heads", None), int)}
+    counts = (getattr(part, "num_heads", None) for part in module.modules())
+    heads = {count for count in counts if isinstance(count, int)}
     if len(heads) > 1:
         raise ValueError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
     reference = _reference(found, heads.pop() if heads else None)
@@ -101,7 +102,9 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
     for name, expected, leaf in zip(outputs, ours, leaves, strict=True):
         leaf = leaf.detach().cpu().float()
         if leaf.shape != expected.shape:
-            raise ValueError(f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {expected.shape}")
+            raise ValueError(
+                f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {expected.shape}"
+            )
         difference = ((leaf - expected).norm() / expected.norm()).item()
         if not difference < AGREEMENT.get(some.dtype, 1e-2):
             raise ValueError(

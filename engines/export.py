@@ -193,9 +193,7 @@ def _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps):
     return pooled, _layer_norm(w, class_token, norm_weight, norm_bias, norm_eps)
 
 
-def _heads(
-    w, feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias
-):
+def _heads(w, feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
     pooled, class_token = _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps)
     return _linear(w, pooled, conv_weight, conv_bias), _linear(w, class_token, trans_weight, trans_bias)
 

@@ -1,8 +1,8 @@
 """The CPU engine: the inference graph compiled by OpenVINO.
 
 One engine is built for one image size and runs one image; a batch is spread over streams that each run whole images on
-their share of the cores. That costs no synchronisation inside an image and keeps its maps in the caches, so it is faster
-than one wide batch, and an image's result does not depend on its neighbours.
+their share of the cores. That costs no synchronisation inside an image and keeps its maps in the caches, so it is
+faster than one wide batch, and an image's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -144,4 +144,3 @@ class _SizedEngine:
 def _shared(tensor: Tensor) -> ov.Tensor:
     """An OpenVINO tensor over the same memory."""
     return ov.Tensor(tensor.numpy(), shared_memory=True)
-
