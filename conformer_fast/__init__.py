@@ -13,6 +13,7 @@ from .backends import BackendError
 from .compiler import CompiledConformer, compile
 from .config import VARIANTS, ConformerConfig
 from .dialects import CheckpointError
+from .download import DownloadError
 from .model import Conformer, ConformerFeatures, ConformerOutput, create_model
 from .weights import convert, load_weights, read_state_dict, save_weights
 
@@ -25,6 +26,7 @@ __all__ = [
     "ConformerConfig",
     "ConformerFeatures",
     "ConformerOutput",
+    "DownloadError",
     "compile",
     "convert",
     "create_model",

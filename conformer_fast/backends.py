@@ -74,8 +74,8 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
     """
     _check_name("backend", backend, ("auto", *BACKENDS))
     _check_name("precision", precision, ("auto", *PRECISIONS))
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads must be a whole number, at least 1, got {threads!r}")
     passed_over: list[str] = []
     for name, candidate in BACKENDS.items():
         if backend not in ("auto", name):

@@ -56,8 +56,8 @@ class InferenceConformer(nn.Module):
         self.trans_1 = InferenceTransformer(model.trans_1)
         for index in range(2, config.depth + 1):
             self.add_module(f"conv_trans_{index}", InferenceBlock(model.coupled_block(index)))
+        self.norm = Norm(model.trans_norm) if hasattr(model, "trans_norm") else None
         if not model.features_only:
-            self.norm = Norm(model.trans_norm)
             self.conv_head = Weights(model.conv_cls_head.weight, model.conv_cls_head.bias)
             self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
 
@@ -74,11 +74,11 @@ class InferenceConformer(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """Every name that `outputs` may hold."""
-        kinds = ["map", "tokens"] if not hasattr(self, "norm") else ["map", "tokens", "pooled", "class_token"]
+        kinds = ("map", "tokens") if self.norm is None else ("map", "tokens", "pooled", "class_token")
         blocks = range(1, self.config.depth + 1)
         names = [f"{index}.{kind}" for index in blocks for kind in kinds]
         names += [f"{index}.{kind}" for index in blocks[1:] for kind in ("fcu_down", "fcu_up")]
-        return tuple(names) if not hasattr(self, "norm") else (*LOGITS, *names)
+        return (*LOGITS, *names) if hasattr(self, "conv_head") else tuple(names)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         wanted, found = set(self.outputs), {}
@@ -93,10 +93,10 @@ class InferenceConformer(nn.Module):
             found[f"{index}.tokens"] = tokens
             if f"{index}.map" in wanted:
                 found[f"{index}.map"] = feature_map.permute(0, 3, 1, 2)
-            if {f"{index}.pooled", f"{index}.class_token"} & wanted:
+            if self.norm is not None and {f"{index}.pooled", f"{index}.class_token"} & wanted:
                 pooled, class_token = ops.pool(feature_map, tokens, *self.norm())
                 found[f"{index}.pooled"], found[f"{index}.class_token"] = pooled, class_token
-        if wanted & set(LOGITS):
+        if self.norm is not None and wanted & set(LOGITS):
             conv, trans = ops.heads(feature_map, tokens, *self.norm(), *self.conv_head(), *self.trans_head())
             found["conv_logits"], found["trans_logits"] = conv, trans
         return tuple(found[name] for name in self.outputs)

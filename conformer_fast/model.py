@@ -5,6 +5,7 @@ Parameter names are those of the official implementation, so its checkpoints loa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -267,7 +268,7 @@ def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem")
 
 def create_model(
     name: str | ConformerConfig,
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
     *,
     features_only: bool = False,
@@ -286,13 +287,17 @@ def create_model(
     config = get_config(name, num_classes)
     if weights is None:
         return Conformer(config, features_only, pad).eval()
-    from .weights import load_weights, read_state_dict, recognise, resolve_weights
+    from .weights import CheckpointError, load_weights, read_state_dict, recognise, resolve_weights
 
-    state = read_state_dict(resolve_weights(name, weights))
-    if num_classes is None and not features_only:
-        config = get_config(config, recognise(state).num_classes)
-    model = Conformer(config, features_only, pad).eval()
-    load_weights(model, state)
+    path = resolve_weights(name, weights)
+    state = read_state_dict(path)
+    try:
+        if num_classes is None and not features_only:
+            config = get_config(config, recognise(state).num_classes)
+        model = Conformer(config, features_only, pad).eval()
+        load_weights(model, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return model
 
 

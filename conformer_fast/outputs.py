@@ -25,7 +25,7 @@ def reference_outputs(model: Conformer, images: Tensor, names: Sequence[str]) ->
 
 
 def observed_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
-    """The same with the coupling units' "k.fcu_down" and "k.fcu_up" too. It hooks the model: not for several threads."""
+    """The same with the coupling units' "k.fcu_down" and "k.fcu_up" too. It hooks the model: one thread at a time."""
     seen: dict[str, Tensor] = {}
     handles = []
     for index in range(2, model.config.depth + 1):

@@ -6,7 +6,6 @@ its eval mode: that shows the structure of its output, and proves that the refer
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 
 from .config import ConformerConfig
 from .dialects import Recognised, recognise
-from .fuse import LOGITS, fuse
-from .model import Conformer, ConformerFeatures, ConformerOutput
+from .fuse import LOGITS
+from .model import Conformer, ConformerFeatures, ConformerOutput, Pad
+from .outputs import reference_outputs
 from .weights import load_weights, read_state_dict
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
-"""Largest relative difference, by the given module's dtype, that still is the same model (a wrong one differs by ~1)."""
+"""Largest relative difference, by the given module's dtype, that still is the same model; a wrong one differs by 1."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,41 @@ def _own(reference: Conformer) -> Source:
 
 
 def _reference(found: Recognised, num_heads: int | None = None) -> Conformer:
-    features_only = found.num_classes is None
-    model = Conformer(found.config(num_heads), features_only).eval()
+    model = _blank(found.config(num_heads), features_only=found.num_classes is None)
     load_weights(model, found.state)
-    return model
+    if model.features_only and _norm_in(found):  # mmpretrain's backbone normalises its class tokens itself
+        model.trans_norm = nn.LayerNorm(model.config.embed_dim, device="cpu", dtype=torch.float32)
+        with torch.no_grad():
+            model.trans_norm.weight.copy_(found.state["trans_norm.weight"])
+            model.trans_norm.bias.copy_(found.state["trans_norm.bias"])
+    return model.eval()
+
+
+def _blank(config: ConformerConfig, features_only: bool, pad: Pad = "stem") -> Conformer:
+    """A model to load weights into: fp32, on the CPU, whatever PyTorch's defaults. Takes none of its random numbers."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return Conformer(config, features_only, pad).float().requires_grad_(False)
+
+
+def _norm_in(found: Recognised) -> bool:
+    return {"trans_norm.weight", "trans_norm.bias"} <= found.state.keys()
 
 
 def _from_module(module: nn.Module) -> Source:
-    if module.training:
-        raise ValueError("compile: the model is in training mode; call model.eval() first")
-    if isinstance(module, Conformer):
-        return _own(copy.deepcopy(module).requires_grad_(False).float().cpu())
     module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    if any(part.training for part in module.modules()):
+        raise ValueError("compile: the model, or a part of it, is in training mode; call model.eval() first")
+    if isinstance(module, Conformer):
+        reference = _blank(module.config, module.features_only, module.pad).eval()
+        load_weights(reference, module.state_dict())
+        return _matched(module, reference, has_norm=not module.features_only)
     found = recognise(module.state_dict())
     counts = (getattr(part, "num_heads", None) for part in module.modules())
     heads = {count for count in counts if isinstance(count, int)}
     if len(heads) > 1:
         raise ValueError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
     reference = _reference(found, heads.pop() if heads else None)
-    return _matched(module, reference, "trans_norm.weight" in found.state)
+    return _matched(module, reference, _norm_in(found))
 
 
 def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
@@ -92,38 +108,42 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
     some = next(module.parameters())
     size = 2 * reference.config.patch_size
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, reference.config.in_channels, size, size, generator=generator)
-    with torch.no_grad():
+    shape = 1, reference.config.in_channels, size, size
+    image = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+    with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
         theirs = module(image.to(some.device, some.dtype))
-    leaves = _leaves(theirs)
-    outputs = _names(module, reference.config, len(leaves), has_norm, not reference.features_only)
-    with torch.no_grad():
-        ours = fuse(reference).with_outputs(outputs)(image)
+        leaves = _leaves(theirs)
+        outputs = _names(module, reference, len(leaves), has_norm)
+        ours = reference_outputs(reference, image, outputs)
     for name, expected, leaf in zip(outputs, ours, leaves, strict=True):
         leaf = leaf.detach().cpu().float()
         if leaf.shape != expected.shape:
             raise ValueError(
-                f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {expected.shape}"
+                f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {tuple(expected.shape)}"
             )
-        difference = ((leaf - expected).norm() / expected.norm()).item()
-        if not difference < AGREEMENT.get(some.dtype, 1e-2):
+        difference, norm = (leaf - expected).norm().item(), expected.norm().item()
+        if not difference <= AGREEMENT.get(some.dtype, 1e-2) * norm:
             raise ValueError(
                 f"compile: the model has a Conformer's parameter names but computes something else "
-                f"({name} differs by {difference:.2g} of its norm on a {size}x{size} image)"
+                f"({name}, of norm {norm:.2g}, differs by {difference:.2g} on a {size}x{size} image)"
             )
     return Source(reference, outputs, theirs)
 
 
-def _names(module: nn.Module, config: ConformerConfig, count: int, has_norm: bool, has_heads: bool) -> tuple[str, ...]:
-    """Our names of the `count` tensors that another implementation's module returns."""
-    if has_heads and count == 2:
-        return LOGITS
-    if has_norm and not has_heads:  # mmpretrain's backbone: pooled map and class token of each requested block
-        blocks = tuple(getattr(module, "out_indices", (config.depth,)))
+def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) -> tuple[str, ...]:
+    """Our names of the `count` tensors that the module returns."""
+    config = reference.config
+    names: tuple[str, ...]
+    if isinstance(module, Conformer):
+        names = _own(reference).outputs
+    elif not reference.features_only:
+        names = LOGITS
+    elif has_norm:  # mmpretrain's backbone: pooled map and class token of each requested block
+        blocks = sorted({index for index in getattr(module, "out_indices", [config.depth]) if index > 1})
         names = tuple(f"{block}.{kind}" for block in blocks for kind in ("pooled", "class_token"))
     else:  # mmdetection's: the maps alone
         names = tuple(f"{block}.map" for block in config.feature_blocks)
-    if len(names) != count or has_heads:
+    if len(names) != count:
         raise ValueError(
             f"compile: the model returns {count} tensors, which is none of the known forms (two logits; "
             f"{len(config.feature_blocks)} maps; pooled map and class token per block); give its state dict instead"

@@ -8,6 +8,7 @@ eager happens to be exact.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -80,8 +81,9 @@ class Report:
         return f"NOT within the bound for {self.precision}: {figures}; see where the blocks above go over, or use fp32"
 
     def to_dict(self) -> dict:
-        """The report as JSON values."""
-        return {**asdict(self), "within": self.within, "verdict": self.verdict}
+        """The report as JSON values; a figure that is not finite is None."""
+        figures = json.loads(json.dumps(asdict(self)), parse_constant=lambda constant: None)
+        return {**figures, "within": self.within, "verdict": self.verdict}
 
     def __str__(self) -> str:
         lines = [
@@ -96,7 +98,7 @@ class Report:
 
 
 def verify(compiled: CompiledConformer, images: Tensor) -> Report:
-    """Measures `compiled` on images (B, in_channels, H, W). Runs the reference in float64: seconds an image on a CPU."""
+    """Measures `compiled` on images (B, in_channels, H, W). It runs the reference in float64, slowly."""
     reference, precision = compiled.reference, compiled.settings.precision
     ours = dict(zip(compiled.outputs, compiled.run(images), strict=True))
     inner = _inner_names(reference.config)
@@ -119,9 +121,11 @@ def _inner_names(config: ConformerConfig) -> tuple[str, ...]:
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """||value - expected|| / ||expected|| in float64; NaN if any value is not finite."""
+    """||value - expected|| / ||expected|| in float64: 0 if both are all zeros, NaN if any value is not finite."""
     expected = expected.double()
-    return ((value.double() - expected).norm() / expected.norm()).item()
+    smallest = torch.finfo(torch.float64).tiny
+    error = ((value.double() - expected).norm() / expected.norm().clamp(min=smallest)).item()
+    return error if math.isfinite(error) else math.nan
 
 
 def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor, precision: str) -> Row:
@@ -131,7 +135,7 @@ def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor, precision: str)
 
 def _run(reference: Conformer, dtype: torch.dtype, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     model = copy.deepcopy(reference).to(dtype)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return dict(zip(names, observed_outputs(model, images.to(dtype), names), strict=True))
 
 

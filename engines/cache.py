@@ -12,6 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,10 @@ def clear() -> int:
     freed = 0
     for path in engines_folder().glob("*"):
         if path.suffix in (".engine", ".json", ".lock", ".part"):
-            freed += path.stat().st_size
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # removed by another process
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
     return freed
 
 
@@ -104,13 +107,14 @@ def _read(folder: Path, key: str) -> bytes | None:
     if not intact:
         warnings.warn(f"the cached engine {engine_path} is damaged; building it again", stacklevel=3)
         return None
-    os.utime(engine_path)
+    with suppress(OSError):  # another process may just have removed it to make room
+        os.utime(engine_path)
     return engine
 
 
 def _write(folder: Path, key: str, fields: Mapping[str, Any], engine: bytes) -> None:
     """Engine first and manifest last, each renamed into place, so that an entry is whole or absent."""
-    _make_room(len(engine))
+    _make_room(folder, len(engine))
     manifest = {"fields": dict(fields), "sha256": hashlib.sha256(engine).hexdigest()}
     for suffix, content in ((".engine", engine), (".json", json.dumps(manifest, indent=1).encode())):
         descriptor, part = tempfile.mkstemp(suffix=".part", dir=folder)
@@ -123,10 +127,17 @@ def _write(folder: Path, key: str, fields: Mapping[str, Any], engine: bytes) -> 
             raise
 
 
-def _make_room(size: int) -> None:
-    """Removes the least recently used entries until `size` more bytes fit under LIMIT_BYTES."""
-    kept = entries()
-    while kept and sum(entry.size for entry in kept) + size > LIMIT_BYTES:
-        oldest = kept.pop()
-        for suffix in (".json", ".engine"):
-            (engines_folder() / (oldest.key + suffix)).unlink(missing_ok=True)
+def _make_room(folder: Path, size: int) -> None:
+    """Removes the least recently used entries, and what broken-off writes left, until `size` more bytes fit."""
+    found = []
+    for path in (*folder.glob("*.engine"), *folder.glob("*.part")):
+        with suppress(FileNotFoundError):  # removed by another process
+            stat = path.stat()
+            found.append((stat.st_mtime, stat.st_size, path))
+    taken = sum(file_size for _, file_size, _ in found)
+    for _, file_size, path in sorted(found):
+        if taken + size <= LIMIT_BYTES:
+            break
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        taken -= file_size

@@ -7,7 +7,7 @@ of conformer_fast.ops, and each operator has one translation below. In ONNX, map
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -17,14 +17,18 @@ from torch import Tensor, fx
 
 from conformer_fast.fuse import InferenceConformer
 
+Products = Literal["matmul", "conv"]
 OPSET = 20  # LayerNormalization (17) and Gelu (20) as single operators; read by TensorRT 10.12 and OpenVINO 2025.4
 IR_VERSION = 10
 IMAGES = "images"
 
 
-def onnx_from_model(model: InferenceConformer) -> onnx.ModelProto:
-    """The fp32 ONNX model of `model`: input "images" (B, in_channels, H, W), outputs named as `model.outputs`."""
-    writer = _Writer()
+def onnx_from_model(model: InferenceConformer, products: Products = "matmul") -> onnx.ModelProto:
+    """The fp32 ONNX model of `model`: input "images" (B, in_channels, H, W), outputs named as `model.outputs`.
+
+    products: how the tokens' projections are written, as matrix products or as the equal 1x1 convolutions.
+    """
+    writer = _Writer(products)
     values: dict[fx.Node, Any] = {}
     for node in fx.symbolic_trace(model).graph.nodes:
         if node.op == "placeholder":
@@ -45,7 +49,8 @@ def onnx_from_model(model: InferenceConformer) -> onnx.ModelProto:
 class _Writer:
     """Collects nodes and initializers. Values are named; constants may be given as tensors or integer lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: Products) -> None:
+        self.products = products
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -55,6 +60,14 @@ class _Writer:
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         self.nodes.append(helper.make_node(op, names, [output], name=output, **attributes))
         return output
+
+    def project(self, tokens: str, weight: Tensor, bias: Tensor) -> str:
+        """tokens weight^T + bias. (B, T, K), (C, K) -> (B, T, C)."""
+        if self.products == "matmul":
+            return self.node("Add", [self.node("MatMul", [tokens, weight.t()]), bias])
+        as_map = self.node("Transpose", [self.node("Unsqueeze", [tokens, [1]])], perm=[0, 3, 1, 2])  # (B, K, 1, T)
+        projected = self.node("Conv", [as_map, weight[:, :, None, None], bias])  # (B, C, 1, T)
+        return self.node("Squeeze", [self.node("Transpose", [projected], perm=[0, 2, 3, 1]), [1]])
 
     def split(self, value: str, parts: int, axis: int) -> list[str]:
         """Equal parts of `value` along `axis`."""
@@ -99,7 +112,7 @@ def _name_of(node: fx.Node) -> str:
 def _linear(w, x, weight, bias, gelu=False, residual=None, norm_weight=None, norm_bias=None, norm_eps=0.0):
     if norm_weight is not None:
         x = _layer_norm(w, x, norm_weight, norm_bias, norm_eps)
-    out = w.node("Add", [w.node("MatMul", [x, weight.t()]), bias])
+    out = w.project(x, weight, bias)
     if gelu:
         out = w.node("Gelu", [out])
     return out if residual is None else w.node("Add", [out, residual])
@@ -110,13 +123,11 @@ def _layer_norm(w, x, weight, bias, eps):
 
 
 def _attention(w, qkv, num_heads, scale):
-    parts = w.split(qkv, 3, axis=-1)  # q, k, v: (B, T, C)
-    q, k, v = (w.node("Reshape", [part, [0, 0, num_heads, -1]]) for part in parts)  # (B, T, heads, D)
-    q = w.node("Transpose", [q], perm=[0, 2, 1, 3])
-    k = w.node("Transpose", [k], perm=[0, 2, 3, 1])
-    v = w.node("Transpose", [v], perm=[0, 2, 1, 3])
     assert scale == 1.0, "fuse() folds the scale into the query projection"
-    scores = w.node("Softmax", [w.node("MatMul", [q, k])], axis=-1)  # (B, heads, T, T)
+    heads = w.node("Transpose", [w.node("Reshape", [qkv, [0, 0, 3, num_heads, -1]])], perm=[2, 0, 3, 1, 4])
+    q, k, v = (w.node("Squeeze", [part, [0]]) for part in w.split(heads, 3, axis=0))  # each (B, heads, T, D)
+    keys = w.node("Transpose", [k], perm=[0, 1, 3, 2])  # (B, heads, D, T)
+    scores = w.node("Softmax", [w.node("MatMul", [q, keys])], axis=-1)  # (B, heads, T, T)
     out = w.node("Transpose", [w.node("MatMul", [scores, v])], perm=[0, 2, 1, 3])
     return w.node("Reshape", [out, [0, 0, -1]])  # (B, T, heads, D) -> (B, T, C)
 
@@ -170,14 +181,14 @@ def _conv3x3(w, feature_map, weight, bias, stride=1, token_map=None, token_strid
 def _fcu_down(w, feature_map, tokens, weight, bias, norm_weight, norm_bias, norm_eps, stride):
     if stride > 1:
         feature_map = w.node("AveragePool", [feature_map], kernel_shape=[stride] * 2, strides=[stride] * 2)
-    projected = _linear(w, _map_to_tokens(w, feature_map), weight, bias)
-    patches = w.node("Gelu", [_layer_norm(w, projected, norm_weight, norm_bias, norm_eps)])
+    projected = w.node("Conv", [feature_map, weight[:, :, None, None], bias])  # (B, C, H / S, W / S)
+    patches = w.node("Gelu", [_layer_norm(w, _map_to_tokens(w, projected), norm_weight, norm_bias, norm_eps)])
     squeezed = w.node("Concat", [_rows(w, tokens, 0, 1), patches], axis=1)
     return w.node("Add", [squeezed, tokens])
 
 
 def _fcu_up(w, tokens, weight, bias):
-    return w.node("Relu", [_linear(w, _rows(w, tokens, 1, _END), weight, bias)])
+    return w.node("Relu", [w.project(_rows(w, tokens, 1, _END), weight, bias)])
 
 
 _END = 2**31 - 1  # past the last row, as Slice wants it
@@ -195,7 +206,8 @@ def _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps):
 
 def _heads(w, feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
     pooled, class_token = _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps)
-    return _linear(w, pooled, conv_weight, conv_bias), _linear(w, class_token, trans_weight, trans_bias)
+    conv_logits = w.node("Gemm", [pooled, conv_weight, conv_bias], transB=1)
+    return conv_logits, w.node("Gemm", [class_token, trans_weight, trans_bias], transB=1)
 
 
 _TRANSLATIONS: dict[str, Callable[..., Any]] = {

@@ -1,0 +1,42 @@
+# Each target sets up .venv first, on a fresh clone too. PYTHON=python3.12 chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT ?= benchmarks/results/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: run test lint format bench readme dev clean
+
+run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
+	$(BIN)/python examples/tour.py
+
+test: $(INSTALLED)  ## the whole CPU suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## every peer on every variant, about half an hour; OUT=folder takes the JSON
+	mkdir -p $(OUT)
+	$(BIN)/python -m pytest benchmarks/test_speed.py --benchmark-json=$(OUT)/speed.json
+
+readme: $(INSTALLED)  ## the tables of README.md from the stored results
+	$(BIN)/python benchmarks/render.py
+
+dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
+	$(BIN)/pre-commit install
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

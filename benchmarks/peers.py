@@ -1,0 +1,134 @@
+"""The implementations that benchmarks compare: each builds a callable, images -> the sum of both heads' logits.
+
+Peers are set up as their documentation says. "unfused" is the reference model as their own converters read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import Tensor
+
+import conformer_fast as cf
+
+Run = Callable[[Tensor], Tensor]
+OPENVINO = {"fp32": "f32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """precision is what it computes in; build(model, images) sets it up for a model and a batch of that shape."""
+
+    precision: str
+    build: Callable[[cf.Conformer, Tensor], Run]
+
+
+def _eager(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
+    def build(model: cf.Conformer, images: Tensor) -> Run:
+        model = model.to(dtype, memory_format=torch.channels_last)
+        return lambda images: model(images.to(dtype, memory_format=torch.channels_last)).logits
+
+    return build
+
+
+def _torch_compile(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
+    def build(model: cf.Conformer, images: Tensor) -> Run:
+        torch.compiler.reset()
+        compiled = torch.compile(model.to(dtype, memory_format=torch.channels_last))
+        run: Run = lambda images: compiled(images.to(dtype, memory_format=torch.channels_last)).logits  # noqa: E731
+        run(images)
+        return run
+
+    return build
+
+
+def _onnxruntime(model: cf.Conformer, images: Tensor) -> Run:
+    import onnxruntime
+
+    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    assert program is not None
+    serialized = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(serialized, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(sum(session.run(None, {name: images.numpy()})))
+
+
+def _openvino(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
+    """One engine for the batch, with the defaults of `compile_model`: all cores on one request."""
+
+    def build(model: cf.Conformer, images: Tensor) -> Run:
+        compiled = _openvino_model(model, images, precision, {})
+        request = compiled.create_infer_request()
+
+        def run(images: Tensor) -> Tensor:
+            request.infer([ov.Tensor(images.numpy(), shared_memory=True)])
+            return torch.from_numpy(request.get_output_tensor(0).data + request.get_output_tensor(1).data)
+
+        return run
+
+    return build
+
+
+def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
+    """The batch as single images through OpenVINO's throughput mode."""
+
+    def build(model: cf.Conformer, images: Tensor) -> Run:
+        compiled = _openvino_model(model, images[:1], precision, {"PERFORMANCE_HINT": "THROUGHPUT"})
+        queue = ov.AsyncInferQueue(compiled)
+        logits = np.empty((len(images), model.config.num_classes), np.float32)
+
+        def keep(request: ov.InferRequest, index: int) -> None:
+            logits[index] = request.get_output_tensor(0).data[0] + request.get_output_tensor(1).data[0]
+
+        queue.set_callback(keep)
+
+        def run(images: Tensor) -> Tensor:
+            for index in range(len(images)):
+                queue.start_async([ov.Tensor(images[index : index + 1].numpy(), shared_memory=True)], index)
+            queue.wait_all()
+            return torch.from_numpy(logits)
+
+        return run
+
+    return build
+
+
+def _openvino_model(model: cf.Conformer, images: Tensor, precision: str, options: dict[str, str]) -> ov.CompiledModel:
+    path = Path(tempfile.gettempdir()) / f"unfused-{os.getpid()}-{abs(hash(model.config))}.xml"
+    if not path.exists():
+        ov.save_model(ov.convert_model(model, example_input=images), path, compress_to_fp16=False)
+    unfused = ov.Core().read_model(path)
+    unfused.reshape(list(images.shape))
+    return ov.Core().compile_model(unfused, "CPU", {"INFERENCE_PRECISION_HINT": OPENVINO[precision], **options})
+
+
+def _ours(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
+    def build(model: cf.Conformer, images: Tensor) -> Run:
+        fast = cf.compile(model, backend="openvino", precision=precision)
+        return lambda images: fast(images).logits
+
+    return build
+
+
+PEERS = {
+    "eager fp32": Peer("fp32", _eager(torch.float32)),
+    "eager bf16": Peer("bf16", _eager(torch.bfloat16)),
+    "torch.compile fp32": Peer("fp32", _torch_compile(torch.float32)),
+    "torch.compile bf16": Peer("bf16", _torch_compile(torch.bfloat16)),
+    "ONNX Runtime fp32": Peer("fp32", _onnxruntime),
+    "OpenVINO unfused fp32": Peer("fp32", _openvino("fp32")),
+    "OpenVINO unfused bf16": Peer("bf16", _openvino("bf16")),
+    "OpenVINO unfused fp32, streams": Peer("fp32", _openvino_streams("fp32")),
+    "OpenVINO unfused bf16, streams": Peer("bf16", _openvino_streams("bf16")),
+    "conformer_fast fp32": Peer("fp32", _ours("fp32")),
+    "conformer_fast bf16": Peer("bf16", _ours("bf16")),
+}
+
+
+def rival_of(name: str) -> str:
+    """The peer that every other is timed against, turn by turn: OpenVINO on the unfused model in the same precision."""
+    return f"OpenVINO unfused {PEERS[name].precision}"

@@ -1,0 +1,237 @@
+"""The command line: conformer-fast predict | bench | info | convert | cache."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from . import __version__
+from .backends import BACKENDS, PRECISIONS, BackendError, choose
+from .compiler import compile
+from .config import BUNDLED, VARIANTS
+from .dialects import CheckpointError
+from .digits import IMAGE_SIZE as DIGITS_SIZE
+from .download import DownloadError
+from .labels import labels_for
+from .model import Conformer, create_model
+from .paths import cache_root
+from .preprocess import ImageError, load_batch
+from .timing import time_in_turn
+from .weights import convert
+
+BATCH = 8  # images decoded and run together
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0, 1 if some of the input failed, 2 if nothing could be done."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (CheckpointError, DownloadError, BackendError, ImageError, ValueError, OSError) as error:
+        print(f"conformer-fast {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _predict(options: argparse.Namespace) -> int:
+    model = _create(options)
+    fast = compile(model, backend=options.backend, precision=options.precision)
+    size = options.size or (DIGITS_SIZE if model.config == BUNDLED["digits"] else 224)
+    labels = labels_for(model.config)
+    topk = min(options.topk, len(labels))
+    results, failed = [], 0
+    progress = tqdm(total=len(options.images), unit="image", disable=not sys.stderr.isatty(), leave=False)
+    for start in range(0, len(options.images), BATCH):
+        paths = options.images[start : start + BATCH]
+        good, images = [], []
+        for path in paths:
+            try:
+                images.append(load_batch([path], size))
+                good.append(path)
+            except ImageError as error:
+                failed += 1
+                print(f"conformer-fast predict: {error}", file=sys.stderr)
+        if good:
+            scores, indices = fast(torch.cat(images)).probabilities.topk(topk)
+            for path, row, where in zip(good, scores.tolist(), indices.tolist(), strict=True):
+                top = [
+                    {"index": index, "label": labels[index], "probability": score}
+                    for index, score in zip(where, row, strict=True)
+                ]
+                results.append({"image": path, "top": top})
+        progress.update(len(paths))
+    progress.close()
+    if options.json:
+        print(json.dumps({"model": options.model, "weights": options.weights, "run": fast.reason, "images": results}))
+    else:
+        for result in results:
+            print(result["image"])
+            for entry in result["top"]:
+                print(f"  {entry['probability']:7.2%}  {entry['label']} ({entry['index']})")
+    return 1 if failed else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    rows = []
+    for name in options.models:
+        model = create_model(name)
+        fast = compile(model, backend=options.backend, precision=options.precision)
+        for batch in options.batch:
+            images = torch.randn(batch, model.config.in_channels, options.size, options.size)
+            with torch.inference_mode():
+                timings = time_in_turn({"reference": model, "compiled": fast}, images, options.rounds)
+            reference, compiled = timings["reference"], timings["compiled"]
+            row: dict[str, Any] = {"model": name, "batch": batch, "run": fast.reason}
+            row |= {"reference_ms": reference.median * 1e3, "compiled_ms": compiled.median * 1e3}
+            row |= {"images_per_second": batch / compiled.median, "speedup": compiled.speedup}
+            rows.append(row)
+            if not options.json:
+                if len(rows) == 1:
+                    print(f"{fast.reason}; {torch.get_num_threads()} threads, {options.size}x{options.size}")
+                    print(
+                        f"{'model':<10}{'batch':>6}{'eager fp32 ms':>15}{'compiled ms':>13}{'img/s':>8}{'speed-up':>10}"
+                    )
+                print(
+                    f"{name:<10}{batch:>6}{row['reference_ms']:>15.1f}{row['compiled_ms']:>13.1f}"
+                    f"{row['images_per_second']:>8.1f}{row['speedup']:>9.2f}x",
+                    flush=True,
+                )
+    if options.json:
+        print(json.dumps(rows))
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    missing = {name: backend.missing() for name, backend in BACKENDS.items()}
+    _, reason = choose()
+    packages = ("torch", "numpy", "pillow", "openvino", "onnx", "triton", "tensorrt")
+    facts = {
+        "conformer_fast": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "packages": {name: _version(name) for name in packages},
+        "backends": {
+            name: why or "available: " + ", ".join(BACKENDS[name].precisions()) for name, why in missing.items()
+        },
+        "auto": reason,
+        "cache": str(cache_root()),
+        "models": [*VARIANTS, *BUNDLED],
+    }
+    if options.json:
+        print(json.dumps(facts))
+        return 0
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            print("\n".join(f"  {name:<10} {what or 'not installed'}" for name, what in value.items()))
+        else:
+            print(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    report = convert(options.input, options.output, options.to)
+    print(
+        f"{options.output}: {report.matched} tensors, {report.dialect} -> {options.to}, {report.ignored} keys left out"
+    )
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from .engines import cache
+
+    if options.action == "clear":
+        print(f"freed {cache.clear() / 1e6:.1f} MB in {cache.engines_folder()}")
+        return 0
+    entries = cache.entries()
+    if options.json:
+        print(json.dumps([{"key": e.key, "bytes": e.size, "used": e.used, "fields": dict(e.fields)} for e in entries]))
+        return 0
+    print(f"{len(entries)} engines, {sum(entry.size for entry in entries) / 1e6:.1f} MB, in {cache.engines_folder()}")
+    for entry in entries:
+        fields = entry.fields
+        size, used = f"{fields.get('height')}x{fields.get('width')}", time.strftime("%F %R", time.localtime(entry.used))
+        print(f"  {entry.key[:8]}  {size:>9}  {fields.get('precision')}  {entry.size / 1e6:7.1f} MB  last used {used}")
+    return 0
+
+
+def _create(options: argparse.Namespace) -> Conformer:
+    """The reference model with the weights that were asked for."""
+    if options.weights is None:
+        options.weights = "bundled" if options.model in BUNDLED else "mmpretrain"
+    if options.weights == "random":
+        torch.manual_seed(0)
+        print("random weights: the predictions mean nothing", file=sys.stderr)
+        return create_model(options.model)
+    return create_model(options.model, options.weights)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("conformer-fast", description="Fast, verified inference for the vision Conformer.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    engine = argparse.ArgumentParser(add_help=False)
+    engine.add_argument("--backend", default="auto", choices=["auto", *BACKENDS])
+    engine.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON for a program to read")
+
+    predict = commands.add_parser("predict", parents=[engine, output], help="classify images")
+    predict.set_defaults(run=_predict)
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("--model", default="small-p16", choices=[*VARIANTS, *BUNDLED])
+    predict.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint; 'mmpretrain' downloads the published one (default), 'bundled' (digits), 'random'",
+    )
+    predict.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes to print an image (default 5)")
+    predict.add_argument("--size", type=_positive, metavar="PIXELS", help="side of the model's input (default 224)")
+
+    bench = commands.add_parser("bench", parents=[engine, output], help="time the compiled model against eager PyTorch")
+    bench.set_defaults(run=_bench)
+    bench.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
+    bench.add_argument("--batch", nargs="+", type=_positive, default=[1, 8], metavar="N")
+    bench.add_argument("--size", type=_positive, default=224, metavar="PIXELS")
+    bench.add_argument("--rounds", type=_positive, default=5, metavar="N")
+
+    info = commands.add_parser("info", parents=[output], help="what this installation can do here, and why")
+    info.set_defaults(run=_info)
+
+    conversion = commands.add_parser("convert", help="rewrite a checkpoint as safetensors")
+    conversion.set_defaults(run=_convert)
+    conversion.add_argument("input", metavar="IN")
+    conversion.add_argument("output", metavar="OUT.safetensors")
+    conversion.add_argument("--to", choices=["official", "mmpretrain"], default="official", help="whose names to write")
+
+    cache = commands.add_parser("cache", parents=[output], help="list or clear the built engines")
+    cache.set_defaults(run=_cache)
+    cache.add_argument("action", choices=["list", "clear"])
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What conformer_fast does, on this machine, in a few minutes: accuracy, predictions, errors and speed.
+
+Run it with `make run`. Nothing is downloaded: published weights are used if they are in the cache already.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import conformer_fast as cf
+from conformer_fast import cli
+from conformer_fast.backends import BACKENDS
+from conformer_fast.digits import load_digits_split
+from conformer_fast.labels import labels_for
+from conformer_fast.preprocess import load_batch
+from conformer_fast.verify import relative_error
+
+PHOTO_MODEL = "small-p16"
+
+
+def main() -> None:
+    os.environ["CONFORMER_FAST_OFFLINE"] = "1"
+    torch.manual_seed(0)
+    title("This machine")
+    cli.main(["info"])
+    title("Accuracy: handwritten digits, the fifth that training never saw")
+    digits = show_accuracy()
+    title(f"Predictions: photographs through {PHOTO_MODEL}")
+    show_predictions()
+    title("Error: the compiled digits model against the reference, block by block")
+    cf.compile(digits).verify(load_digits_split().test_images[:32])
+    title("Speed: reference (eager fp32) against compiled")
+    cli.main(["bench", "--rounds", "3"])
+
+
+def show_accuracy() -> cf.Conformer:
+    split = load_digits_split()
+    model = cf.create_model("digits", weights="bundled")
+    print(f"{'backend':<10} {'precision':<10}{'correct':>12}{'accuracy':>10}{'ms/image':>10}")
+    for backend in ("reference", "openvino"):
+        missing = BACKENDS[backend].missing()
+        if missing:
+            print(f"{backend:<10} {missing}")
+            continue
+        for precision in BACKENDS[backend].precisions():
+            fast = cf.compile(model, backend=backend, precision=precision)
+            fast(split.test_images[:2])  # builds the engine
+            start = time.perf_counter()
+            correct = int((fast(split.test_images).logits.argmax(-1) == split.test_labels).sum())
+            seconds = time.perf_counter() - start
+            count = len(split.test_labels)
+            figures = f"{correct:>5} of {count}{correct / count:>10.2%}{seconds / count * 1e3:>10.2f}"
+            print(f"{backend:<10} {precision:<10}{figures}")
+    return model
+
+
+def show_predictions() -> None:
+    try:
+        model = cf.create_model(PHOTO_MODEL, weights="mmpretrain")
+    except cf.DownloadError:
+        print("The published weights are not in the cache (`conformer-fast predict` downloads them), so random ones are")
+        print("used: the classes mean nothing, what counts is that reference and compiled model agree.\n")
+        model = cf.create_model(PHOTO_MODEL)
+    fast = cf.compile(model)
+    labels = labels_for(model.config)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_photographs(Path(folder))
+        images = load_batch(paths)
+    with torch.inference_mode():
+        expected, result = model(images).logits, fast(images).logits
+    print(f"{'photograph':<12}{'reference says':<20}{'compiled says':<20}{'error of the scores':>20}")
+    for path, true, ours in zip(paths, expected, result, strict=True):
+        reference, compiled = labels[true.argmax()], labels[ours.argmax()]
+        print(f"{path.stem:<12}{reference:<20}{compiled:<20}{relative_error(ours, true):>20.2%}")
+
+
+def write_photographs(folder: Path) -> list[Path]:
+    """The photographs that scikit-learn and scikit-image carry, as JPEG files."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    photographs = {
+        "china": load_sample_image("china.jpg"),
+        "flower": load_sample_image("flower.jpg"),
+        "cat": skimage.data.cat(),
+        "coffee": skimage.data.coffee(),
+        "rocket": skimage.data.rocket(),
+    }
+    paths = []
+    for name, pixels in photographs.items():
+        paths.append(folder / f"{name}.jpg")
+        Image.fromarray(pixels).save(paths[-1], quality=95)
+    return paths
+
+
+def title(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What every test shares: a cache folder of its own, and the smallest model that has every part."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: spinning threads take the time of busy machines
+
+import lookalikes
+import pytest
+
+from conformer_fast.config import ConformerConfig
+from conformer_fast.model import Conformer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Downloads and built engines stay out of the user's cache, in subprocesses too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFORMER_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_config() -> ConformerConfig:
+    """Three blocks, one a stage, with two heads of 24 channels, which no kernel can take for a power of two."""
+    return ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
+
+
+@pytest.fixture
+def small_model(small_config) -> Conformer:
+    """A fresh float32 model of `small_config` with the recipe's weights, in eval mode."""
+    return lookalikes.fill(Conformer(small_config)).eval()

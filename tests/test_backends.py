@@ -1,0 +1,175 @@
+"""Which backend and precision are taken, and what is said when one cannot be had."""
+
+import lookalikes
+import pytest
+import torch
+
+import conformer_fast as cf
+from conformer_fast import BackendError, Conformer, backends
+from conformer_fast.backends import BACKENDS, PRECISIONS, Settings, choose
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what the machine seems to have: machine(cuda=..., packages=..., precisions=...)."""
+
+    def pretend(cuda=False, packages=("openvino", "onnx"), precisions=("fp32", "bf16")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(backends, "find_spec", lambda name: object() if name in packages else None)
+        openvino = BACKENDS["openvino"]
+        described = backends.Backend(openvino.hardware, openvino.missing, lambda: tuple(precisions))
+        monkeypatch.setitem(BACKENDS, "openvino", described)
+
+    return pretend
+
+
+INSTALL = 'pip install "conformer-fast[cpu]"'
+
+
+def test_cpu_with_everything(machine):
+    machine()
+    settings, reason = choose()
+    assert settings == Settings("openvino", "bf16", None)
+    assert reason == "openvino bf16: the fastest precision of the CPU; no triton (no CUDA device)"
+
+
+def test_cpu_without_bf16(machine):
+    machine(precisions=["fp32"])
+    settings, reason = choose()
+    assert settings == Settings("openvino", "fp32", None)
+    assert reason == "openvino fp32: its precision here; no triton (no CUDA device)"
+
+
+@pytest.mark.parametrize(
+    ("packages", "absent"),
+    [((), "openvino and onnx"), (("openvino",), "onnx"), (("onnx",), "openvino")],
+    ids=["none", "openvino-alone", "onnx-alone"],
+)
+def test_nothing_installed(packages, absent, machine):
+    machine(packages=packages)
+    settings, reason = choose()
+    assert settings == Settings("reference", "fp32", None)
+    passed_over = f"no triton (no CUDA device); no openvino ({absent} not installed: {INSTALL})"
+    assert reason == f"reference fp32: its precision here; {passed_over}"
+    with pytest.raises(BackendError) as caught:
+        choose("openvino")
+    assert str(caught.value) == f"backend 'openvino' cannot run here: {absent} not installed: {INSTALL}"
+
+
+def test_cuda_without_its_executor(machine):
+    machine(cuda=True)
+    settings, reason = choose()
+    assert settings.backend == "openvino"
+    assert "no triton (the CUDA executor is not part of this version)" in reason
+    with pytest.raises(BackendError, match="'triton' cannot run here: the CUDA executor is not part of this version"):
+        choose("triton")
+
+
+def test_triton_without_cuda(machine):
+    machine()
+    with pytest.raises(BackendError, match="backend 'triton' cannot run here: no CUDA device"):
+        choose("triton")
+
+
+@pytest.mark.parametrize("backend", ["auto", "openvino", "reference"])
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize("cuda", [False, True], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("packages", [(), ("openvino", "onnx")], ids=["bare", "openvino"])
+def test_reason_is_one_line_that_names_the_choice(backend, precision, cuda, packages, machine):
+    machine(cuda, packages)
+    if backend == "openvino" and not packages:
+        return
+    settings, reason = choose(backend, precision)
+    assert reason.startswith(f"{settings.backend} {settings.precision}: ")
+    assert "\n" not in reason
+    assert backend in ("auto", settings.backend)
+    assert precision in ("auto", settings.precision)
+    assert ("as asked" in reason) == (precision == "fp32")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "choices"),
+    [
+        ("openvino", "bf16", "fp32"),
+        ("openvino", "fp16", "fp32"),
+        ("auto", "bf16", "fp32"),
+        ("openvino", "int8", "fp32"),
+        ("openvino", "fp8", "fp32"),
+    ],
+)
+def test_precision_that_the_hardware_lacks(backend, precision, choices, machine):
+    machine(precisions=["fp32"])
+    with pytest.raises(BackendError) as caught:
+        choose(backend, precision)
+    expected = f"precision '{precision}' is not available on backend 'openvino' here; choose from {choices}"
+    assert str(caught.value) == expected
+
+
+def test_precisions_that_there_are_are_all_named(machine):
+    machine(precisions=["fp32", "bf16"])
+    with pytest.raises(BackendError, match=r"choose from fp32, bf16$"):
+        choose("openvino", "fp16")
+
+
+@pytest.mark.parametrize("precision", [precision for precision in PRECISIONS if precision != "fp32"])
+def test_reference_has_fp32_alone(precision):
+    with pytest.raises(BackendError, match=rf"'{precision}' is not available on backend 'reference' .* from fp32$"):
+        choose("reference", precision)
+
+
+@pytest.mark.parametrize("name", ["cuda", "OpenVINO", "", None, 3], ids=repr)
+def test_unknown_backend_lists_the_choices(name):
+    with pytest.raises(
+        ValueError, match=r"unknown backend .*; choose one of auto, triton, openvino, reference$"
+    ) as caught:
+        choose(name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["float32", "FP32", "", None, torch.bfloat16], ids=repr)
+def test_unknown_precision_lists_the_choices(name):
+    with pytest.raises(ValueError, match=r"unknown precision .*; choose one of auto, fp32, bf16, fp16, int8, fp8$"):
+        choose("reference", name)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"], ids=repr)
+def test_threads_must_be_a_positive_number(threads):
+    with pytest.raises(ValueError, match=rf"threads must be a whole number, at least 1, got {threads!r}"):
+        choose("reference", threads=threads)
+
+
+@pytest.mark.parametrize("threads", [None, 1, 64])
+def test_threads_are_passed_on_but_decide_no_engine(threads):
+    settings, _ = choose("reference", threads=threads)
+    assert settings.threads == threads
+    assert settings.engine_fields() == {"backend": "reference", "precision": "fp32"}
+
+
+def test_compile_says_the_same(machine, small_model):
+    machine(packages=())
+    compiled = cf.compile(small_model)
+    assert compiled.settings.backend == "reference"
+    assert INSTALL in compiled.reason
+    assert INSTALL in repr(compiled)
+    assert compiled(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 7)
+    with pytest.raises(BackendError, match="not installed"):
+        cf.compile(small_model, backend="openvino")
+    with pytest.raises(ValueError, match="unknown backend"):
+        cf.compile(small_model, backend="fastest")
+
+
+def test_settings_are_checked_before_the_model(machine):
+    machine()
+    with pytest.raises(ValueError, match="unknown precision"):
+        cf.compile("no-such-file.pth", precision="fp64")
+
+
+def test_openvino_reports_its_own_precisions(small_config):
+    engine_module = pytest.importorskip("conformer_fast.engines.openvino", exc_type=ImportError)
+    if BACKENDS["openvino"].missing():
+        pytest.skip("onnx is not installed")
+    assert BACKENDS["openvino"].precisions() == engine_module.native_precisions()
+    settings, _ = choose("openvino")
+    assert settings.precision == engine_module.native_precisions()[-1]
+    model = lookalikes.fill(Conformer(small_config)).eval()
+    assert cf.compile(model).settings == settings

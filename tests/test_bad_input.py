@@ -1,0 +1,208 @@
+"""Images that cannot be run are refused in words, with their values, alike on every backend; odd but good ones run."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import lookalikes
+import numpy as np
+import pytest
+import torch
+
+import conformer_fast as cf
+from conformer_fast import Conformer, ConformerConfig
+
+CONFIG = ConformerConfig(embed_dim=32, num_heads=2, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=7)
+WITH_OPENVINO = find_spec("openvino") is not None and find_spec("onnx") is not None
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The same small model on every backend that is installed."""
+    model = lookalikes.fill(Conformer(CONFIG)).eval()
+    backends = ("reference", "openvino") if WITH_OPENVINO else ("reference",)
+    return {backend: cf.compile(model, backend=backend, precision="fp32") for backend in backends}
+
+
+@pytest.fixture(params=["reference", "openvino"])
+def compiled(request, models):
+    if request.param not in models:
+        pytest.skip("openvino and onnx are not installed")
+    return models[request.param]
+
+
+def with_value(value: float, count: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    batch = images(2, 3, 32, 32).to(dtype)
+    batch.view(-1)[5 : 5 + count] = value
+    return batch
+
+
+def opposite_infinities() -> torch.Tensor:
+    batch = with_value(float("inf"))
+    batch[1, 2, 31, 31] = -float("inf")
+    return batch
+
+
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "none": (lambda: None, TypeError, "images must be a torch tensor, got NoneType"),
+    "numpy": (lambda: np.zeros((1, 3, 32, 32), np.float32), TypeError, "must be a torch tensor, got ndarray"),
+    "list": (lambda: [images(3, 32, 32)], TypeError, "must be a torch tensor, got list"),
+    "uint8": (
+        lambda: torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        TypeError,
+        r"torch\.uint8; see conformer_fast\.pre",
+    ),
+    "int64": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int64), TypeError, r"floating point .* got torch\.int64"),
+    "bool": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.bool), TypeError, r"got torch\.bool"),
+    "complex": (lambda: images(1, 3, 32, 32) * 1j, TypeError, r"got torch\.complex64"),
+    "sparse": (lambda: images(1, 3, 32, 32).to_sparse(), TypeError, r"one dense tensor, got a torch\.sparse_coo one"),
+    "nested": (
+        lambda: torch.nested.nested_tensor([images(3, 32, 32), images(3, 48, 32)]),
+        TypeError,
+        "one dense tensor, got a nested one",
+    ),
+    "rank 0": (lambda: torch.tensor(1.0), ValueError, r"\(batch, 3, height, width\), got \(\)"),
+    "rank 3": (lambda: images(3, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(3, 32, 32\)"),
+    "rank 5": (lambda: images(1, 1, 3, 32, 32), ValueError, r"got \(1, 1, 3, 32, 32\)"),
+    "grey": (lambda: images(2, 1, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(2, 1, 32, 32\)"),
+    "four channels": (lambda: images(2, 4, 32, 32), ValueError, r"got \(2, 4, 32, 32\)"),
+    "channels last": (lambda: images(2, 32, 32, 3), ValueError, r"got \(2, 32, 32, 3\)"),
+    "low": (lambda: images(1, 3, 15, 64), ValueError, "images are 15x64, smaller than one 16x16 patch; resize"),
+    "narrow": (lambda: images(1, 3, 64, 15), ValueError, "images are 64x15, smaller than one 16x16 patch"),
+    "no pixels": (lambda: images(1, 3, 0, 0), ValueError, "images are 0x0, smaller than one 16x16 patch"),
+    "empty batch": (lambda: images(0, 3, 32, 32), ValueError, r"the batch is empty: .* \(0, 3, 32, 32\)"),
+    "meta": (
+        lambda: torch.empty(1, 3, 32, 32, device="meta"),
+        ValueError,
+        r"compiled for the CPU, the images are on meta; pass images\.cpu\(\)",
+    ),
+    "gradient": (
+        lambda: images(1, 3, 32, 32).requires_grad_(),
+        ValueError,
+        r"do not train: the images require a gradient; pass images\.detach\(\)",
+    ),
+    "nan": (lambda: with_value(float("nan"), 2), ValueError, "2 of the images' 6144 values are NaN or infinite"),
+    "inf": (lambda: with_value(float("inf"), 3), ValueError, "3 of the images' 6144 values are NaN or infinite"),
+    "minus inf": (lambda: with_value(-float("inf")), ValueError, "1 of the images' 6144 values are NaN or infinite"),
+    "inf and minus inf": (opposite_infinities, ValueError, "2 of the images' 6144 values are NaN or infinite"),
+    "half nan": (lambda: with_value(float("nan"), 1, torch.float16), ValueError, "1 of the images' 6144 values"),
+    "beyond fp32": (
+        lambda: with_value(1e300, 4, torch.float64),
+        ValueError,
+        "4 of the images' 6144 .* infinite in fp32",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("make", "kind", "message"), BAD.values(), ids=BAD)
+def test_refused_alike_on_every_backend(make, kind, message, models):
+    texts = set()
+    for compiled in models.values():
+        with pytest.raises(kind, match=message) as caught:
+            compiled(make())
+        assert type(caught.value) is kind
+        texts.add(str(caught.value))
+    assert len(texts) == 1
+
+
+def test_verify_refuses_the_same(compiled):
+    with pytest.raises(ValueError, match="the batch is empty"):
+        compiled.verify(images(0, 3, 32, 32))
+
+
+def test_refusing_breaks_nothing(compiled):
+    good = images(2, 3, 32, 32)
+    before = compiled(good)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        compiled(with_value(float("nan")))
+    after = compiled(good)
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("size", [(40, 48), (48, 33), (47, 47)], ids=str)
+def test_model_without_padding_refuses_parts_of_patches(size, models):
+    model = lookalikes.fill(Conformer(CONFIG, pad="none")).eval()
+    for backend in models:
+        compiled = cf.compile(model, backend=backend, precision="fp32")
+        if size == (47, 47):  # the stem rounds up, to the 12x12 map of a 48x48 image
+            assert compiled(images(1, 3, *size)).logits.shape == (1, 7)
+            continue
+        with pytest.raises(ValueError, match=rf"a {size[0]}x{size[1]} image gives .* not whole 16x16 patches; resize"):
+            compiled(images(1, 3, *size))
+
+
+def widened(batch: torch.Tensor) -> torch.Tensor:
+    """The same values as every second column of a wider tensor."""
+    wide = torch.full((*batch.shape[:3], 2 * batch.shape[3]), float("nan"))
+    wide[..., ::2] = batch
+    return wide[..., ::2]
+
+
+ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "columns of a wider tensor": widened,
+    "flipped memory": lambda batch: batch.flip(-1).flip(-1),
+    "transposed": lambda batch: batch.transpose(2, 3).contiguous().transpose(2, 3),
+    "channels_last": lambda batch: batch.contiguous(memory_format=torch.channels_last),
+    "with an offset": lambda batch: torch.cat([batch[:1], batch])[1:],
+    "float64": lambda batch: batch.double(),
+    "parameter": lambda batch: torch.nn.Parameter(batch, requires_grad=False),
+    "read-only memory": lambda batch: torch.frombuffer(batch.numpy().tobytes(), dtype=torch.float32).view(batch.shape),
+    "negative view": lambda batch: torch.complex(batch, -batch).conj().imag,
+}
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_same_values_in_another_form(make, compiled):
+    batch = images(3, 3, 32, 48)
+    odd = make(batch)
+    assert torch.equal(odd.float(), batch)
+    for ours, expected in zip(compiled(odd), compiled(batch), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_shorter_floats_are_read_exactly(dtype, compiled):
+    batch = images(2, 3, 32, 32).to(dtype)
+    result = compiled(batch)
+    assert {tensor.dtype for tensor in result} == {torch.float32}
+    assert all(torch.equal(*pair) for pair in zip(result, compiled(batch.float()), strict=True))
+
+
+def test_expanded_image(compiled):
+    image = images(1, 3, 32, 48)
+    result = compiled(image.expand(5, -1, -1, -1))
+    repeated = compiled(image.repeat(5, 1, 1, 1))
+    assert all(torch.equal(*pair) for pair in zip(result, repeated, strict=True))
+
+
+def test_expanded_pixel(compiled):
+    result = compiled(torch.tensor(0.5).expand(2, 3, 32, 32))
+    expected = compiled(torch.full((2, 3, 32, 32), 0.5))
+    for ours, theirs in zip(result, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_gradient_does_not_matter_where_none_is_recorded(disabled, compiled):
+    batch = images(2, 3, 32, 32)
+    expected = compiled(batch)
+    with disabled():
+        result = compiled(batch.requires_grad_())
+    assert not any(tensor.requires_grad for tensor in result)
+    assert all(torch.equal(*pair) for pair in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_finite_values_whose_sum_is_not(dtype, compiled):
+    """Their results may overflow, but these are values that images of this type can have."""
+    batch = images(2, 3, 32, 32).to(dtype)
+    batch[0, :, :8] = torch.finfo(dtype).max
+    assert not batch.sum().isfinite()
+    plain = images(2, 3, 32, 32).to(dtype)
+    result = compiled(batch)
+    assert all(torch.equal(ours[1], alone[1]) for ours, alone in zip(result, compiled(plain), strict=True))

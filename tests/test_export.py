@@ -1,0 +1,200 @@
+"""One ONNX export computes what the reference does, for any batch and any size, in standard operators."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import NamedTuple
+
+import goldens
+import lookalikes
+import pytest
+import torch
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from conformer_fast.engines.export import OPSET, onnx_from_model  # noqa: E402  # needs onnx
+
+from conformer_fast.fuse import InferenceConformer, fuse  # noqa: E402
+from conformer_fast.model import Conformer  # noqa: E402
+from conformer_fast.outputs import observed_outputs  # noqa: E402
+from conformer_fast.verify import ALLOWANCE, FLOOR, relative_error  # noqa: E402
+
+SIZES = [(1, 64, 96), (3, 64, 96), (3, 50, 70), (1, 49, 97), (2, 51, 48)]  # whole patches, then padded ones
+
+
+class Exported(NamedTuple):
+    """A reference model, one ONNX export of it and that export loaded in ONNX Runtime."""
+
+    reference: Conformer
+    fused: InferenceConformer
+    onnx: "onnx.ModelProto"
+    session: "onnxruntime.InferenceSession"
+    products: str
+
+
+def export(reference: Conformer, outputs=None, products="matmul") -> Exported:
+    fused = fuse(reference)
+    fused = fused.with_outputs(outputs or fused.output_names)
+    proto = onnx_from_model(fused, products)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # sessions of a test process should not fight for the cores
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Exported(reference, fused, proto, session, products)
+
+
+def assert_agrees(exported: Exported, images: torch.Tensor) -> None:
+    """Each output errs, against float64, as verify() allows: twice PyTorch's own float32 error and a rounding step."""
+    names, reference = exported.fused.outputs, exported.reference
+    with torch.no_grad():
+        eager = observed_outputs(reference, images, names)
+        exact = observed_outputs(reference.double(), images.double(), names)
+        reference.float()
+    for name, value, ours, true in zip(
+        names, exported.session.run(names, {"images": images.numpy()}), eager, exact, strict=True
+    ):
+        assert value.shape == true.shape, name
+        bound = ALLOWANCE * relative_error(ours, true) + FLOOR["fp32"]
+        assert relative_error(torch.from_numpy(value), true) <= bound, name
+
+
+CONFIGS = {
+    "small": {},
+    "deep": {"depth": 6},
+    "patch-32": {"patch_size": 32},
+    "patch-48-one-head": {"patch_size": 48, "num_heads": 1},
+    "grey-head-32-ratio-3": {"in_channels": 1, "embed_dim": 96, "num_heads": 3, "channel_ratio": 3},
+}
+
+PRODUCTS = ("matmul", "conv")
+
+
+@pytest.fixture(scope="module")
+def small(small_config):
+    return export(lookalikes.fill(Conformer(small_config)).eval())
+
+
+@pytest.fixture(scope="module", params=[(name, products) for name in CONFIGS for products in PRODUCTS], ids="-".join)
+def custom(request, small_config):
+    name, products = request.param
+    model = lookalikes.fill(Conformer(replace(small_config, **CONFIGS[name]))).eval()
+    return export(model, products=products)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = lookalikes.fill(Conformer(goldens.build("tiny-p16", torch.float32).config)).eval()
+    return export(model, ["conv_logits", "trans_logits"])
+
+
+def test_one_export_runs_at_every_size(custom):
+    channels = custom.reference.config.in_channels
+    for B, H, W in SIZES:
+        assert_agrees(custom, torch.randn(B, channels, H, W, generator=torch.Generator().manual_seed(H)))
+
+
+def test_a_published_variant(tiny):
+    assert_agrees(tiny, goldens.image(1, 64, 80))
+    assert_agrees(tiny, goldens.image(2, 50, 70))
+
+
+def test_recorded_logits(tiny):
+    for case in goldens.cases("official_logits", "mmpretrain_padded_logits"):
+        if case.variant == "tiny-p16":
+            images = case.images(torch.float32).numpy()
+            conv, trans = map(torch.from_numpy, tiny.session.run(None, {"images": images}))
+            assert goldens.error(conv, case.recorded["conv"]) < goldens.TOLERANCE[torch.float32]
+            assert goldens.error(trans, case.recorded["trans"]) < goldens.TOLERANCE[torch.float32]
+
+
+def test_features_only(small_config):
+    exported = export(lookalikes.fill(Conformer(small_config, features_only=True)).eval())
+    for size in SIZES[1:3]:
+        assert_agrees(exported, goldens.image(*size))
+
+
+def test_checker_accepts_it(custom, tiny):
+    for exported in (custom, tiny):
+        onnx.checker.check_model(exported.onnx, full_check=True)
+
+
+def test_operators_are_standard_and_whole(custom):
+    proto, depth = custom.onnx, custom.reference.config.depth
+    assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", OPSET)]
+    assert {node.domain for node in proto.graph.node} == {""}
+    count = Counter(node.op_type for node in proto.graph.node)
+    coupled = depth - 1
+    assert count["Gelu"] == depth + coupled  # MLPs, and FCU-down
+    assert count["LayerNormalization"] == 2 * depth + coupled + depth + 1  # ... a class token each, and the heads
+    assert count["Softmax"] == depth
+    projections = 4 * depth + coupled  # of the transformer blocks, and FCU-up's
+    assert count["MatMul"] == 2 * depth + (projections if custom.products == "matmul" else 0)  # attention has two
+    assert not count.keys() & {"Erf", "Tanh", "Sqrt", "Pow", "BatchNormalization", "InstanceNormalization"}
+
+
+def test_values_and_nodes_have_unique_names(custom):
+    graph = custom.onnx.graph
+    values = [value for node in graph.node for value in node.output] + [value.name for value in graph.initializer]
+    for names in (values, [node.name for node in graph.node]):
+        assert len(set(names)) == len(names)
+        assert all(names)
+
+
+def test_inputs_and_outputs_are_named_and_free_in_size(custom):
+    def dimensions(value):
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        return [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+
+    graph, channels = custom.onnx.graph, custom.reference.config.in_channels
+    assert [value.name for value in graph.input] == ["images"]
+    assert dimensions(graph.input[0]) == ["batch", channels, "height", "width"]
+    assert tuple(value.name for value in graph.output) == custom.fused.outputs
+    for value in graph.output:
+        kind = value.name.partition(".")[2]
+        rank = {"map": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(kind, 2)
+        first, *others = dimensions(value)
+        assert first == "batch"
+        assert len(others) == rank - 1
+
+
+def test_weights_are_float32_whatever_the_models_dtype(small_config):
+    model = lookalikes.fill(Conformer(small_config)).eval()
+    expected = export(model)
+    for dtype in (torch.float64, torch.bfloat16):
+        other = onnx_from_model(fuse(model.to(dtype)).with_outputs(expected.fused.outputs))
+        types = {value.data_type for value in other.graph.initializer}
+        assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+        assert [node.op_type for node in other.graph.node] == [node.op_type for node in expected.onnx.graph.node]
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [["trans_logits"], ["trans_logits", "conv_logits"], ["3.tokens", "1.map"], ["2.fcu_up"], ["1.pooled"]],
+    ids=str,
+)
+def test_any_outputs_in_any_order(small, outputs):
+    exported = export(small.reference, outputs)
+    assert [value.name for value in exported.onnx.graph.output] == outputs
+    onnx.checker.check_model(exported.onnx, full_check=True)
+    assert_agrees(exported, goldens.image(2, 50, 70))
+
+
+def test_exports_are_reproducible(small):
+    again = onnx_from_model(fuse(small.reference).with_outputs(small.fused.outputs))
+    assert again.SerializeToString(deterministic=True) == small.onnx.SerializeToString(deterministic=True)
+
+
+def test_the_model_is_untouched(small_model):
+    fused = fuse(small_model)
+    before = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
+    onnx_from_model(fused)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
+    assert isinstance(fused, InferenceConformer)
+    assert len(fused(goldens.image(1, 32, 32))) == 2
+
+
+def test_openvino_reads_it(small):
+    openvino = pytest.importorskip("openvino")
+    read = openvino.Core().read_model(small.onnx.SerializeToString())
+    assert tuple(output.any_name for output in read.outputs) == small.fused.outputs
+    assert str(read.input(0).partial_shape) == "[?,3,?,?]"

@@ -1,0 +1,117 @@
+"""What is shipped: the source archive builds the wheel, and the wheel alone runs, away from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import conformer_fast
+
+pytest.importorskip("build")
+
+ROOT = Path(__file__).parents[1]
+DATA = {
+    "conformer_fast/py.typed",
+    "conformer_fast/data/imagenet_classes.txt",
+    "conformer_fast/data/digits.safetensors",
+}
+FOLDERS = {"conformer_fast": "conformer_fast", "engines": "conformer_fast/engines", "kernels": "conformer_fast/kernels"}
+
+pytestmark = pytest.mark.slow
+
+
+class Built(NamedTuple):
+    sdist: Path
+    wheel: Path
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """What the command prints; it must succeed."""
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Built:
+    """Both archives of a copy of the checkout, the wheel built from the source archive."""
+    folder = tmp_path_factory.mktemp("build")
+    unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "benchmarks")
+    shutil.copytree(ROOT, folder / "checkout", ignore=unwanted)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "checkout", cwd=folder)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return Built(sdist, wheel)
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """The folder that the wheel, and nothing else, is installed in."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--no-deps", "--no-index", "--target", folder, built.wheel, cwd=folder)
+    return folder
+
+
+def shipped_modules() -> set[str]:
+    """Every module of the checkout under the name that it has in the package."""
+    return {f"{target}/{file.name}" for source, target in FOLDERS.items() for file in (ROOT / source).glob("*.py")}
+
+
+def test_wheel_holds_the_package_and_nothing_else(built):
+    names = set(zipfile.ZipFile(built.wheel).namelist())
+    files = {name for name in names if ".dist-info/" not in name}
+    assert files == shipped_modules() | DATA
+    assert {name.partition("/")[0] for name in files} == {"conformer_fast"}
+
+
+def test_source_archive_holds_what_builds(built):
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    modules = {f"{source}/{file.name}" for source in FOLDERS for file in (ROOT / source).glob("*.py")}
+    assert modules | DATA | {"pyproject.toml", "setup.py"} <= names
+
+
+def test_metadata(built):
+    with zipfile.ZipFile(built.wheel) as wheel:
+        files = {name.partition(".dist-info/")[2]: name for name in wheel.namelist() if ".dist-info/" in name}
+        metadata = Parser().parsestr(wheel.read(files["METADATA"]).decode())
+        entry_points = wheel.read(files["entry_points.txt"]).decode()
+    assert built.wheel.name == f"conformer_fast-{conformer_fast.__version__}-py3-none-any.whl"
+    assert metadata["Version"] == conformer_fast.__version__
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert "conformer-fast = conformer_fast.cli:main" in entry_points
+    required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    packages = {line.partition(">=")[0] for line in required}
+    assert packages == {"torch", "numpy", "safetensors", "pillow", "filelock", "platformdirs", "tqdm"}
+
+
+def test_installed_wheel_runs(installed, tmp_path):
+    code = """
+import sys, torch
+import conformer_fast as cf
+import conformer_fast.labels, conformer_fast.engines.cache
+model = cf.create_model("digits", weights="bundled")
+out = cf.compile(model, backend="reference")(torch.zeros(2, 3, 64, 64))
+print(tuple(out.logits.shape), bool(out.logits.isfinite().all()), len(conformer_fast.labels.imagenet_labels()))
+print(*sorted(module.__file__ for name, module in sys.modules.items() if name.startswith("conformer_fast")))
+"""
+    printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    results, files = printed.splitlines()
+    assert results == "(2, 10) True 1000"
+    assert all(Path(file).is_relative_to(installed) for file in files.split())
+    assert str(installed / "conformer_fast" / "__init__.py") in files.split()
+
+
+def test_installed_command_runs(installed, tmp_path):
+    printed = run(installed / "bin" / "conformer-fast", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert "predict" in printed
