@@ -26,9 +26,10 @@ format: $(INSTALLED)
 bench: $(INSTALLED)  ## every peer on every variant, about half an hour; OUT=folder takes the JSON
 	mkdir -p $(OUT)
 	$(BIN)/python -m pytest benchmarks/test_speed.py --benchmark-json=$(OUT)/speed.json
+	$(BIN)/python -m benchmarks.accuracy $(OUT)/accuracy.json
 
 readme: $(INSTALLED)  ## the tables of README.md from the stored results
-	$(BIN)/python benchmarks/render.py
+	$(BIN)/python -m benchmarks.render
 
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install

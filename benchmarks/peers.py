@@ -5,8 +5,10 @@ Peers are set up as their documentation says. "unfused" is the reference model a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import openvino as ov
@@ -29,8 +31,8 @@ class Peer:
 
 def _eager(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
     def build(model: cf.Conformer, images: Tensor) -> Run:
-        model = model.to(dtype, memory_format=torch.channels_last)
-        return lambda images: model(images.to(dtype, memory_format=torch.channels_last)).logits
+        eager = copy.deepcopy(model).to(dtype, memory_format=torch.channels_last)
+        return lambda images: eager(images.to(dtype, memory_format=torch.channels_last)).logits
 
     return build
 
@@ -38,7 +40,7 @@ def _eager(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
 def _torch_compile(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
     def build(model: cf.Conformer, images: Tensor) -> Run:
         torch.compiler.reset()
-        compiled = torch.compile(model.to(dtype, memory_format=torch.channels_last))
+        compiled = torch.compile(copy.deepcopy(model).to(dtype, memory_format=torch.channels_last))
         run: Run = lambda images: compiled(images.to(dtype, memory_format=torch.channels_last)).logits  # noqa: E731
         run(images)
         return run
@@ -98,12 +100,14 @@ def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
 
 
 def _openvino_model(model: cf.Conformer, images: Tensor, precision: str, options: dict[str, str]) -> ov.CompiledModel:
-    path = Path(tempfile.gettempdir()) / f"unfused-{os.getpid()}-{abs(hash(model.config))}.xml"
-    if not path.exists():
-        ov.save_model(ov.convert_model(model, example_input=images), path, compress_to_fp16=False)
-    unfused = ov.Core().read_model(path)
+    unfused = _unfused(model).clone()
     unfused.reshape(list(images.shape))
     return ov.Core().compile_model(unfused, "CPU", {"INFERENCE_PRECISION_HINT": OPENVINO[precision], **options})
+
+
+@lru_cache(maxsize=1)
+def _unfused(model: cf.Conformer) -> ov.Model:
+    return ov.convert_model(model, example_input=torch.zeros(1, model.config.in_channels, 224, 224))
 
 
 def _ours(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from functools import lru_cache
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def test_benchmark_speed(benchmark, variant, batch, implementation):
     benchmark.extra_info.update(error=error, precision=peer.precision, speedup_over_rival=ratio, rival_seconds=pairs)
 
 
+@lru_cache(maxsize=1)
 def _model(variant: str) -> cf.Conformer:
     torch.manual_seed(0)
     return cf.create_model(variant)

@@ -56,7 +56,7 @@ def stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Tensor:
 def patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """One product per S x S patch, behind the class token. (B, H, W, K), (1, 1, C), (C, K, S, S) -> (B, T, C)."""
     patches = F.conv2d(_nchw(stem_map), weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
-    return torch.cat([cls_token.expand(len(patches), -1, -1), patches], dim=1)
+    return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
 
 
 def conv1x1(

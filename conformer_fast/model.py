@@ -245,7 +245,7 @@ def map_to_tokens(feature_map: Tensor) -> Tensor:
 
 def concat_class_token(class_token: Tensor, patch_tokens: Tensor) -> Tensor:
     """(B or 1, 1, C), (B, N, C) -> (B, 1 + N, C)."""
-    return torch.cat([class_token.expand(len(patch_tokens), -1, -1), patch_tokens], dim=1)
+    return torch.cat([class_token.expand(patch_tokens.shape[0], -1, -1), patch_tokens], dim=1)
 
 
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:

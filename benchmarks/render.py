@@ -1,0 +1,106 @@
+"""Renders README.md's tables from the stored results. Run by `make readme`."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "speed.json"
+ACCURACY = RESULTS.with_name("accuracy.json")
+COLUMNS = {
+    "eager fp32": "PyTorch eager fp32",
+    "eager bf16": "eager bf16",
+    "torch.compile fp32": "torch.compile fp32",
+    "torch.compile bf16": "torch.compile bf16",
+    "ONNX Runtime fp32": "ONNX Runtime fp32",
+    "OpenVINO unfused fp32": "OpenVINO fp32",
+    "OpenVINO unfused bf16": "OpenVINO bf16",
+    "conformer_fast fp32": "**ours fp32**",
+    "conformer_fast bf16": "**ours bf16**",
+}
+Points = dict[tuple[str, int], dict[str, dict[str, Any]]]
+
+
+def load_points(path: Path = RESULTS) -> Points:
+    """(variant, batch) -> implementation -> its extra_info with the median added as "seconds" (None if it failed)."""
+    points: Points = {}
+    for row in json.loads(path.read_text())["benchmarks"]:
+        info = dict(row["extra_info"])
+        info["seconds"] = None if "failed" in info else row["stats"]["median"]
+        points.setdefault((info["variant"], info["batch"]), {})[info["implementation"]] = info
+    return points
+
+
+def ratios(points: Points, precision: str) -> dict[tuple[str, int], float]:
+    """Our speed over OpenVINO on the unfused model in the same precision, as the median of paired rounds."""
+    name = f"conformer_fast {precision}"
+    return {point: rows[name]["speedup_over_rival"] for point, rows in points.items()}
+
+
+def noise(points: Points) -> float:
+    """How far a peer timed against itself strays from 1: what a ratio cannot tell apart in this run."""
+    rivals = ("OpenVINO unfused fp32", "OpenVINO unfused bf16")
+    return max(abs(rows[name]["speedup_over_rival"] - 1) for rows in points.values() for name in rivals)
+
+
+def speed_table(points: Points) -> str:
+    lines = [
+        "| ms a batch | " + " | ".join(COLUMNS.values()) + " | bf16: ours / OpenVINO |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
+    for (variant, batch), rows in points.items():
+        cells = [_milliseconds(rows.get(name)) for name in COLUMNS]
+        ratio = rows["conformer_fast bf16"]["speedup_over_rival"]
+        lines.append(f"| {variant}, B{batch} | {' | '.join(cells)} | {ratio:.2f}x |")
+    return "\n".join(lines)
+
+
+def summary(points: Points) -> str:
+    both = {precision: ratios(points, precision) for precision in ("fp32", "bf16")}
+    every = [ratio for values in both.values() for ratio in values.values()]
+    eager = [rows["eager fp32"]["seconds"] / rows["conformer_fast bf16"]["seconds"] for rows in points.values()]
+    means = {precision: statistics.geometric_mean(values.values()) for precision, values in both.items()}
+    machine = json.loads(RESULTS.read_text())["machine_info"]
+    cpu = machine["cpu"]
+    return (
+        f"Median milliseconds on {cpu['count']} cores of an {cpu['brand_raw']}, 224x224; OpenVINO runs the unfused "
+        f"model. Against it in the same precision, paired round by round, ours is {means['bf16']:.2f}x in bf16 and "
+        f"{means['fp32']:.2f}x in fp32 (geometric means), {min(every):.2f}x at the worst point; OpenVINO timed against "
+        f"itself strays from 1 by up to {noise(points):.0%} in this run. Against eager fp32, ours in bf16 is "
+        f"{min(eager):.1f}x to {max(eager):.1f}x."
+    )
+
+
+def accuracy_table(results: dict[str, Any]) -> str:
+    lines = ["| backend, precision | digits, held out | error of the scores, " + ", ".join(results["variants"]) + " |"]
+    lines.append("|---" * 3 + "|")
+    for row in results["rows"]:
+        digits = f"{row['correct']} of {row['count']} ({row['correct'] / row['count']:.2%})"
+        errors = ", ".join(f"{error:.1e}" for error in row["errors"])
+        lines.append(f"| {row['backend']} {row['precision']} | {digits} | {errors} |")
+    return "\n".join(lines)
+
+
+def render(readme: str) -> str:
+    """`readme` with what stands between its markers replaced by the stored results."""
+    points, accuracy = load_points(), json.loads(ACCURACY.read_text())
+    blocks = {"speed": f"{speed_table(points)}\n\n{summary(points)}", "accuracy": accuracy_table(accuracy)}
+    for name, block in blocks.items():
+        replacement = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
+        readme = re.sub(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, r=replacement: r, readme, flags=re.DOTALL)
+    return readme
+
+
+def _milliseconds(row: dict[str, Any] | None) -> str:
+    if row is None or row["seconds"] is None:
+        return "fails"
+    return f"{row['seconds'] * 1e3:.1f}" if row["seconds"] < 0.1 else f"{row['seconds'] * 1e3:.0f}"
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(render(path.read_text()))

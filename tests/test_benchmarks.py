@@ -1,0 +1,61 @@
+"""The benchmark's peers compute the right thing, the stored results meet the goals, and README shows those results."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+
+import conformer_fast as cf
+from benchmarks import render
+from benchmarks.peers import PEERS, rival_of
+from conformer_fast.verify import relative_error
+
+QUICK = [name for name in PEERS if not name.startswith(("torch.compile", "ONNX"))]  # those take a minute to set up
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_peer_computes_the_model(name):
+    model = cf.create_model("digits", weights="bundled")
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.inference_mode():
+        expected = model(images).logits
+        result = PEERS[name].build(model, images)(images)
+    bound = {"fp32": 1e-5, "bf16": 2e-2}[PEERS[name].precision]
+    assert relative_error(result.float(), expected) < bound
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_rivals_compute_in_the_same_precision():
+    assert all(PEERS[rival_of(name)].precision == PEERS[name].precision for name in PEERS)
+
+
+@pytest.fixture(scope="module")
+def points():
+    return render.load_points()
+
+
+def test_every_point_is_stored(points):
+    assert set(points) == {(variant, batch) for variant in cf.VARIANTS for batch in (1, 8)}
+    assert all(set(rows) == set(PEERS) for rows in points.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_never_slower_than_openvino_beyond_the_noise(points, precision):
+    assert min(render.ratios(points, precision).values()) >= 1 - render.noise(points)
+
+
+def test_speed_goals(points):
+    every = [ratio for precision in ("fp32", "bf16") for ratio in render.ratios(points, precision).values()]
+    assert statistics.geometric_mean(every) >= 1.05
+    for rows in points.values():
+        assert rows["eager fp32"]["seconds"] >= 2 * rows["conformer_fast bf16"]["seconds"]
+
+
+def test_readme_shows_the_stored_results():
+    readme = (render.ROOT / "README.md").read_text()
+    assert readme == render.render(readme)
+    assert "conformer" in readme
+    assert readme.count("| tiny-p16, B") == 2
