@@ -8,5 +8,6 @@ setup(
         "conformer_fast": "conformer_fast",
         "conformer_fast.engines": "engines",
     },
+    include_package_data=False,
     package_data={"conformer_fast": ["data/*", "py.typed"]},
 )

@@ -143,7 +143,7 @@ def check_images(images: Tensor, model: Conformer) -> None:
 
 def _check_finite(images: Tensor) -> None:
     """One pass by NumPy: PyTorch's threads would still be spinning while the engine starts, which costs 3 ms a call."""
-    values = images.detach().float().numpy()  # what an engine reads: a large float64 is infinite here
+    values = images.detach().float().resolve_neg().numpy()  # what an engine reads: a large float64 is infinite here
     with np.errstate(over="ignore", invalid="ignore"):
         total = values.sum()
     if not np.isfinite(total):  # a sum of finite values may overflow: look again

@@ -19,18 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .config import ConformerConfig
 from .model import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
 
 LOGITS = ("conv_logits", "trans_logits")
 
 
+def feature_names(config: ConformerConfig) -> tuple[str, ...]:
+    """The outputs that ConformerFeatures holds: the maps after `config.feature_blocks` and the last tokens."""
+    return (*(f"{block}.map" for block in config.feature_blocks), f"{config.depth}.tokens")
+
+
 def fuse(model: Conformer) -> InferenceConformer:
     """The inference model of `model`, which is left untouched and shares no memory with it.
 
-    Raises ValueError if the model is in training mode: its batch norms would then not be the ones folded.
+    Raises ValueError if any part is in training mode: its batch norms would then not be the ones folded.
     """
-    if model.training:
-        raise ValueError("fuse: the model is in training mode; call model.eval() first")
+    if any(part.training for part in model.modules()):
+        raise ValueError("fuse: the model, or a part of it, is in training mode; call model.eval() first")
     with torch.no_grad():
         return InferenceConformer(model).requires_grad_(False).eval()
 
@@ -47,7 +53,7 @@ class InferenceConformer(nn.Module):
         super().__init__()
         config = model.config
         self.config = config
-        self.outputs: tuple[str, ...] = () if model.features_only else LOGITS
+        self.outputs: tuple[str, ...] = feature_names(config) if model.features_only else LOGITS
         self.stem = Weights(*fold_batch_norm(model.conv1, model.bn1))
         self.cls_token = nn.Buffer(model.cls_token.clone())
         assert model.trans_patch_conv.bias is not None
@@ -62,10 +68,15 @@ class InferenceConformer(nn.Module):
             self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
 
     def with_outputs(self, outputs: Sequence[str]) -> InferenceConformer:
-        """The same model, sharing its weights, returning these outputs. Raises ValueError for an unknown name."""
+        """The same model, sharing its weights, returning these outputs.
+
+        Raises ValueError for an unknown name, a name given twice, or none.
+        """
         unknown = [name for name in outputs if name not in self.output_names]
-        if unknown or not outputs:
+        if unknown:
             raise ValueError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
+        if len(set(outputs)) != len(outputs) or not outputs:
+            raise ValueError(f"outputs must be one or more different names, got {list(outputs)}")
         other = nn.Module.__new__(type(self))
         other.__dict__ = self.__dict__.copy()
         other.outputs = tuple(outputs)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .config import ConformerConfig
 from .dialects import Recognised, recognise
-from .fuse import LOGITS
+from .fuse import LOGITS, feature_names
 from .model import Conformer, ConformerFeatures, ConformerOutput, Pad
 from .outputs import reference_outputs
 from .weights import load_weights, read_state_dict
@@ -60,8 +60,7 @@ def rebuild(structure: Any, tensors: tuple[Tensor, ...]) -> Any:
 def _own(reference: Conformer) -> Source:
     if not reference.features_only:
         return Source(reference, LOGITS, ConformerOutput(*LOGITS))  # type: ignore[arg-type]  # placeholders
-    blocks, depth = reference.config.feature_blocks, reference.config.depth
-    outputs = (*(f"{block}.map" for block in blocks), f"{depth}.tokens")
+    outputs = feature_names(reference.config)
     return Source(reference, outputs, ConformerFeatures(outputs[:-1], outputs[-1]))  # type: ignore[arg-type]
 
 

@@ -30,7 +30,9 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
     """
     writer = _Writer(products)
     values: dict[fx.Node, Any] = {}
-    for node in fx.symbolic_trace(model).graph.nodes:
+    graph = fx.symbolic_trace(model).graph
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
         if node.op == "placeholder":
             values[node] = IMAGES
         elif node.op == "get_attr":
@@ -61,13 +63,19 @@ class _Writer:
         self.nodes.append(helper.make_node(op, names, [output], name=output, **attributes))
         return output
 
-    def project(self, tokens: str, weight: Tensor, bias: Tensor) -> str:
-        """tokens weight^T + bias. (B, T, K), (C, K) -> (B, T, C)."""
+    def project(self, tokens: str, weight: Tensor, bias: Tensor, activation: str | None = None) -> str:
+        """activation(tokens weight^T + bias). (B, T, K), (C, K) -> (B, T, C).
+
+        The activation stands next to the product, before any transposition, so that a runtime can fuse the two.
+        """
         if self.products == "matmul":
-            return self.node("Add", [self.node("MatMul", [tokens, weight.t()]), bias])
+            out = self.node("Add", [self.node("MatMul", [tokens, weight.t()]), bias])
+            return self.node(activation, [out]) if activation else out
         as_map = self.node("Transpose", [self.node("Unsqueeze", [tokens, [1]])], perm=[0, 3, 1, 2])  # (B, K, 1, T)
-        projected = self.node("Conv", [as_map, weight[:, :, None, None], bias])  # (B, C, 1, T)
-        return self.node("Squeeze", [self.node("Transpose", [projected], perm=[0, 2, 3, 1]), [1]])
+        out = self.node("Conv", [as_map, weight[:, :, None, None], bias])  # (B, C, 1, T)
+        if activation:
+            out = self.node(activation, [out])
+        return self.node("Squeeze", [self.node("Transpose", [out], perm=[0, 2, 3, 1]), [1]])
 
     def split(self, value: str, parts: int, axis: int) -> list[str]:
         """Equal parts of `value` along `axis`."""
@@ -77,7 +85,7 @@ class _Writer:
 
     def constant(self, value: Tensor | list[int]) -> str:
         """Adds an initializer, fp32 for tensors and int64 for lists, and returns its name."""
-        array = value.float().numpy() if isinstance(value, Tensor) else np.asarray(value, np.int64)
+        array = value.float().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value, np.int64)
         name = f"constant_{len(self.initializers)}"
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -112,9 +120,7 @@ def _name_of(node: fx.Node) -> str:
 def _linear(w, x, weight, bias, gelu=False, residual=None, norm_weight=None, norm_bias=None, norm_eps=0.0):
     if norm_weight is not None:
         x = _layer_norm(w, x, norm_weight, norm_bias, norm_eps)
-    out = w.project(x, weight, bias)
-    if gelu:
-        out = w.node("Gelu", [out])
+    out = w.project(x, weight, bias, "Gelu" if gelu else None)
     return out if residual is None else w.node("Add", [out, residual])
 
 
@@ -188,7 +194,7 @@ def _fcu_down(w, feature_map, tokens, weight, bias, norm_weight, norm_bias, norm
 
 
 def _fcu_up(w, tokens, weight, bias):
-    return w.node("Relu", [w.project(_rows(w, tokens, 1, _END), weight, bias)])
+    return w.project(_rows(w, tokens, 1, _END), weight, bias, "Relu")
 
 
 _END = 2**31 - 1  # past the last row, as Slice wants it

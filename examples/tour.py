@@ -64,7 +64,9 @@ def show_predictions() -> None:
     try:
         model = cf.create_model(PHOTO_MODEL, weights="mmpretrain")
     except cf.DownloadError:
-        print("The published weights are not in the cache (`conformer-fast predict` downloads them), so random ones are")
+        print(
+            "The published weights are not in the cache (`conformer-fast predict` downloads them), so random ones are"
+        )
         print("used: the classes mean nothing, what counts is that reference and compiled model agree.\n")
         model = cf.create_model(PHOTO_MODEL)
     fast = cf.compile(model)

@@ -1,4 +1,4 @@
-"""What every test shares: a cache folder of its own, and the smallest model that has every part."""
+"""What every test shares: its own cache folder, random values that repeat, and the smallest model with every part."""
 
 import os
 
@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: spinning 
 
 import lookalikes
 import pytest
+import torch
 
 from conformer_fast.config import ConformerConfig
 from conformer_fast.model import Conformer
@@ -17,6 +18,11 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONFORMER_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_random_values():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

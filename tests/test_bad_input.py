@@ -152,6 +152,7 @@ ODD: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "parameter": lambda batch: torch.nn.Parameter(batch, requires_grad=False),
     "read-only memory": lambda batch: torch.frombuffer(batch.numpy().tobytes(), dtype=torch.float32).view(batch.shape),
     "negative view": lambda batch: torch.complex(batch, -batch).conj().imag,
+    "contiguous negative view": lambda batch: torch._neg_view(-batch),
 }
 
 

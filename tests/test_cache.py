@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from conformer_fast.engines import cache
 
 FIELDS = {
@@ -222,6 +223,12 @@ def test_unusable_folder_is_a_warning(where, folder):
     assert builder.calls == 1
     assert cache.entries() == []
     assert cache.clear() == 0
+
+
+def test_lock_that_cannot_be_opened_is_a_warning(folder):
+    (folder / f"{cache.key_of(FIELDS)}.lock").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=rf"engines are not kept: {folder} cannot be used"):
+        assert cache.cached(FIELDS, Builder()) == ENGINE
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

@@ -6,18 +6,17 @@ from typing import NamedTuple
 
 import goldens
 import lookalikes
+import onnx
+import onnxruntime
+import openvino
 import pytest
 import torch
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
-from conformer_fast.engines.export import OPSET, onnx_from_model  # noqa: E402  # needs onnx
-
-from conformer_fast.fuse import InferenceConformer, fuse  # noqa: E402
-from conformer_fast.model import Conformer  # noqa: E402
-from conformer_fast.outputs import observed_outputs  # noqa: E402
-from conformer_fast.verify import ALLOWANCE, FLOOR, relative_error  # noqa: E402
+from conformer_fast.engines.export import OPSET, onnx_from_model
+from conformer_fast.fuse import InferenceConformer, fuse
+from conformer_fast.model import Conformer
+from conformer_fast.outputs import observed_outputs
+from conformer_fast.verify import ALLOWANCE, FLOOR, relative_error
 
 SIZES = [(1, 64, 96), (3, 64, 96), (3, 50, 70), (1, 49, 97), (2, 51, 48)]  # whole patches, then padded ones
 
@@ -27,8 +26,8 @@ class Exported(NamedTuple):
 
     reference: Conformer
     fused: InferenceConformer
-    onnx: "onnx.ModelProto"
-    session: "onnxruntime.InferenceSession"
+    proto: onnx.ModelProto
+    session: onnxruntime.InferenceSession
     products: str
 
 
@@ -115,11 +114,11 @@ def test_features_only(small_config):
 
 def test_checker_accepts_it(custom, tiny):
     for exported in (custom, tiny):
-        onnx.checker.check_model(exported.onnx, full_check=True)
+        onnx.checker.check_model(exported.proto, full_check=True)
 
 
 def test_operators_are_standard_and_whole(custom):
-    proto, depth = custom.onnx, custom.reference.config.depth
+    proto, depth = custom.proto, custom.reference.config.depth
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", OPSET)]
     assert {node.domain for node in proto.graph.node} == {""}
     count = Counter(node.op_type for node in proto.graph.node)
@@ -133,7 +132,7 @@ def test_operators_are_standard_and_whole(custom):
 
 
 def test_values_and_nodes_have_unique_names(custom):
-    graph = custom.onnx.graph
+    graph = custom.proto.graph
     values = [value for node in graph.node for value in node.output] + [value.name for value in graph.initializer]
     for names in (values, [node.name for node in graph.node]):
         assert len(set(names)) == len(names)
@@ -145,7 +144,7 @@ def test_inputs_and_outputs_are_named_and_free_in_size(custom):
         assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
         return [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
 
-    graph, channels = custom.onnx.graph, custom.reference.config.in_channels
+    graph, channels = custom.proto.graph, custom.reference.config.in_channels
     assert [value.name for value in graph.input] == ["images"]
     assert dimensions(graph.input[0]) == ["batch", channels, "height", "width"]
     assert tuple(value.name for value in graph.output) == custom.fused.outputs
@@ -164,7 +163,7 @@ def test_weights_are_float32_whatever_the_models_dtype(small_config):
         other = onnx_from_model(fuse(model.to(dtype)).with_outputs(expected.fused.outputs))
         types = {value.data_type for value in other.graph.initializer}
         assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
-        assert [node.op_type for node in other.graph.node] == [node.op_type for node in expected.onnx.graph.node]
+        assert [node.op_type for node in other.graph.node] == [node.op_type for node in expected.proto.graph.node]
 
 
 @pytest.mark.parametrize(
@@ -174,14 +173,14 @@ def test_weights_are_float32_whatever_the_models_dtype(small_config):
 )
 def test_any_outputs_in_any_order(small, outputs):
     exported = export(small.reference, outputs)
-    assert [value.name for value in exported.onnx.graph.output] == outputs
-    onnx.checker.check_model(exported.onnx, full_check=True)
+    assert [value.name for value in exported.proto.graph.output] == outputs
+    onnx.checker.check_model(exported.proto, full_check=True)
     assert_agrees(exported, goldens.image(2, 50, 70))
 
 
 def test_exports_are_reproducible(small):
     again = onnx_from_model(fuse(small.reference).with_outputs(small.fused.outputs))
-    assert again.SerializeToString(deterministic=True) == small.onnx.SerializeToString(deterministic=True)
+    assert again.SerializeToString(deterministic=True) == small.proto.SerializeToString(deterministic=True)
 
 
 def test_the_model_is_untouched(small_model):
@@ -194,7 +193,6 @@ def test_the_model_is_untouched(small_model):
 
 
 def test_openvino_reads_it(small):
-    openvino = pytest.importorskip("openvino")
-    read = openvino.Core().read_model(small.onnx.SerializeToString())
+    read = openvino.Core().read_model(small.proto.SerializeToString())
     assert tuple(output.any_name for output in read.outputs) == small.fused.outputs
     assert str(read.input(0).partial_shape) == "[?,3,?,?]"

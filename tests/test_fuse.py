@@ -275,13 +275,33 @@ def test_with_outputs_shares_the_weights_and_leaves_the_model_alone(small_model)
     assert ours.keys() == theirs.keys()
 
 
-@pytest.mark.parametrize(
-    "outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "logits"], "3.map", []], ids=str
-)
+@pytest.mark.parametrize("outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "logits"], "3.map"], ids=str)
 def test_with_outputs_refuses_unknown_names(small_model, outputs):
     with pytest.raises(ValueError, match="no such outputs") as caught:
         fuse(small_model).with_outputs(outputs)
     assert "this model has conv_logits, trans_logits, 1.map" in str(caught.value)
+
+
+@pytest.mark.parametrize("outputs", [[], ["1.map", "1.map"]], ids=str)
+def test_with_outputs_refuses_none_and_the_same_twice(small_model, outputs):
+    with pytest.raises(ValueError, match="one or more different names") as caught:
+        fuse(small_model).with_outputs(outputs)
+    assert str(outputs) in str(caught.value)
+
+
+def test_a_part_in_training_mode_is_refused(small_model):
+    small_model.conv_1.bn1.train()
+    with pytest.raises(ValueError, match="a part of it, is in training mode"):
+        fuse(small_model)
+
+
+def test_a_features_model_returns_its_features(small_config):
+    model = lookalikes.fill(Conformer(small_config, features_only=True)).double().eval()
+    image = torch.randn(1, 3, 64, 48, dtype=torch.float64)
+    with torch.no_grad():
+        maps, tokens = model(image)
+        for ours, theirs in zip(fuse(model)(image), (*maps, tokens), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_features_have_no_logits(small_config):

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import threading
+import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +34,9 @@ def exports(monkeypatch) -> list[tuple[str, ...]]:
     """The outputs of each ONNX model that is made during the test."""
     made = []
 
-    def counted(model):
+    def counted(model, *args, **keywords):
         made.append(model.outputs)
-        return original(model)
+        return original(model, *args, **keywords)
 
     original = export.onnx_from_model
     monkeypatch.setattr(export, "onnx_from_model", counted)
@@ -274,7 +275,7 @@ def test_failed_build_is_tried_again(small_model, own_cache, monkeypatch):
     batch = images(2, 3, 32, 32)
     fast = compiled(small_model)
     with monkeypatch.context() as patch:
-        patch.setattr(export, "onnx_from_model", lambda model: 1 / 0)
+        patch.setattr(export, "onnx_from_model", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fast(batch)
     assert cache.entries() == []
@@ -307,6 +308,21 @@ def test_requests_are_used_again(small_model, monkeypatch):
         fast(batch)
     (engine,) = fast._engine._built.values()
     assert len(engine._idle) == 2
+
+
+def test_threads_never_take_the_same_request(small_model):
+    class Slow(list):
+        def __getitem__(self, index):
+            time.sleep(0.05)
+            return super().__getitem__(index)
+
+    fast = compiled(small_model, threads=2)
+    fast(images(2, 3, 32, 32))
+    (engine,) = fast._engine._built.values()
+    engine._idle = Slow(engine._idle)
+    with ThreadPoolExecutor(2) as pool:
+        taken = [request for requests in pool.map(lambda _: engine._take(), range(2)) for request in requests]
+    assert len({id(request) for request in taken}) == len(taken) == 4
 
 
 def test_one_size_is_built_once_for_many_threads(small_model, own_cache, exports):

@@ -14,8 +14,6 @@ import pytest
 
 import conformer_fast
 
-pytest.importorskip("build")
-
 ROOT = Path(__file__).parents[1]
 DATA = {
     "conformer_fast/py.typed",

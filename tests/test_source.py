@@ -116,6 +116,16 @@ def test_takes_no_random_numbers(given):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_trial_run_is_in_the_modules_own_precision():
+    """Not in that of an autocast around it, whose rounding could pass for another computation."""
+    module = evaluated(lookalikes.OfficialConformer(CONFIG))
+    seen = []
+    module.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        load_source(module)
+    assert seen == [False]
+
+
 @pytest.mark.parametrize(
     ("wrap", "features_only"),
     [(torch.compile, False), (torch.compile, True), (nn.DataParallel, False)],

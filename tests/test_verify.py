@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import lookalikes
 import pytest
@@ -323,6 +324,31 @@ def test_coupling_rows_are_what_the_units_pass_on(small_model):
         stride = block.expand_block.stride
         grid = up.transpose(1, 2).unflatten(2, (32 // 16, 48 // 16))
         torch.testing.assert_close(grid.repeat_interleave(stride, 2).repeat_interleave(stride, 3), repeated)
+
+
+def test_observing_leaves_no_hooks(small_model):
+    def hooks() -> list[int]:
+        return [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in small_model.modules()]
+
+    before = hooks()
+    observed_outputs(small_model, images(1, 3, 32, 32), ["2.fcu_up"])
+    assert hooks() == before
+    with pytest.raises(ValueError, match="smaller than one"):
+        observed_outputs(small_model, images(1, 3, 8, 8), ["2.fcu_up"])
+    assert hooks() == before
+
+
+def test_engine_of_inner_outputs_runs_in_many_threads(settings, small_model):
+    engine = compiled(small_model, *settings).engine(BLOCKS)
+    batches = [images(1, 3, 32, 32) * (1 + index) for index in range(4)]
+    serial = [engine(batch) for batch in batches]
+
+    def work(index: int) -> bool:
+        results = [engine(batches[index]) for _ in range(4)]
+        return all(torch.equal(*pair) for result in results for pair in zip(result, serial[index], strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 def test_outputs_come_in_the_order_asked_for(small_model):
