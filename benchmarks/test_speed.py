@@ -19,8 +19,8 @@ from conformer_fast.verify import relative_error
 from .peers import PEERS, rival_of
 
 ERROR = {"fp32": 1e-4, "bf16": 5e-2}  # of the logits; a wrong implementation is off by about 1
-SECONDS = 8.0  # for one candidate and its rival together
-ROUNDS = (5, 40)  # fewest and most
+SECONDS = 6.0  # for one candidate and its rival together
+ROUNDS = (5, 30)  # fewest and most
 
 
 @pytest.mark.timeout(1800)

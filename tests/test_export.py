@@ -196,3 +196,10 @@ def test_openvino_reads_it(small):
     read = openvino.Core().read_model(small.proto.SerializeToString())
     assert tuple(output.any_name for output in read.outputs) == small.fused.outputs
     assert str(read.input(0).partial_shape) == "[?,3,?,?]"
+
+
+def test_only_what_an_output_needs_is_written(small_model):
+    model = fuse(small_model)
+    everything, first_map = onnx_from_model(model), onnx_from_model(model.with_outputs(["1.map"]))
+    assert first_map.ByteSize() < everything.ByteSize() / 10
+    onnx.checker.check_model(first_map, full_check=True)
