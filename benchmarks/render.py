@@ -68,10 +68,10 @@ def summary(points: Points) -> str:
     cpu = machine["cpu"]
     return (
         f"Median milliseconds on {cpu['count']} cores of an {cpu['brand_raw']}, 224x224; OpenVINO runs the unfused "
-        f"model. Against it in the same precision, paired round by round, ours is {means['bf16']:.2f}x in bf16 and "
-        f"{means['fp32']:.2f}x in fp32 (geometric means), {min(every):.2f}x at the worst point; OpenVINO timed against "
-        f"itself strays from 1 by up to {noise(points):.0%} in this run. Against eager fp32, ours in bf16 is "
-        f"{min(eager):.1f}x to {max(eager):.1f}x."
+        f"model. Columns were measured minutes apart on a machine whose speed drifts, so the ratio is taken round by "
+        f"round: in the same precision ours is {means['bf16']:.2f}x OpenVINO in bf16 and {means['fp32']:.2f}x in fp32 "
+        f"(geometric means), {min(every):.2f}x at the worst point; OpenVINO timed against itself strays from 1 by up to "
+        f"{noise(points):.0%}. Against eager fp32, ours in bf16 is {min(eager):.1f}x to {max(eager):.1f}x."
     )
 
 
