@@ -70,7 +70,7 @@ def summary(points: Points) -> str:
         f"Median milliseconds on {cpu['count']} cores of an {cpu['brand_raw']}, 224x224; OpenVINO runs the unfused "
         f"model. Columns were measured minutes apart on a machine whose speed drifts, so the ratio is taken round by "
         f"round: in the same precision ours is {means['bf16']:.2f}x OpenVINO in bf16 and {means['fp32']:.2f}x in fp32 "
-        f"(geometric means), {min(every):.2f}x at the worst point; OpenVINO timed against itself strays from 1 by up to "
+        f"(geometric means), {min(every):.2f}x at the worst point; OpenVINO timed against itself strays from 1 by "
         f"{noise(points):.0%}. Against eager fp32, ours in bf16 is {min(eager):.1f}x to {max(eager):.1f}x."
     )
 

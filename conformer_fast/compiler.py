@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -158,12 +159,11 @@ def _identity(model: Conformer) -> dict[str, Any]:
     for name, tensor in model.state_dict().items():
         weights.update(name.encode())
         weights.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    code = hashlib.sha256()
-    package = Path(__file__).parent
-    from .engines import export
+    from .engines import export, openvino
 
-    for file in (package / "fuse.py", package / "model.py", Path(export.__file__)):
-        code.update(file.read_bytes())
+    code = hashlib.sha256()
+    for module in (sys.modules[__name__], sys.modules[fuse.__module__], export, openvino):
+        code.update(Path(str(module.__file__)).read_bytes())
     return {
         "weights": weights.hexdigest(),
         "config": asdict(model.config),
