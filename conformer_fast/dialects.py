@@ -12,13 +12,14 @@ A backbone alone, of any dialect, has no prefix and no heads.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from .config import HEAD_DIM, STEM_CHANNELS, ConformerConfig
+from .config import BUNDLED, HEAD_DIM, STEM_CHANNELS, VARIANTS, ConformerConfig
 
 Dialect = Literal["official", "mmpretrain", "mmdetection"]
 
@@ -62,23 +63,17 @@ class Recognised:
     def config(self, num_heads: int | None = None) -> ConformerConfig:
         """The sizes, read from the shapes.
 
-        num_heads cannot be read from a checkpoint: by default a head has 64 channels, as in every published variant.
+        num_heads cannot be read from a checkpoint: by default it is that of the variant with these sizes; for sizes of
+        no variant, 64 channels a head are assumed, with a warning.
         Raises CheckpointError when a tensor is missing or the sizes are not a Conformer's.
         """
         embed_dim = self._shape("cls_token", 3)[2]
         patch_conv = self._shape("trans_patch_conv.weight", 4)
-        if num_heads is None:
-            if embed_dim % HEAD_DIM:
-                raise CheckpointError(
-                    f"the tokens have {embed_dim} channels, not a multiple of {HEAD_DIM}, so the number of attention "
-                    "heads cannot be guessed; pass num_heads"
-                )
-            num_heads = embed_dim // HEAD_DIM
         sizes = {
             "patch_size": patch_conv[3] * 4,  # the stem map has stride 4
             "channel_ratio": _ratio("conv_1.conv3.weight", self._shape("conv_1.conv3.weight", 4)[0], STEM_CHANNELS),
             "embed_dim": embed_dim,
-            "num_heads": num_heads,
+            "num_heads": num_heads or 1,
             "depth": self._depth(),
             "mlp_ratio": _ratio("trans_1.mlp.fc1.weight", self._shape("trans_1.mlp.fc1.weight", 2)[0], embed_dim),
             "in_channels": self._shape("conv1.weight", 4)[1],
@@ -86,9 +81,10 @@ class Recognised:
         if self.num_classes is not None:
             sizes["num_classes"] = self.num_classes
         try:
-            return ConformerConfig(**sizes)
+            config = ConformerConfig(**sizes)
         except ValueError as error:
             raise CheckpointError(f"the checkpoint's sizes are not a Conformer's: {error}") from error
+        return config if num_heads else replace(config, num_heads=_usual_heads(config))
 
     def _shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         if name not in self.state:
@@ -105,6 +101,26 @@ class Recognised:
         if len(blocks) != depth - 1:
             raise CheckpointError(f"the checkpoint has {len(blocks)} conv_trans blocks, the last one called {depth}")
         return depth
+
+
+def _usual_heads(config: ConformerConfig) -> int:
+    """The number of heads of the variant with these sizes; else 64 channels a head, with a warning."""
+    for known in (VARIANTS | BUNDLED).values():
+        if replace(known, num_classes=config.num_classes, num_heads=config.num_heads) == config:
+            return known.num_heads
+    advice = "build the model with create_model(ConformerConfig(...), weights=...) and give that instead"
+    if config.embed_dim % HEAD_DIM:
+        raise CheckpointError(
+            f"the tokens have {config.embed_dim} channels, not a multiple of {HEAD_DIM}, so the number of attention "
+            f"heads cannot be guessed; {advice}"
+        )
+    heads = config.embed_dim // HEAD_DIM
+    warnings.warn(
+        f"these weights have the sizes of no published variant and do not tell the number of attention heads; "
+        f"{heads} of {HEAD_DIM} channels are assumed. If that is wrong, {advice}",
+        stacklevel=4,
+    )
+    return heads
 
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised:
@@ -127,7 +143,8 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
             ignored += renamed.endswith(COUNTER)
     if not any(name.startswith(BODY) for name in official):
         raise CheckpointError(
-            f"not a Conformer's weights: no key begins with {' or '.join(BODY)}; the first keys are {first_few(state)}"
+            f"not a Conformer's weights: no key begins with {' or '.join(BODY)}; "
+            f"the first keys are {first_few(state) or 'none, it is empty'}"
         )
     theirs = tuple(mmpretrain for _, mmpretrain in RENAMED)
     if any(part in name for name in plain.values() for part in theirs):

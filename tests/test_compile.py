@@ -13,7 +13,7 @@ from torch import nn
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig, ConformerFeatures, ConformerOutput
 
-CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=2, num_classes=7)
+CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=3, num_classes=7)
 SIZES = [(16, 16), (48, 64), (33, 47), (16, 90)]  # one patch; whole patches; padded both ways; one patch high
 TOLERANCE = 1e-5  # relative error of a whole tensor; two fp32 runs of this model differ by 1e-6
 

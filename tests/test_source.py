@@ -14,7 +14,7 @@ from conformer_fast.model import Conformer, ConformerFeatures, ConformerOutput
 from conformer_fast.outputs import reference_outputs
 from conformer_fast.source import load_source, rebuild
 
-CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=2, num_classes=7)
+CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=3, num_classes=7)
 LOGITS = ("conv_logits", "trans_logits")
 MAPS = ("1.map", "2.map", "3.map")
 
