@@ -1,4 +1,4 @@
-"""Maps the top-level folders kernels/ and engines/ into the package; everything else is in pyproject.toml."""
+"""Maps the top-level folder engines/ into the package; everything else is in pyproject.toml."""
 
 from setuptools import setup
 

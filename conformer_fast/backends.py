@@ -86,7 +86,8 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
             reason = f"{name} {taken}: {why}"
             return Settings(name, taken, threads), "; ".join([reason, *passed_over])
         if backend == name:
-            raise BackendError(f"backend {name!r} cannot run here: {missing}")
+            others = [other for other, known in BACKENDS.items() if known.missing() is None]
+            raise BackendError(f"backend {name!r} cannot run here: {missing}; here there is {', '.join(others)}")
         passed_over.append(f"no {name} ({missing})")
     raise AssertionError("the reference backend is never missing")
 

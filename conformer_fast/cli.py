@@ -47,7 +47,7 @@ def _predict(options: argparse.Namespace) -> int:
     size = options.size or (DIGITS_SIZE if model.config == BUNDLED["digits"] else 224)
     labels = labels_for(model.config)
     topk = min(options.topk, len(labels))
-    results, failed = [], 0
+    results, failed = [], []
     progress = tqdm(total=len(options.images), unit="image", disable=not sys.stderr.isatty(), leave=False)
     for start in range(0, len(options.images), BATCH):
         paths = options.images[start : start + BATCH]
@@ -57,7 +57,7 @@ def _predict(options: argparse.Namespace) -> int:
                 images.append(load_batch([path], size))
                 good.append(path)
             except ImageError as error:
-                failed += 1
+                failed.append({"image": path, "error": str(error)})
                 print(f"conformer-fast predict: {error}", file=sys.stderr)
         if good:
             scores, indices = fast(torch.cat(images)).probabilities.topk(topk)
@@ -70,7 +70,8 @@ def _predict(options: argparse.Namespace) -> int:
         progress.update(len(paths))
     progress.close()
     if options.json:
-        print(json.dumps({"model": options.model, "weights": options.weights, "run": fast.reason, "images": results}))
+        facts = {"model": options.model, "weights": options.weights, "run": fast.reason}
+        print(json.dumps({**facts, "images": results, "failed": failed}))
     else:
         for result in results:
             print(result["image"])

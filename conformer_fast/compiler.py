@@ -104,6 +104,10 @@ class CompiledConformer(nn.Module):
         identity = {**self._identity, **self.settings.engine_fields(), "outputs": list(outputs)}
         return OpenVINOEngine(make_onnx, identity, self.settings.precision, self.settings.threads)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the reference; the engine is loaded again."""
+        return CompiledConformer, (self._source, self.settings, self.reason)
+
     def extra_repr(self) -> str:
         return self.reason
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -90,20 +91,13 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
     Raises CheckpointError, and leaves the model as it was, when a tensor is missing, unexpected, misshapen, not
     floating point or not finite.
     """
-    label = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = _state_dict(source, ema) if isinstance(source, Mapping) else read_state_dict(source, ema)
+    if isinstance(source, Mapping):
+        return _copy(recognise(_state_dict(source, ema)), model)
+    state = read_state_dict(source, ema)
     try:
-        found = recognise(state)
-        values, ignored = _select(found, model)
-        _check_coverage(found, values, model)
-        parameters = model.state_dict()
-        values = {name: _checked(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
+        return _copy(recognise(state), model)
     except CheckpointError as error:
-        raise CheckpointError(f"{label}: {error}") from None
-    with torch.no_grad():
-        for name, tensor in values.items():
-            parameters[name].copy_(tensor)
-    return LoadReport(found.dialect, len(values), ignored)
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]) -> Path:
@@ -129,8 +123,8 @@ def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]
 def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dialect: Dialect = "official") -> None:
     """Writes a state dict of official names as safetensors in `dialect`: the whole file appears at once, or nothing.
 
-    Raises CheckpointError when `path` does not end in .safetensors or its folder does not exist, ValueError for a
-    dialect other than "official" and "mmpretrain".
+    Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ValueError for a dialect other
+    than "official" and "mmpretrain".
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -145,6 +139,8 @@ def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dial
     try:
         safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
         os.replace(unfinished, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -163,6 +159,17 @@ def convert(
     found = recognise(state)
     save_weights(found.state, target, dialect)
     return LoadReport(found.dialect, len(found.state), len(state) - len(found.state))
+
+
+def _copy(found: Recognised, model: Conformer) -> LoadReport:
+    values, ignored = _select(found, model)
+    _check_coverage(found, values, model)
+    parameters = model.state_dict()
+    values = {name: _checked(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
+    with torch.no_grad():
+        for name, tensor in values.items():
+            parameters[name].copy_(tensor)
+    return LoadReport(found.dialect, len(values), ignored)
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:

@@ -91,7 +91,7 @@ class _Writer:
         return name
 
     def finish(self, model: InferenceConformer) -> onnx.ModelProto:
-        shape = ["batch", model.config.in_channels, "height", "width"]
+        shape: list[str | int | None] = ["batch", model.config.in_channels, "height", "width"]
         images = helper.make_tensor_value_info(IMAGES, TensorProto.FLOAT, shape)
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, _shape(name)) for name in model.outputs]
         graph = helper.make_graph(self.nodes, "conformer", [images], outputs, self.initializers)

@@ -23,7 +23,7 @@ from torch import Tensor
 from .cache import cached
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name
-SIZES_KEPT = 8  # engines in memory; beyond it the least recently used is dropped
+SIZES_KEPT = 4  # engines in memory, of one size and stream count each; then the least recently used is dropped
 
 
 def native_precisions() -> tuple[str, ...]:
@@ -68,7 +68,8 @@ class OpenVINOEngine:
         self._core = ov.Core()
         self._threads = threads or torch.get_num_threads()
         self._built: OrderedDict[tuple[int, int, int], _SizedEngine] = OrderedDict()
-        self._lock = threading.Lock()
+        self._building: dict[tuple[int, int, int], threading.Lock] = {}
+        self._lock = threading.Lock()  # of both tables; held for look-ups only
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         images = images.to(torch.float32).resolve_neg().contiguous()
@@ -87,12 +88,20 @@ class OpenVINOEngine:
     def _sized(self, height: int, width: int, streams: int) -> _SizedEngine:
         key = height, width, streams
         with self._lock:
-            if key not in self._built:
-                self._built[key] = self._load(height, width, streams)
+            if key in self._built:
+                self._built.move_to_end(key)
+                return self._built[key]
+            building = self._building.setdefault(key, threading.Lock())
+        with building:  # one thread builds, the others that want the same engine wait for it
+            with self._lock:
+                if key in self._built:
+                    return self._built[key]
+            engine = self._load(height, width, streams)
+            with self._lock:
+                self._built[key] = engine
                 if len(self._built) > SIZES_KEPT:
                     self._built.popitem(last=False)
-            self._built.move_to_end(key)
-            return self._built[key]
+        return engine
 
     def _load(self, height: int, width: int, streams: int) -> _SizedEngine:
         options = {

@@ -25,6 +25,7 @@ PHOTO_MODEL = "small-p16"
 
 
 def main() -> None:
+    start = time.perf_counter()
     os.environ["CONFORMER_FAST_OFFLINE"] = "1"
     torch.manual_seed(0)
     title("This machine")
@@ -37,6 +38,7 @@ def main() -> None:
     cf.compile(digits).verify(load_digits_split().test_images[:32])
     title("Speed: reference (eager fp32) against compiled")
     cli.main(["bench", "--rounds", "3"])
+    print(f"\n{time.perf_counter() - start:.0f} seconds in all")
 
 
 def show_accuracy() -> cf.Conformer:

@@ -61,6 +61,7 @@ def test_a_damaged_image_costs_only_itself(capsys, digit_files, tmp_path):
     status, out, err = run(capsys, "predict", digit_files[3], str(bad), digit_files[5], "--model", "digits", "--json")
     assert status == 1
     assert [entry["top"][0]["label"] for entry in json.loads(out)["images"]] == ["3", "5"]
+    assert [entry["image"] for entry in json.loads(out)["failed"]] == [str(bad)]
     assert str(bad) in err
     assert "Traceback" not in err
 

@@ -1,6 +1,7 @@
 """compile() end to end: everything it takes, on every backend, from many threads, at any size."""
 
 import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -295,3 +296,12 @@ def test_first_calls_from_many_threads_at_once(backend):
 def test_repr_tells_how_it_runs(compiled, backend):
     assert repr(compiled) == f"CompiledConformer({compiled.reason})"
     assert compiled.reason.startswith(f"{backend} fp32: as asked")
+
+
+def test_copies_and_pickles_compute_the_same():
+    fast = cf.compile(cf.create_model("digits", weights="bundled"))
+    images = torch.randn(2, 3, 64, 64)
+    expected = fast(images)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert other.reason == fast.reason
+        assert torch.equal(other(images).logits, expected.logits)

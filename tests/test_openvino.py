@@ -337,3 +337,27 @@ def test_one_size_is_built_once_for_many_threads(small_model, own_cache, exports
         results = list(pool.map(work, range(4)))
     assert len(exports) == len(fast._engine._built) == 1
     assert all(torch.equal(*pair) for result in results[1:] for pair in zip(result, results[0], strict=True))
+
+
+def test_a_built_size_does_not_wait_for_another_that_is_being_built(small_model, own_cache, monkeypatch):
+    fast = cf.compile(small_model, backend="openvino", precision="fp32")
+    small, large = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 64, 64)
+    fast(small)
+    started, go_on = threading.Event(), threading.Event()
+    load = fast._engine._load
+
+    def slow(*size):
+        started.set()
+        assert go_on.wait(60)
+        return load(*size)
+
+    monkeypatch.setattr(fast._engine, "_load", slow)
+    builder = threading.Thread(target=fast, args=(large,))
+    builder.start()
+    try:
+        assert started.wait(60)
+        fast(small)  # would hang here if the builder held the look-up lock
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+        builder.join()

@@ -1,5 +1,6 @@
 """What is shipped: the source archive builds the wheel, and the wheel alone runs, away from the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from sklearn.datasets import load_digits
 
 import conformer_fast
+from conformer_fast.digits import digit_image
 
 ROOT = Path(__file__).parents[1]
 DATA = {
@@ -113,3 +116,23 @@ print(*sorted(module.__file__ for name, module in sys.modules.items() if name.st
 def test_installed_command_runs(installed, tmp_path):
     printed = run(installed / "bin" / "conformer-fast", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     assert "predict" in printed
+
+
+def test_a_prediction_from_an_empty_environment(built, tmp_path):
+    """As a user would: a new environment, the wheel with its dependencies, another folder, a picture of a digit."""
+    run(sys.executable, "-m", "venv", tmp_path / "empty", cwd=tmp_path)
+    python = tmp_path / "empty" / "bin" / "python"
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "-c", ROOT / "constraints.txt", f"{built.wheel}[cpu]", cwd=tmp_path)
+    digit_image(load_digits().images[4]).save(tmp_path / "four.png")
+    command = tmp_path / "empty" / "bin" / "conformer-fast"
+    for backend in ("reference", "openvino"):
+        printed = run(command, "predict", "four.png", "--model", "digits", "--backend", backend, "--json", cwd=tmp_path)
+        assert json.loads(printed)["images"][0]["top"][0]["label"] == "4"
+    assert str(tmp_path) in run(python, "-c", "import conformer_fast; print(conformer_fast.__file__)", cwd=tmp_path)
+
+
+def test_editable_installation_follows_the_checkout(tmp_path):
+    """This suite's own environment is one: the mapped folder engines/ is imported from the checkout."""
+    code = "import conformer_fast.engines.export as module; print(module.__file__)"
+    assert Path(run(sys.executable, "-c", code, cwd=tmp_path).strip()) == ROOT / "engines" / "export.py"
