@@ -79,9 +79,10 @@ def summary(points: Points) -> str:
         f"Median milliseconds on {cpu['count']} cores of an {cpu['brand_raw']}, 224x224; OpenVINO runs the unfused "
         "model with its defaults. Columns were measured minutes apart on a machine whose speed drifts, so the ratio is "
         f"taken round by round: in the same precision ours is {means['bf16']:.2f}x OpenVINO in bf16 and "
-        f"{means['fp32']:.2f}x in fp32 (geometric means), {worst:.2f}x at the worst point; OpenVINO timed against itself strays from 1 by "
-        f"{noise(points):.0%}. Against OpenVINO's throughput mode at batch 8 (both ratios to its default, divided): "
-        f"{min(streams):.2f}x to {max(streams):.2f}x. Against eager fp32: {eager['bf16']}, {eager['fp32']}."
+        f"{means['fp32']:.2f}x in fp32 (geometric means), {worst:.2f}x at the worst point; OpenVINO timed against "
+        f"itself strays from 1 by {noise(points):.0%}. Against OpenVINO's throughput mode at batch 8 (both ratios to "
+        f"its default, divided): {min(streams):.2f}x to {max(streams):.2f}x. Against eager fp32: {eager['bf16']}, "
+        f"{eager['fp32']}."
     )
 
 
