@@ -53,7 +53,8 @@ def test_nothing_installed(packages, absent, machine):
     assert reason == f"reference fp32: its precision here; {passed_over}"
     with pytest.raises(BackendError) as caught:
         choose("openvino")
-    assert str(caught.value) == f"backend 'openvino' cannot run here: {absent} not installed: {INSTALL}"
+    missing = f"{absent} not installed: {INSTALL}"
+    assert str(caught.value) == f"backend 'openvino' cannot run here: {missing}; here there is reference"
 
 
 def test_cuda_without_its_executor(machine):
@@ -67,7 +68,9 @@ def test_cuda_without_its_executor(machine):
 
 def test_triton_without_cuda(machine):
     machine()
-    with pytest.raises(BackendError, match="backend 'triton' cannot run here: no CUDA device"):
+    with pytest.raises(
+        BackendError, match="'triton' cannot run here: no CUDA device; here there is openvino, reference"
+    ):
         choose("triton")
 
 
