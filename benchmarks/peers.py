@@ -41,7 +41,10 @@ def _torch_compile(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
     def build(model: cf.Conformer, images: Tensor) -> Run:
         torch.compiler.reset()
         compiled = torch.compile(copy.deepcopy(model).to(dtype, memory_format=torch.channels_last))
-        run: Run = lambda images: compiled(images.to(dtype, memory_format=torch.channels_last)).logits  # noqa: E731
+
+        def run(images: Tensor) -> Tensor:
+            return compiled(images.to(dtype, memory_format=torch.channels_last)).logits
+
         run(images)
         return run
 

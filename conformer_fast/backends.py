@@ -95,9 +95,8 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
 def _precision(name: str, backend: Backend, precision: str) -> tuple[str, str]:
     native = backend.precisions()
     if precision == "auto":
-        return native[-1], f"the fastest precision of the {backend.hardware}" if len(
-            native
-        ) > 1 else "its precision here"
+        why = f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
+        return native[-1], why
     if precision not in native:
         raise BackendError(
             f"precision {precision!r} is not available on backend {name!r} here; choose from {', '.join(native)}"

@@ -124,15 +124,16 @@ class Weights(nn.Module):
         return self.weight, self.bias
 
 
-class Norm(Weights):
+class Norm(nn.Module):
     """A layer norm's weight, bias and eps; calling it returns all three."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__(norm.weight, norm.bias)
+        super().__init__()
+        self.affine = Weights(norm.weight, norm.bias)
         self.eps = norm.eps
 
-    def forward(self) -> tuple[Tensor, Tensor, float]:  # type: ignore[override]  # one value more than Weights
-        return self.weight, self.bias, self.eps
+    def forward(self) -> tuple[Tensor, Tensor, float]:
+        return *self.affine(), self.eps
 
 
 class InferenceBottleneck(nn.Module):

@@ -59,9 +59,9 @@ def rebuild(structure: Any, tensors: tuple[Tensor, ...]) -> Any:
 
 def _own(reference: Conformer) -> Source:
     if not reference.features_only:
-        return Source(reference, LOGITS, ConformerOutput(*LOGITS))  # type: ignore[arg-type]  # placeholders
-    outputs = feature_names(reference.config)
-    return Source(reference, outputs, ConformerFeatures(outputs[:-1], outputs[-1]))  # type: ignore[arg-type]
+        return Source(reference, LOGITS, ConformerOutput._make(LOGITS))
+    *maps, tokens = outputs = feature_names(reference.config)
+    return Source(reference, outputs, ConformerFeatures._make((tuple(maps), tokens)))
 
 
 def _reference(found: Recognised, num_heads: int | None = None) -> Conformer:
