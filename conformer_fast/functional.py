@@ -7,6 +7,9 @@ paper is. Tests in float64 hold the two together, and the official implementatio
 Shapes: B images, N tokens without the class token, T = N + 1, C embed channels, K CNN channels, H x W map, S map pixels
 per token side. Maps are (B, H, W, K), contiguous; tokens are (B, T, C) with the class token first; matrices are
 (out, in) as in `torch.nn.functional.linear`.
+
+Precisions: products are computed in their weight's dtype, and so are maps; tokens may be kept in a finer one, that of
+the norms' weights and of the class token (InferenceConformer.in_precision).
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def linear(
     """act(norm(x) weight^T + bias) + residual; norm is a layer norm if norm_weight is given. (..., K) -> (..., C)."""
     if norm_weight is not None:
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
-    out = F.linear(x, weight, bias)
+    out = F.linear(x.to(weight.dtype), weight, bias)
     if gelu:
         out = F.gelu(out)
     return out if residual is None else out + residual
@@ -48,6 +51,7 @@ def stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Tensor:
 
     images (B, 3, H, W), weight (K, 3, 7, 7) -> (B, H', W', K).
     """
+    images = images.to(weight.dtype)
     stem_map = F.max_pool2d(F.relu(F.conv2d(images, weight, bias, stride=2, padding=3)), 3, stride=2, padding=1)
     H, W = stem_map.shape[-2:]
     return _nhwc(F.pad(stem_map, (0, -W % multiple, 0, -H % multiple)))
@@ -95,6 +99,14 @@ def conv3x3(
     return _nhwc(F.relu(F.conv2d(_nchw(x), weight, bias, stride=stride, padding=1)))
 
 
+def conv3x3_pool(
+    feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int, pool_stride: int
+) -> tuple[Tensor, Tensor]:
+    """conv3x3 and its average over S x S pixels, which FCU-down reads: (B, H', W', K'), (B, H' / S, W' / S, K')."""
+    out = conv3x3(feature_map, weight, bias, stride)
+    return out, _nhwc(F.avg_pool2d(_nchw(out), pool_stride))
+
+
 def fcu_down(
     feature_map: Tensor,
     tokens: Tensor,
@@ -111,14 +123,15 @@ def fcu_down(
     token stands in for the missing pooled one. feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> (B, T, C).
     """
     pooled = F.avg_pool2d(_nchw(feature_map), stride).flatten(2).transpose(1, 2)  # (B, N, K)
-    projected = F.layer_norm(F.linear(pooled, weight, bias), weight.shape[:1], norm_weight, norm_bias, norm_eps)
+    projected = F.linear(pooled, weight, bias).to(norm_weight.dtype)
+    projected = F.layer_norm(projected, weight.shape[:1], norm_weight, norm_bias, norm_eps)
     return tokens + torch.cat([tokens[:, :1], F.gelu(projected)], dim=1)
 
 
 def fcu_up(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Feature Coupling Unit, transformer to CNN, at token resolution: relu(tokens weight^T + bias) without the class
     token; its consumer (conv3x3) repeats each entry. (B, T, C), (K, C) -> (B, N, K)."""
-    return F.relu(F.linear(tokens[:, 1:], weight, bias))
+    return F.relu(F.linear(tokens[:, 1:].to(weight.dtype), weight, bias))
 
 
 def pool(
@@ -139,10 +152,12 @@ def heads(
     conv_bias: Tensor,
     trans_weight: Tensor,
     trans_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Both heads' logits. (B, H, W, K), (B, T, C) -> (B, classes), (B, classes)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both heads' logits and their sum. (B, H, W, K), (B, T, C) -> three times (B, classes)."""
     pooled, class_token = pool(feature_map, tokens, norm_weight, norm_bias, norm_eps)
-    return F.linear(pooled, conv_weight, conv_bias), F.linear(class_token, trans_weight, trans_bias)
+    conv_logits = F.linear(pooled, conv_weight, conv_bias).to(tokens.dtype)
+    trans_logits = F.linear(class_token.to(trans_weight.dtype), trans_weight, trans_bias).to(tokens.dtype)
+    return conv_logits, trans_logits, conv_logits + trans_logits
 
 
 def _nchw(feature_map: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The reference model rewritten for inference: every algebraic rewrite, once. All are exact up to rounding.
 
 1. Batch norms are folded into the convolution before them (`fold_batch_norm`).
-2. FCU-down pools before its 1x1 projection: both are linear, so they commute, and S * S fewer products remain.
+2. FCU-down pools before its 1x1 projection: both are linear, so they commute, and S * S fewer products remain. The
+   convolution before it returns its map pooled too.
 3. FCU-up projects and activates at token resolution; no upsampled map is written, conv3x3 reads [h // S, w // S].
 4. The attention scale is folded into the query rows of the joint projection (`fold_attention_scale`).
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
@@ -13,6 +14,7 @@ The result is a plain module of operators (ops.py) on channels-last maps. Its we
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +23,10 @@ from torch import Tensor, nn
 from . import ops
 from .config import ConformerConfig
 from .model import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
+from .streams import beside, join
 
 LOGITS = ("conv_logits", "trans_logits")
+SUM = "logits"
 
 
 def feature_names(config: ConformerConfig) -> tuple[str, ...]:
@@ -44,9 +48,10 @@ def fuse(model: Conformer) -> InferenceConformer:
 class InferenceConformer(nn.Module):
     """images (B, in_channels, H, W) -> a tuple of the tensors named in `outputs`.
 
-    Names: "conv_logits", "trans_logits" (B, classes); for a block k "k.map" (B, K, H, W), "k.tokens" (B, T, C),
-    "k.pooled" (B, K) and "k.class_token" (B, C); inside coupled blocks "k.fcu_down" (B, T, C), the transformer's input,
-    and "k.fcu_up" (B, N, K), the convolution's addition at token resolution. See `output_names`.
+    Names: "conv_logits", "trans_logits" and "logits", their sum, each (B, classes); for a block k "k.map" (B, K, H, W),
+    "k.tokens" (B, T, C), "k.pooled" (B, K) and "k.class_token" (B, C); inside coupled blocks "k.fcu_down" (B, T, C),
+    the transformer's input, and "k.fcu_up" (B, N, K), the convolution's addition at token resolution. See
+    `output_names`.
     """
 
     def __init__(self, model: Conformer) -> None:
@@ -82,6 +87,20 @@ class InferenceConformer(nn.Module):
         other.outputs = tuple(outputs)
         return other
 
+    def in_precision(self, dtype: torch.dtype) -> InferenceConformer:
+        """A copy whose products and maps are in `dtype`, and whose tokens and norms are in float32.
+
+        The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
+        it again. Convolutions keep their weights in the memory order of channels-last maps.
+        """
+        other = copy.deepcopy(self).float()
+        for part in other.modules():
+            if isinstance(part, Weights):
+                part.to(dtype)
+                if part.weight.ndim == 4:
+                    part.to(memory_format=torch.channels_last)
+        return other
+
     @property
     def output_names(self) -> tuple[str, ...]:
         """Every name that `outputs` may hold."""
@@ -89,27 +108,39 @@ class InferenceConformer(nn.Module):
         blocks = range(1, self.config.depth + 1)
         names = [f"{index}.{kind}" for index in blocks for kind in kinds]
         names += [f"{index}.{kind}" for index in blocks[1:] for kind in ("fcu_down", "fcu_up")]
-        return (*LOGITS, *names) if hasattr(self, "conv_head") else tuple(names)
+        return (*LOGITS, SUM, *names) if hasattr(self, "conv_head") else tuple(names)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         wanted, found = set(self.outputs), {}
         config = self.config
+
+        def keep(name: str, value: Tensor) -> None:
+            if name in wanted:
+                found[name] = value
+
         stem_map = ops.stem(images, *self.stem(), config.stem_stride)  # (B, H / 4, W / 4, 64)
-        feature_map, _ = self.conv_1(stem_map)
+        with beside():
+            feature_map = self.conv_1(stem_map)
         tokens = self.trans_1(ops.patch_embed(stem_map, self.cls_token, *self.patch_embed()))
+        join()
         for index in range(1, config.depth + 1):
             if index > 1:
                 feature_map, tokens, down, up = self.get_submodule(f"conv_trans_{index}")(feature_map, tokens)
-                found[f"{index}.fcu_down"], found[f"{index}.fcu_up"] = down, up
-            found[f"{index}.tokens"] = tokens
+                keep(f"{index}.fcu_down", down)
+                keep(f"{index}.fcu_up", up)
+                del down, up  # their memory is free for the next block
+            keep(f"{index}.tokens", tokens)
             if f"{index}.map" in wanted:
-                found[f"{index}.map"] = feature_map.permute(0, 3, 1, 2)
+                keep(f"{index}.map", feature_map.permute(0, 3, 1, 2))
             if self.norm is not None and {f"{index}.pooled", f"{index}.class_token"} & wanted:
                 pooled, class_token = ops.pool(feature_map, tokens, *self.norm())
-                found[f"{index}.pooled"], found[f"{index}.class_token"] = pooled, class_token
-        if self.norm is not None and wanted & set(LOGITS):
-            conv, trans = ops.heads(feature_map, tokens, *self.norm(), *self.conv_head(), *self.trans_head())
-            found["conv_logits"], found["trans_logits"] = conv, trans
+                keep(f"{index}.pooled", pooled)
+                keep(f"{index}.class_token", class_token)
+        if self.norm is not None and wanted & {*LOGITS, SUM}:
+            conv, trans, both = ops.heads(feature_map, tokens, *self.norm(), *self.conv_head(), *self.trans_head())
+            keep("conv_logits", conv)
+            keep("trans_logits", trans)
+            keep(SUM, both)
         return tuple(found[name] for name in self.outputs)
 
 
@@ -129,15 +160,15 @@ class Norm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
-        self.affine = Weights(norm.weight, norm.bias)
+        self.weight, self.bias = nn.Buffer(norm.weight.detach().clone()), nn.Buffer(norm.bias.detach().clone())
         self.eps = norm.eps
 
     def forward(self) -> tuple[Tensor, Tensor, float]:
-        return *self.affine(), self.eps
+        return self.weight, self.bias, self.eps
 
 
 class InferenceBottleneck(nn.Module):
-    """(B, H, W, K) -> the block's map (B, H', W', K') and its inner map, which FCU-down reads."""
+    """(B, H, W, K) -> (B, H', W', K'), in three steps that a coupled block calls one by one."""
 
     def __init__(self, block: Bottleneck) -> None:
         super().__init__()
@@ -149,15 +180,27 @@ class InferenceBottleneck(nn.Module):
         if block.project:
             self.residual = Weights(*_as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
 
-    def forward(
-        self, feature_map: Tensor, token_map: Tensor | None = None, token_stride: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        inner = ops.conv1x1(feature_map, *self.conv1())
-        inner = ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride)
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return self.expand(self.spatial(self.reduce(feature_map)), feature_map)
+
+    def reduce(self, feature_map: Tensor) -> Tensor:
+        return ops.conv1x1(feature_map, *self.conv1())
+
+    def spatial(self, inner: Tensor, token_map: Tensor | None = None, token_stride: int = 1) -> Tensor:
+        return ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride)
+
+    def spatial_and_pooled(self, inner: Tensor, token_stride: int) -> tuple[Tensor, Tensor]:
+        """`spatial` and its mean over each token's pixels, which FCU-down reads."""
+        if token_stride > 1:
+            return ops.conv3x3_pool(inner, *self.conv2(), self.stride, token_stride)
+        inner = self.spatial(inner)
+        return inner, inner
+
+    def expand(self, inner: Tensor, feature_map: Tensor) -> Tensor:
         residual = feature_map
         if self.residual is not None:
             residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False)
-        return ops.conv1x1(inner, *self.conv3(), residual=residual), inner
+        return ops.conv1x1(inner, *self.conv3(), residual=residual)
 
 
 class InferenceTransformer(nn.Module):
@@ -192,26 +235,30 @@ class InferenceBlock(nn.Module):
         self.fusion_block = InferenceBottleneck(block.fusion_block)
 
     def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        feature_map, inner = self.cnn_block(feature_map)
-        down = self.down(inner, tokens)
+        inner = self.cnn_block.reduce(feature_map)
+        inner, pooled = self.cnn_block.spatial_and_pooled(inner, self.token_stride)
+        with beside():
+            cnn_map = self.cnn_block.expand(inner, feature_map)
+            fusion = self.fusion_block.reduce(cnn_map)
+        down = self.down(pooled, tokens)
         tokens = self.trans_block(down)
         up = ops.fcu_up(tokens, *self.up())
-        feature_map, _ = self.fusion_block(feature_map, up, self.token_stride)
-        return feature_map, tokens, down, up
+        join()
+        fusion = self.fusion_block.spatial(fusion, up, self.token_stride)
+        return self.fusion_block.expand(fusion, cnn_map), tokens, down, up
 
 
 class InferenceFCUDown(nn.Module):
-    """(B, H, W, K), (B, T, C) -> the transformer block's input (B, T, C)."""
+    """The map at token resolution (B, h, w, K) and tokens (B, T, C) -> the transformer block's input (B, T, C)."""
 
     def __init__(self, unit: FCUDown) -> None:
         super().__init__()
         assert unit.conv_project.bias is not None
-        self.stride = unit.stride
         self.project = Weights(*_as_matrix(unit.conv_project.weight, unit.conv_project.bias))
         self.norm = Norm(unit.ln)
 
-    def forward(self, feature_map: Tensor, tokens: Tensor) -> Tensor:
-        return ops.fcu_down(feature_map, tokens, *self.project(), *self.norm(), self.stride)
+    def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
+        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), stride=1)
 
 
 def _fcu_up(unit: FCUUp) -> Weights:

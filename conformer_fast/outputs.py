@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .fuse import LOGITS
+from .fuse import LOGITS, SUM
 from .model import Conformer, ConformerFeatures
 
 COUPLING = (".fcu_down", ".fcu_up")
@@ -19,8 +19,9 @@ def reference_outputs(model: Conformer, images: Tensor, names: Sequence[str]) ->
         found[f"{index}.map"], found[f"{index}.tokens"] = feature_map, tokens
         if {f"{index}.pooled", f"{index}.class_token"} & set(names):
             found[f"{index}.pooled"], found[f"{index}.class_token"] = model.pool(feature_map, tokens)
-    if set(LOGITS) & set(names):
-        found.update(zip(LOGITS, model.forward_head(ConformerFeatures((feature_map,), tokens)), strict=True))
+    if {*LOGITS, SUM} & set(names):
+        output = model.forward_head(ConformerFeatures((feature_map,), tokens))
+        found.update(zip((*LOGITS, SUM), (*output, output.logits), strict=True))
     return tuple(found[name] for name in names)
 
 

@@ -184,9 +184,18 @@ def _conv3x3(w, feature_map, weight, bias, stride=1, token_map=None, token_strid
     return w.node("Relu", [out])
 
 
+def _conv3x3_pool(w, feature_map, weight, bias, stride, pool_stride):
+    out = _conv3x3(w, feature_map, weight, bias, stride)
+    return out, _average(w, out, pool_stride)
+
+
+def _average(w, feature_map, stride):
+    return w.node("AveragePool", [feature_map], kernel_shape=[stride] * 2, strides=[stride] * 2)
+
+
 def _fcu_down(w, feature_map, tokens, weight, bias, norm_weight, norm_bias, norm_eps, stride):
     if stride > 1:
-        feature_map = w.node("AveragePool", [feature_map], kernel_shape=[stride] * 2, strides=[stride] * 2)
+        feature_map = _average(w, feature_map, stride)
     projected = w.node("Conv", [feature_map, weight[:, :, None, None], bias])  # (B, C, H / S, W / S)
     patches = w.node("Gelu", [_layer_norm(w, _map_to_tokens(w, projected), norm_weight, norm_bias, norm_eps)])
     squeezed = w.node("Concat", [_rows(w, tokens, 0, 1), patches], axis=1)
@@ -213,7 +222,8 @@ def _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps):
 def _heads(w, feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
     pooled, class_token = _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps)
     conv_logits = w.node("Gemm", [pooled, conv_weight, conv_bias], transB=1)
-    return conv_logits, w.node("Gemm", [class_token, trans_weight, trans_bias], transB=1)
+    trans_logits = w.node("Gemm", [class_token, trans_weight, trans_bias], transB=1)
+    return conv_logits, trans_logits, w.node("Add", [conv_logits, trans_logits])
 
 
 _TRANSLATIONS: dict[str, Callable[..., Any]] = {
@@ -223,6 +233,7 @@ _TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "patch_embed": _patch_embed,
     "conv1x1": _conv1x1,
     "conv3x3": _conv3x3,
+    "conv3x3_pool": _conv3x3_pool,
     "fcu_down": _fcu_down,
     "fcu_up": _fcu_up,
     "pool": _pool,

@@ -100,6 +100,14 @@ SAMPLES = [
     *_conv3x3_samples(),
     *(
         Sample(
+            f"B{B}-{H}x{W}-stride{stride}-pool{S}",
+            "conv3x3_pool",
+            (shape(B, H, W, 6), shape(10, 6, 3, 3), shape(10), stride, S),
+        )
+        for B, H, W, stride, S in [(3, 4, 8, 1, 4), (1, 8, 4, 2, 2), (3, 3, 6, 1, 3), (1, 1, 1, 1, 1)]
+    ),
+    *(
+        Sample(
             f"B{B}-{h}x{w}-stride{S}",
             "fcu_down",
             (shape(B, h * S, w * S, 6), shape(B, 1 + h * w, 24), shape(24, 6), shape(24), *HEADS, S),
