@@ -98,7 +98,7 @@ class InferenceConformer(nn.Module):
             if isinstance(part, Weights):
                 part.to(dtype)
                 if part.weight.ndim == 4:
-                    part.to(memory_format=torch.channels_last)
+                    part.weight = nn.Buffer(part.weight.contiguous(memory_format=torch.channels_last))
         return other
 
     @property

@@ -1,0 +1,98 @@
+"""Tile choice: plain data and pure functions of the sizes and the chip. Tuned tables (dispatch.py) override it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ._chips import Chip
+
+
+class Tile(NamedTuple):
+    """m, n, k: the block of the product that one program computes, and its step along the sum. warps, stages: Triton's
+    num_warps and num_stages (software pipelining)."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """The smallest power of two that is at least `size` and `least` (16: the smallest side of a matrix instruction)."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def split(channels: int) -> tuple[int, int]:
+    """Two powers of two that cover `channels`, the second 0 if one does it: 384 = 256 + 128, 576 = 512 + 64.
+
+    A row of that many channels is held as two tensors, where one masked power of two would waste up to half.
+    """
+    first = power_of_two(channels)
+    if first == channels or channels <= 16:
+        return first, 0
+    rest = power_of_two(channels - first // 2)
+    return (first, 0) if rest == first // 2 else (first // 2, rest)
+
+
+# (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
+_SIDES = ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (64, 16, 4))
+_WIDE = (128, 256, 8)  # half of them: for kernels that hold little else, where operands stay in shared memory
+_SIDES_FP32 = (
+    (64, 64, 8),
+    (64, 32, 4),
+    (32, 32, 4),
+    (64, 16, 4),
+)  # no matrix instructions: operands take registers too
+_SHARED_OPERANDS = (90, 100)  # capabilities whose matrix instructions read both operands from shared memory
+
+
+def for_matmul(
+    M: int,
+    N: int,
+    K: int,
+    chip: Chip,
+    *,
+    element_size: int,
+    row_size: int | None = None,
+    run: int | None = None,
+    plain: bool = False,
+) -> tuple[Tile, ...]:
+    """Tiles of an (M, K) by (N, K) product of `element_size` bytes, the one with the smallest estimated time first.
+
+    row_size: bytes that one element of the first operand has in memory, with what is added to it on the way
+    run:      adjacent elements of the sum, which a step along it does not cross
+    plain:    nothing is computed on the way into the product and nothing but bias and ReLU on the way out
+    """
+    row_size, run = row_size or element_size, run or K
+    sides = _SIDES if element_size == 2 else _SIDES_FP32
+    if plain and element_size == 2 and chip.capability in _SHARED_OPERANDS:
+        sides = (_WIDE, *sides)
+    k = min(128 // element_size, power_of_two(run))
+    while k > 16 and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
+        k //= 2
+    tiles = []
+    for m, n, warps in sides:
+        if (n > 16 and n >= 2 * N) or (m > 64 and m >= 2 * M):
+            continue
+        step = k * (m * row_size + n * element_size)
+        room = chip.shared - 2048 - (0 if plain else m * k * element_size)  # an operand on its way through registers
+        buffers = min(4, room // step)
+        stages = buffers if chip.capability in _SHARED_OPERANDS else buffers + 1
+        tiles.append(Tile(m, n, k, warps, min(4, stages)))
+    return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip)))
+
+
+def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip) -> float:
+    """Estimated cycles: the busiest multiprocessor's blocks, each bound by products or by operands from the L2 cache.
+
+    4096 multiply-adds (fp16) and 48 bytes a cycle are an H100's, 16 stored elements a cycle and 200 cycles a block are
+    guesses; no GPU was at hand.
+    """
+    blocks = ceil_div(ceil_div(M, tile.m) * ceil_div(N, tile.n), chip.sms)
+    step = max(tile.m * tile.n / 4096, (tile.m + tile.n) * 2 / 48)
+    return blocks * (ceil_div(K, tile.k) * tile.k * step + tile.m * tile.n / 16 + 200)

@@ -1,0 +1,34 @@
+"""relu(x weight^T + bias + residual) at every stride-th pixel of a map: a product whose rows are pixels (linear.py)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._launch import Plan
+from ._tiles import ceil_div
+from .linear import Rows, plan_product
+
+
+def plan_conv1x1(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    relu: bool = True,
+    residual: Tensor | None = None,
+) -> Plan:
+    """Arguments and result: functional.conv1x1."""
+    feature_map = feature_map.contiguous()
+    B, H, W, K = feature_map.shape
+    height, width = ceil_div(H, stride), ceil_div(W, stride)
+    rows = Rows(feature_map, B, height, width, H * W * K, stride * W * K, stride * K)
+    return plan_product(
+        "conv1x1",
+        rows,
+        weight,
+        bias,
+        (B, height, width, weight.shape[0]),
+        dtype=weight.dtype,
+        relu=relu,
+        residual=residual,
+    )

@@ -1,0 +1,185 @@
+"""out[b, h, w] = relu(sum over the 9 taps of (x + upsampled token_map)[b, h s + dy, w s + dx] weight[tap]^T + bias).
+
+x: (B, H, W, K), zero outside; weight: (K', 3, 3, K); out: (B, H', W', K'). An implicit matrix product: a row is a pixel
+of out, the sum runs over 9 K. FCU-up's token_map (B, H / S * W / S, K) is read at [h // S, w // S] and added on the way
+into the product, so its upsampled form is never written.
+
+With POOL > 1 the rows of the product are ordered by token: POOL * POOL adjacent rows are one token's pixels, and their
+mean leaves as a second output (B, H' / POOL, W' / POOL, K'), which is all that FCU-down needs of the map.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _tiles
+from ._chips import chip_of
+from ._launch import Plan, dot_precision, launch, prepared, product_type, unsupported_dtype
+from ._tiles import Tile, ceil_div
+
+
+@triton.jit(do_not_specialize=["M", "H", "W", "height", "width"])  # one binary for all batches and image sizes
+def conv3x3_kernel(
+    x_ptr,  # in  (B, H, W, K)
+    weight_ptr,  # in  (N, 3, 3, K), N = K' output channels
+    bias_ptr,  # in  (N,)
+    token_map_ptr,  # in  (B, H / TOKEN_STRIDE * W / TOKEN_STRIDE, K), if TOKEN_STRIDE
+    out_ptr,  # out (B, height, width, N)
+    pooled_ptr,  # out (B, height / POOL, width / POOL, N), if POOL > 1
+    M,  # B * height * width
+    N,  # output channels
+    K,  # input channels
+    H,  # rows of x
+    W,  # columns of x
+    height,  # rows of out
+    width,  # columns of out
+    STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
+    TOKEN_STRIDE: tl.constexpr,  # S, pixels of x per token side; 0: no token_map
+    POOL: tl.constexpr,  # pixels of out per token side that are averaged; 1: no second output
+    PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    m = tl.program_id(0) // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    token = m // (POOL * POOL)
+    across = width // POOL
+    image = token // (height // POOL * across)
+    row = token // across % (height // POOL) * POOL + m % (POOL * POOL) // POOL
+    column = token % across * POOL + m % POOL
+    image = image.to(tl.int64)
+    m_mask = m < M
+    n_mask = n < N
+    x_image = x_ptr + image * H * W * K
+    weight_rows = weight_ptr + n[None, :] * (9 * K)
+    if TOKEN_STRIDE > 0:
+        token_image = token_map_ptr + image * (H // TOKEN_STRIDE) * (W // TOKEN_STRIDE) * K
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    steps = tl.cdiv(K, BLOCK_K)
+    for step in range(9 * steps):
+        tap = step // steps
+        channel = step % steps * BLOCK_K + k
+        h = row * STRIDE + tap // 3 - 1
+        w = column * STRIDE + tap % 3 - 1
+        inside = m_mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        x_mask = inside[:, None] & (channel[None, :] < K)
+        x = tl.load((x_image + (h * W + w) * K)[:, None] + channel[None, :], mask=x_mask, other=0.0)
+        if TOKEN_STRIDE > 0:
+            entry = h // TOKEN_STRIDE * (W // TOKEN_STRIDE) + w // TOKEN_STRIDE
+            added = tl.load((token_image + entry * K)[:, None] + channel[None, :], mask=x_mask, other=0.0)
+            x = (x.to(tl.float32) + added.to(tl.float32)).to(x.dtype)
+        weight_mask = (channel[:, None] < K) & n_mask[None, :]
+        weight = tl.load(weight_rows + (tap * K + channel)[:, None], mask=weight_mask, other=0.0)
+        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+
+    acc += tl.load(bias_ptr + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
+    acc = tl.maximum(acc, 0.0)
+    pixel = (image * height + row) * width + column
+    mask = m_mask[:, None] & n_mask[None, :]
+    tl.store(out_ptr + pixel[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+    if POOL > 1:
+        TOKENS: tl.constexpr = BLOCK_M // (POOL * POOL)
+        pooled = tl.sum(tl.reshape(acc, (TOKENS, POOL * POOL, BLOCK_N)), 1) / (POOL * POOL)
+        t = tl.program_id(0) // blocks_n * TOKENS + tl.arange(0, TOKENS)
+        mask = (t[:, None] < M // (POOL * POOL)) & n_mask[None, :]
+        t_row = t.to(tl.int64)[:, None] * N
+        tl.store(pooled_ptr + t_row + n[None, :], pooled.to(pooled_ptr.dtype.element_ty), mask=mask)
+
+
+def plan_conv3x3(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    token_map: Tensor | None = None,
+    token_stride: int = 1,
+) -> Plan:
+    """Arguments and result: functional.conv3x3."""
+    return _plan("conv3x3", feature_map, weight, bias, stride, token_map, token_stride, pool=1)
+
+
+def plan_conv3x3_pool(feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int, pool_stride: int) -> Plan:
+    """Arguments and result: functional.conv3x3_pool."""
+    return _plan("conv3x3_pool", feature_map, weight, bias, stride, None, 1, pool_stride)
+
+
+def _plan(
+    operation: str,
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    token_map: Tensor | None,
+    token_stride: int,
+    pool: int,
+) -> Plan:
+    feature_map = feature_map.contiguous()
+    (B, H, W, K), N = feature_map.shape, weight.shape[0]
+    height, width = ceil_div(H, stride), ceil_div(W, stride)
+    M = B * height * width
+    size = weight.element_size()
+    tiles = _tiles.for_matmul(
+        M,
+        N,
+        9 * K,
+        chip_of(weight.device),
+        element_size=size,
+        row_size=size if token_map is None else 2 * size,
+        run=K,
+        plain=token_map is None and pool == 1,
+    )
+    tiles = tuple(tile for tile in tiles if tile.m % pool**2 == 0)
+
+    def run(tile: Tile) -> Tensor | tuple[Tensor, Tensor]:
+        out = torch.empty((B, height, width, N), dtype=weight.dtype, device=weight.device)
+        pooled = out
+        if operation == "conv3x3_pool":
+            pooled = torch.empty((B, height // pool, width // pool, N), dtype=weight.dtype, device=weight.device)
+        launch(
+            conv3x3_kernel,
+            (ceil_div(M, tile.m) * ceil_div(N, tile.n),),
+            tile,
+            x_ptr=feature_map,
+            weight_ptr=prepared(weight, lambda weight: weight.permute(0, 2, 3, 1).contiguous()),
+            bias_ptr=bias.contiguous(),
+            token_map_ptr=bias if token_map is None else token_map.contiguous(),
+            out_ptr=out,
+            pooled_ptr=pooled,
+            M=M,
+            N=N,
+            K=K,
+            H=H,
+            W=W,
+            height=height,
+            width=width,
+            STRIDE=stride,
+            TOKEN_STRIDE=0 if token_map is None else token_stride,
+            POOL=pool,
+            PRECISION=dot_precision(weight),
+            BLOCK_M=tile.m,
+            BLOCK_N=tile.n,
+            BLOCK_K=tile.k,
+        )
+        return out if pooled is out else (out, pooled)
+
+    words = [operation, product_type(weight), f"B{B} H{H} W{W} N{N} K{K} stride{stride}"]
+    words += [f"tokens{token_stride}"] * (token_map is not None) + [f"pool{pool}"] * (pool > 1)
+    unsupported = unsupported_dtype(weight)
+    if operation == "conv3x3_pool":
+        unsupported = unsupported or _unsupported_pool(height, width, pool)
+    return Plan(" ".join(words), unsupported, tiles, run)
+
+
+def _unsupported_pool(height: int, width: int, pool: int) -> str | None:
+    if pool not in (2, 4, 8):
+        return f"the kernel averages 2, 4 or 8 pixels a token side, got {pool}"
+    if height % pool or width % pool:
+        return f"averaging {pool}x{pool} pixels needs a map of whole tokens, got {height}x{width}"
+    return None

@@ -1,0 +1,20 @@
+"""Feature Coupling Unit, transformer to CNN, at token resolution: relu(tokens[:, 1:] weight^T + bias).
+
+A product whose rows skip the class tokens (linear.py). The upsampled map is never written: conv3x3 reads entry
+[h // S, w // S] for pixel [h, w].
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._launch import Plan
+from .linear import Rows, plan_product
+
+
+def plan_fcu_up(tokens: Tensor, weight: Tensor, bias: Tensor) -> Plan:
+    """Arguments and result: functional.fcu_up."""
+    patches = tokens.contiguous()[:, 1:]  # (B, N, C)
+    B, N, C = patches.shape
+    rows = Rows(patches, B, 1, N, (N + 1) * C, N * C, C)
+    return plan_product("fcu_up", rows, weight, bias, (B, N, weight.shape[0]), dtype=weight.dtype, relu=True)

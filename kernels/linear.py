@@ -1,0 +1,222 @@
+"""out[m, :] = relu(gelu(norm(x[m, :]) weight^T + bias) + residual[m, :]), each part optional.
+
+x: M rows of K, weight: (N, K), out: M rows of N. It is every product of the network: the token projections
+(`plan_linear`), the 1x1 convolutions (conv1x1.py), FCU-up (fcu_up.py) and the patch embedding (patch_embed.py), which
+differ in where the rows lie (`Rows`) and in what follows the product.
+
+The layer norm is a prologue: each program reads its rows once for their mean and variance, then again, out of the
+cache, and normalises them in float32 on their way into the product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _tiles
+from ._chips import chip_of
+from ._launch import Plan, dot_precision, launch, product_type, unsupported_dtype
+from ._math import gelu, normalise, row_statistics
+from ._tiles import Tile, ceil_div
+
+
+@triton.jit(do_not_specialize=["M", "rows_per_image", "width"])  # one binary for all batches and image sizes
+def linear_kernel(
+    x_ptr,  # in  rows of K, found by the strides below
+    weight_ptr,  # in  (N, K)
+    bias_ptr,  # in  (N,)
+    norm_weight_ptr,  # in  (K,), if NORM
+    norm_bias_ptr,  # in  (K,), if NORM
+    residual_ptr,  # in  (M, N), if RESIDUAL
+    out_ptr,  # out (M, N); with SKIP_CLASS (images, 1 + rows_per_image, N) without the first row of each image
+    M,  # rows
+    N,  # columns
+    K,  # products per element
+    rows_per_image,  # row m is row m % rows_per_image of image m // rows_per_image
+    width,  # and there at (row // width, row % width)
+    stride_image,  # elements of x from image to image
+    stride_row,  # from one line of `width` rows to the next
+    stride_column,  # from row to row within a line
+    stride_segment,  # from segment to segment of a row's K, if SEGMENT
+    norm_eps,  # added to the variance
+    NORM: tl.constexpr,  # layer norm of the rows first
+    GELU: tl.constexpr,  # GELU of product and bias
+    RESIDUAL: tl.constexpr,  # then add the residual
+    RELU: tl.constexpr,  # then ReLU
+    DENSE: tl.constexpr,  # row m starts at m * stride_column
+    SEGMENT: tl.constexpr,  # a row is made of pieces of this many elements; 0: it is contiguous
+    SKIP_CLASS: tl.constexpr,  # leave a row for the class token before each image's rows of out
+    PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # Blocks of one line of rows run next to each other, so that they share those rows in the cache.
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    m = tl.program_id(0) // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    row = m.to(tl.int64)
+    if DENSE:
+        start = row * stride_column
+    else:
+        pixel = row % rows_per_image
+        start = row // rows_per_image * stride_image
+        start += pixel // width * stride_row + pixel % width * stride_column
+    x_rows = x_ptr + start[:, None]
+    weight_rows = weight_ptr + n.to(tl.int64)[None, :] * K
+    m_mask = m[:, None] < M
+    n_mask = n[None, :] < N
+
+    if NORM:
+        first, mean, rstd = row_statistics(x_ptr + start, m < M, K, norm_eps, BLOCK_K)
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k0 in range(0, K, BLOCK_K):
+        k_mask = k < K - k0
+        column = k0 + k
+        if SEGMENT > 0:
+            column = column // SEGMENT * stride_segment + column % SEGMENT
+        x = tl.load(x_rows + column[None, :], mask=m_mask & k_mask[None, :], other=0.0)
+        weight = tl.load(weight_rows + (k0 + k)[:, None], mask=k_mask[:, None] & n_mask, other=0.0)
+        if NORM:
+            x = normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, k0 + k, K)
+        acc = tl.dot(x.to(weight.dtype), weight, acc, input_precision=PRECISION)
+
+    acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if GELU:
+        acc = gelu(acc)
+    if RESIDUAL:
+        acc += tl.load(residual_ptr + row[:, None] * N + n[None, :], mask=m_mask & n_mask, other=0.0).to(tl.float32)
+    if RELU:
+        acc = tl.maximum(acc, 0.0)
+    if SKIP_CLASS:
+        row += row // rows_per_image + 1
+    tl.store(out_ptr + row[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
+
+
+class Rows(NamedTuple):
+    """Where the M rows of a product lie in `tensor`: `images` times `height` times `width`, strides in elements.
+
+    segment: 0, or a row is made of pieces of that many elements, stride_segment apart.
+    """
+
+    tensor: Tensor
+    images: int
+    height: int
+    width: int
+    stride_image: int
+    stride_row: int
+    stride_column: int
+    segment: int = 0
+    stride_segment: int = 0
+
+    @property
+    def dense(self) -> bool:
+        line = self.width * self.stride_column
+        return (self.height == 1 or self.stride_row == line) and (
+            self.images == 1 or self.stride_image == self.height * line
+        )
+
+
+def plan_product(
+    operation: str,
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor,
+    out: tuple[int, ...],
+    *,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    relu: bool = False,
+    residual: Tensor | None = None,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+    skip_class: bool = False,
+) -> Plan:
+    """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`."""
+    M, (N, K) = rows.images * rows.height * rows.width, weight.shape
+    tiles = _tiles.for_matmul(
+        M,
+        N,
+        K,
+        chip_of(weight.device),
+        element_size=weight.element_size(),
+        row_size=rows.tensor.element_size(),
+        run=rows.segment or K,
+        plain=rows.dense and not (gelu or norm or residual is not None) and rows.tensor.dtype == weight.dtype,
+    )
+
+    def run(tile: Tile) -> Tensor:
+        result = torch.empty(out, dtype=dtype, device=weight.device)
+        launch(
+            linear_kernel,
+            (ceil_div(M, tile.m) * ceil_div(N, tile.n),),
+            tile,
+            x_ptr=rows.tensor,
+            weight_ptr=weight.contiguous(),
+            bias_ptr=bias.contiguous(),
+            norm_weight_ptr=norm[0].contiguous() if norm else bias,
+            norm_bias_ptr=norm[1].contiguous() if norm else bias,
+            residual_ptr=bias if residual is None else residual.contiguous(),
+            out_ptr=result,
+            M=M,
+            N=N,
+            K=K,
+            rows_per_image=rows.height * rows.width,
+            width=rows.width,
+            stride_image=rows.stride_image,
+            stride_row=rows.stride_row,
+            stride_column=rows.stride_column,
+            stride_segment=rows.stride_segment,
+            norm_eps=norm[2] if norm else 0.0,
+            NORM=norm is not None,
+            GELU=gelu,
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            DENSE=rows.dense,
+            SEGMENT=rows.segment,
+            SKIP_CLASS=skip_class,
+            PRECISION=dot_precision(weight),
+            BLOCK_M=tile.m,
+            BLOCK_N=tile.n,
+            BLOCK_K=tile.k,
+        )
+        return result
+
+    parts = {"strided": not rows.dense, "norm": norm, "gelu": gelu, "residual": residual is not None, "relu": relu}
+    words = [operation, product_type(weight), f"M{M} N{N} K{K}", *filter(parts.get, parts)]
+    return Plan(" ".join(words), unsupported_dtype(weight), tiles, run)
+
+
+def plan_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_eps: float = 0.0,
+) -> Plan:
+    """Arguments and result: functional.linear."""
+    x = x.contiguous()
+    M, K = x.numel() // x.shape[-1], x.shape[-1]
+    norm = None
+    if norm_weight is not None:
+        assert norm_bias is not None
+        norm = norm_weight, norm_bias, norm_eps
+    return plan_product(
+        "linear",
+        Rows(x, 1, 1, M, M * K, M * K, K),
+        weight,
+        bias,
+        (*x.shape[:-1], weight.shape[0]),
+        dtype=weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype),
+        gelu=gelu,
+        residual=residual,
+        norm=norm,
+    )

@@ -1,0 +1,38 @@
+"""One product per S x S patch of the stem map, behind the class token.
+
+A product whose rows are patches (linear.py): S pieces, one a line of the map, of S * K adjacent elements each.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._launch import Plan, prepared
+from ._tiles import Tile
+from .linear import Rows, plan_product
+
+
+def plan_patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: Tensor) -> Plan:
+    """Arguments and result: functional.patch_embed."""
+    stem_map = stem_map.contiguous()
+    B, H, W, K = stem_map.shape
+    C, S = weight.shape[0], weight.shape[-1]
+    height, width = H // S, W // S
+    matrix = prepared(weight, lambda weight: weight.permute(0, 2, 3, 1).reshape(C, S * S * K).contiguous())
+    rows = Rows(stem_map, B, height, width, H * W * K, S * W * K, S * K, segment=S * K, stride_segment=W * K)
+    product = plan_product(
+        "patch_embed",
+        rows,
+        matrix,
+        bias,
+        (B, 1 + height * width, C),
+        dtype=cls_token.dtype,
+        skip_class=True,
+    )
+
+    def run(tile: Tile) -> Tensor:
+        tokens = product.launch(tile)
+        tokens[:, :1] = cls_token
+        return tokens
+
+    return Plan(product.problem, product.unsupported, product.tiles, run)

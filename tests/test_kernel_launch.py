@@ -1,0 +1,59 @@
+"""What lies between launchers and Triton: reordered weights, recorded launches, precisions."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from kernel_checks import Sample, launches, make, shape
+
+from conformer_fast.kernels import _launch, dispatch
+from conformer_fast.kernels._launch import dot_precision, prepared, product_type
+
+
+def reordered(weight):
+    return weight.permute(0, 2, 3, 1).contiguous()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_prepared_weight_is_made_once_and_does_not_keep_the_weight_alive(memory_format):
+    weight = torch.randn(4, 6, 3, 3).to(memory_format=memory_format)
+    first = prepared(weight, reordered)
+    assert torch.equal(first, weight.permute(0, 2, 3, 1))
+    assert prepared(weight, reordered) is first
+    alive = weakref.ref(weight)
+    del weight
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_changed_weight_is_prepared_again():
+    weight = torch.randn(4, 6, 3, 3)
+    prepared(weight, reordered)
+    weight.zero_()
+    assert not prepared(weight, reordered).any()
+
+
+def test_inference_tensors_can_be_prepared():
+    with torch.inference_mode():
+        weight = torch.randn(4, 6, 3, 3)
+        assert prepared(weight, reordered) is prepared(weight, reordered)
+
+
+def test_recording_launches_nothing():
+    sample = Sample("", "conv1x1", (shape(2, 3, 5, 16), shape(20, 16), shape(20)))
+    (launch,) = launches("conv1x1", make(sample, torch.float16))
+    assert launch.kernel.__name__ == "linear_kernel"
+    assert launch.arguments["M"] == 30
+    assert launch.arguments["out_ptr"].is_meta
+    assert launch.tile == dispatch.PLANS["conv1x1"](*make(sample, torch.float16)).tiles[0]
+
+
+def test_tf32_only_if_pytorch_may(monkeypatch):
+    weight = torch.zeros(1)
+    for allowed, precision, name in [("highest", "ieee", "fp32"), ("high", "tf32", "tf32")]:
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda allowed=allowed: allowed)
+        assert (dot_precision(weight), product_type(weight)) == (precision, name)
+        assert product_type(weight.half()) == "fp16"
+    assert product_type(weight.double()) == "torch.float64"
+    assert _launch.unsupported_dtype(weight.bfloat16()) is None
