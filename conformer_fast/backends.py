@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
 
+import torch
+
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CAPABILITY = (8, 0)  # the oldest GPUs with bfloat16 and asynchronous copies: A100
 
 
 class BackendError(RuntimeError):
@@ -16,11 +21,14 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is compiled. ENGINE_FIELDS are those that change the engine itself."""
+    """How a model is compiled. ENGINE_FIELDS are those that change the engine itself; `device` takes the images; `tune`
+    measures each new shape's kernels before it runs."""
 
     backend: str
     precision: str
     threads: int | None = None
+    device: str = "cpu"
+    tune: bool = False
 
     ENGINE_FIELDS: ClassVar = ("backend", "precision")
 
@@ -30,19 +38,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class Backend:
-    """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last."""
+    """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last;
+    device() where it would run."""
 
     hardware: str
     missing: Callable[[], str | None]
     precisions: Callable[[], tuple[str, ...]]
+    device: Callable[[], str] = lambda: "cpu"
 
 
 def _triton_missing() -> str | None:
-    import torch
-
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or torch.version.hip:
         return "no CUDA device"
-    return "the CUDA executor is not part of this version"
+    if find_spec("triton") is None:
+        return 'triton not installed: pip install "conformer-fast[triton]"'
+    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on"):
+        return "TRITON_INTERPRET makes Triton run its kernels on the CPU; unset it"
+    capability = torch.cuda.get_device_capability()
+    if capability < CAPABILITY:
+        return "the GPU has compute capability {}.{}, the kernels need {}.{}".format(*capability, *CAPABILITY)
+    return None
+
+
+def _cuda_device() -> str:
+    return f"cuda:{torch.cuda.current_device()}"
 
 
 def _openvino_missing() -> str | None:
@@ -60,7 +79,7 @@ def _openvino_precisions() -> tuple[str, ...]:
 
 # In the order in which "auto" prefers them.
 BACKENDS = {
-    "triton": Backend("CUDA", _triton_missing, lambda: ()),
+    "triton": Backend("GPU", _triton_missing, lambda: tuple(DTYPES), _cuda_device),
     "openvino": Backend("CPU", _openvino_missing, _openvino_precisions),
     "reference": Backend("any", lambda: None, lambda: ("fp32",)),
 }
@@ -84,7 +103,7 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
         if missing is None:
             taken, why = _precision(name, candidate, precision)
             reason = f"{name} {taken}: {why}"
-            return Settings(name, taken, threads), "; ".join([reason, *passed_over])
+            return Settings(name, taken, threads, candidate.device()), "; ".join([reason, *passed_over])
         if backend == name:
             others = [other for other, known in BACKENDS.items() if known.missing() is None]
             raise BackendError(f"backend {name!r} cannot run here: {missing}; here there is {', '.join(others)}")

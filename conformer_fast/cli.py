@@ -1,4 +1,4 @@
-"""The command line: conformer-fast predict | bench | info | convert | cache."""
+"""The command line: conformer-fast predict | bench | tune | info | convert | cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import torch
 from tqdm import tqdm
 
 from . import __version__
-from .backends import BACKENDS, PRECISIONS, BackendError, choose
+from .backends import BACKENDS, DTYPES, PRECISIONS, BackendError, choose
 from .compiler import compile
 from .config import BUNDLED, VARIANTS
+from .cuda_graph import bucket
 from .dialects import CheckpointError
 from .digits import IMAGE_SIZE as DIGITS_SIZE
 from .download import DownloadError
+from .fuse import fuse
 from .labels import labels_for
 from .model import Conformer, create_model
 from .paths import cache_root
@@ -60,7 +62,7 @@ def _predict(options: argparse.Namespace) -> int:
                 failed.append({"image": path, "error": str(error)})
                 print(f"conformer-fast predict: {error}", file=sys.stderr)
         if good:
-            scores, indices = fast(torch.cat(images)).probabilities.topk(topk)
+            scores, indices = fast(torch.cat(images).to(fast.device)).probabilities.topk(topk)
             for path, row, where in zip(good, scores.tolist(), indices.tolist(), strict=True):
                 top = [
                     {"index": index, "label": labels[index], "probability": score}
@@ -85,8 +87,9 @@ def _bench(options: argparse.Namespace) -> int:
     for name in options.models:
         model = create_model(name)
         fast = compile(model, backend=options.backend, precision=options.precision)
+        model.to(fast.device)
         for batch in options.batch:
-            images = torch.randn(batch, model.config.in_channels, options.size, options.size)
+            images = torch.randn(batch, model.config.in_channels, options.size, options.size, device=fast.device)
             with torch.inference_mode():
                 timings = time_in_turn({"reference": model, "compiled": fast}, images, options.rounds)
             reference, compiled = timings["reference"], timings["compiled"]
@@ -108,6 +111,40 @@ def _bench(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows))
     return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    settings, _ = choose("triton", options.precision)
+    from . import tuning
+
+    gpu = tuning.gpu_name(torch.device(settings.device))
+    found: dict[str, tuning.Tuned] = {}
+    status = 0
+    if not options.json:
+        print(f"{gpu}, {settings.precision}, {options.size}x{options.size}; microseconds a launch")
+        print(tuning.HEADER)
+    for name in options.models:
+        torch.manual_seed(0)
+        model = fuse(create_model(name).eval()).in_precision(DTYPES[settings.precision]).to(settings.device)
+        for batch in sorted({bucket(batch) for batch in options.batch}):  # the sizes that compiled models run
+            try:
+                images = tuning.random_images(model, batch, options.size, options.size)
+                new = tuning.tune(model, images, skip=found)
+            except torch.OutOfMemoryError:
+                print(f"conformer-fast tune: {name}: the GPU has no room for a batch of {batch}", file=sys.stderr)
+                status = 1
+                continue
+            tuning.save(gpu, new.values())  # each time: this takes long, and may be broken off
+            found |= new
+            for tuned in () if options.json else new.values():
+                print(tuned, flush=True)
+    file = tuning.table_file(gpu)
+    if options.json:
+        print(json.dumps({"gpu": gpu, "file": str(file), "tuned": [tuned.facts for tuned in found.values()]}))
+    else:
+        changed = sum(tuned.choice != tuned.rule for tuned in found.values())
+        print(f"{len(found)} problems, {changed} with another choice than the rule's; written to {file}")
+    return status
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -211,6 +248,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", nargs="+", type=_positive, default=[1, 8], metavar="N")
     bench.add_argument("--size", type=_positive, default=224, metavar="PIXELS")
     bench.add_argument("--rounds", type=_positive, default=5, metavar="N")
+
+    tune = commands.add_parser("tune", parents=[output], help="measure the kernels' tiles on this GPU; takes minutes")
+    tune.set_defaults(run=_tune)
+    tune.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
+    tune.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128], metavar="N")
+    tune.add_argument("--size", type=_positive, default=224, metavar="PIXELS")
+    tune.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])
 
     info = commands.add_parser("info", parents=[output], help="what this installation can do here, and why")
     info.set_defaults(run=_info)

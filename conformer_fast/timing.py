@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,17 +24,26 @@ class Timing:
 def time_in_turn(
     candidates: Mapping[str, Callable[[Tensor], object]], images: Tensor, rounds: int = 5
 ) -> dict[str, Timing]:
-    """Calls every candidate once with `images` to warm it up, then all of them in turn, `rounds` times."""
+    """Calls every candidate once with `images` to warm it up, then all of them in turn, `rounds` times.
+
+    A call has ended when the GPU, if the images are on one, has.
+    """
     for call in candidates.values():
-        call(images)
+        _call(call, images)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
             start = time.perf_counter()
-            call(images)
+            _call(call, images)
             seconds[name].append(time.perf_counter() - start)
     first = next(iter(seconds.values()))
     return {name: _summary(times, first) for name, times in seconds.items()}
+
+
+def _call(call: Callable[[Tensor], object], images: Tensor) -> None:
+    call(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
 
 
 def _summary(times: list[float], first: list[float]) -> Timing:

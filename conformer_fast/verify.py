@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .backends import DTYPES
 from .config import ConformerConfig
+from .cuda_graph import tf32_as_asked
 from .fuse import LOGITS
 from .model import Conformer
 from .outputs import observed_outputs
@@ -25,9 +27,12 @@ from .outputs import observed_outputs
 if TYPE_CHECKING:
     from .compiler import CompiledConformer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOWANCE = 2.0  # times eager's own error
-FLOOR = {"fp32": 1e-6, "bf16": 4e-3}  # relative error that is always allowed: about one rounding step of the precision
+FLOOR = {  # relative error that is always allowed: about one rounding of the precision
+    "fp32": 1e-6,  # some roundings of 6e-8, which add up
+    "bf16": 4e-3,
+    "fp16": 5e-4,
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class Report:
 
 
 def verify(compiled: CompiledConformer, images: Tensor) -> Report:
-    """Measures `compiled` on images (B, in_channels, H, W). It runs the reference in float64, slowly."""
+    """Measures `compiled` on images (B, in_channels, H, W). It runs the reference in float64 where they are, slowly."""
+    images = compiled.as_input(images)
     reference, precision = compiled.reference, compiled.settings.precision
     ours = dict(zip(compiled.outputs, compiled.run(images), strict=True))
     inner = _inner_names(reference.config)
@@ -121,10 +127,11 @@ def _inner_names(config: ConformerConfig) -> tuple[str, ...]:
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """||value - expected|| / ||expected|| in float64: 0 if both are all zeros, NaN if any value is not finite."""
+    """||value - expected|| / ||expected|| in float64, where `expected` is: 0 if both are all zeros, NaN if any value is
+    not finite."""
     expected = expected.double()
     smallest = torch.finfo(torch.float64).tiny
-    error = ((value.double() - expected).norm() / expected.norm().clamp(min=smallest)).item()
+    error = ((value.to(expected) - expected).norm() / expected.norm().clamp(min=smallest)).item()
     return error if math.isfinite(error) else math.nan
 
 
@@ -134,8 +141,8 @@ def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor, precision: str)
 
 
 def _run(reference: Conformer, dtype: torch.dtype, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    model = copy.deepcopy(reference).to(dtype)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    model = copy.deepcopy(reference).to(images.device, dtype)
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False), tf32_as_asked(dtype):
         return dict(zip(names, observed_outputs(model, images.to(dtype), names), strict=True))
 
 

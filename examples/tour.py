@@ -35,7 +35,8 @@ def main() -> None:
     title(f"Predictions: photographs through {PHOTO_MODEL}")
     show_predictions()
     title("Error: the compiled digits model against the reference, block by block")
-    cf.compile(digits).verify(load_digits_split().test_images[:32])
+    fast = cf.compile(digits)
+    fast.verify(load_digits_split().test_images[:32].to(fast.device))
     title("Speed: reference (eager fp32) against compiled")
     cli.main(["bench", "--rounds", "3"])
     print(f"\n{time.perf_counter() - start:.0f} seconds in all")
@@ -45,16 +46,17 @@ def show_accuracy() -> cf.Conformer:
     split = load_digits_split()
     model = cf.create_model("digits", weights="bundled")
     print(f"{'backend':<10} {'precision':<10}{'correct':>12}{'accuracy':>10}{'ms/image':>10}")
-    for backend in ("reference", "openvino"):
+    for backend in BACKENDS:
         missing = BACKENDS[backend].missing()
         if missing:
             print(f"{backend:<10} {missing}")
             continue
         for precision in BACKENDS[backend].precisions():
             fast = cf.compile(model, backend=backend, precision=precision)
-            fast(split.test_images[:2])  # builds the engine
+            images = split.test_images.to(fast.device)
+            fast(images)  # builds the engine
             start = time.perf_counter()
-            correct = int((fast(split.test_images).logits.argmax(-1) == split.test_labels).sum())
+            correct = int((fast(images).logits.argmax(-1).cpu() == split.test_labels).sum())
             seconds = time.perf_counter() - start
             count = len(split.test_labels)
             figures = f"{correct:>5} of {count}{correct / count:>10.2%}{seconds / count * 1e3:>10.2f}"
@@ -77,7 +79,7 @@ def show_predictions() -> None:
         paths = write_photographs(Path(folder))
         images = load_batch(paths)
     with torch.inference_mode():
-        expected, result = model(images).logits, fast(images).logits
+        expected, result = model(images).logits, fast(images.to(fast.device)).logits.cpu()
     print(f"{'photograph':<12}{'reference says':<20}{'compiled says':<20}{'error of the scores':>20}")
     for path, true, ours in zip(paths, expected, result, strict=True):
         reference, compiled = labels[true.argmax()], labels[ours.argmax()]

@@ -9,7 +9,11 @@ from conformer_fast.digits import load_digits_split
 
 pytest.importorskip("sklearn")
 
-KINDS = [("reference", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+KINDS = [
+    ("reference", "fp32"),
+    *(("openvino", p) for p in ("fp32", "bf16")),
+    *(("triton", p) for p in ("fp32", "bf16", "fp16")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,7 @@ def model():
 
 
 def accuracy(output: cf.ConformerOutput, labels: torch.Tensor) -> float:
-    return (output.logits.argmax(-1) == labels).double().mean().item()
+    return (output.logits.argmax(-1).cpu() == labels).double().mean().item()
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +43,10 @@ def test_digits(backend, precision, model, split, plain_accuracy):
         pytest.skip(missing or f"this CPU does not compute in {precision}")
     fast = cf.compile(model, backend=backend, precision=precision)
     assert len(split.test_labels) == 359
-    reached = accuracy(fast(split.test_images), split.test_labels)
+    reached = accuracy(fast(split.test_images.to(fast.device)), split.test_labels)
     assert reached >= 0.98
     assert abs(reached - plain_accuracy) <= 0.005
-    report = fast.verify(split.test_images[:64])
+    report = fast.verify(split.test_images[:64].to(fast.device))
     assert report.within, report.verdict
     assert min(report.top1_agreement.values()) >= 0.98
 
@@ -60,4 +64,4 @@ def test_every_kind_that_exists_is_tried():
 
 def test_auto_is_as_accurate(model, split, plain_accuracy):
     fast = cf.compile(model)
-    assert abs(accuracy(fast(split.test_images), split.test_labels) - plain_accuracy) <= 0.005
+    assert abs(accuracy(fast(split.test_images.to(fast.device)), split.test_labels) - plain_accuracy) <= 0.005

@@ -6,15 +6,19 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast import BackendError, Conformer, backends
-from conformer_fast.backends import BACKENDS, PRECISIONS, Settings, choose
+from conformer_fast.backends import BACKENDS, DTYPES, PRECISIONS, Settings, choose
 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what the machine seems to have: machine(cuda=..., packages=..., precisions=...)."""
+    """Sets what the machine seems to have: machine(capability=..., packages=..., precisions=...)."""
 
-    def pretend(cuda=False, packages=("openvino", "onnx"), precisions=("fp32", "bf16")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    def pretend(capability=None, packages=("openvino", "onnx"), precisions=("fp32", "bf16")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(torch.version, "hip", None, raising=False)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         monkeypatch.setattr(backends, "find_spec", lambda name: object() if name in packages else None)
         openvino = BACKENDS["openvino"]
         described = backends.Backend(openvino.hardware, openvino.missing, lambda: tuple(precisions))
@@ -24,6 +28,7 @@ def machine(monkeypatch):
 
 
 INSTALL = 'pip install "conformer-fast[cpu]"'
+GPU = {"capability": (9, 0), "packages": ("triton", "openvino", "onnx")}
 
 
 def test_cpu_with_everything(machine):
@@ -57,13 +62,56 @@ def test_nothing_installed(packages, absent, machine):
     assert str(caught.value) == f"backend 'openvino' cannot run here: {missing}; here there is reference"
 
 
-def test_cuda_without_its_executor(machine):
-    machine(cuda=True)
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_gpu(capability, machine):
+    machine(capability, GPU["packages"])
+    assert choose() == (Settings("triton", "fp16", None, "cuda:1"), "triton fp16: the fastest precision of the GPU")
+    for precision in ("fp32", "bf16", "fp16"):
+        settings, reason = choose("triton", precision)
+        assert settings == Settings("triton", precision, None, "cuda:1")
+        assert reason == f"triton {precision}: as asked"
+    settings, _ = choose("openvino")
+    assert settings.device == "cpu"
+
+
+def test_precision_of_a_gpu_that_is_not_there_yet(machine):
+    machine(**GPU)
+    with pytest.raises(BackendError, match=r"'int8' is not available on backend 'triton' .* from fp32, bf16, fp16$"):
+        choose(precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "environment", "missing"),
+    [
+        (None, ("triton",), "", "no CUDA device"),
+        (None, (), "", "no CUDA device"),
+        ((9, 0), (), "", 'triton not installed: pip install "conformer-fast[triton]"'),
+        ((7, 5), (), "", 'triton not installed: pip install "conformer-fast[triton]"'),
+        ((7, 5), ("triton",), "", "the GPU has compute capability 7.5, the kernels need 8.0"),
+        ((6, 1), ("triton",), "", "the GPU has compute capability 6.1, the kernels need 8.0"),
+        ((9, 0), ("triton",), "1", "TRITON_INTERPRET makes Triton run its kernels on the CPU; unset it"),
+        ((9, 0), ("triton",), "0", None),
+    ],
+)
+def test_what_a_gpu_lacks(capability, packages, environment, missing, machine, monkeypatch):
+    machine(capability, (*packages, "openvino", "onnx"))
+    monkeypatch.setenv("TRITON_INTERPRET", environment)
+    assert BACKENDS["triton"].missing() == missing
     settings, reason = choose()
+    if missing is None:
+        assert settings.backend == "triton"
+        return
     assert settings.backend == "openvino"
-    assert "no triton (the CUDA executor is not part of this version)" in reason
-    with pytest.raises(BackendError, match="'triton' cannot run here: the CUDA executor is not part of this version"):
+    assert reason.endswith(f"; no triton ({missing})")
+    with pytest.raises(BackendError) as caught:
         choose("triton")
+    assert str(caught.value) == f"backend 'triton' cannot run here: {missing}; here there is openvino, reference"
+
+
+def test_gpu_of_another_maker(machine, monkeypatch):
+    machine(**GPU)
+    monkeypatch.setattr(torch.version, "hip", "7.1", raising=False)
+    assert BACKENDS["triton"].missing() == "no CUDA device"
 
 
 def test_triton_without_cuda(machine):
@@ -74,13 +122,13 @@ def test_triton_without_cuda(machine):
         choose("triton")
 
 
-@pytest.mark.parametrize("backend", ["auto", "openvino", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "openvino", "reference", "triton"])
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
-@pytest.mark.parametrize("cuda", [False, True], ids=["cpu", "cuda"])
-@pytest.mark.parametrize("packages", [(), ("openvino", "onnx")], ids=["bare", "openvino"])
-def test_reason_is_one_line_that_names_the_choice(backend, precision, cuda, packages, machine):
-    machine(cuda, packages)
-    if backend == "openvino" and not packages:
+@pytest.mark.parametrize("capability", [None, (7, 0), (9, 0)], ids=["cpu", "old-gpu", "gpu"])
+@pytest.mark.parametrize("packages", [(), ("openvino", "onnx"), GPU["packages"]], ids=["bare", "openvino", "all"])
+def test_reason_is_one_line_that_names_the_choice(backend, precision, capability, packages, machine):
+    machine(capability, packages)
+    if backend != "auto" and BACKENDS[backend].missing():
         return
     settings, reason = choose(backend, precision)
     assert reason.startswith(f"{settings.backend} {settings.precision}: ")
@@ -148,6 +196,12 @@ def test_threads_are_passed_on_but_decide_no_engine(threads):
     assert settings.engine_fields() == {"backend": "reference", "precision": "fp32"}
 
 
+def test_every_precision_here_has_a_dtype(machine):
+    machine(**GPU)
+    assert {precision for backend in BACKENDS.values() for precision in backend.precisions()} <= set(DTYPES)
+    assert set(DTYPES) <= set(PRECISIONS)
+
+
 def test_compile_says_the_same(machine, small_model):
     machine(packages=())
     compiled = cf.compile(small_model)
@@ -175,4 +229,4 @@ def test_openvino_reports_its_own_precisions(small_config):
     settings, _ = choose("openvino")
     assert settings.precision == engine_module.native_precisions()[-1]
     model = lookalikes.fill(Conformer(small_config)).eval()
-    assert cf.compile(model).settings == settings
+    assert cf.compile(model, backend="openvino").settings == settings

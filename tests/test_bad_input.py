@@ -1,15 +1,18 @@
 """Images that cannot be run are refused in words, with their values, alike on every backend; odd but good ones run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 import lookalikes
 import numpy as np
 import pytest
 import torch
+from fake_cuda import fake_cuda
 
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig
+from conformer_fast.compiler import check_images
 
 CONFIG = ConformerConfig(embed_dim=32, num_heads=2, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=7)
 WITH_OPENVINO = find_spec("openvino") is not None and find_spec("onnx") is not None
@@ -21,13 +24,14 @@ def images(*shape: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def models():
-    """The same small model on every backend that is installed."""
+    """The same small model on every backend that is installed. The GPU of "triton" is pretended, and is the CPU."""
     model = lookalikes.fill(Conformer(CONFIG)).eval()
-    backends = ("reference", "openvino") if WITH_OPENVINO else ("reference",)
-    return {backend: cf.compile(model, backend=backend, precision="fp32") for backend in backends}
+    backends = ("reference", "openvino", "triton") if WITH_OPENVINO else ("reference", "triton")
+    with fake_cuda():
+        yield {backend: cf.compile(model, backend=backend, precision="fp32") for backend in backends}
 
 
-@pytest.fixture(params=["reference", "openvino"])
+@pytest.fixture(params=["reference", "openvino", "triton"])
 def compiled(request, models):
     if request.param not in models:
         pytest.skip("openvino and onnx are not installed")
@@ -50,12 +54,17 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "none": (lambda: None, TypeError, "images must be a torch tensor, got NoneType"),
     "numpy": (lambda: np.zeros((1, 3, 32, 32), np.float32), TypeError, "must be a torch tensor, got ndarray"),
     "list": (lambda: [images(3, 32, 32)], TypeError, "must be a torch tensor, got list"),
-    "uint8": (
-        lambda: torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+    "int64": (
+        lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int64),
         TypeError,
-        r"torch\.uint8; see conformer_fast\.pre",
+        r"floating point and normalised, or uint8, got torch\.int64; see conformer_fast\.pre",
     ),
-    "int64": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int64), TypeError, r"floating point .* got torch\.int64"),
+    "int8": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int8), TypeError, r"or uint8, got torch\.int8"),
+    "pixels channels last": (
+        lambda: torch.zeros(1, 32, 32, 3, dtype=torch.uint8),
+        ValueError,
+        r"\(batch, 3, height, width\), got \(1, 32, 32, 3\)",
+    ),
     "bool": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.bool), TypeError, r"got torch\.bool"),
     "complex": (lambda: images(1, 3, 32, 32) * 1j, TypeError, r"got torch\.complex64"),
     "sparse": (lambda: images(1, 3, 32, 32).to_sparse(), TypeError, r"one dense tensor, got a torch\.sparse_coo one"),
@@ -107,6 +116,26 @@ def test_refused_alike_on_every_backend(make, kind, message, models):
         assert type(caught.value) is kind
         texts.add(str(caught.value))
     assert len(texts) == 1
+
+
+def test_pixels_are_for_models_of_rgb_pictures():
+    model = lookalikes.fill(Conformer(replace(CONFIG, in_channels=1))).eval()
+    compiled = cf.compile(model, backend="reference")
+    message = r"uint8 images are pixels of RGB pictures, this model reads 1 channel\(s\); pass floating point"
+    with pytest.raises(TypeError, match=message):
+        compiled(torch.zeros(1, 1, 32, 32, dtype=torch.uint8))
+    assert compiled(images(1, 1, 32, 32)).logits.shape == (1, 7)
+
+
+def test_images_elsewhere_name_both_devices(models):
+    model, gpu = models["reference"].reference, torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"compiled for cuda:1, the images are on cpu; pass images\.to\('cuda:1'\)$"):
+        check_images(images(1, 3, 32, 32), model, gpu)
+
+
+def test_images_on_a_gpu_are_not_searched_for_nan(models):
+    model, elsewhere = models["reference"].reference, torch.device("meta")
+    check_images(torch.empty(1, 3, 32, 32, device="meta"), model, elsewhere)  # which has no values to search
 
 
 def test_verify_refuses_the_same(compiled):

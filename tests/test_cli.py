@@ -10,6 +10,7 @@ from PIL import Image
 
 import conformer_fast as cf
 from conformer_fast import cli
+from conformer_fast.backends import Settings
 from conformer_fast.digits import digit_image
 from conformer_fast.engines import cache
 
@@ -103,6 +104,7 @@ def test_missing_weights_say_where_to_put_them(capsys, digit_files, monkeypatch)
         ["predict", "x.png", "--precision", "int8", "--weights", "random"],
         ["predict", "x.png", "--backend", "triton", "--weights", "random"],
         ["convert", "absent.pth", "out.safetensors"],
+        ["tune", "--precision", "int8"],
     ],
     ids=lambda arguments: " ".join(arguments[-2:]),
 )
@@ -116,7 +118,14 @@ def test_what_cannot_be_done_is_one_line_and_status_2(capsys, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["predict"], ["predict", "x.png", "--topk", "0"], ["cache", "burn"], ["convert", "a", "b", "--to", "onnx"]],
+    [
+        [],
+        ["predict"],
+        ["predict", "x.png", "--topk", "0"],
+        ["cache", "burn"],
+        ["convert", "a", "b", "--to", "onnx"],
+        ["tune", "--batch", "0"],
+    ],
     ids=str,
 )
 def test_wrong_arguments_are_usage_errors(capsys, arguments):
@@ -149,6 +158,61 @@ def test_bench_measures_both(capsys):
     status, out, _ = run(capsys, *arguments)
     assert status == 0
     assert len(out.splitlines()) == 2 + 2
+
+
+@pytest.fixture
+def tuned_batches(monkeypatch, tmp_path):
+    """Pretends that there is a GPU, with room for 8 images. One problem is the same for every batch. Returns those
+    batches that were tuned."""
+    tuning = pytest.importorskip("conformer_fast.tuning")
+    batches = []
+
+    def tune(model, images, skip):
+        assert (images.device.type, images.dtype, model.stem.weight.dtype) == ("cpu", torch.bfloat16, torch.bfloat16)
+        B, _, H, W = images.shape
+        if B > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        batches.append((model.config.embed_dim, B, H, W))
+        rule, failed = tuning.Tile(64, 64, 32, 4, 3), {"pytorch": "RuntimeError: no"}
+        slower = tuning.Tuned(f"attention B{B}", rule, "pytorch", {rule: 3e-6, "pytorch": 2e-6}, {})
+        as_it_was = tuning.Tuned("heads", rule, rule, {rule: 5e-6}, failed)
+        return {tuned.problem: tuned for tuned in (slower, as_it_was) if tuned.problem not in skip}
+
+    monkeypatch.setattr(tuning, "tune", tune)
+    monkeypatch.setattr(cli, "choose", lambda backend, precision: (Settings(backend, precision), ""))
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
+    return batches
+
+
+def test_tune_writes_and_prints_what_it_measured(capsys, tuned_batches, tmp_path):
+    arguments = ["tune", "--models", "digits", "--precision", "bf16", "--size", "32", "--batch", "8", "1", "7"]
+    status, out, err = run(capsys, *arguments)
+    assert (status, err) == (0, "")
+    assert tuned_batches == [(64, 1, 32, 32), (64, 8, 32, 32)]
+    lines = out.splitlines()
+    assert lines[2].split() == ["attention", "B1", "64x64x32", "w4", "s3", "3.0", "pytorch", "2.0", "1.50x"]
+    assert [line.split()[0] for line in lines[2:-1]] == ["attention", "heads", "attention"]
+    (file,) = (tmp_path / "tuned").glob("*.json")
+    assert "3 problems, 2 with" in lines[-1]
+    assert lines[-1].endswith(str(file))
+    choices = json.loads(file.read_text())["choices"]
+    assert choices == {"attention B1": "pytorch", "attention B8": "pytorch", "heads": [64, 64, 32, 4, 3]}
+
+    status, out, _ = run(capsys, *arguments, "--json")
+    result = json.loads(out)
+    assert status == 0
+    assert result["file"] == str(file)
+    assert [entry["problem"] for entry in result["tuned"]] == ["attention B1", "heads", "attention B8"]
+    assert result["tuned"][0]["gain"] == pytest.approx(1.5)
+    assert result["tuned"][1]["dropped"] == {"pytorch": "RuntimeError: no"}
+
+
+def test_tune_passes_over_a_batch_without_room(capsys, tuned_batches, tmp_path):
+    arguments = ["tune", "--models", "digits", "--precision", "bf16", "--size", "32", "--batch", "9", "2", "--json"]
+    status, out, err = run(capsys, *arguments)
+    assert status == 1
+    assert err == "conformer-fast tune: digits: the GPU has no room for a batch of 10\n"
+    assert len(json.loads(out)["tuned"]) == 2
 
 
 @pytest.mark.parametrize("dialect", ["official", "mmpretrain"])

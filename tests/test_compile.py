@@ -4,15 +4,21 @@ import copy
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import lookalikes
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from fake_cuda import fake_cuda
+from PIL import Image
 from torch import nn
 
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig, ConformerFeatures, ConformerOutput
+from conformer_fast.backends import BackendError
+from conformer_fast.preprocess import preprocess
 
 CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=3, num_classes=7)
 SIZES = [(16, 16), (48, 64), (33, 47), (16, 90)]  # one patch; whole patches; padded both ways; one patch high
@@ -57,12 +63,14 @@ def bitwise_equal(ours, theirs) -> bool:
     return all(torch.equal(mine, their) for mine, their in zip(leaves(ours), leaves(theirs), strict=True))
 
 
-@pytest.fixture(scope="module", params=["reference", "openvino"])
+@pytest.fixture(scope="module", params=["reference", "openvino", "triton"])
 def backend(request):
+    """Each backend. The GPU of "triton" is pretended, and is the CPU."""
     if request.param == "openvino":
         pytest.importorskip("openvino")
         pytest.importorskip("onnx")
-    return request.param
+    with fake_cuda() if request.param == "triton" else nullcontext():
+        yield request.param
 
 
 @pytest.fixture(scope="module")
@@ -293,15 +301,52 @@ def test_first_calls_from_many_threads_at_once(backend):
         assert all(pool.map(work, range(len(batches))))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+def test_pixels_are_normalised_as_preprocess_does(layout, backend):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    expected = preprocess(picture, 42)  # a short edge of 48: nothing is resized
+    pixels = torch.from_numpy(np.array(picture))[3:45, 3:45].permute(2, 0, 1)
+    compiled = cf.compile(evaluated(Conformer(CONFIG)), backend=backend, precision="fp32")
+    batch = torch.stack([pixels, pixels.flip(-1)]).contiguous(memory_format=layout)
+    before = batch.clone()
+    assert torch.equal(compiled.as_input(batch)[0], expected)
+    assert_same(compiled(batch), compiled(torch.stack([expected, expected.flip(-1)])))
+    assert torch.equal(batch, before)
+
+
+def test_device_is_where_images_must_be(compiled):
+    assert compiled.device == torch.device("cpu")
+    assert compiled.settings.device == "cpu"
+
+
 def test_repr_tells_how_it_runs(compiled, backend):
     assert repr(compiled) == f"CompiledConformer({compiled.reason})"
     assert compiled.reason.startswith(f"{backend} fp32: as asked")
 
 
-def test_copies_and_pickles_compute_the_same():
-    fast = cf.compile(cf.create_model("digits", weights="bundled"))
+def test_copies_and_pickles_compute_the_same(backend):
+    fast = cf.compile(cf.create_model("digits", weights="bundled"), backend=backend)
     images = torch.randn(2, 3, 64, 64)
     expected = fast(images)
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert other.reason == fast.reason
+        assert (other.reason, other.settings) == (fast.reason, fast.settings)
         assert torch.equal(other(images).logits, expected.logits)
+
+
+def test_only_kernels_are_tuned(small_model):
+    with pytest.raises(BackendError, match="only the backend 'triton' can be tuned, this is reference fp32: as asked"):
+        cf.compile(small_model, backend="reference", precision="fp32", tune=True)
+
+
+def test_tuning_is_asked_for(small_model, monkeypatch):
+    """The first call of a shape tunes it if compile() was told to, in copies too; otherwise nothing is measured."""
+    from conformer_fast import tuning
+
+    tuned = []
+    monkeypatch.setattr(tuning, "tune_new", lambda model, *key: tuned.append(key))
+    with fake_cuda():
+        for tune in (False, True):
+            fast = cf.compile(small_model, backend="triton", precision="fp32", tune=tune)
+            fast(torch.randn(3, 3, 32, 32))
+            copy.deepcopy(fast)(torch.randn(1, 3, 32, 32))
+    assert tuned == [(4, 32, 32), (1, 32, 32)]

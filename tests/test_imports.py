@@ -19,13 +19,13 @@ FOLDERS = {PACKAGE: ROOT / PACKAGE, f"{PACKAGE}.engines": ROOT / "engines", f"{P
 # From the top down. A module imports from lower rows and from its own, never from a higher one, and never in a circle.
 LAYERS = [
     {"cli"},
-    {"compiler", "verify"},
-    {"backends", "outputs", "source", "engines.*"},
+    {"compiler", "tuning", "verify"},
+    {"backends", "cuda_graph", "outputs", "source", "engines.*"},
     {"fuse"},
     {"ops", "model", "weights", "dialects", "download", "labels", "digits"},
-    {"functional", "config", "paths", "preprocess", "timing", "kernels.*"},
+    {"functional", "config", "paths", "preprocess", "streams", "timing", "kernels.*"},
 ]
-LEAVES = {"functional", "config", "paths", "preprocess", "timing"}  # these import nothing of the package
+LEAVES = {"functional", "config", "paths", "preprocess", "streams", "timing"}  # these import nothing of the package
 OPTIONAL = {"triton", "tensorrt", "tensorrt_rtx", "openvino", "onnx", "onnxruntime", "sklearn", "skimage", "pybind11"}
 LEAN = {"torch", "numpy", "safetensors", "filelock", "platformdirs", "tqdm"}  # what the import may cost beside Python
 
@@ -97,6 +97,7 @@ def test_the_walk_sees_what_is_there():
     assert "engines.cache" in of_the_package(imported("engines.openvino"))
     assert "compiler" not in of_the_package(imported("verify"))  # for type checkers only
     assert "ops" in of_the_package(imported("fuse"))  # from . import ops
+    assert "cuda_graph" in of_the_package(imported("compiler"))
 
 
 @pytest.mark.parametrize("name", sources())
@@ -125,9 +126,9 @@ def test_modules_take_only_the_version_from_the_package_itself():
         assert not imported(name) & {PACKAGE, *exported}, name
 
 
-def test_only_ops_reaches_the_kernels():
+def test_only_operators_and_tuning_reach_the_kernels():
     reaching = {name for name in sources() if any(".kernels" in other for other in imported(name))}
-    assert {name for name in reaching if not name.startswith("kernels.")} <= {"ops"}
+    assert {name for name in reaching if not name.startswith("kernels.")} <= {"ops", "tuning"}
 
 
 def test_kernels_import_torch_and_triton_only():

@@ -3,13 +3,16 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import lookalikes
 import pytest
 import torch
+from fake_cuda import fake_cuda
 
 import conformer_fast as cf
 from conformer_fast import Conformer
+from conformer_fast.backends import DTYPES
 from conformer_fast.outputs import observed_outputs, reference_outputs
 from conformer_fast.verify import ALLOWANCE, FLOOR, Report, Row, relative_error, verify
 
@@ -30,8 +33,19 @@ def compiled(model, backend: str = "reference", precision: str = "fp32") -> cf.C
     return cf.compile(model, backend=backend, precision=precision)
 
 
-@pytest.fixture(params=[("reference", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")], ids="-".join)
+SETTINGS = [
+    ("reference", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("triton", "fp32"),
+    ("triton", "bf16"),
+    ("triton", "fp16"),
+]
+
+
+@pytest.fixture(params=SETTINGS, ids="-".join)
 def settings(request):
+    """Each backend in each precision. The GPU of "triton" is pretended, and is the CPU."""
     backend, precision = request.param
     if backend == "openvino":
         pytest.importorskip("onnx")
@@ -40,7 +54,8 @@ def settings(request):
 
         if precision not in native_precisions():
             pytest.skip(f"this CPU does not compute in {precision}")
-    return request.param
+    with fake_cuda() if backend == "triton" else nullcontext():
+        yield request.param
 
 
 def test_every_backend_and_precision_is_within(settings, small_model, capsys):
@@ -71,10 +86,8 @@ def test_bound_is_from_pytorchs_own_error(settings, small_config, small_model):
     everything = (*LOGITS, *BLOCKS)
     with torch.no_grad():
         exact = observed_outputs(lookalikes.fill(Conformer(small_config)).eval().double(), batch.double(), everything)
-        eager_model = lookalikes.fill(Conformer(small_config)).eval()
-        if precision == "bf16":
-            eager_model, batch = eager_model.bfloat16(), batch.bfloat16()
-        eager = observed_outputs(eager_model, batch, everything)
+        eager_model = lookalikes.fill(Conformer(small_config)).eval().to(DTYPES[precision])
+        eager = observed_outputs(eager_model, batch.to(DTYPES[precision]), everything)
     rows = {row.name: row for row in (*report.results, *report.blocks)}
     assert list(rows) == list(everything)
     for name, true, low in zip(everything, exact, eager, strict=True):
@@ -276,6 +289,21 @@ def test_surroundings_do_not_widen_the_bound(surroundings, small_model):
 def test_relative_error(value, expected, error):
     result = relative_error(torch.tensor(value), torch.tensor(expected))
     assert math.isnan(result) if error is None else result == error
+
+
+def test_relative_error_of_any_dtype():
+    expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert relative_error(torch.tensor([3.0, 9.0], dtype=dtype), expected) == 1.0
+        assert relative_error(torch.tensor([3.0, 9.0]), expected.to(dtype)) == 1.0
+
+
+def test_pixels_are_compared_as_the_model_sees_them(settings, small_model):
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    fast = compiled(small_model, *settings)
+    report = verify(fast, pixels)
+    assert report.within
+    assert report == verify(fast, fast.as_input(pixels))
 
 
 def test_error_where_nothing_is_expected_is_never_small():
