@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 OUT ?= benchmarks/results/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint format bench readme dev clean
+.PHONY: run test lint format bench kernels-report gpu readme dev clean
 
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
@@ -27,6 +27,13 @@ bench: $(INSTALLED)  ## every peer on every variant, about half an hour; OUT=fol
 	mkdir -p $(OUT)
 	$(BIN)/python -m pytest benchmarks/test_speed.py --benchmark-json=$(OUT)/speed.json
 	$(BIN)/python -m benchmarks.accuracy $(OUT)/accuracy.json
+
+kernels-report: $(INSTALLED)  ## every kernel compiled for six GPUs: registers, spills, shared memory; needs no GPU
+	$(BIN)/python -m benchmarks.kernels_report
+
+gpu: OUT = benchmarks/results/gpu
+gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder STAGES="test ours peers" VARIANTS= BATCH=
+	$(PYTHON) -m benchmarks.gpu $(STAGES) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(BATCH),--batch $(BATCH))
 
 readme: $(INSTALLED)  ## the tables of README.md from the stored results
 	$(BIN)/python -m benchmarks.render

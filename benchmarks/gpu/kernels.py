@@ -1,0 +1,80 @@
+"""Where our time goes: every different operation of the network alone, in a CUDA graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from conformer_fast import functional as CF
+from conformer_fast.kernels import dispatch
+
+from . import clock, roofline
+from .roofline import Ceilings, Operation
+
+DEVICE = "cuda"
+LEAST, MOST = 20, 200  # launches in one graph
+
+
+@torch.inference_mode()
+def measure(variant: str, batch: int, ceilings: dict[str, float]) -> dict[str, Any]:
+    """The network's operations, the one that loses most against its floor first."""
+    limits = Ceilings(**ceilings)
+    rows = [_row(operation, limits) for operation in roofline.network(variant, batch)]
+    total = sum(row["count"] * row["us"] for row in rows)
+    for row in rows:
+        row["share"] = row["count"] * row["us"] / total
+    rows.sort(key=lambda row: row["count"] * (row["floor_us"] - row["us"]))
+    return {"sum_ms": total / 1e3, "operations": rows}
+
+
+@torch.inference_mode()
+def build(variant: str, batch: int) -> dict[str, Any]:
+    """Compiles what the network runs, into Triton's cache on disk."""
+    for operation in roofline.network(variant, batch):
+        _run(operation.name, roofline.filled(operation.arguments, DEVICE, 0))
+    torch.cuda.synchronize()
+    return {}
+
+
+def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
+    """As in the network: weights come from memory, since all others were read in between, and activations from the L2
+    cache as far as they fit, since the operation before has just written them."""
+    launches = _launches(operation)
+    with dispatch.calls() as made:
+        launches[0]()
+    seconds = clock.of_graph(launches)
+    floor = max(operation.floor(ceilings), ceilings.gap)
+    return {
+        "problem": operation.problem,
+        "count": operation.count,
+        "choice": made[0].choice,
+        "reason": made[0].reason,
+        "us": 1e6 * seconds,
+        "gbs": operation.bytes / seconds / 1e9,
+        "tflops": operation.flops / seconds / 1e12,
+        "floor_us": 1e6 * floor,
+        "times_floor": seconds / floor,
+        "bound": operation.bound(ceilings),
+    }
+
+
+def _launches(operation: Operation) -> list[Callable[[], Any]]:
+    """The operation on the same activations and, each time, other weights, together twice as large as the L2 cache."""
+    weights = {name: value for name, value in operation.arguments.items() if name.endswith(("weight", "bias"))}
+    size = sum(value.numel() * value.element_size() for value in weights.values() if value is not None)
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    count = max(LEAST, min(MOST, math.ceil(2 * cache / size))) if size else LEAST
+    arguments = dict(zip(operation.arguments, roofline.filled(operation.arguments, DEVICE, 0), strict=True))
+    launches = []
+    for seed in range(count):
+        others = dict(zip(weights, roofline.filled(weights, DEVICE, seed), strict=True))
+        launches.append(partial(_run, operation.name, list((arguments | others).values())))
+    return launches
+
+
+def _run(name: str, arguments: list[Any]) -> Any:
+    return dispatch.run(name, getattr(CF, name), *arguments)

@@ -1,0 +1,93 @@
+"""The result file: read, merged and written again after every measurement, so that a killed run loses nothing.
+
+Results of different machines (GPU, driver or versions) stand side by side in it and never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+Key = tuple[str | int, ...]
+KEYS = {"points": ("implementation", "variant", "batch"), "kernels": ("variant", "batch"), "tests": ("name",)}
+ABOUT = {
+    "machine": "what makes numbers comparable; each machine has its own entry in `machines`",
+    "ceilings": "measured on it: bytes read and written by a device-to-device copy, an fp16 product of 8192x8192 "
+    "matrices, and gap, the seconds that a kernel which does nothing takes in a CUDA graph",
+    "points": "one implementation, variant and batch of 224x224 images, fp16, weights and images random",
+    "kernels": "every different operation of our network alone in a CUDA graph, weights not in the L2 cache",
+    "tests": "test files and compute-sanitizer's memcheck on this GPU",
+    "commit, source": "of the code that was measured; source is a hash of the package's files",
+    "failed": "why there is no figure: the error, the signal it died of, or the time it was stopped after",
+    "ms, ms_low, ms_high": "a call, by CUDA events: median, 20 % and 80 % quantile, inputs already on the GPU",
+    "ours_speedup, ours_ms": "timed in turn with this peer in one process: the peer's time / ours, median of rounds",
+    "previous_ms": "of a point that was measured again: the figure it replaces",
+    "flops, bytes": "what the fused network must do: 2 x multiply-adds of its products; each input of each operation "
+    "read once, each output written once. The same for every implementation: tflops and gbs are useful work",
+    "floor_ms": "sum over operations of max(bytes / bytes_per_second, flops / flops_per_second), that run's ceilings",
+    "launch_floor_ms": "the same with no operation shorter than the gap between two kernels of a CUDA graph",
+    "share_of_floor": "floor_ms / ms",
+    "error": "||x - reference|| / ||reference|| of both heads' summed scores, reference in float64; null: not finite",
+    "peak_bytes": "GPU memory that PyTorch holds while it runs, weights included, other processes and CUDA itself not",
+    "build_seconds": "from the fp32 model to the third call",
+    "us, floor_us, times_floor": "an operation, its floor (the gap at least), and the quotient",
+    "bound": "which term of the floor is the larger one: memory, products or launch",
+    "choice": "the tile m, n, k, warps, stages of our kernel, or pytorch",
+}
+
+
+class Results:
+    """The entry of one machine in the file at `path`; `stamp` (commit, source) is put on every new row.
+
+    Raises ValueError if the file is there and is no result file.
+    """
+
+    def __init__(self, path: Path, machine: dict[str, Any], stamp: dict[str, str]) -> None:
+        self.path, self.stamp = path, stamp
+        self._all: dict[str, Any] = {"about": ABOUT, "machines": []}
+        if path.exists():
+            try:
+                self._all["machines"] = json.loads(path.read_text(encoding="utf-8"))["machines"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path} is not a result file of this suite; move it away") from None
+        same = [entry for entry in self._all["machines"] if entry["machine"] == machine]
+        self.entry: dict[str, Any] = same[0] if same else {"machine": machine, **{section: [] for section in KEYS}}
+        if not same:
+            self._all["machines"].append(self.entry)
+
+    def find(self, section: str, key: Key) -> dict[str, Any] | None:
+        return next((row for row in self.entry[section] if _key(section, row) == key), None)
+
+    def put(self, section: str, key: Key, row: dict[str, Any]) -> dict[str, Any]:
+        """Adds a row or replaces the one with the same key, and writes the file."""
+        before = self.find(section, key)
+        named = dict(zip(KEYS[section], key, strict=True))
+        row = {**named, **row, **self.stamp, "date": datetime.now(UTC).isoformat(timespec="microseconds")}
+        if before is not None:
+            self.entry[section].remove(before)
+            if "ms" in before and "ms" in row:
+                row["previous_ms"] = before["ms"]
+        self.entry[section].append(row)
+        self.write()
+        return row
+
+    def due(self, section: str, keys: Sequence[Key], fits: Callable[[dict[str, Any]], bool]) -> list[Key]:
+        """What is to be measured of `keys`: those without a row that `fits`, then the one measured longest ago."""
+        rows = {key: self.find(section, key) for key in keys}
+        kept = {key: row for key, row in rows.items() if row is not None and fits(row)}
+        again = [min(kept, key=lambda key: kept[key]["date"])] if kept else []
+        return [key for key in keys if key not in kept] + again
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".part")
+        draft.write_text(json.dumps(self._all, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(draft, self.path)
+
+
+def _key(section: str, row: dict[str, Any]) -> Key:
+    return tuple(row[name] for name in KEYS[section])

@@ -1,0 +1,195 @@
+"""What the compiler makes of every kernel, for every shape of the four variants on six chips, without a GPU.
+
+    python -m benchmarks.kernels_report [--chips 90 100] [--batch 1 128] [--json FILE]
+
+Each launch of the four inference models (tensors without data) is compiled ahead of time. Reported per kernel and
+shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit status is 1 if a kernel spills,
+needs more shared memory than the chip has, or multiplies matrices without matrix instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is defined: an interpreted one cannot be compiled
+
+import torch
+import triton
+from torch import Tensor
+from tqdm import tqdm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.recorded import recorded_calls
+from conformer_fast.config import VARIANTS
+from conformer_fast.kernels import _chips, _launch
+
+TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+SPILLED = 8  # bytes that are no fault: one value parked across a loop, to fit one more block on a multiprocessor
+MATRIX = {
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma": r"mma\.sync",
+}  # in PTX; Hopper's, Blackwell's
+
+
+@dataclass(frozen=True)
+class Row:
+    """One launch on one chip. spilled: bytes of local memory a thread. matrix: the matrix instruction that its products
+    use, None if it has none; products: whether it multiplies matrices in a precision that has such instructions."""
+
+    chip: int
+    variant: str
+    batch: int
+    problem: str
+    kernel: str
+    tile: tuple[int, ...]
+    registers: int
+    spilled: int
+    shared: int
+    matrix: str | None
+    products: bool
+
+    @property
+    def faults(self) -> list[str]:
+        limit = _chips.CHIPS[self.chip].shared
+        found = []
+        if self.spilled > SPILLED:
+            found.append(f"spills {self.spilled} bytes a thread")
+        if self.shared > limit:
+            found.append(f"needs {self.shared} bytes of shared memory, there are {limit}")
+        if self.products and self.matrix is None:
+            found.append("multiplies matrices without matrix instructions")
+        return found
+
+
+@dataclass(frozen=True)
+class Binary:
+    """All that decides a kernel's machine code."""
+
+    module: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[int, ...]
+    chip: int
+    warps: int
+    stages: int
+
+
+def binary_of(launch: _launch.Launch, chip: int) -> Binary:
+    """What Triton would compile for this launch: it specialises on dtypes, on 1 and on multiples of 16."""
+    signature, constants, divisible = [], [], []
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or (special and isinstance(value, int) and value == 1):
+            signature.append((parameter.name, "constexpr"))
+            constants.append((parameter.name, value))
+        elif isinstance(value, Tensor):
+            signature.append((parameter.name, TYPES[value.dtype]))
+            divisible.append(index)  # PyTorch's memory is aligned
+        elif isinstance(value, float):
+            signature.append((parameter.name, "fp32"))
+        else:
+            signature.append((parameter.name, "i32" if value < 2**31 else "i64"))
+            if special and value % 16 == 0:
+                divisible.append(index)
+    function = launch.kernel.fn
+    names = function.__module__, function.__name__
+    tile = launch.tile
+    return Binary(*names, tuple(signature), tuple(constants), tuple(divisible), chip, tile.warps, tile.stages)
+
+
+def compiled(binary: Binary) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and matrix instruction of a binary."""
+    module = __import__(binary.module, fromlist=[binary.kernel])
+    attributes = {(index,): [["tt.divisibility", 16]] for index in binary.divisible}
+    kernel = getattr(module, binary.kernel)
+    source = ASTSource(kernel, dict(binary.signature), dict(binary.constants), attributes)
+    options = {"num_warps": binary.warps, "num_stages": binary.stages, **_launch.OPTIONS}
+    result = triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(result.asm["cubin"])
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    figures = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
+    ptx = result.asm["ptx"]
+    return {
+        "registers": figures["REG"],
+        "spilled": figures["STACK"] + figures["LOCAL"],
+        "shared": result.metadata.shared,
+        "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),
+        "products": "tt.dot" in result.asm["ttir"],
+    }
+
+
+def launches(chips: Sequence[int], batches: Sequence[int]) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:
+    """(chip, variant, batch, problem, launch) of every kernel of the four variants in fp16."""
+    for (variant, config), chip, batch in itertools.product(VARIANTS.items(), chips, batches):
+        with _chips.assuming(_chips.CHIPS[chip]):
+            for call in recorded_calls(config, batch):
+                with _launch.recording() as made:
+                    call.run(call.choice)
+                for launch in made:
+                    yield chip, variant, batch, call.plan.problem, launch
+
+
+def report(chips: Sequence[int], batches: Sequence[int]) -> list[Row]:
+    """One row for each different kernel, shape and chip."""
+    unique = {
+        (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, binary_of(launch, chip))
+        for chip, variant, batch, problem, launch in launches(chips, batches)
+    }
+    binaries = list(dict.fromkeys(binary for _, binary in unique.values()))
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        progress = tqdm(
+            pool.map(compiled, binaries, chunksize=4), "kernels", len(binaries), disable=not sys.stderr.isatty()
+        )
+        figures = dict(zip(binaries, progress, strict=True))
+    return [
+        Row(chip, variant, batch, problem, kernel, tuple(tile), **figures[binary])
+        for (chip, variant, problem, kernel, tile), (batch, binary) in unique.items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("kernels_report", description=__doc__.partition("\n")[0])
+    parser.add_argument("--chips", nargs="+", type=int, default=list(_chips.CHIPS), choices=list(_chips.CHIPS))
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    options = parser.parse_args(arguments)
+    rows = report(options.chips, options.batch)
+    if options.json:
+        Path(options.json).write_text(
+            json.dumps([{**asdict(row), "faults": row.faults} for row in rows], indent=1) + "\n"
+        )
+    for chip in options.chips:
+        print(f"\n{_chips.CHIPS[chip].name} (sm_{chip}), {_chips.CHIPS[chip].shared} bytes of shared memory a block")
+        print(f"{'problem':<64}{'tile':<24}{'registers':>9}{'spilled':>8}{'shared':>8}  matrix")
+        for row in sorted(
+            {(r.problem, r.tile, r.kernel): r for r in rows if r.chip == chip}.values(), key=lambda r: r.problem
+        ):
+            tile = "x".join(map(str, row.tile[:3])) + f" w{row.tile[3]} s{row.tile[4]}"
+            figures = f"{row.registers:>9}{row.spilled:>8}{row.shared:>8}  {row.matrix or '-'}"
+            print(f"{row.problem:<64}{tile:<24}{figures}{''.join(f'  {fault}' for fault in row.faults)}")
+    faulty = sum(bool(row.faults) for row in rows)
+    print(f"\n{len(rows)} kernels and shapes, {faulty} with faults")
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

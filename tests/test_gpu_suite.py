@@ -1,0 +1,485 @@
+"""The GPU suite without a GPU: what it counts, how it merges, that whatever fails is a result, and what it prints."""
+
+import ast
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import kernel_checks  # noqa: F401  first: it chooses the interpreter where there is no GPU
+import pytest
+import torch
+
+import conformer_fast as cf
+from benchmarks import recorded
+from benchmarks.gpu import __main__ as suite
+from benchmarks.gpu import clock, kernels, points, results, roofline, stages, tables, tree
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.roofline import Ceilings, Operation
+
+ROOT = Path(__file__).parents[1]
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+MACHINE = {"gpu": "NVIDIA Test", "driver": "1", "torch": "2.11", "triton": "3.6", "memory_gib": 80}
+CEILINGS = {"bytes_per_second": 3e12, "flops_per_second": 790e12, "gap": 2e-6}
+STAMP = {"commit": "abc", "source": "s1"}
+# GMAC, megabytes of weights, and of activations an image in one precision: computed by hand for one kernel a product,
+# the stem's pool and FCU-down's average in kernels of their own, which here they are not
+BY_HAND = {
+    "tiny-p16": (5.14, 47, 73),
+    "small-p32": (6.62, 78, 107),
+    "small-p16": (10.27, 75, 142),
+    "base-p16": (22.58, 166, 210),
+}
+
+
+def total(operations, what):
+    return sum(operation.count * getattr(operation, what) for operation in operations)
+
+
+@pytest.mark.parametrize("variant", stages.VARIANTS)
+def test_what_the_network_must_do(variant):
+    one, two = (roofline.network(variant, batch, torch.float32) for batch in (1, 2))
+    gmac, weights, activations = BY_HAND[variant]
+    assert sum(operation.count for operation in one) == 158
+    assert total(one, "flops") / 2e9 == pytest.approx(gmac, abs=0.005)
+    an_image = total(two, "bytes") - total(one, "bytes")
+    assert (total(one, "bytes") - an_image) / 2e6 == pytest.approx(weights, abs=0.7)
+    assert 0.94 * activations < an_image / 2e6 < activations
+
+
+def test_floors():
+    ceilings = Ceilings(bytes_per_second=100, flops_per_second=1000, gap=1)
+    moves, multiplies, tiny = (Operation("", "", {}, 2, *work) for work in ((400, 10), (100, 5000), (10, 10)))
+    assert [operation.bound(ceilings) for operation in (moves, multiplies, tiny)] == ["memory", "products", "launch"]
+    assert roofline.floors([moves, multiplies, tiny], ceilings) == pytest.approx((2 * (4 + 5 + 0.1), 2 * (4 + 5 + 1)))
+
+
+def test_strided_operations_read_what_they_need():
+    operations = roofline.network("tiny-p16", 1)
+    strided = next(o for o in operations if o.name == "conv1x1" and o.arguments["stride"] == 2)
+    _, H, W, K = strided.arguments["feature_map"].shape
+    N = strided.arguments["weight"].shape[0]
+    assert strided.bytes == 2 * (H * W // 4 * (K + N) + N * K + N)
+
+
+def test_random_arguments_are_like_the_recorded_ones():
+    operation = next(o for o in roofline.network("tiny-p16", 1) if o.name == "conv3x3")
+    made = roofline.filled(operation.arguments, "cpu", 0)
+    for given, value in zip(operation.arguments.values(), made, strict=True):
+        if isinstance(given, torch.Tensor):
+            assert (value.shape, value.stride(), value.dtype) == (given.shape, given.stride(), given.dtype)
+            assert value.float().std() > 0
+        else:
+            assert value == given
+    assert not torch.equal(made[0], roofline.filled(operation.arguments, "cpu", 1)[0])
+
+
+# Results
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "out" / "gpu.json"
+
+
+def test_results_are_merged(file):
+    first = Results(file, MACHINE, STAMP)
+    first.put("points", ("eager", "tiny-p16", 1), {"ms": 5.0})
+    first.put("points", ("ours", "tiny-p16", 1), {"ms": 1.0})
+    second = Results(file, MACHINE, {"commit": "def", "source": "s2"})
+    second.put("points", ("ours", "tiny-p16", 1), {"ms": 0.5})
+    (entry,) = json.loads(file.read_text())["machines"]
+    assert {(row["implementation"], row["ms"], row["commit"], row.get("previous_ms")) for row in entry["points"]} == {
+        ("eager", 5.0, "abc", None),
+        ("ours", 0.5, "def", 1.0),
+    }
+    assert [path.name for path in file.parent.iterdir()] == ["gpu.json"]
+
+
+def test_machines_never_mix(file):
+    Results(file, MACHINE, STAMP).put("points", ("eager", "tiny-p16", 1), {"ms": 5.0})
+    other = Results(file, {**MACHINE, "driver": "2"}, STAMP)
+    assert other.find("points", ("eager", "tiny-p16", 1)) is None
+    other.put("points", ("eager", "tiny-p16", 1), {"ms": 6.0})
+    entries = json.loads(file.read_text())["machines"]
+    assert [(entry["machine"]["driver"], entry["points"][0]["ms"]) for entry in entries] == [("1", 5.0), ("2", 6.0)]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"machines": '])
+def test_a_foreign_file_is_not_overwritten(file, text):
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"gpu\.json is not a result file of this suite; move it away"):
+        Results(file, MACHINE, STAMP)
+    assert file.read_text() == text
+
+
+def test_due_is_what_is_missing_then_the_oldest(file):
+    store = Results(file, MACHINE, STAMP)
+    keys = [("eager", "tiny-p16", batch) for batch in (1, 8, 32)]
+    assert store.due("points", keys, lambda row: True) == keys
+    for key in (keys[1], keys[0]):
+        store.put("points", key, {"ms": 1.0})
+    assert store.due("points", keys, lambda row: True) == [keys[2], keys[1]]
+    store.put("points", keys[1], {"ms": 1.0})
+    assert store.due("points", keys, lambda row: True) == [keys[2], keys[0]]
+    assert store.due("points", keys, lambda row: row["batch"] != 8) == [keys[1], keys[2], keys[0]]
+
+
+# Stages, with pretended measurements
+
+
+class Pretended:
+    """In place of stages.work: what was asked, and figures like real ones. `failing` implementations fail."""
+
+    def __init__(self):
+        self.asked, self.failing = [], set()
+
+    def __call__(self, task, arguments, environment, seconds, log):
+        name = (arguments.get("implementation"), arguments.get("variant"), arguments.get("batch"))
+        self.asked.append((task, *(part for part in name if part is not None)))
+        if task in ("build", "facts"):
+            return {"machine": MACHINE, "ceilings": CEILINGS}
+        if name[0] in self.failing:
+            return None if name[0] == "torch.compile" else {"failed": "RuntimeError: no luck"}
+        if task == "kernels":
+            one = {"problem": "linear fp16 M197 N384 K384", "count": 12, "choice": [64, 64, 64, 4, 3], "reason": "rule"}
+            one |= {"us": 9.0, "gbs": 900.0, "tflops": 9.0, "floor_us": 3.0, "times_floor": 3.0, "bound": "memory"}
+            return {"sum_ms": 0.9, "operations": [{**one, "share": 0.1}] * 38}
+        times = clock.Times(median=1e-3, low=9e-4, high=2e-3, calls=300, speedup=1.0)
+        row = points.figures(times, "digits", name[2], Ceilings(**CEILINGS))
+        row |= {"how": "", "error": 1e-3, "peak_bytes": 1, "build_seconds": 2.0}
+        return row | ({} if name[0] == "ours" else {"ours_ms": 0.5, "ours_speedup": 2.0})
+
+    def measured(self):
+        measured = [asked for asked in self.asked if asked[0] != "build"]
+        self.asked = []
+        return measured
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    monkeypatch.setattr(stages, "work", pretended := Pretended())
+    return pretended
+
+
+@pytest.fixture
+def start(file):
+    def start(source="s1", seconds=100.0, **options):
+        store = Results(file, MACHINE, {"commit": "abc", "source": source})
+        store.entry["ceilings"] = CEILINGS
+        return stages.Session(store, {}, file.with_name("log"), seconds, 60.0, say=lambda line: None, **options)
+
+    return start
+
+
+def test_ours_is_measured_again_when_the_code_changes(pretended, start):
+    stages.ours(start(), ["tiny-p16"], [1, 8])
+    builds = [asked for asked in pretended.asked if asked[0] == "build"]
+    assert sorted(builds) == [("build", "tiny-p16", 1), ("build", "tiny-p16", 8)]
+    both = [("point", "ours", "tiny-p16", 1), ("point", "ours", "tiny-p16", 8)]
+    tables_of_both = [("kernels", "tiny-p16", 1), ("kernels", "tiny-p16", 8)]
+    assert pretended.measured() == both + tables_of_both
+    stages.ours(start(), ["tiny-p16"], [1, 8])
+    assert pretended.measured() == [both[0], tables_of_both[0]]
+    stages.ours(start("s2"), ["tiny-p16"], [1, 8])
+    assert pretended.measured() == both + tables_of_both
+
+
+def test_peers_are_kept_and_one_measured_again(pretended, start):
+    pretended.failing = {"torch.compile", "torch.compile max-autotune"}
+    session = start()
+    stages.peers(session, ["tiny-p16"], [1])
+    assert [asked[1] for asked in pretended.measured()] == list(stages.PEERS)
+    assert session.failures == []  # of a peer it is a result
+    rows = {row["implementation"]: row.get("failed") for row in session.results.entry["points"]}
+    assert rows["eager"] is None
+    assert rows["torch.compile"] == "stopped after 60 s"
+    assert rows["torch.compile max-autotune"] == "RuntimeError: no luck"
+    stages.peers(start("s2"), ["tiny-p16"], [1])
+    assert pretended.measured() == [("point", "eager", "tiny-p16", 1)]
+    stages.peers(start("s2"), ["tiny-p16"], [1])
+    assert pretended.measured() == [("point", "torch.compile", "tiny-p16", 1)]
+    stages.peers(start("s2", again=True), ["tiny-p16"], [1])
+    assert len(pretended.measured()) == len(stages.PEERS)
+
+
+def test_our_failure_is_a_failure(pretended, start):
+    pretended.failing = {"ours"}
+    session = start()
+    stages.ours(session, ["tiny-p16"], [1])
+    assert session.failures == ["ours tiny-p16 1: RuntimeError: no luck"]
+    pretended.measured()
+    stages.ours(start(), ["tiny-p16"], [1])
+    assert ("point", "ours", "tiny-p16", 1) in pretended.measured()  # not kept
+
+
+def test_what_there_is_no_time_for_is_left(pretended, start):
+    session = start(seconds=stages.LEAST_SECONDS - 1)
+    stages.peers(session, ["tiny-p16"], [1, 8])
+    assert pretended.measured() == []
+    assert session.left[0] == "eager tiny-p16 1"
+    assert len(session.left) == 6
+    pretended.failing = {"torch.compile"}  # what hangs until the stage is over, not for point_seconds, is unknown
+    session = start(seconds=stages.LEAST_SECONDS + 1)
+    stages.peers(session, ["tiny-p16"], [1])
+    assert session.left == ["torch.compile tiny-p16 1"]
+    assert session.results.find("points", ("torch.compile", "tiny-p16", 1)) is None
+
+
+def test_every_stored_field_is_described(pretended, start):
+    session = start()
+    pretended.failing = {"torch.compile"}
+    stages.ours(session, ["tiny-p16"], [1])
+    stages.peers(session, ["tiny-p16"], [1])
+    stages.peers(session, ["tiny-p16"], [1])
+    described = set(", ".join(results.ABOUT).split(", "))
+    plain = {"implementation", "variant", "batch", "date", "how", "calls", "images_per_second", "tflops", "gbs"}
+    plain |= {"sum_ms", "operations", "problem", "count", "reason", "share"}
+    rows = [*session.results.entry["points"], *session.results.entry["kernels"]]
+    rows += session.results.entry["kernels"][0]["operations"]
+    assert {name for row in rows for name in row} <= described | plain
+
+
+def test_tables_fit_what_is_shown(pretended, start):
+    session = start()
+    stages.ours(session, stages.VARIANTS, stages.BATCHES)
+    stages.peers(session, stages.VARIANTS, stages.BATCHES)
+    session.results.put("tests", ("test_kernel_linear.py",), {"outcome": "1 failed", "failed": "exit status 1"})
+    stages.peers(start("s2"), ["base-p16"], [128])
+    stages.ours(again := start("s2"), ["base-p16"], [128])
+    printed = tables.everything(again.results.entry, suite.SHOWN)
+    assert len(printed) < 11_000
+    lines = printed.splitlines()
+    assert lines[0].split() == ["test_kernel_linear.py", "1", "failed", "FAILED"]
+    (line,) = [line for line in lines if line.startswith("small-p16 B32")]
+    assert line.split()[2:] == ["1.000"] * 4 + ["2.00"] * 3 + ["32000", *line.split()[-2:]]
+    (line,) = [line for line in lines if line.startswith("base-p16 B128 ")]
+    assert line.count("2.00*") == 2  # measured against the earlier source
+    assert sum(line.startswith("linear fp16") for line in lines) == 4 * suite.SHOWN
+    assert len(tables.everything(again.results.entry).splitlines()) > 16 * 38
+
+
+@pytest.fixture
+def command_line(pretended, monkeypatch, tmp_path):
+    """Runs the suite where there seems to be a GPU; pytest ends with this status and output."""
+
+    def command_line(*arguments, ends=(0, "5 passed in 1.00s")):
+        monkeypatch.setattr(stages, "_timed", lambda session, command, environment: (*ends, 1.0))
+        return suite.main([*arguments, "--out", str(tmp_path / "out"), "--variants", "tiny-p16", "--batch", "1"])
+
+    monkeypatch.setattr(suite, "unusable", lambda: None)
+    monkeypatch.setattr(suite.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(stages.shutil, "which", lambda *_, **__: None)
+    return command_line
+
+
+def test_the_whole_suite(command_line, pretended, file, capsys):
+    assert command_line() == 0
+    assert {task for task, *_ in pretended.measured()} == {"facts", "point", "kernels"}
+    (entry,) = json.loads(file.read_text())["machines"]
+    assert (entry["machine"], entry["ceilings"]) == (MACHINE, CEILINGS)
+    assert (len(entry["points"]), len(entry["kernels"])) == (4, 1)
+    outcomes = {row["name"]: row["outcome"] for row in entry["tests"]}
+    assert outcomes["test_cuda_graph.py"] == "5 passed in 1.00s"
+    assert outcomes[stages.SANITIZER[0]] == "absent"
+    assert {path.name for path in file.parent.iterdir()} == {"gpu.json", "gpu.txt", "gpu.log"}
+    printed = capsys.readouterr().out
+    assert file.with_suffix(".txt").read_text().splitlines()[:10] == tables.everything(entry).splitlines()[:10]
+    assert tables.everything(entry, suite.SHOWN) in printed
+
+
+@pytest.mark.parametrize("ends", [(1, "1 failed, 4 passed in 1.00s"), (0, "5 skipped in 1.00s")])
+def test_failed_and_skipped_tests_fail_the_suite(command_line, ends, capsys):
+    assert command_line("test", ends=ends) == 1
+    assert "FAILED test_cuda_graph.py: exit status" in capsys.readouterr().out
+
+
+# Processes
+
+
+@pytest.fixture
+def shell(tmp_path):
+    def shell(code, seconds=60.0):
+        return stages.run([sys.executable, "-c", code], dict(os.environ), seconds, tmp_path / "log")
+
+    return shell
+
+
+def test_a_crash_and_an_exit_are_told_apart(shell):
+    code, output = shell("import os, signal; print('about to'); os.kill(os.getpid(), signal.SIGSEGV)")
+    assert stages.why(code, output).startswith("died of SIGSEGV: ")
+    assert stages.why(*shell("import sys; print('x'); sys.exit('no such\\n')")) == "exit status 1: no such"
+    assert shell("print(5)") == (0, "5\n")
+
+
+def test_a_hang_is_ended_with_all_it_started(shell, tmp_path):
+    child = f"import time; time.sleep(5); open({str(tmp_path / 'alive')!r}, 'w')"
+    start = time.monotonic()
+    code, _ = shell(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])", seconds=1)
+    assert code is None
+    assert time.monotonic() - start < 4
+    time.sleep(start + 6 - time.monotonic())
+    assert not (tmp_path / "alive").exists()
+
+
+def test_installed_tree_measures_and_fails_in_a_row(tmp_path):
+    with tree.installed() as environment:
+        site = Path(environment["PYTHONPATH"].split(os.pathsep)[0])
+        code = (
+            "import benchmarks, conformer_fast.engines.cache as a, conformer_fast.kernels.dispatch as b, os\n"
+            "print(benchmarks.__file__, a.__file__, b.__file__, os.environ['CONFORMER_FAST_CACHE'], sep='\\n')"
+        )
+        command = [sys.executable, "-c", code]
+        _, output = stages.run(command, environment, 120, tmp_path / "log")
+        package = site / "conformer_fast"
+        files = [
+            ROOT / "benchmarks" / "__init__.py",
+            package / "engines" / "cache.py",
+            package / "kernels" / "dispatch.py",
+        ]
+        assert output.splitlines() == [*map(str, files), str(site.parent / "cache")]
+        arguments = {"implementation": "eager", "variant": "digits", "batch": 1, "ceilings": CEILINGS}
+        row = stages.work("point", arguments, environment | NO_GPU, 120, tmp_path / "log")
+        assert list(row) == ["failed"]
+        assert "CUDA" in row["failed"] or "NVIDIA" in row["failed"]
+    assert not site.exists()
+
+
+def test_installed_folders_are_those_of_setup():
+    (call,) = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    mapped = next(ast.literal_eval(word.value) for word in call.keywords if word.arg == "package_dir")
+    assert {target.replace(".", "/"): source for target, source in mapped.items()} == {
+        target: source for source, target in tree.FOLDERS.items()
+    }
+
+
+def test_source_is_what_is_in_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree, "ROOT", tmp_path)
+    (tmp_path / "a" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "a" / "x.py").write_text("1")
+    first = tree.fingerprint("a")
+    (tmp_path / "a" / "__pycache__" / "x.pyc").write_text("1")
+    assert tree.fingerprint("a") == first
+    (tmp_path / "a" / "x.py").write_text("2")
+    assert tree.fingerprint("a") != first
+    monkeypatch.setenv("COMMIT", "from outside")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert tree.commit() == "from outside"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_without_a_gpu_it_says_so(tmp_path):
+    command = ["make", "gpu", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}", "STAGES=ours peers", "BATCH=1 8"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | NO_GPU, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "benchmarks.gpu ours peers --out" in done.stdout
+    assert "the GPU suite cannot run here: PyTorch" in done.stderr
+    assert "sees no CUDA device" in done.stderr
+    assert "Error 2" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"), [("2.10.1", "torch is 2.10.1, it needs 2.11"), (None, "is not installed")]
+)
+def test_old_versions_are_named(monkeypatch, found, reason):
+    def version(package):
+        if found is None:
+            raise suite.PackageNotFoundError
+        return found
+
+    monkeypatch.setattr(suite, "version", version)
+    assert reason in suite.unusable()
+
+
+def test_command_line():
+    options = suite.parser().parse_args([])
+    assert "all" in options.stages
+    assert options.variants == stages.VARIANTS == tuple(cf.VARIANTS)
+    options = suite.parser().parse_args(["ours", "peers", "--variants", "tiny-p16", "--batch", "1", "8"])
+    assert (options.stages, options.variants, options.batch) == (["ours", "peers"], ["tiny-p16"], [1, 8])
+
+
+def test_files_with_tests_for_a_gpu_are_found():
+    chosen = {file.name for file in (ROOT / "tests").glob("test_*.py") if stages.on_gpu(file.read_text())}
+    assert {"test_kernel_linear.py", "test_kernels_real_sizes.py", "test_cuda_graph.py"} <= chosen
+    assert not {"test_gpu_suite.py", "test_openvino.py", "test_packaging.py"} & chosen
+
+
+# A point and a table of kernels, timed by a clock that the test controls
+
+
+@pytest.fixture
+def no_gpu_needed(monkeypatch):
+    ticks = itertools.count(1)
+
+    def turn(call, calls):
+        call()
+        return [1e-2 * next(ticks)] * calls
+
+    monkeypatch.setattr(clock, "turn", turn)
+    monkeypatch.setattr(clock, "ROUNDS", 2)
+    monkeypatch.setattr(clock, "of_graph", lambda calls: [call() for call in calls] and 1e-5)
+    for module in (points, kernels):
+        monkeypatch.setattr(module, "DEVICE", "cpu")
+    for module in (points, recorded):
+        monkeypatch.setattr(module, "IMAGE", 64)
+    roofline.network.cache_clear()
+    gpu = SimpleNamespace(L2_cache_size=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
+    reserved = itertools.count(100, 10)
+    for name in ("memory_reserved", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda: next(reserved))
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    yield
+    roofline.network.cache_clear()
+
+
+def test_turns_and_their_ratios(no_gpu_needed):
+    times = clock.in_turn({"peer": lambda: None, "ours": lambda: None}, seconds=0.1)
+    # Ticks 1 to 4 warm up and choose 3 and 2 calls; then 5 and 7 are the peer's rounds, 6 and 8 ours.
+    assert (times["peer"].median, times["peer"].calls) == (pytest.approx(0.06), 6)
+    assert (times["ours"].low, times["ours"].high, times["ours"].calls) == (pytest.approx(0.06), pytest.approx(0.08), 4)
+    assert times["ours"].speedup == pytest.approx((5 / 6 + 7 / 8) / 2)
+
+
+def test_a_point(no_gpu_needed):
+    torch.manual_seed(0)
+    row = points.measure("eager", "digits", 2, CEILINGS)
+    assert 1e-5 < row["error"] < 1e-2
+    assert row["peak_bytes"] == 10
+    assert row["images_per_second"] == pytest.approx(2e3 / row["ms"])
+    assert row["share_of_floor"] == pytest.approx(row["floor_ms"] / row["ms"])
+    assert row["tflops"] == pytest.approx(row["flops"] / row["ms"] / 1e9)
+    assert "ours_failed" in row or row["ours_speedup"] > 0
+    json.dumps(row, allow_nan=False)
+
+
+def test_launches_share_all_but_the_weights(no_gpu_needed):
+    operation = next(o for o in roofline.network("digits", 1) if o.name == "linear" and o.arguments["gelu"])
+    sets = [launch.args[1] for launch in kernels._launches(operation)]
+    assert len(sets) == kernels.LEAST
+    x, weight, bias, gelu, residual, norm_weight, norm_bias, _ = map(list, zip(*sets, strict=True))
+    assert len({value.data_ptr() for value in x}) == 1
+    for own in (weight, bias, norm_weight, norm_bias):
+        assert len({value.data_ptr() for value in own}) == len(sets)
+    assert set(zip(gelu, residual, strict=True)) == {(True, None)}
+
+
+def test_a_table_of_kernels(no_gpu_needed, monkeypatch):
+    monkeypatch.setattr(kernels.dispatch, "choose", lambda plan, gpu: (kernels.dispatch.PYTORCH, "for this test"))
+    table = kernels.measure("digits", 1, CEILINGS)
+    rows = table["operations"]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert table["sum_ms"] == pytest.approx(sum(row["count"] for row in rows) * 1e-2)
+    lost = [row["count"] * (row["us"] - row["floor_us"]) for row in rows]
+    assert lost == sorted(lost, reverse=True)
+    assert {row["reason"] for row in rows} == {"for this test"}
+    json.dumps(table, allow_nan=False)

@@ -1,0 +1,91 @@
+"""Every different call of the four variants at the sizes at which it runs, and the whole networks, on a GPU."""
+
+import lookalikes
+import pytest
+import torch
+from kernel_checks import check, error, poisoned_memory  # first: it chooses the interpreter where there is no GPU
+
+import conformer_fast as cf
+from benchmarks.gpu.roofline import filled, network
+from conformer_fast.kernels import dispatch
+from conformer_fast.kernels._chips import chip_of
+from conformer_fast.kernels._tiles import Tile
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SEEDS = pytest.mark.parametrize("seed", range(3))
+EACH_VARIANT = pytest.mark.parametrize("variant", cf.VARIANTS)
+LARGE = {  # an input or output of each has more than 2^31 elements
+    "conv1x1": ((2800, 56, 56, 64), (256, 64), (256,)),
+    "conv3x3": ((2800, 56, 56, 64), (256, 64, 3, 3), (256,)),
+    "linear": ((12000, 197, 384), (1152, 384), (1152,)),
+    "attention": ((9500, 197, 1152), 6, 1.0),
+}
+
+
+def check_calls(variant, batch, seed, dtype=torch.float16):
+    """Each as the network would run it here: by the tuned tile if there is one."""
+    wrong = []
+    for operation in network(variant, batch, dtype):
+        try:
+            arguments = filled(operation.arguments, "cuda", seed)
+            plan = dispatch.PLANS[operation.name](*arguments)
+            choice, _ = dispatch.choose(plan, chip_of(torch.device("cuda")).name)
+            check(operation.name, arguments, choice if isinstance(choice, Tile) else None)
+        except Exception as failure:  # the others are checked all the same
+            wrong.append(f"{operation.problem}: {type(failure).__name__}: {failure}")
+    assert not wrong, "\n".join(wrong)
+
+
+def needs_memory(gib):
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    if free < gib * 2**30:
+        pytest.skip(f"needs {gib} GiB of free GPU memory, there are {free / 2**30:.0f}")
+
+
+@SEEDS
+@pytest.mark.parametrize("batch", [1, 8])
+@EACH_VARIANT
+def test_calls(variant, batch, seed):
+    check_calls(variant, batch, seed)
+
+
+@EACH_VARIANT
+def test_calls_of_a_large_batch(variant):
+    needs_memory(12)
+    check_calls(variant, 128, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@EACH_VARIANT
+def test_calls_in_other_precisions(variant, dtype):
+    check_calls(variant, 2, seed=0, dtype=dtype)
+
+
+@pytest.mark.parametrize("operation", LARGE)
+def test_more_elements_than_32_bits_count(operation):
+    needs_memory(16)
+    arguments = [
+        torch.randn(argument, dtype=torch.float16, device="cuda") if isinstance(argument, tuple) else argument
+        for argument in LARGE[operation]
+    ]
+    plan = dispatch.PLANS[operation](*arguments)
+    last = plan.launch(plan.tiles[0])[-1:]
+    alone = getattr(torch.ops.conformer_fast, operation)(arguments[0][-1:], *arguments[1:])
+    assert error(last, alone.double()) < 1e-3
+
+
+@EACH_VARIANT
+def test_networks(variant):
+    """Poisoned in every replay: what fills the memory with NaN is recorded with the kernels."""
+    model = lookalikes.fill(cf.create_model(variant))
+    with poisoned_memory():
+        fast = cf.compile(model, backend="triton", precision="fp16")
+        for seed, batch in enumerate((1, 5, 8)):
+            torch.manual_seed(seed)
+            report = fast.verify(torch.randn(batch, 3, 224, 224, device="cuda"))
+            assert all(row.within for row in (*report.results, *report.blocks)), str(report)
