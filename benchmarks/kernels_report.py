@@ -4,21 +4,21 @@
 
 Each launch of the four inference models (tensors without data) is compiled ahead of time. Reported per kernel and
 shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit status is 1 if a kernel spills,
-needs more shared memory than the chip has, or multiplies matrices without matrix instructions.
+needs more shared memory than the chip has, or multiplies matrices without matrix instructions or one by one.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from conformer_fast.config import VARIANTS
 from conformer_fast.kernels import _chips, _launch
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+SERIALIZED = r"\(C751[45]\)"  # ptxas: "wgmma.mma_async instructions are serialized"
 SPILLED = 8  # bytes that are no fault: one value parked across a loop, to fit one more block on a multiprocessor
 MATRIX = {
     "wgmma": r"wgmma\.mma_async",
@@ -47,8 +48,9 @@ MATRIX = {
 
 @dataclass(frozen=True)
 class Row:
-    """One launch on one chip. spilled: bytes of local memory a thread. matrix: the matrix instruction that its products
-    use, None if it has none; products: whether it multiplies matrices in a precision that has such instructions."""
+    """One launch on one chip. spilled: bytes a thread. matrix: the matrix instruction that its products use, None if it
+    has none; products: whether it multiplies matrices. serialized: whether each of Hopper's matrix instructions waits
+    for the one before it, because the assembler could not keep their registers apart."""
 
     chip: int
     variant: str
@@ -58,6 +60,7 @@ class Row:
     tile: tuple[int, ...]
     registers: int
     spilled: int
+    serialized: bool
     shared: int
     matrix: str | None
     products: bool
@@ -70,6 +73,8 @@ class Row:
             found.append(f"spills {self.spilled} bytes a thread")
         if self.shared > limit:
             found.append(f"needs {self.shared} bytes of shared memory, there are {limit}")
+        if self.serialized:
+            found.append("its matrix instructions wait for each other")
         if self.products and self.matrix is None:
             found.append("multiplies matrices without matrix instructions")
         return found
@@ -120,21 +125,25 @@ def compiled(binary: Binary) -> dict[str, Any]:
     kernel = getattr(module, binary.kernel)
     source = ASTSource(kernel, dict(binary.signature), dict(binary.constants), attributes)
     options = {"num_warps": binary.warps, "num_stages": binary.stages, **_launch.OPTIONS}
-    result = triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(result.asm["cubin"])
-        tool = triton.knobs.nvidia.cuobjdump.path
-        usage = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True).stdout
-    figures = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
+    triton.knobs.compilation.always_compile = True  # the log is the assembler's, which does not run for a cached binary
+    triton.knobs.nvidia.dump_ptxas_log = True
+    with redirect_stdout(io.StringIO()) as log:
+        result = triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
     ptx = result.asm["ptx"]
     return {
-        "registers": figures["REG"],
-        "spilled": figures["STACK"] + figures["LOCAL"],
+        "registers": int(_found(r"Used (\d+) registers", log)),
+        "spilled": int(_found(r"(\d+) bytes spill stores", log)),
+        "serialized": bool(re.search(SERIALIZED, log.getvalue())),
         "shared": result.metadata.shared,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),
         "products": "tt.dot" in result.asm["ttir"],
     }
+
+
+def _found(pattern: str, log: io.StringIO) -> str:
+    found = re.search(pattern, log.getvalue())
+    assert found, f"the assembler's log has no {pattern!r}: {log.getvalue()!r}"
+    return found[1]
 
 
 def launches(chips: Sequence[int], batches: Sequence[int]) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:

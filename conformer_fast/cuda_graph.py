@@ -123,7 +123,9 @@ class Device:
         self._retired: deque[tuple[dict[Key, Graph], InferenceConformer]] = deque()
         self._pool: Pool | None = None
         with torch.cuda.device(device):
-            self._stream, self._side = torch.cuda.Stream(), torch.cuda.Stream()  # graphs are recorded on these
+            # Graphs are recorded on these. PyTorch has 32 streams of each priority and hands them out again and again:
+            # of the usual priority, another thread might get the same one, and what it runs would be recorded too.
+            self._stream, self._side = torch.cuda.Stream(priority=-1), torch.cuda.Stream(priority=-1)
             self._done = torch.cuda.Event()  # the end of the last replay, with its outputs copied
 
     @contextmanager
@@ -253,12 +255,12 @@ def _joined(stream: torch.cuda.Stream, side: torch.cuda.Stream | None) -> Iterat
 
 
 def tf32_as_asked(dtype: torch.dtype) -> AbstractContextManager:
-    """Inside, cuDNN's convolutions of fp32 use TF32 only if torch.set_float32_matmul_precision allows it to products.
+    """Inside, cuDNN's convolutions of fp32 use TF32 only if PyTorch's settings allow it to products.
 
     PyTorch lets them use it by default. The setting is the whole process's.
     """
     cudnn: Any = torch.backends.cudnn
-    exact = torch.get_float32_matmul_precision() == "highest"
+    exact = torch.backends.cuda.matmul.fp32_precision != "tf32"
     if dtype != torch.float32 or not exact or cudnn.conv.fp32_precision != "tf32":
         return nullcontext()
     kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}

@@ -245,7 +245,8 @@ class CUDATimer:
         with torch.cuda.device(device):
             cache = torch.cuda.get_device_properties(device).L2_cache_size
             self._other_data = torch.zeros(2 * cache, dtype=torch.uint8, device=device).view(torch.int32)
-            self._stream = torch.cuda.Stream()  # one for all: PyTorch keeps a workspace for each that it has used
+            # One for all: PyTorch keeps a workspace for each that it has used. For its priority see cuda_graph.Device.
+            self._stream = torch.cuda.Stream(priority=-1)
 
     def __call__(self, candidates: Mapping[Choice, Launches]) -> Mapping[Choice, Sequence[float]]:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):

@@ -102,5 +102,8 @@ def product_type(weight: Tensor) -> str:
 
 
 def dot_precision(weight: Tensor) -> str:
-    """How products of fp32 are computed: exactly, unless PyTorch was told that TF32 is good enough."""
-    return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    """How products of fp32 are computed: exactly, unless PyTorch was told that TF32 is good enough.
+
+    Not by torch.get_float32_matmul_precision: it raises once a user has set this newer name.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -11,6 +11,12 @@ def gelu(x):
 
 
 @triton.jit
+def relu(x):
+    """As PyTorch's: NaN stays NaN. tl.maximum alone returns the other number, on a GPU."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def row_statistics(rows, in_range, C, norm_eps, BLOCK_C: tl.constexpr):
     """Of the rows of C that start at the pointers `rows`: their first element, the mean of what they exceed it by, and
     1 / sqrt(variance + norm_eps). Sums of x - first do not cancel where x is large beside its variance."""

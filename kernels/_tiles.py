@@ -90,9 +90,9 @@ def for_matmul(
 def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip) -> float:
     """Estimated cycles: the busiest multiprocessor's blocks, each bound by products or by operands from the L2 cache.
 
-    4096 multiply-adds (fp16) and 48 bytes a cycle are an H100's, 16 stored elements a cycle and 200 cycles a block are
-    guesses; no GPU was at hand.
+    2048 multiply-adds (fp16) and 24 bytes from the L2 cache a cycle are an H100's; 8 stored elements a cycle and 400
+    cycles a block are guesses: no GPU was at hand.
     """
     blocks = ceil_div(ceil_div(M, tile.m) * ceil_div(N, tile.n), chip.sms)
-    step = max(tile.m * tile.n / 4096, (tile.m + tile.n) * 2 / 48)
-    return blocks * (ceil_div(K, tile.k) * tile.k * step + tile.m * tile.n / 16 + 200)
+    step = max(tile.m * tile.n / 2048, (tile.m + tile.n) * 2 / 24)
+    return blocks * (ceil_div(K, tile.k) * tile.k * step + tile.m * tile.n / 8 + 400)

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import _tiles
 from ._chips import chip_of
 from ._launch import Plan, dot_precision, launch, prepared, product_type, unsupported_dtype
+from ._math import relu
 from ._tiles import Tile, ceil_div
 
 
@@ -63,6 +64,7 @@ def conv3x3_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     steps = tl.cdiv(K, BLOCK_K)
+    tl.assume(steps > 0)  # as in linear.py
     for step in range(9 * steps):
         tap = step // steps
         channel = step % steps * BLOCK_K + k
@@ -80,7 +82,7 @@ def conv3x3_kernel(
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
 
     acc += tl.load(bias_ptr + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
-    acc = tl.maximum(acc, 0.0)
+    acc = relu(acc)
     pixel = (image * height + row) * width + column
     mask = m_mask[:, None] & n_mask[None, :]
     tl.store(out_ptr + pixel[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)

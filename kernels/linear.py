@@ -20,7 +20,7 @@ from torch import Tensor
 from . import _tiles
 from ._chips import chip_of
 from ._launch import Plan, dot_precision, launch, product_type, unsupported_dtype
-from ._math import gelu, normalise, row_statistics
+from ._math import gelu, normalise, relu, row_statistics
 from ._tiles import Tile, ceil_div
 
 
@@ -75,6 +75,7 @@ def linear_kernel(
     if NORM:
         first, mean, rstd = row_statistics(x_ptr + start, m < M, K, norm_eps, BLOCK_K)
 
+    tl.assume(K > 0)  # else Hopper's products wait for each other: a loop that may not run shares their registers
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k0 in range(0, K, BLOCK_K):
         k_mask = k < K - k0
@@ -93,7 +94,7 @@ def linear_kernel(
     if RESIDUAL:
         acc += tl.load(residual_ptr + row[:, None] * N + n[None, :], mask=m_mask & n_mask, other=0.0).to(tl.float32)
     if RELU:
-        acc = tl.maximum(acc, 0.0)
+        acc = relu(acc)
     if SKIP_CLASS:
         row += row // rows_per_image + 1
     tl.store(out_ptr + row[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)

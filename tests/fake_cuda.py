@@ -45,6 +45,7 @@ class FakeCUDA:
     spoilt: bool = False
     replays: int = 0
     current: threading.local = field(default_factory=threading.local)
+    pools: dict[int, Iterator[FakeStream]] = field(default_factory=dict)
     numbers: itertools.count = field(default_factory=itertools.count)
 
     @property
@@ -53,6 +54,12 @@ class FakeCUDA:
         if not hasattr(self.current, "stream"):
             self.current.stream = FakeStream(self)
         return self.current.stream
+
+    def new_stream(self, priority: int = 0) -> FakeStream:
+        """PyTorch has 32 of each priority, which it gives out in turn."""
+        if priority not in self.pools:
+            self.pools[priority] = itertools.cycle([FakeStream(self) for _ in range(32)])
+        return next(self.pools[priority])
 
     def wait_on_the_host(self) -> None:
         if self.stream.recording:
@@ -200,7 +207,7 @@ def fake_cuda() -> Iterator[FakeCUDA]:
         yield
 
     pretended = {
-        "Stream": lambda: FakeStream(cuda),
+        "Stream": cuda.new_stream,
         "Event": lambda: FakeEvent(cuda),
         "CUDAGraph": lambda: FakeGraph(cuda),
         "graph_pool_handle": lambda: (0, next(pools)),

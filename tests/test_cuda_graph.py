@@ -160,6 +160,15 @@ def test_callers_stream_is_left_as_it_was(cuda, model):
     assert mine not in recorded_on
 
 
+def test_no_other_thread_gets_the_stream_that_records(cuda, model):
+    """PyTorch hands out the same streams again and again; what runs on one that records is recorded."""
+    CUDAGraphEngine(model)(images(1, 3, 32, 32))
+    (recorded_on,) = cuda.streams("graph")
+    branches = cuda.streams("beside")
+    assert branches
+    assert not {recorded_on, *branches} & {torch.cuda.Stream() for _ in range(100)}
+
+
 def strided(batch: Tensor) -> Tensor:
     wide = torch.full((*batch.shape[:3], 2 * batch.shape[3]), torch.nan, dtype=batch.dtype, device=batch.device)
     wide[..., ::2] = batch
@@ -658,6 +667,15 @@ def test_tf32_only_as_asked(precision, dtype, inside, matmul_precision):
         assert (state[0] == "tf32") == inside
         assert state[1:] == before[1:]
     assert cudnn_state() == before
+
+
+def test_tf32_allowed_by_pytorchs_newer_setting(matmul_precision):
+    """torch.get_float32_matmul_precision raises then."""
+    matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    for dtype in (torch.float32, torch.float16):
+        with tf32_as_asked(dtype):
+            assert cudnn_state()[0] == "tf32"
 
 
 def test_tf32_turned_off_by_the_user_stays_so(matmul_precision):

@@ -288,6 +288,7 @@ def test_the_whole_suite(command_line, pretended, file, capsys):
     outcomes = {row["name"]: row["outcome"] for row in entry["tests"]}
     assert outcomes["test_cuda_graph.py"] == "5 passed in 1.00s"
     assert outcomes[stages.SANITIZER[0]] == "absent"
+    assert list(outcomes)[-1] == stages.SANITIZER[0]  # the slowest, and what hangs takes all the time that is left
     assert {path.name for path in file.parent.iterdir()} == {"gpu.json", "gpu.txt", "gpu.log"}
     printed = capsys.readouterr().out
     assert file.with_suffix(".txt").read_text().splitlines()[:10] == tables.everything(entry).splitlines()[:10]
@@ -298,6 +299,37 @@ def test_the_whole_suite(command_line, pretended, file, capsys):
 def test_failed_and_skipped_tests_fail_the_suite(command_line, ends, capsys):
     assert command_line("test", ends=ends) == 1
     assert "FAILED test_cuda_graph.py: exit status" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("output", "outcome", "fails"),
+    [
+        (
+            "..\n5 passed, 1 skipped in 61.00s (0:01:01)\n[W] noise at exit",
+            "5 passed, 1 skipped in 61.00s (0:01:01)",
+            False,
+        ),
+        ("===== 5 skipped in 1.00s =====", "5 skipped in 1.00s", True),
+        ("no tests ran in 0.01s", "", True),
+        ("", "", True),
+    ],
+)
+def test_how_a_test_file_ended(output, outcome, fails, start, monkeypatch):
+    monkeypatch.setattr(stages, "_timed", lambda session, command, environment: (0, output, 1.0))
+    row = stages._pytest(start(), "test_tuning.py")
+    assert (row["outcome"], "failed" in row) == (outcome, fails)
+
+
+def test_a_test_that_hangs_ends_alone(start, monkeypatch):
+    """With pytest's plugins, where they are; without them the stage's time ends it."""
+    commands = []
+    ended = 0, "1 passed in 1.00s", 1.0
+    monkeypatch.setattr(stages, "_timed", lambda session, command, environment: commands.append(command) or ended)
+    for found, ending in [(True, ["--timeout-method", "thread"]), (None, ["no:cacheprovider", "tests/test_tuning.py"])]:
+        monkeypatch.setattr(stages, "find_spec", lambda name, found=found: found)
+        stages._pytest(start(), "test_tuning.py")
+        assert commands[-1][-2:] == ending
+    assert commands[0][commands[0].index("-n") + 1] == "1"  # it measures time: nothing beside it
 
 
 # Processes

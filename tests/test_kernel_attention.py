@@ -68,7 +68,7 @@ def test_any_strides(sample):
 @DTYPES
 def test_large_scores(tile, scale, dtype):
     """Scores of 10,000, whose exponentials no float holds, and rows of very different magnitudes."""
-    arguments = make(sample(1, 50, 2, 24, scale), dtype)
+    arguments = make(sample(1, 50, 2, 24, scale), dtype, seed=1)  # no two scores so close that rounding decides
     magnitudes = torch.logspace(-3, 1.5, 50, dtype=torch.float64, device=arguments[0].device)
     arguments[0][..., :96] *= magnitudes[:, None].to(dtype)
     check("attention", arguments, tile)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kernel_checks import DTYPES, Sample, check, layouts, make, shape
 
+from conformer_fast import functional as CF
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels._tiles import Tile
 
@@ -69,6 +70,16 @@ def test_every_tile(sample):
 def test_any_strides(sample):
     for _, arguments in layouts(make(sample, torch.float16)):
         check(sample.operation, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's
+def test_relu_of_nan_is_nan():
+    """As PyTorch's is; the interpreter's cannot be anything else."""
+    arguments = make(SAMPLES[1], torch.float16)
+    arguments[0][0, 0, 0, 0] = torch.nan
+    ours = dispatch.PLANS["conv3x3"](*arguments).launch(SMALL)
+    torch.testing.assert_close(ours.isnan(), CF.conv3x3(*arguments).isnan())
+    assert ours.isnan().any()
 
 
 def test_tiles_hold_whole_tokens():

@@ -46,13 +46,28 @@ def test_recording_launches_nothing():
     assert launch.kernel.__name__ == "linear_kernel"
     assert launch.arguments["M"] == 30
     assert launch.arguments["out_ptr"].is_meta
-    assert launch.tile == dispatch.PLANS["conv1x1"](*make(sample, torch.float16)).tiles[0]
+    on_meta = [argument.to("meta") for argument in make(sample, torch.float16)]  # on a GPU its chip would decide
+    assert launch.tile == dispatch.PLANS["conv1x1"](*on_meta).tiles[0]
 
 
-def test_tf32_only_if_pytorch_may(monkeypatch):
+@pytest.fixture(params=["older", "newer"])
+def allow_tf32(request):
+    """PyTorch has two ways to say it."""
+
+    def allow(tf32):
+        if request.param == "older":
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        else:
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+
+    yield allow
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_tf32_only_if_pytorch_may(allow_tf32):
     weight = torch.zeros(1)
-    for allowed, precision, name in [("highest", "ieee", "fp32"), ("high", "tf32", "tf32")]:
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda allowed=allowed: allowed)
+    for tf32, precision, name in [(False, "ieee", "fp32"), (True, "tf32", "tf32"), (False, "ieee", "fp32")]:
+        allow_tf32(tf32)
         assert (dot_precision(weight), product_type(weight)) == (precision, name)
         assert product_type(weight.half()) == "fp16"
     assert product_type(weight.double()) == "torch.float64"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kernel_checks import DTYPES, Sample, check, fine, layouts, make, outputs, poisoned_memory, shape
 
+from conformer_fast import functional as CF
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels._tiles import Tile
 
@@ -72,6 +73,17 @@ def test_norm_of_rows_far_from_zero(mean):
     arguments = make(sample, torch.float16)
     arguments[0] += mean
     check("linear", arguments, SMALL)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's
+@pytest.mark.parametrize("sample", [SAMPLES[9], SAMPLES[13], SAMPLES[15]], ids=str)
+def test_relu_of_nan_is_nan(sample):
+    """As PyTorch's is; the interpreter's cannot be anything else."""
+    arguments = make(sample, torch.float16)
+    arguments[0].view(-1)[-1] = torch.nan
+    ours = dispatch.PLANS[sample.operation](*arguments).launch(SMALL)
+    torch.testing.assert_close(ours.isnan(), getattr(CF, sample.operation)(*arguments).isnan())
+    assert ours.isnan().any()
 
 
 def test_rows_of_one_value_are_normalised_to_the_bias():

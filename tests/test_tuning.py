@@ -487,7 +487,7 @@ class FakeCUDA:
             "stream": lambda _: Nothing(),
             "synchronize": lambda *_: None,
             "get_device_properties": lambda _: SimpleNamespace(L2_cache_size=1 << 20),
-            "Stream": lambda: SimpleNamespace(synchronize=lambda: None),
+            "Stream": lambda priority: SimpleNamespace(synchronize=lambda: None),
             "graph_pool_handle": lambda: "pool",
             "Event": Event,
             "CUDAGraph": Graph,

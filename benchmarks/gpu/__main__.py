@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="+", default=stages.VARIANTS, choices=stages.VARIANTS)
     parser.add_argument("--batch", nargs="+", type=int, default=stages.BATCHES)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=9, help="for each stage")
+    parser.add_argument("--minutes", type=float, default=8, help="for each stage")
     parser.add_argument("--point-seconds", type=float, default=300, help="after which one point has failed")
     parser.add_argument("--again", action="store_true", help="measure everything again, keep nothing")
     return parser

@@ -31,7 +31,8 @@ BATCHES = (1, 8, 32, 128)
 PEERS = ("eager", "torch.compile", "torch.compile max-autotune")
 LEAST_SECONDS = 20.0  # with less left, nothing is started
 SANITIZER = ("compute-sanitizer memcheck",)
-ALONE = ("test_cuda_graph.py",)  # they measure free memory: nothing beside them
+ALONE = ("test_cuda_graph.py", "test_tuning.py")  # they measure free memory, or time: nothing beside them
+TEST_SECONDS = 240  # for one test, after which it hangs
 GIB_A_PROCESS = 8  # what one of several processes on the GPU may need
 
 
@@ -187,7 +188,7 @@ def processes(results: Results) -> int:
 
 
 def tests(session: Session) -> None:
-    """compute-sanitizer on a small network, then the test files that run on a GPU; first what has not passed yet."""
+    """The test files that run on a GPU, then compute-sanitizer on a small network; first what has not passed yet."""
     version = {"tests": fingerprint("tests"), "source": session.results.stamp["source"]}
     files = [file for file in sorted((ROOT / "tests").glob("test_*.py")) if on_gpu(file.read_text(encoding="utf-8"))]
 
@@ -199,7 +200,7 @@ def tests(session: Session) -> None:
         row = _sanitize(session) if key == SANITIZER else _pytest(session, str(key[0]))
         session.put("tests", key, {**row, "tests": version["tests"]})
 
-    keys: list[Key] = [SANITIZER, *((file.name,) for file in files)]
+    keys: list[Key] = [*((file.name,) for file in files), SANITIZER]
     again = [key for key in keys if passed(key)]
     session.each([key for key in keys if key not in again], test)
     session.failures += [f"{name}: not run" for name in session.left]
@@ -213,12 +214,15 @@ def on_gpu(source: str) -> bool:
 
 def _pytest(session: Session, file: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-c", "tests/gpu.ini", "-p", "no:cacheprovider", f"tests/{file}"]
-    if find_spec("xdist") and file not in ALONE:
-        command += ["-n", str(processes(session.results))]
+    if find_spec("xdist"):  # which goes on with the next test when one ends its process
+        command += ["-n", "1" if file in ALONE else str(processes(session.results))]
+    if find_spec("pytest_timeout"):
+        command += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]  # a GPU that hangs takes no signal
     code, output, seconds = _timed(session, command, {})
-    lines = output.strip().splitlines() or [""]
-    row: dict[str, Any] = {"outcome": lines[-1].strip("= "), "seconds": seconds}
-    if code != 0 or " passed" not in lines[-1]:
+    lines = output.strip().splitlines()
+    last = next((line for line in reversed(lines) if re.search(r"\d+ [a-z]+.* in \d+\.\d+s", line)), "")
+    row: dict[str, Any] = {"outcome": last.strip("= "), "seconds": seconds}
+    if code != 0 or " passed" not in last:
         session.say("\n".join(lines[-15:]))
         row["failed"] = why(code, output)
     return row
