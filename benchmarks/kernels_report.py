@@ -4,7 +4,8 @@
 
 Each launch of the four inference models (tensors without data) is compiled ahead of time. Reported per kernel and
 shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit status is 1 if a kernel spills,
-needs more shared memory than the chip has, or multiplies matrices without matrix instructions or one by one.
+needs more shared memory than the chip has, multiplies matrices without matrix instructions or one by one, or may
+overwrite what they still read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ MATRIX = {
 class Row:
     """One launch on one chip. spilled: bytes a thread. matrix: the matrix instruction that its products use, None if it
     has none; products: whether it multiplies matrices. serialized: whether each of Hopper's matrix instructions waits
-    for the one before it, because the assembler could not keep their registers apart."""
+    for the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next
+    step may overwrite registers that they still read (`_launch.must_wait`)."""
 
     chip: int
     variant: str
@@ -61,6 +63,7 @@ class Row:
     registers: int
     spilled: int
     serialized: bool
+    overtaken: bool
     shared: int
     matrix: str | None
     products: bool
@@ -75,6 +78,8 @@ class Row:
             found.append(f"needs {self.shared} bytes of shared memory, there are {limit}")
         if self.serialized:
             found.append("its matrix instructions wait for each other")
+        if self.overtaken:
+            found.append("its matrix instructions may read registers that were overwritten")
         if self.products and self.matrix is None:
             found.append("multiplies matrices without matrix instructions")
         return found
@@ -129,11 +134,13 @@ def compiled(binary: Binary) -> dict[str, Any]:
     triton.knobs.nvidia.dump_ptxas_log = True
     with redirect_stdout(io.StringIO()) as log:
         result = triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
-    ptx = result.asm["ptx"]
+    ptx, ttgir = result.asm["ptx"], result.asm["ttgir"]
+    from_registers = re.search(r"warp_group_dot .*opIdx = 0", ttgir)
     return {
         "registers": int(_found(r"Used (\d+) registers", log)),
         "spilled": int(_found(r"(\d+) bytes spill stores", log)),
         "serialized": bool(re.search(SERIALIZED, log.getvalue())),
+        "overtaken": bool(from_registers and re.search(r"warp_group_dot_wait .*pendings = [1-9]", ttgir)),
         "shared": result.metadata.shared,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),
         "products": "tt.dot" in result.asm["ttir"],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ._chips import chip_of
 from ._tiles import Tile
 
 
@@ -107,3 +108,13 @@ def dot_precision(weight: Tensor) -> str:
     Not by torch.get_float32_matmul_precision: it raises once a user has set this newer name.
     """
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def must_wait(weight: Tensor, computed: bool) -> bool:
+    """Whether a loop of products must finish each before its next step, if the left operand is `computed` on the way.
+
+    Hopper's products run on while the program goes on, and read a computed operand from registers. Triton 3.6 lets the
+    next step overwrite those too early (triton-lang/triton#9433, #9514). A kernel waits by selecting the sum under a
+    condition that always holds: Triton waits before it, LLVM then removes it. Blackwell's compiler does not take that.
+    """
+    return computed and chip_of(weight.device).capability == 90

@@ -11,9 +11,14 @@ def gelu(x):
 
 
 @triton.jit
-def relu(x):
+def maximum(x, y):
     """As PyTorch's: NaN stays NaN. tl.maximum alone returns the other number, on a GPU."""
-    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def relu(x):
+    return maximum(x, 0.0)
 
 
 @triton.jit

@@ -27,18 +27,6 @@ def power_of_two(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def split(channels: int) -> tuple[int, int]:
-    """Two powers of two that cover `channels`, the second 0 if one does it: 384 = 256 + 128, 576 = 512 + 64.
-
-    A row of that many channels is held as two tensors, where one masked power of two would waste up to half.
-    """
-    first = power_of_two(channels)
-    if first == channels or channels <= 16:
-        return first, 0
-    rest = power_of_two(channels - first // 2)
-    return (first, 0) if rest == first // 2 else (first // 2, rest)
-
-
 # (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
 _SIDES = ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (64, 16, 4))
 _WIDE = (128, 256, 8)  # half of them: for kernels that hold little else, where operands stay in shared memory

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import _tiles
 from ._chips import chip_of
-from ._launch import Plan, dot_precision, launch, prepared, product_type, unsupported_dtype
+from ._launch import Plan, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
 from ._math import relu
 from ._tiles import Tile, ceil_div
 
@@ -39,6 +39,7 @@ def conv3x3_kernel(
     width,  # columns of out
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
     TOKEN_STRIDE: tl.constexpr,  # S, pixels of x per token side; 0: no token_map
+    WAIT: tl.constexpr,  # finish the product of each step before the next (`_launch.must_wait`)
     POOL: tl.constexpr,  # pixels of out per token side that are averaged; 1: no second output
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_M: tl.constexpr,
@@ -80,6 +81,8 @@ def conv3x3_kernel(
         weight_mask = (channel[:, None] < K) & n_mask[None, :]
         weight = tl.load(weight_rows + (tap * K + channel)[:, None], mask=weight_mask, other=0.0)
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+        if WAIT:
+            acc = tl.where(step < 9 * steps, acc, 0.0)
 
     acc += tl.load(bias_ptr + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
     acc = relu(acc)
@@ -163,6 +166,7 @@ def _plan(
             width=width,
             STRIDE=stride,
             TOKEN_STRIDE=0 if token_map is None else token_stride,
+            WAIT=must_wait(weight, token_map is not None),
             POOL=pool,
             PRECISION=dot_precision(weight),
             BLOCK_M=tile.m,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._chips import Chip, chip_of
-from ._launch import DTYPES, Plan, dot_precision, launch, unsupported_dtype
+from ._launch import Plan, dot_precision, launch, product_type, unsupported_dtype
 from ._math import gelu
 from ._tiles import Tile, ceil_div, power_of_two
 
@@ -155,7 +155,7 @@ def plan_fcu_down(
     unsupported = unsupported_dtype(weight)
     if not (tiles or unsupported):
         unsupported = f"whole rows of {C} channels do not fit a program on {chip.name}"
-    dtype = DTYPES.get(weight.dtype, str(weight.dtype))
+    dtype = product_type(weight)
     return Plan(f"fcu_down {dtype} M{B * T} C{C} K{K} S{stride}", unsupported, tiles, run)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _tiles
 from ._chips import chip_of
-from ._launch import Plan, dot_precision, launch, product_type, unsupported_dtype
+from ._launch import Plan, dot_precision, launch, must_wait, product_type, unsupported_dtype
 from ._math import gelu, normalise, relu, row_statistics
 from ._tiles import Tile, ceil_div
 
@@ -49,6 +49,7 @@ def linear_kernel(
     RELU: tl.constexpr,  # then ReLU
     DENSE: tl.constexpr,  # row m starts at m * stride_column
     SEGMENT: tl.constexpr,  # a row is made of pieces of this many elements; 0: it is contiguous
+    WAIT: tl.constexpr,  # finish the product of each step before the next (`_launch.must_wait`)
     SKIP_CLASS: tl.constexpr,  # leave a row for the class token before each image's rows of out
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_M: tl.constexpr,
@@ -87,6 +88,8 @@ def linear_kernel(
         if NORM:
             x = normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, k0 + k, K)
         acc = tl.dot(x.to(weight.dtype), weight, acc, input_precision=PRECISION)
+        if WAIT:
+            acc = tl.where(k0 < K, acc, 0.0)
 
     acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if GELU:
@@ -180,6 +183,7 @@ def plan_product(
             RELU=relu,
             DENSE=rows.dense,
             SEGMENT=rows.segment,
+            WAIT=must_wait(weight, norm is not None or rows.tensor.dtype != weight.dtype),
             SKIP_CLASS=skip_class,
             PRECISION=dot_precision(weight),
             BLOCK_M=tile.m,

@@ -28,7 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._chips import Chip, chip_of
-from ._launch import DTYPES, Plan, dot_precision, launch, prepared, unsupported_dtype
+from ._launch import Plan, dot_precision, launch, prepared, product_type, unsupported_dtype
+from ._math import maximum, relu
 from ._tiles import Tile, ceil_div, power_of_two
 
 SQUARE = 16  # elements of a square: 2 lines, 2 columns, 4 channels
@@ -121,15 +122,15 @@ def stem_kernel(
         for i in tl.static_range(4):
             squares = tl.load(packed_ptr + (y + i) * stride_line + window)
             line = tl.dot(squares, weights[i], line, input_precision=PRECISION)
-        highest = tl.maximum(highest, line)
+        highest = maximum(highest, line)
         if step % 2 == 0:
             if step > 0:
                 row = first_row + step // 2 - 1
                 bias = tl.load(bias_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-                even, odd = _columns(tl.maximum(highest + bias[None, :], 0.0).to(out_ptr.dtype.element_ty))
+                even, odd = _columns(relu(highest + bias[None, :]).to(out_ptr.dtype.element_ty))
                 left = tl.gather(odd, neighbour, 0).to(tl.float32)
-                pooled = tl.maximum(even.to(tl.float32), odd.to(tl.float32))
-                pooled = tl.where((column > 0)[:, None], tl.maximum(pooled, left), pooled)
+                pooled = maximum(even.to(tl.float32), odd.to(tl.float32))
+                pooled = tl.where((column > 0)[:, None], maximum(pooled, left), pooled)
                 in_map = (2 * row < map_height) & (2 * column < map_width)
                 pooled = tl.where(in_map[:, None], pooled, 0.0)
                 tl.store(out_ptr + row * width * K + out, pooled.to(out_ptr.dtype.element_ty), mask=out_mask)
@@ -201,7 +202,7 @@ def plan_stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Pl
     unsupported = unsupported_dtype(weight) or _unsupported_sizes(images, height, width, K)
     if not (tiles or unsupported):
         unsupported = f"no tile fits the {chip.shared} bytes of shared memory of {chip.name}"
-    dtype = DTYPES.get(weight.dtype, str(weight.dtype))
+    dtype = product_type(weight)
     return Plan(f"stem {dtype} B{B} H{H} W{W} K{K} multiple{multiple}", unsupported, tiles, run)
 
 

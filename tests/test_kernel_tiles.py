@@ -5,18 +5,9 @@ import torch
 from kernel_checks import DEVICE  # noqa: F401  (sets up the interpreter before kernels are imported)
 
 from conformer_fast.kernels._chips import CHIPS, assuming, chip_of
-from conformer_fast.kernels._tiles import for_matmul, power_of_two, split
+from conformer_fast.kernels._tiles import for_matmul, power_of_two
 
 EACH_CHIP = pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm{chip.capability}")
-
-
-@pytest.mark.parametrize(
-    ("channels", "parts"),
-    [(384, (256, 128)), (576, (512, 64)), (64, (64, 0)), (48, (32, 16)), (100, (128, 0)), (24, (32, 0)), (5, (16, 0))],
-)
-def test_split(channels, parts):
-    assert split(channels) == parts
-    assert sum(parts) >= channels
 
 
 @pytest.mark.parametrize(("size", "power"), [(1, 16), (16, 16), (17, 32), (197, 256), (256, 256)])
