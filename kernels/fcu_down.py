@@ -151,7 +151,7 @@ def plan_fcu_down(
         return out
 
     chip = chip_of(weight.device)
-    tiles = _tiles(B * T, C, K, weight.element_size(), chip)
+    tiles = _tiles(B * T, C, K, stride, weight.element_size(), chip)
     unsupported = unsupported_dtype(weight)
     if not (tiles or unsupported):
         unsupported = f"whole rows of {C} channels do not fit a program on {chip.name}"
@@ -162,7 +162,7 @@ def plan_fcu_down(
 PIECE = 64  # channels
 
 
-def _tiles(M: int, C: int, K: int, element_size: int, chip: Chip) -> tuple[Tile, ...]:
+def _tiles(M: int, C: int, K: int, S: int, element_size: int, chip: Chip) -> tuple[Tile, ...]:
     """Tiles of m whole rows of C (n is 0: unused), the one with the smallest estimated time first; none for long rows.
 
     The estimate is the traffic of the busiest multiprocessor: each program reads all weights once, and its tokens and
@@ -174,7 +174,7 @@ def _tiles(M: int, C: int, K: int, element_size: int, chip: Chip) -> tuple[Tile,
         rows += [(16, 8)]
     if element_size == 2 and columns <= 768:
         rows += [(32, 8)]
-    if element_size == 2 and columns <= 576:
+    if element_size == 2 and columns <= 576 and S == 1:  # averages in registers are no operand for their products
         rows += {90: [(64, 8), (64, 16)], 100: [(64, 8)]}.get(chip.capability, [])
     tiles = []
     for m, warps in rows:

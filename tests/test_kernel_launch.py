@@ -5,9 +5,10 @@ import weakref
 
 import pytest
 import torch
-from kernel_checks import Sample, launches, make, shape
+from kernel_checks import Sample, fine, launches, make, shape
 
 from conformer_fast.kernels import _launch, dispatch
+from conformer_fast.kernels._chips import CHIPS, assuming
 from conformer_fast.kernels._launch import dot_precision, prepared, product_type
 
 
@@ -72,3 +73,18 @@ def test_tf32_only_if_pytorch_may(allow_tf32):
         assert product_type(weight.half()) == "fp16"
     assert product_type(weight.double()) == "torch.float64"
     assert _launch.unsupported_dtype(weight.bfloat16()) is None
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_hopper_waits_for_products_of_computed_operands(chip):
+    rows, weight, bias = shape(64, 64), shape(64, 64), shape(64)
+    feature_map, kernel, tokens = shape(1, 8, 8, 16), shape(16, 16, 3, 3), shape(1, 16, 16)
+    computed = [
+        Sample("", "linear", (rows, weight, bias, False, None, shape(64), shape(64), 1e-6)),
+        Sample("", "linear", (fine(64, 64), weight, bias)),
+        Sample("", "conv3x3", (feature_map, kernel, shape(16), 1, tokens, 2)),
+    ]
+    read = [Sample("", "linear", (rows, weight, bias)), Sample("", "conv3x3", (feature_map, kernel, shape(16), 1))]
+    with assuming(CHIPS[chip]):
+        waits = [launches(s.operation, make(s, torch.float16))[0].arguments["WAIT"] for s in (*computed, *read)]
+    assert waits == [chip == 90] * 3 + [False] * 2
