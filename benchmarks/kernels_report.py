@@ -35,6 +35,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.recorded import recorded_calls
 from conformer_fast.config import VARIANTS
+from conformer_fast.fuse import LOGITS
 from conformer_fast.kernels import _chips, _launch
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -156,8 +157,9 @@ def _found(pattern: str, log: io.StringIO) -> str:
 def launches(chips: Sequence[int], batches: Sequence[int]) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:
     """(chip, variant, batch, problem, launch) of every kernel of the four variants in fp16."""
     for (variant, config), chip, batch in itertools.product(VARIANTS.items(), chips, batches):
+        pooled = [f"{block}.pooled" for block in config.feature_blocks]  # as mmpretrain's backbone returns them
         with _chips.assuming(_chips.CHIPS[chip]):
-            for call in recorded_calls(config, batch):
+            for call in recorded_calls(config, batch, outputs=(*LOGITS, *pooled)):
                 with _launch.recording() as made:
                     call.run(call.choice)
                 for launch in made:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from conformer_fast import ops
 from conformer_fast.config import ConformerConfig
-from conformer_fast.fuse import fuse
+from conformer_fast.fuse import LOGITS, fuse
 from conformer_fast.kernels import _launch, dispatch
 from conformer_fast.model import Conformer
 
 IMAGE = 224
 
 
-def recorded_calls(config: ConformerConfig, batch: int, dtype: torch.dtype = torch.float16) -> list[dispatch.Call]:
+def recorded_calls(
+    config: ConformerConfig, batch: int, dtype: torch.dtype = torch.float16, outputs: Sequence[str] = LOGITS
+) -> list[dispatch.Call]:
     """Every call for a batch of 224x224 images, in order, on tensors of the device "meta"."""
     with torch.device("meta"):
-        model = fuse(Conformer(config).eval()).in_precision(dtype)
+        model = fuse(Conformer(config).eval()).with_outputs(outputs).in_precision(dtype)
         images = torch.empty(batch, config.in_channels, IMAGE, IMAGE, dtype=dtype)
     with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, _launch.recording():
         model(images)

@@ -20,6 +20,11 @@ class Chip:
     sms: int
     shared: int
 
+    @property
+    def reads_shared(self) -> bool:
+        """Whether matrix instructions read both operands from shared memory (wgmma, tcgen05), not from registers."""
+        return 90 <= self.capability < 120
+
 
 # The chips that kernels are compiled ahead of time for. Sizes: CUDA C++ Programming Guide, "Compute Capabilities";
 # multiprocessors of the largest part sold with that capability.

@@ -97,12 +97,12 @@ def unsupported_dtype(weight: Tensor) -> str | None:
 
 def product_type(weight: Tensor) -> str:
     """What products with this weight are computed in, as problems name it."""
-    if weight.dtype == torch.float32 and dot_precision(weight) == "tf32":
+    if weight.dtype == torch.float32 and dot_precision() == "tf32":
         return "tf32"
     return DTYPES.get(weight.dtype, str(weight.dtype))
 
 
-def dot_precision(weight: Tensor) -> str:
+def dot_precision() -> str:
     """How products of fp32 are computed: exactly, unless PyTorch was told that TF32 is good enough.
 
     Not by torch.get_float32_matmul_precision: it raises once a user has set this newer name.

@@ -36,7 +36,6 @@ _SIDES_FP32 = (
     (32, 32, 4),
     (64, 16, 4),
 )  # no matrix instructions: operands take registers too
-_SHARED_OPERANDS = (90, 100)  # capabilities whose matrix instructions read both operands from shared memory
 
 
 def for_matmul(
@@ -58,7 +57,7 @@ def for_matmul(
     """
     row_size, run = row_size or element_size, run or K
     sides = _SIDES if element_size == 2 else _SIDES_FP32
-    if plain and element_size == 2 and chip.capability in _SHARED_OPERANDS:
+    if plain and element_size == 2 and chip.reads_shared:
         sides = (_WIDE, *sides)
     k = min(128 // element_size, power_of_two(run))
     while k > 16 and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
@@ -70,7 +69,7 @@ def for_matmul(
         step = k * (m * row_size + n * element_size)
         room = chip.shared - 2048 - (0 if plain else m * k * element_size)  # an operand on its way through registers
         buffers = min(4, room // step)
-        stages = buffers if chip.capability in _SHARED_OPERANDS else buffers + 1
+        stages = buffers if chip.reads_shared else buffers + 1
         tiles.append(Tile(m, n, k, warps, min(4, stages)))
     return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip)))
 

@@ -150,7 +150,7 @@ def plan_attention(qkv: Tensor, num_heads: int, scale: float) -> Plan:
             num_heads=num_heads,
             scale=scale * math.log2(math.e),
             D=D,
-            PRECISION=dot_precision(qkv),
+            PRECISION=dot_precision(),
             BLOCK_T=tile.m,
             BLOCK_KEYS=tile.n,
             BLOCK_D=power_of_two(D),
@@ -173,7 +173,6 @@ def attention_tiles(heads: int, T: int, D: int, element_size: int, chip: Chip) -
     which one computes while the other loads; or else the least.
     """
     keys = power_of_two(T)
-    from_shared = chip.capability in range(90, 120)  # wgmma, tcgen05; the others' operands pass through registers
     others: list[Tile] = []
     if element_size > 2:  # no matrix instructions: products take many registers
         order = [Tile(32, 16, 1, 4, 2), Tile(16, 16, 1, 4, 2)]
@@ -181,13 +180,13 @@ def attention_tiles(heads: int, T: int, D: int, element_size: int, chip: Chip) -
         order = [Tile(64, 32, 1, 4, 2)]
     elif T > ONE_PASS:
         order = [Tile(128, 64, 1, 8, 2), Tile(64, 64, 1, 4, 2)]
-        others = [Tile(128, 128, 1, 8, 2)] if from_shared else []
+        others = [Tile(128, 128, 1, 8, 2)] if chip.reads_shared else []
     else:
         several = [Tile(64, keys, blocks, 4, 1) for blocks in (4, 2, 1)]
         streaming = [Tile(64, 64, 1, 4, 2)]
-        order = several if from_shared else streaming
+        order = several if chip.reads_shared else streaming
         order += [Tile(m, keys, 1, 4, 1) for m in (32, 16)]
-        others = [Tile(16, keys, 1, 8, 1), Tile(128, 64, 1, 8, 2), *streaming] if from_shared else []
+        others = [Tile(16, keys, 1, 8, 1), Tile(128, 64, 1, 8, 2), *streaming] if chip.reads_shared else []
     order = [tile for tile in order if tile.m * tile.k < 2 * T] or order[-1:]
     choice = next((tile for tile in order if heads * ceil_div(T, tile.m * tile.k) >= 2 * chip.sms), order[-1])
     return tuple(dict.fromkeys([choice, *order, *(tile for tile in others if tile.m < 2 * T)]))

@@ -168,7 +168,7 @@ def _plan(
             TOKEN_STRIDE=0 if token_map is None else token_stride,
             WAIT=must_wait(weight, token_map is not None),
             POOL=pool,
-            PRECISION=dot_precision(weight),
+            PRECISION=dot_precision(),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,

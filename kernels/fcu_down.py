@@ -143,7 +143,7 @@ def plan_fcu_down(
             norm_eps=norm_eps,
             C=C,
             S=stride,
-            PRECISION=dot_precision(weight),
+            PRECISION=dot_precision(),
             BLOCK_M=tile.m,
             BLOCK_K=tile.k,
             BLOCK_C=min(PIECE, power_of_two(C)),

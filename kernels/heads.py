@@ -136,7 +136,7 @@ def plan_heads(
             C=C,
             stride_tokens=stride,
             norm_eps=norm_eps,
-            PRECISION=dot_precision(conv_weight),
+            PRECISION=dot_precision(),
             BLOCK_B=tile.m,
             BLOCK_N=tile.n,
             BLOCK_P=_pixels_at_a_time(H * W),

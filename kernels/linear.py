@@ -185,7 +185,7 @@ def plan_product(
             SEGMENT=rows.segment,
             WAIT=must_wait(weight, norm is not None or rows.tensor.dtype != weight.dtype),
             SKIP_CLASS=skip_class,
-            PRECISION=dot_precision(weight),
+            PRECISION=dot_precision(),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,

@@ -191,7 +191,7 @@ def plan_stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Pl
             rows=tile.m,
             SQUARE=SQUARE,
             TAPS=TAPS,
-            PRECISION=dot_precision(weight),
+            PRECISION=dot_precision(),
             BLOCK_N=tile.n,
             BLOCK_K=power_of_two(K),
         )

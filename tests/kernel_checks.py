@@ -5,19 +5,14 @@ On a machine without a GPU the kernels run in Triton's interpreter on the CPU, w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before its module is imported
-
 import triton.language as tl
+from torch import Tensor
 from triton.runtime import interpreter
 
 from conformer_fast import functional as CF
@@ -53,6 +48,7 @@ def _rounding_to_bfloat16(cast_impl=interpreter.InterpreterBuilder.cast_impl):
 interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16()
 interpreter.InterpreterBuilder.cast_impl = _rounding_to_bfloat16()
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALLOWANCE = 2.0  # times PyTorch's own error
 FLOOR = {  # relative error that is always allowed: PyTorch happens to be exact on some small sums
     torch.float32: 1e-6,  # some roundings of 6e-8
@@ -128,22 +124,20 @@ def check(operation: str, arguments: list[Any], tile: Tile | None = None) -> Non
         assert error(value, true) <= bound, f"output {index}: {error(value, true):.2e} > {bound:.2e}; {tile}"
 
 
-class poisoned_memory:  # noqa: N801
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
     """torch.empty returns NaN inside, so that an element that is not written shows."""
+    empty = torch.empty
 
-    def __enter__(self) -> None:
-        self._empty = torch.empty
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        return empty(*args, **kwargs).fill_(torch.nan)
 
-        def empty(*args: Any, **kwargs: Any) -> Tensor:
-            return self._empty(*args, **kwargs).fill_(torch.nan)
-
-        torch.empty = empty
-
-    def __exit__(self, *_: Any) -> None:
-        torch.empty = self._empty
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        yield
 
 
-def layouts(arguments: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+def layouts(arguments: list[Any]) -> Iterator[list[Any]]:
     """The same values with other strides: inside larger tensors of NaN, and in reversed memory order."""
 
     def inside(tensor: Tensor) -> Tensor:
@@ -155,7 +149,7 @@ def layouts(arguments: list[Any]) -> Iterator[tuple[str, list[Any]]]:
         return tensor.permute(dims).contiguous().permute(dims)
 
     for layout in (inside, reversed_order):
-        yield layout.__name__, [layout(a) if isinstance(a, Tensor) else a for a in arguments]
+        yield [layout(a) if isinstance(a, Tensor) else a for a in arguments]
 
 
 def launches(operation: str, arguments: list[Any]) -> list[_launch.Launch]:

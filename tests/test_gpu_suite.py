@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import kernel_checks  # noqa: F401  first: it chooses the interpreter where there is no GPU
 import pytest
 import torch
 
@@ -286,7 +285,7 @@ def test_the_whole_suite(command_line, pretended, file, capsys):
     assert (entry["machine"], entry["ceilings"]) == (MACHINE, CEILINGS)
     assert (len(entry["points"]), len(entry["kernels"])) == (4, 1)
     outcomes = {row["name"]: row["outcome"] for row in entry["tests"]}
-    assert outcomes["test_cuda_graph.py"] == "5 passed in 1.00s"
+    assert outcomes["test_cuda_graph_gpu.py"] == "5 passed in 1.00s"
     assert outcomes[stages.SANITIZER[0]] == "absent"
     assert list(outcomes)[-1] == stages.SANITIZER[0]  # the slowest, and what hangs takes all the time that is left
     assert {path.name for path in file.parent.iterdir()} == {"gpu.json", "gpu.txt", "gpu.log"}
@@ -298,7 +297,7 @@ def test_the_whole_suite(command_line, pretended, file, capsys):
 @pytest.mark.parametrize("ends", [(1, "1 failed, 4 passed in 1.00s"), (0, "5 skipped in 1.00s")])
 def test_failed_and_skipped_tests_fail_the_suite(command_line, ends, capsys):
     assert command_line("test", ends=ends) == 1
-    assert "FAILED test_cuda_graph.py: exit status" in capsys.readouterr().out
+    assert "FAILED test_cuda_graph_gpu.py: exit status" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -440,7 +439,7 @@ def test_command_line():
 
 def test_files_with_tests_for_a_gpu_are_found():
     chosen = {file.name for file in (ROOT / "tests").glob("test_*.py") if stages.on_gpu(file.read_text())}
-    assert {"test_kernel_linear.py", "test_kernels_real_sizes.py", "test_cuda_graph.py"} <= chosen
+    assert {"test_kernel_linear.py", "test_kernels_real_sizes.py", "test_cuda_graph_gpu.py"} <= chosen
     assert not {"test_gpu_suite.py", "test_openvino.py", "test_packaging.py"} & chosen
 
 

@@ -59,7 +59,7 @@ def test_every_tile_of_every_chip(sample):
 
 @EACH
 def test_any_strides(sample):
-    for _, arguments in layouts(make(sample, torch.float16)):
+    for arguments in layouts(make(sample, torch.float16)):
         check("attention", arguments)
 
 

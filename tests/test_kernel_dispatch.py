@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_checks import Sample, make, shape  # first: it chooses the interpreter where there is no GPU
+from kernel_checks import Sample, make, shape
 
 from conformer_fast import functional as CF
 from conformer_fast import ops

@@ -69,7 +69,7 @@ def test_tf32_only_if_pytorch_may(allow_tf32):
     weight = torch.zeros(1)
     for tf32, precision, name in [(False, "ieee", "fp32"), (True, "tf32", "tf32"), (False, "ieee", "fp32")]:
         allow_tf32(tf32)
-        assert (dot_precision(weight), product_type(weight)) == (precision, name)
+        assert (dot_precision(), product_type(weight)) == (precision, name)
         assert product_type(weight.half()) == "fp16"
     assert product_type(weight.double()) == "torch.float64"
     assert _launch.unsupported_dtype(weight.bfloat16()) is None

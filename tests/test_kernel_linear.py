@@ -62,7 +62,7 @@ def test_every_tile(sample):
 
 @EACH
 def test_any_strides(sample):
-    for _, arguments in layouts(make(sample, torch.float16)):
+    for arguments in layouts(make(sample, torch.float16)):
         check(sample.operation, arguments, SMALL)
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from kernel_checks import DEVICE  # noqa: F401  (sets up the interpreter before kernels are imported)
 
 from conformer_fast.kernels._chips import CHIPS, assuming, chip_of
 from conformer_fast.kernels._tiles import for_matmul, power_of_two

@@ -3,7 +3,7 @@
 import lookalikes
 import pytest
 import torch
-from kernel_checks import check, error, poisoned_memory  # first: it chooses the interpreter where there is no GPU
+from kernel_checks import check, error, poisoned_memory
 
 import conformer_fast as cf
 from benchmarks.gpu.roofline import filled, network

@@ -22,6 +22,7 @@ OPERATIONS = {
     "heads",
     "linear",
     "patch_embed",
+    "pool",
     "stem",
 }
 

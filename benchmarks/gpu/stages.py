@@ -31,7 +31,7 @@ BATCHES = (1, 8, 32, 128)
 PEERS = ("eager", "torch.compile", "torch.compile max-autotune")
 LEAST_SECONDS = 20.0  # with less left, nothing is started
 SANITIZER = ("compute-sanitizer memcheck",)
-ALONE = ("test_cuda_graph.py", "test_tuning.py")  # they measure free memory, or time: nothing beside them
+ALONE = ("test_cuda_graph_gpu.py", "test_tuning.py")  # they measure free memory, or time: nothing beside them
 TEST_SECONDS = 240  # for one test, after which it hangs
 GIB_A_PROCESS = 8  # what one of several processes on the GPU may need
 

@@ -15,7 +15,7 @@ def main(task: str, arguments: str, result: str) -> int:
     module, function = TASKS[task].split(".")
     try:
         value = getattr(import_module(f"{__package__}.{module}"), function)(**json.loads(arguments))
-    except Exception as error:
+    except Exception as error:  # compilers, drivers and peers raise anything
         traceback.print_exc()
         first_line = (str(error).strip().splitlines() or [""])[0]
         value = {"failed": f"{type(error).__name__}: {first_line}"[:300]}
