@@ -90,13 +90,16 @@ def conv3x3(
 
     token_map (B, N, K), N = H / S * W / S, adds its entry [h // S, w // S] at pixel [h, w], S = token_stride.
     """
-    x = feature_map
-    if token_map is not None:
-        B, H, W, K = x.shape
-        S = token_stride
-        x = x.view(B, H // S, S, W // S, S, K) + token_map.view(B, H // S, 1, W // S, 1, K)
-        x = x.view(B, H, W, K)
+    x = feature_map if token_map is None else with_token_map(feature_map, token_map, token_stride)
     return _nhwc(F.relu(F.conv2d(_nchw(x), weight, bias, stride=stride, padding=1)))
+
+
+def with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:
+    """feature_map (B, H, W, K) plus, at each pixel, its token's entry of token_map (B, N, K)."""
+    B, H, W, K = feature_map.shape
+    S = stride
+    x = feature_map.view(B, H // S, S, W // S, S, K) + token_map.view(B, H // S, 1, W // S, 1, K)
+    return x.view(B, H, W, K)
 
 
 def conv3x3_pool(
@@ -104,7 +107,12 @@ def conv3x3_pool(
 ) -> tuple[Tensor, Tensor]:
     """conv3x3 and its average over S x S pixels, which FCU-down reads: (B, H', W', K'), (B, H' / S, W' / S, K')."""
     out = conv3x3(feature_map, weight, bias, stride)
-    return out, _nhwc(F.avg_pool2d(_nchw(out), pool_stride))
+    return out, average(out, pool_stride)
+
+
+def average(feature_map: Tensor, stride: int) -> Tensor:
+    """The mean over S x S pixels. (B, H, W, K) -> (B, H / S, W / S, K)."""
+    return _nhwc(F.avg_pool2d(_nchw(feature_map), stride))
 
 
 def fcu_down(
@@ -122,7 +130,7 @@ def fcu_down(
     out[:, 1:] = tokens[:, 1:] + gelu(layer_norm(pool(x) weight^T + bias)), and out[:, 0] = 2 tokens[:, 0]: the class
     token stands in for the missing pooled one. feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> (B, T, C).
     """
-    pooled = F.avg_pool2d(_nchw(feature_map), stride).flatten(2).transpose(1, 2)  # (B, N, K)
+    pooled = average(feature_map, stride).flatten(1, 2)  # (B, N, K)
     projected = F.linear(pooled, weight, bias).to(norm_weight.dtype)
     projected = F.layer_norm(projected, weight.shape[:1], norm_weight, norm_bias, norm_eps)
     return tokens + torch.cat([tokens[:, :1], F.gelu(projected)], dim=1)

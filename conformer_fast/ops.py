@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.library import CustomOpDef, custom_op
 
 from . import functional as CF
@@ -45,6 +45,13 @@ def on_kernels() -> Iterator[None]:
         yield
     finally:
         globals().update(OPS)
+
+
+def operation_of(node: fx.Node) -> str:
+    """What a traced node calls: the name of one of these operators, of a builtin or of a tensor's method."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._opname
+    return node.target if isinstance(node.target, str) else node.target.__name__
 
 
 @_operator

@@ -15,6 +15,19 @@ from conformer_fast.config import ConformerConfig
 from conformer_fast.model import Conformer
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests measured: `record_property("table", (title, case, name, figure))`."""
+    tables: dict[str, list[str]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for kind, row in report.user_properties:
+            if kind == "table" and report.when == "call":
+                title, case, name, figure = row
+                tables.setdefault(title, []).append(f"{case:<32}{name:<16}{figure:>10.3g}")
+    for title, rows in tables.items():
+        terminalreporter.section(title)
+        terminalreporter.write_line("\n".join(rows))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Downloads and built engines stay out of the user's cache, in subprocesses too."""

@@ -1,5 +1,6 @@
-"""One ONNX export computes what the reference does, for any batch and any size, in standard operators."""
+"""One ONNX export computes what the reference does, for any batch and any size, in standard operators, in each type."""
 
+import copy
 from collections import Counter
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,9 +12,13 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from onnx import TensorProto
 
-from conformer_fast.engines.export import OPSET, onnx_from_model
-from conformer_fast.fuse import InferenceConformer, fuse
+from conformer_fast.backends import DTYPES
+from conformer_fast.config import VARIANTS
+from conformer_fast.engines.export import onnx_from_model
+from conformer_fast.engines.typed import OPSET
+from conformer_fast.fuse import LOGITS, InferenceConformer, fuse
 from conformer_fast.model import Conformer
 from conformer_fast.outputs import observed_outputs
 from conformer_fast.verify import ALLOWANCE, FLOOR, relative_error
@@ -29,32 +34,38 @@ class Exported(NamedTuple):
     proto: onnx.ModelProto
     session: onnxruntime.InferenceSession
     products: str
+    precision: str
 
 
-def export(reference: Conformer, outputs=None, products="matmul") -> Exported:
+def export(reference: Conformer, outputs=None, products="matmul", precision="fp32") -> Exported:
     fused = fuse(reference)
     fused = fused.with_outputs(outputs or fused.output_names)
-    proto = onnx_from_model(fused, products)
+    proto = onnx_from_model(fused.in_precision(DTYPES[precision]), products)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # sessions of a test process should not fight for the cores
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return Exported(reference, fused, proto, session, products)
+    return Exported(reference, fused, proto, session, products, precision)
 
 
-def assert_agrees(exported: Exported, images: torch.Tensor) -> None:
-    """Each output errs, against float64, as verify() allows: twice PyTorch's own float32 error and a rounding step."""
-    names, reference = exported.fused.outputs, exported.reference
+def assert_agrees(exported: Exported, images: torch.Tensor) -> dict[str, float]:
+    """Each output errs, against float64, as verify() allows: twice PyTorch's own error in this precision and a rounding
+    step. Returns the errors."""
+    names, reference, precision = exported.fused.outputs, exported.reference, exported.precision
+    dtype = DTYPES[precision]
     with torch.no_grad():
-        eager = observed_outputs(reference, images, names)
-        exact = observed_outputs(reference.double(), images.double(), names)
+        eager = observed_outputs(reference.to(dtype), images.to(dtype), names)
         reference.float()
+        exact = observed_outputs(copy.deepcopy(reference).double(), images.double(), names)
+    errors = {}
     for name, value, ours, true in zip(
         names, exported.session.run(names, {"images": images.numpy()}), eager, exact, strict=True
     ):
         assert value.shape == true.shape, name
-        bound = ALLOWANCE * relative_error(ours, true) + FLOOR["fp32"]
-        assert relative_error(torch.from_numpy(value), true) <= bound, name
+        bound = ALLOWANCE * relative_error(ours, true) + FLOOR[precision]
+        errors[name] = relative_error(torch.from_numpy(value), true)
+        assert errors[name] <= bound, name
+    return errors
 
 
 CONFIGS = {
@@ -78,6 +89,18 @@ def custom(request, small_config):
     name, products = request.param
     model = lookalikes.fill(Conformer(replace(small_config, **CONFIGS[name]))).eval()
     return export(model, products=products)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant(variant, precision, record_property):
+    model = lookalikes.fill(Conformer(VARIANTS[variant])).eval()
+    exported = export(model, precision=precision, outputs=LOGITS)
+    onnx.checker.check_model(exported.proto, full_check=True)
+    for size in [(1, 64, 96), (3, 50, 70), (1, 128, 128)]:
+        for name, error in assert_agrees(exported, goldens.image(*size)).items():
+            where = f"{variant} {precision} {size[0]}x{size[1]}x{size[2]}"
+            record_property("table", ("error of the exported graph in ONNX Runtime", where, name, error))
 
 
 @pytest.fixture(scope="module")
@@ -156,14 +179,73 @@ def test_inputs_and_outputs_are_named_and_free_in_size(custom):
         assert len(others) == rank - 1
 
 
-def test_weights_are_float32_whatever_the_models_dtype(small_config):
+PRECISIONS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def element_types(proto: onnx.ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True).graph
+    known = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    return known | {value.name: value.data_type for value in inferred.initializer}
+
+
+@pytest.mark.parametrize(("precision", "product_type"), PRECISIONS.items())
+def test_products_are_in_the_precision_and_all_else_in_fp32(small_model, precision, product_type):
+    fused = fuse(small_model)
+    proto = onnx_from_model(fused.in_precision(DTYPES[precision]))
+    onnx.checker.check_model(proto, full_check=True)
+    assert {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)} == {
+        TensorProto.FLOAT
+    }
+    types = element_types(proto)
+    found = {}
+    for node in proto.graph.node:
+        found.setdefault(node.op_type, set()).add(types[node.output[0]])
+    for op in ("Conv", "MatMul", "Relu", "MaxPool", "AveragePool", "Resize"):
+        assert found[op] == {product_type}, op
+    for op in ("LayerNormalization", "Softmax", "Gemm", "ReduceMean"):
+        assert found[op] == {TensorProto.FLOAT}, op
+    weights = [value for value in proto.graph.initializer if value.data_type == product_type]
+    assert sum(len(value.raw_data) for value in weights) > 0.9 * sum(len(v.raw_data) for v in proto.graph.initializer)
+    assert ("Cast" in found) == (precision != "fp32")
+
+
+def test_the_residual_of_tokens_is_fp32_throughout(small_model):
+    """The class token doubles in each coupled block, and its residual must not be rounded each time."""
+    fused = fuse(small_model)
+    names = [name for name in fused.output_names if name.endswith((".tokens", ".fcu_down"))]
+    proto = onnx_from_model(fused.with_outputs(names).in_precision(torch.float16))
+    producers = {node.output[0]: node for node in proto.graph.node}
+    for name in names:  # an output behind a cast would show that the value itself was rounded
+        assert producers[name].op_type == "Identity"
+        assert producers[producers[name].input[0]].op_type == "Add", name
+
+
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_half_precision_at_every_size(small_config, products):
     model = lookalikes.fill(Conformer(small_config)).eval()
-    expected = export(model)
-    for dtype in (torch.float64, torch.bfloat16):
-        other = onnx_from_model(fuse(model.to(dtype)).with_outputs(expected.fused.outputs))
-        types = {value.data_type for value in other.graph.initializer}
-        assert types <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
-        assert [node.op_type for node in other.graph.node] == [node.op_type for node in expected.proto.graph.node]
+    exported = export(model, products=products, precision="fp16")
+    for size in SIZES:
+        assert_agrees(exported, goldens.image(*size))
+
+
+def test_bfloat16_computes_what_the_operators_do(small_model):
+    """ONNX Runtime has no bfloat16 on the CPU; OpenVINO has, and is told not to use another precision."""
+    fused = fuse(small_model)
+    images = goldens.image(2, 50, 70)
+    core = openvino.Core()
+    read = core.read_model(onnx_from_model(fused.in_precision(torch.bfloat16)).SerializeToString())
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        exact = fuse(small_model.double())(images.double())
+        eager = fused.in_precision(torch.bfloat16)(images)
+    for port, (ours, true) in enumerate(zip(eager, exact, strict=True)):
+        value = torch.from_numpy(compiled(images.numpy())[port])
+        assert relative_error(value, true) <= ALLOWANCE * relative_error(ours, true) + FLOOR["bf16"]
+
+
+def test_a_type_that_engines_lack(small_model):
+    with pytest.raises(TypeError, match=r"engines take no torch\.float64"):
+        onnx_from_model(fuse(small_model.double()))
 
 
 @pytest.mark.parametrize(
