@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import statistics
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +34,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .cuda_graph import tf32_as_asked
+from .files import replace_file
 from .fuse import InferenceConformer
 from .kernels import dispatch
 from .kernels._chips import chip_of
@@ -344,7 +343,7 @@ def save(gpu: str, found: Iterable[Tuned]) -> Path:
         table["dropped"] = {problem: why for problem, why in table["dropped"].items() if why}
         text = json.dumps({"gpu": gpu, **_versions(), "driver": _driver(), **table}, indent=1)
         text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda tile: "[" + " ".join(tile[1].split()) + "]", text)  # on one line
-        _replace(file, text + "\n")
+        replace_file(file, f"{text}\n".encode())
     return file
 
 
@@ -391,14 +390,3 @@ def _driver() -> str | None:
         found = re.search(r"\d{3,}\.[\d.]+", Path("/proc/driver/nvidia/version").read_text())
         return found and found[0]
     return None
-
-
-def _replace(file: Path, text: str) -> None:
-    descriptor, part = tempfile.mkstemp(suffix=".part", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-        os.replace(part, file)
-    except OSError:
-        Path(part).unlink(missing_ok=True)
-        raise

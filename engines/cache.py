@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from conformer_fast.files import replace_file
 from conformer_fast.paths import cache_root
 
 LIMIT_BYTES = 4 << 30  # of all entries together; the least recently used go first
@@ -117,14 +117,7 @@ def _write(folder: Path, key: str, fields: Mapping[str, Any], engine: bytes) -> 
     _make_room(folder, len(engine))
     manifest = {"fields": dict(fields), "sha256": hashlib.sha256(engine).hexdigest()}
     for suffix, content in ((".engine", engine), (".json", json.dumps(manifest, indent=1).encode())):
-        descriptor, part = tempfile.mkstemp(suffix=".part", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(part, folder / (key + suffix))
-        except OSError:
-            Path(part).unlink(missing_ok=True)
-            raise
+        replace_file(folder / (key + suffix), content)
 
 
 def _make_room(folder: Path, size: int) -> None:
