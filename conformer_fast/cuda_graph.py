@@ -80,7 +80,7 @@ class CUDAGraphEngine:
             self._record(key)
 
     def _record(self, key: Key) -> None:
-        with _RECORDING:
+        with RECORDING:
             if key in self._graphs:  # another thread was faster
                 return
             if self._tune:
@@ -233,7 +233,7 @@ class Device:
 
 
 _devices: dict[torch.device, Device] = {}
-_RECORDING = threading.Lock()  # PyTorch records one graph at a time in a process
+RECORDING = threading.Lock()  # PyTorch records one graph at a time in a process
 
 
 def shared(device: torch.device) -> Device:

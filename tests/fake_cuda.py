@@ -3,7 +3,7 @@
 A recorded graph holds the operators that ran while it was recorded; a replay runs them again and writes their results
 where they were. So inputs are read from, and outputs written to, memory that never moves, as on a GPU. What CUDA or
 PyTorch refuses is refused here too: waiting on the host while recording, a stream that is forked and not joined, two
-replays that nothing orders, a memory pool whose last graph is gone.
+runs in the same memory that nothing orders, a memory pool whose last graph is gone.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ class FakeCUDA:
     """What happened: the streams that did each thing, in order, and the live graphs of each pool of memory.
 
     spoilt: whether the recording under way is to fail at its end
+    runs:   how often each memory was worked in; `finished` the same, as far as the host has waited for it
     """
 
     log: list[tuple[str, Any]] = field(default_factory=list)
@@ -44,6 +46,9 @@ class FakeCUDA:
     dead_pools: set = field(default_factory=set)
     spoilt: bool = False
     replays: int = 0
+    runs: Counter = field(default_factory=Counter)
+    finished: Counter = field(default_factory=Counter)
+    handles: WeakValueDictionary[int, FakeStream] = field(default_factory=WeakValueDictionary)
     current: threading.local = field(default_factory=threading.local)
     pools: dict[int, Iterator[FakeStream]] = field(default_factory=dict)
     numbers: itertools.count = field(default_factory=itertools.count)
@@ -61,10 +66,22 @@ class FakeCUDA:
             self.pools[priority] = itertools.cycle([FakeStream(self) for _ in range(32)])
         return next(self.pools[priority])
 
-    def wait_on_the_host(self) -> None:
+    def work_in(self, memory: Iterable[Hashable], stream: FakeStream) -> None:
+        """Runs something on `stream` that writes there. What records is checked when it is replayed."""
+        if stream.recording:
+            stream.recording.memory.update(memory)
+            return
+        for place in memory:
+            if max(stream.after[place], self.finished[place]) < self.runs[place]:
+                raise RefusedError("the run before, in the same memory, may still be going on")
+            self.runs[place] += 1
+            stream.after[place] = self.runs[place]
+
+    def wait_on_the_host(self, after: Counter | None = None) -> None:
         if self.stream.recording:
             raise RefusedError("waiting on the host while recording")
         self.log.append(("wait on the host", None))
+        self.finished |= self.runs if after is None else after
 
     def streams(self, what: str) -> list[Any]:
         return [stream for kind, stream in self.log if kind == what]
@@ -73,15 +90,17 @@ class FakeCUDA:
 class FakeStream:
     def __init__(self, cuda: FakeCUDA) -> None:
         self.cuda, self.number = cuda, next(cuda.numbers)
+        self.cuda_stream = self.number + 1  # its address; 0 is the default stream's
+        cuda.handles[self.cuda_stream] = self
         self.recording: FakeGraph | None = None
-        self.after = 0  # what is issued next comes after this many replays
+        self.after: Counter = Counter()  # what is issued next comes after this many runs in each memory
 
     def __repr__(self) -> str:
         return f"stream {self.number}"
 
     def wait_event(self, event: FakeEvent) -> None:
         self.cuda.log.append(("wait", self))
-        self.after = max(self.after, event.after)
+        self.after |= event.after
 
     def wait_stream(self, other: FakeStream) -> None:
         if other.recording:
@@ -91,19 +110,22 @@ class FakeStream:
             self.recording.unjoined |= {self} - {self.recording.stream}
         elif self.recording:
             raise RefusedError("a stream that records waits for one that does not")
-        self.after = max(self.after, other.after)
+        self.after |= other.after
+
+    def synchronize(self) -> None:
+        self.cuda.wait_on_the_host(self.after)
 
 
 class FakeEvent:
     def __init__(self, cuda: FakeCUDA) -> None:
-        self.cuda, self.after = cuda, 0
+        self.cuda, self.after = cuda, Counter()
 
     def record(self, stream: FakeStream) -> None:
         self.cuda.log.append(("done", stream))
-        self.after = stream.after
+        self.after = stream.after.copy()
 
     def synchronize(self) -> None:
-        self.cuda.wait_on_the_host()
+        self.cuda.wait_on_the_host(self.after)
 
 
 class FakeGraph(TorchDispatchMode):
@@ -113,6 +135,7 @@ class FakeGraph(TorchDispatchMode):
         super().__init__()
         self.cuda = cuda
         self.steps: list[tuple] = []
+        self.memory: set[Hashable] = set()
         self.branches: set[FakeStream] = set()
         self.unjoined: set[FakeStream] = set()
         self.held = False  # its pool
@@ -134,6 +157,7 @@ class FakeGraph(TorchDispatchMode):
         if pool in self.cuda.dead_pools:
             raise RefusedError("use_count > 0 INTERNAL ASSERT FAILED")
         self.stream, self.pool, self.held = self.cuda.stream, pool, True
+        self.memory = {pool}
         self.stream.recording = self
         self.cuda.graphs[pool] += 1
         self.cuda.log.append(("graph", self.stream))
@@ -150,10 +174,8 @@ class FakeGraph(TorchDispatchMode):
 
     def replay(self) -> None:
         stream = self.cuda.stream
-        if stream.after < self.cuda.replays:
-            raise RefusedError("the replay before may still be running")
+        self.cuda.work_in(self.memory, stream)
         self.cuda.replays += 1
-        stream.after = self.cuda.replays
         self.cuda.log.append(("replay", stream))
         with torch.inference_mode(), torch.autocast(DEVICE.type, enabled=False):  # a GPU's replay knows no modes
             for func, args, kwargs, recorded in self.steps:

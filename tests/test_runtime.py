@@ -1,0 +1,972 @@
+"""The TensorRT runtime: its own code, on a pretended TensorRT and torch.cuda; and on real ones where there are both."""
+
+import gc
+import json
+import os
+import random
+import stat
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from executor_samples import FORMS, assert_same, equal, images
+from fake_cuda import FREE, TOTAL, OutOfMemory, fake_cuda
+from fake_tensorrt import SCRATCH, TensorRT, expected, plan
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conformer_fast.cuda_graph import CUDAGraphEngine, GPUMemoryError
+from conformer_fast.engines import runtime
+from conformer_fast.engines.flavours import EngineError, get_flavour
+from conformer_fast.engines.runtime import RuntimeCacheFile, TensorRTEngine
+from conformer_fast.profile import Profile
+
+CPU = torch.device("cpu")
+LOGITS = ("conv_logits", "trans_logits")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections():
+    """Python's collector leaves alone what was there before these tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def cuda():
+    with fake_cuda() as pretended:
+        yield pretended
+        gc.collect()  # engines that an error's traceback kept would outlive the pretence
+        runtime._retired.clear()
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def trt(request, cuda) -> TensorRT:
+    return TensorRT(cuda, request.param)
+
+
+@pytest.fixture
+def rtx(cuda) -> TensorRT:
+    return TensorRT(cuda, "tensorrt-rtx")
+
+
+def engine_of(trt: TensorRT, names=LOGITS, cache=None, **changes) -> TensorRTEngine:
+    return TensorRTEngine(plan(**changes), trt.flavour, names, CPU, cache)
+
+
+def reference(batch: Tensor, outputs=LOGITS) -> list[Tensor]:
+    results = expected(batch)
+    return [results[name] for name in outputs]
+
+
+# Results
+
+
+@pytest.mark.parametrize("outputs", [LOGITS, LOGITS[::-1], ("sizes",)], ids=str)
+def test_outputs_by_name_in_the_order_asked_for(outputs, trt):
+    engine = engine_of(trt, outputs)
+    for B, size in [(3, 16), (1, 16), (9, 24), (2, 16), (12, 32), (3, 16)]:
+        batch = images(B, 3, size, size, seed=B)
+        results = engine(batch)
+        assert_same(results, reference(batch, outputs))
+        for tensor in results:
+            assert (tensor.dtype, tensor.device, len(tensor)) == (torch.float32, CPU, B)
+            assert tensor.is_contiguous()
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+@pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+def test_forms_of_images(make, trt):
+    batch = images(3, 3, 16, 16).bfloat16().float()
+    engine = engine_of(trt)
+    assert equal(engine(make(batch)), engine(batch))
+
+
+def test_results_are_the_callers_own(trt):
+    engine = engine_of(trt)
+    batches = [images(2, 3, 16, 16, seed=seed) for seed in range(3)]
+    results = [engine(batch) for batch in batches]
+    kept = [[tensor.clone() for tensor in result] for result in results]
+    for result in results[1:]:
+        for tensor in result:
+            tensor.fill_(torch.nan)
+    assert equal(results[0], kept[0])
+    assert equal(engine(batches[1]), kept[1])
+
+
+def test_what_earlier_calls_left_in_spare_rows_does_not_matter(trt):
+    engine, batch = engine_of(trt), images(5, 3, 24, 24)
+    expected = engine(batch)
+    assert all(tensor.isnan().all() for tensor in engine(torch.full((8, 3, 24, 24), torch.nan)))
+    assert equal(engine(batch), expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("first_mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_modes(first_mode, mode, trt):
+    engine, batch = engine_of(trt), images(2, 3, 16, 16)
+    with first_mode():
+        expected = engine(batch)
+    with mode():
+        results = engine(batch)
+        assert all(tensor.is_inference() == torch.is_inference_mode_enabled() for tensor in results)
+    assert equal(results, expected)
+    assert not any(tensor.requires_grad for tensor in engine(batch.requires_grad_()))
+
+
+# Shapes
+
+
+def test_one_context_for_each_shape(trt):
+    """Shapes and addresses are set once: a graph is of one shape, and TensorRT-RTX's own too."""
+    engine = engine_of(trt)
+    for B, size in [(3, 16), (4, 16), (5, 16), (8, 24), (7, 24), (3, 16), (12, 32)]:
+        batch = images(B, 3, size, size)
+        assert_same(engine(batch), reference(batch))
+    assert len(trt.contexts) == 4
+    assert trt.moved == 0
+    assert {shape[0] for shape, _ in trt.runs} == {4, 8, 12}
+
+
+def test_first_profile_that_admits_the_batch(trt):
+    engine = engine_of(trt)
+    assert [engine._plan.key((B, 3, 16, 16)) for B in (1, 3, 4, 5, 11)] == [
+        (0, 1, 16, 16),
+        (0, 4, 16, 16),
+        (0, 4, 16, 16),
+        (1, 8, 16, 16),
+        (1, 12, 16, 16),
+    ]
+    assert engine._plan.key((2, 3, 24, 32)) == (1, 2, 24, 32)
+
+
+def test_bucket_does_not_exceed_the_profile(trt):
+    engine = engine_of(trt, profiles=[[(2, 3, 16, 16), (3, 3, 16, 16), (7, 3, 16, 16)]])
+    assert engine._plan.key((5, 3, 16, 16)) == (0, 7, 16, 16)
+    assert_same(engine(images(7, 3, 16, 16)), reference(images(7, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("shape", [(13, 3, 16, 16), (1, 3, 8, 16), (1, 3, 16, 40), (5, 3, 40, 40)])
+def test_shape_outside_all_profiles(shape, trt):
+    engine = engine_of(trt)
+    with pytest.raises(ValueError, match="do not fit the engine, which takes batch 1 to 4, height 16") as caught:
+        engine(images(*shape))
+    assert "batch 1 to 12, height 16 to 32" in str(caught.value)
+    assert not trt.runs
+
+
+def test_least_recently_used_shape_is_dropped(trt, cuda, monkeypatch):
+    monkeypatch.setattr(runtime, "SHAPES_KEPT", 2)
+    engine = engine_of(trt)
+    batches = [images(B, 3, 16, 16) for B in (1, 2, 4)]
+    for batch in [*batches[:2], batches[0]]:
+        engine(batch)
+    cuda.log.clear()
+    engine(batches[2])  # drops that of two
+    assert cuda.log[1] == ("wait on the host", None)  # after the wait for the last run: it may still be going on
+    made = len(trt.contexts)
+    assert_same(engine(batches[0]), reference(batches[0]))
+    assert len(trt.contexts) == made
+    assert_same(engine(batches[1]), reference(batches[1]))
+    assert len(trt.contexts) == made + 1
+    gc.collect()
+    assert trt.freed_early == 0
+    assert cuda.graphs.total() == (0 if trt.rtx else 2)
+
+
+# Streams and graphs
+
+
+class Operators(TorchDispatchMode):
+    """Notes in the log when operators run."""
+
+    def __init__(self, cuda) -> None:
+        super().__init__()
+        self.cuda = cuda
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "view" not in str(func) and "slice" not in str(func):
+            self.cuda.log.append((str(func), self.cuda.stream))
+        return func(*args, **(kwargs or {}))
+
+
+def test_run_is_a_replay_between_two_copies_on_the_callers_stream(cuda):
+    engine, batch = engine_of(TensorRT(cuda)), images(2, 3, 16, 16)
+    engine(batch)
+    mine = torch.cuda.Stream()
+    cuda.log.clear()
+    with torch.cuda.stream(mine), Operators(cuda):
+        engine(batch)
+        assert torch.cuda.current_stream() is mine
+    kinds = [kind for kind, _ in cuda.log]
+    assert {stream for _, stream in cuda.log} == {mine}
+    assert kinds[:3] == ["wait", "aten.copy_.default", "replay"]
+    assert kinds[-3:] == ["aten.clone.default", "aten.clone.default", "done"]
+
+
+def test_rtx_runs_on_a_stream_of_the_lane_that_the_callers_waits_for(rtx, cuda):
+    """On the default stream TensorRT would wait on the host, and could record nothing."""
+    engine, batch = engine_of(rtx), images(2, 3, 16, 16)
+    engine(batch)
+    mine = torch.cuda.Stream()
+    cuda.log.clear()
+    with torch.cuda.stream(mine):
+        engine(batch)
+    assert cuda.log == [("wait", mine), ("done", mine)]
+    streams = {stream for _, stream in rtx.runs}
+    assert len(streams) == 1
+    assert mine not in streams
+    assert mine.after[("scratch", engine._idle[0]._scratch.data_ptr())] == len(rtx.runs) == 4
+    assert not cuda.streams("graph")
+
+
+def test_how_contexts_are_made(trt):
+    engine_of(trt)(images(1, 3, 16, 16))
+    assert trt.contexts == [("user managed", "whole graph", "eager") if trt.rtx else "user managed"]
+
+
+def test_recording_happens_on_streams_that_no_caller_gets(cuda):
+    trt = TensorRT(cuda)
+    engine = engine_of(trt)
+    engine(images(1, 3, 16, 16))
+    (recorded_on,) = cuda.streams("graph")
+    assert {stream for _, stream in trt.runs} <= {recorded_on, *cuda.streams("replay")}
+    assert recorded_on not in {torch.cuda.Stream() for _ in range(100)}
+
+
+def test_rtx_never_runs_on_streams_that_record(rtx, cuda):
+    for _ in range(40):  # more than PyTorch has streams
+        engine_of(rtx)(images(1, 3, 16, 16))
+    assert not {stream for _, stream in rtx.runs} & {torch.cuda.Stream(priority=-1) for _ in range(100)}
+
+
+def test_calls_on_other_streams_come_after_each_other(trt):
+    """The pretended CUDA refuses two runs in the same memory that nothing orders."""
+    engine = engine_of(trt)
+    batches = [images(B, 3, 16, 16) for B in (1, 2, 5)]
+    for stream in [torch.cuda.Stream() for _ in range(3)]:
+        with torch.cuda.stream(stream):
+            for batch in batches:
+                assert_same(engine(batch), reference(batch))
+    assert len(engine._idle) == 1
+
+
+def test_first_call_in_each_of_many_threads(trt):
+    engine = engine_of(trt)
+    batch = images(2, 3, 16, 16)
+    start = threading.Barrier(8)
+
+    def call(_):
+        start.wait(20)
+        return engine(batch)
+
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(call, range(8)):
+            assert_same(result, reference(batch))
+    assert 1 <= len(engine._idle) <= 8
+    assert len(trt.contexts) == len([lane for lane in engine._idle if lane._shapes])
+
+
+def test_calls_at_the_same_time_take_different_lanes(trt):
+    engine, batch = engine_of(trt), images(2, 3, 16, 16)
+    engine(batch)
+    with engine._lane() as taken:
+        assert_same(engine(batch), reference(batch))
+        assert taken not in engine._idle
+    assert len(engine._idle) == 2
+    engine(batch)
+    assert len(engine._idle) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_threads_streams_and_shapes_at_random(seed, trt, monkeypatch):
+    monkeypatch.setattr(runtime, "SHAPES_KEPT", 3)
+    engine = engine_of(trt)
+    batches = [images(B, 3, size, size, seed=B) for B, size in [(1, 16), (3, 16), (2, 24), (7, 32), (12, 16)]]
+    streams = [torch.cuda.Stream() for _ in range(4)]
+
+    def work(worker: int) -> None:
+        choose = random.Random(f"{seed} {worker}")
+        for _ in range(12):
+            batch = choose.choice(batches)
+            with torch.cuda.stream(choose.choice(streams)):
+                assert_same(engine(batch), reference(batch))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert 1 <= len(engine._idle) <= 4
+    gc.collect()
+    assert trt.freed_early == 0
+
+
+def test_new_shape_waits_until_nobody_records(trt):
+    """PyTorch records one graph at a time, and TensorRT-RTX should not record beside it. Known shapes go on."""
+    engine, known, new = engine_of(trt), images(1, 3, 16, 16), images(2, 3, 16, 16)
+    with engine._lane() as first:
+        expected = engine(known)
+        first.run(engine._plan.key(known.shape), known)
+    with ThreadPoolExecutor(1) as pool:
+        with runtime.RECORDING:
+            call = pool.submit(engine, new)
+            time.sleep(0.1)  # until it has one of the two lanes
+            assert equal(engine(known), expected)
+            assert not wait([call], timeout=0.2).done
+        assert_same(call.result(), reference(new))
+
+
+def test_beside_the_triton_executor(cuda):
+    """They share nothing but the lock of recordings."""
+    from executor_samples import inference_model
+
+    model, batch = inference_model(), images(2, 3, 32, 32)
+    other, engine = CUDAGraphEngine(model), engine_of(TensorRT(cuda))
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(engine, batch), pool.submit(other, batch)] * 3
+        for index, call in enumerate(calls):
+            assert_same(call.result(), model(batch) if index % 2 else reference(batch))
+
+
+def test_refuses_to_run_inside_a_recording(trt, cuda):
+    engine, batch = engine_of(trt), images(1, 3, 16, 16)
+    engine(batch)
+    recording = torch.cuda.graph(
+        torch.cuda.CUDAGraph(), (0, 99), torch.cuda.Stream(), capture_error_mode="thread_local"
+    )
+    with recording, pytest.raises(RuntimeError, match="is a CUDA graph already; call it outside of"):
+        engine(batch)
+    assert_same(engine(batch), reference(batch))
+
+
+# Errors
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", plan()[:-5]], ids=["empty", "garbage", "cut"])
+def test_plan_that_cannot_be_loaded(content, trt):
+    with pytest.raises(EngineError) as caught:
+        TensorRTEngine(content, trt.flavour, LOGITS, CPU)
+    assert f"{trt.flavour} cannot load the plan of {len(content)} bytes on cpu; build it again" in str(caught.value)
+    assert "header.magicTag == kEXPECTED_MAGIC_TAG" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_load_that_raises(error, trt, monkeypatch):
+    def fail(*_):
+        raise error("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt.module, "Runtime", fail)
+    with pytest.raises(EngineError, match="factory function returned nullptr"):
+        engine_of(trt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outputs": ["conv_logits"]}, "returns conv_logits; it should read images and return conv_logits, trans_log"),
+        ({"inputs": ["images", "masks"]}, "reads images, masks and returns"),
+        ({"inputs": ["x"]}, "the plan reads x and"),
+        ({"dtype": "HALF"}, "the plan's sizes are DataType.HALF, not fp32"),
+    ],
+)
+def test_plan_of_another_graph(changes, message, trt):
+    with pytest.raises(EngineError, match=message):
+        engine_of(trt, **changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("context", "made no execution context"),
+        ("profile", "took no profile 0"),
+        ("infer", r"does not know the shape of images for images of shape \(1, 3, 16, 16\)"),
+        ("address", "took no address for images"),
+        ("execute", "did not run"),
+    ],
+)
+def test_what_tensorrt_refuses_is_said_with_its_log(call, message, trt, cuda):
+    engine, batch = engine_of(trt), images(1, 3, 16, 16)
+    trt.refuse[call] = "Error Code 7: the reason"
+    with pytest.raises(EngineError, match=f"(?s){trt.flavour} {message}.*Error Code 7: the reason"):
+        engine(batch)
+    assert cuda.log[-1][0] in ("done", "wait on the host")
+    assert [len(lane._shapes) for lane in engine._idle] == [0]
+    trt.refuse.clear()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert_same(engine(batch), reference(batch))
+    gc.collect()
+    assert trt.freed_early == 0
+
+
+@pytest.mark.parametrize("call", ["config", "set cache"])
+def test_what_rtx_refuses(call, rtx):
+    engine = engine_of(rtx)
+    rtx.refuse[call] = "Error Code 7: the reason"
+    with pytest.raises(EngineError, match="Error Code 7: the reason"):
+        engine(images(1, 3, 16, 16))
+
+
+def test_known_shape_that_fails_later(rtx):
+    engine, batch = engine_of(rtx), images(1, 3, 16, 16)
+    expected = engine(batch)
+    rtx.refuse["execute"] = "Cuda Runtime (an illegal memory access)"
+    with pytest.raises(EngineError, match="did not run"):
+        engine(batch)
+    rtx.refuse.clear()
+    assert equal(engine(batch), expected)
+    assert len(rtx.contexts) == 1
+
+
+@pytest.mark.parametrize("how", ["refused", "spoilt"])
+def test_recording_that_fails(how, cuda):
+    trt = TensorRT(cuda)
+    engine, batch = engine_of(trt), images(1, 3, 16, 16)
+    if how == "refused":
+        trt.refuse["record"] = "operation not permitted when stream is capturing"
+    cuda.spoilt = how == "spoilt"
+    with pytest.raises(EngineError, match="cannot be recorded as a CUDA graph"):
+        engine(batch)
+    trt.refuse.clear()
+    assert not torch.cuda.is_current_stream_capturing()
+    assert_same(engine(batch), reference(batch))
+    gc.collect()
+    assert cuda.graphs.total() == 1 + (how == "spoilt")  # PyTorch never frees what was spoilt
+    assert trt.freed_early == 0
+
+
+def test_other_errors_pass_as_they_are(trt):
+    engine = engine_of(trt)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        engine(images(1, 2, 16, 16))  # the caller's own check would not let this through
+    assert_same(engine(images(1, 3, 16, 16)), reference(images(1, 3, 16, 16)))
+
+
+# Memory
+
+
+def test_out_of_memory_wherever_it_happens(trt):
+    batch, small = images(5, 3, 24, 24), images(1, 3, 16, 16)
+    engine = engine_of(trt)
+    expected = engine(small)
+    failures = 0
+    while True:
+        with OutOfMemory(failures):
+            try:
+                engine(batch)
+                break
+            except GPUMemoryError as error:
+                assert error.__context__ is None  # noqa: PT017 - which would keep alive what the failed run made
+        failures += 1
+        assert equal(engine(small), expected)
+    assert failures > 4
+    assert_same(engine(batch), reference(batch))
+    gc.collect()
+    assert trt.freed_early == 0
+
+
+def test_out_of_memory_gives_needed_and_free_bytes(trt):
+    engine, batch = engine_of(trt), images(5, 3, 16, 24)
+    with OutOfMemory(0), pytest.raises(torch.OutOfMemoryError) as caught:
+        engine(batch)
+    error = caught.value
+    needed = SCRATCH + 4 * 8 * 3 * 16 * 24
+    assert isinstance(error, GPUMemoryError)
+    assert (error.needed, error.free, error.total) == (needed, FREE, TOTAL)
+    assert str(error) == (
+        f"a call with 5 16x24 images needs {needed:,} bytes, of which the engine takes {SCRATCH:,} for any batch; cpu "
+        f"has {FREE:,} bytes free of {TOTAL:,}; free memory, make fewer calls at the same time, or build the engine "
+        f"for smaller batches or images"
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["Error Code 2: OutOfMemory (Requested size was 4096 bytes.)", "Error Code 1: Cuda Runtime (out of memory)"],
+)
+@pytest.mark.parametrize("call", ["context", "execute"])
+def test_out_of_memory_inside_tensorrt(call, message, trt):
+    engine, batch = engine_of(trt), images(1, 3, 16, 16)
+    trt.refuse[call] = message
+    with pytest.raises(GPUMemoryError, match="free memory, make fewer calls"):
+        engine(batch)
+    trt.refuse = {call: "Error Code 7: something else"}
+    with pytest.raises(EngineError, match="something else"):
+        engine(batch)
+    trt.refuse.clear()
+    assert_same(engine(batch), reference(batch))
+
+
+def test_lanes_share_no_memory(trt):
+    engine = engine_of(trt)
+    with engine._lane() as one, engine._lane() as two:
+        assert one._scratch.data_ptr() != two._scratch.data_ptr()
+        assert len(one._scratch) == SCRATCH
+
+
+# Engines that are no longer used
+
+
+def test_dropped_engine_is_freed_once_nothing_runs(trt, cuda):
+    engine = engine_of(trt)
+    with engine._lane():
+        engine(images(1, 3, 16, 16))
+    engine(images(2, 3, 16, 16))
+    cuda.log.clear()
+    del engine
+    gc.collect()
+    assert trt.freed_early == 0
+    assert not cuda.graphs
+    assert ("wait on the host", None) in cuda.log
+    assert not runtime._retired
+
+
+def test_engine_dropped_inside_a_recording_is_freed_by_the_next_call(trt, cuda):
+    """Freeing waits for the GPU, which would spoil the recording."""
+    doomed, other = engine_of(trt), engine_of(trt)
+    for engine in (doomed, other):
+        engine(images(1, 3, 16, 16))
+    del engine
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), (0, 99), torch.cuda.Stream(), capture_error_mode="thread_local"):
+        del doomed
+        gc.collect()
+        assert len(runtime._retired) == 1
+    other(images(1, 3, 16, 16))
+    assert not runtime._retired
+    assert trt.freed_early == 0
+
+
+def test_hundred_engines_leave_nothing(trt, cuda):
+    def cycle() -> None:
+        engine_of(trt)(images(1, 3, 16, 16))
+        for kept in (cuda.log, cuda.dead_pools, trt.runs, trt.contexts):
+            kept.clear()
+
+    cycle()
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(100):
+        cycle()
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
+    assert not cuda.graphs
+    assert trt.freed_early == 0
+
+
+# Kernels that TensorRT-RTX compiled
+
+
+def kernels(folder: Path) -> list[str]:
+    return json.loads((folder / "runtime.cache").read_bytes())["kernels"]
+
+
+def test_kernels_are_kept_after_the_first_call_of_a_shape(rtx, tmp_path):
+    engine = engine_of(rtx, cache=RuntimeCacheFile(tmp_path))
+    assert not (tmp_path / "runtime.cache").exists()
+    engine(images(1, 3, 16, 16))
+    assert kernels(tmp_path) == ["(1, 3, 16, 16)"]
+    engine(images(2, 3, 16, 16))
+    assert len(kernels(tmp_path)) == 2
+    written = (tmp_path / "runtime.cache").stat().st_mtime_ns
+    with engine._lane():
+        engine(images(2, 3, 16, 16))  # a new context, with nothing to compile
+    engine(images(1, 3, 16, 16))
+    assert (tmp_path / "runtime.cache").stat().st_mtime_ns == written
+
+
+def test_next_program_starts_with_the_kernels(rtx, tmp_path):
+    engine_of(rtx, cache=RuntimeCacheFile(tmp_path))(images(1, 3, 16, 16))
+    second = engine_of(rtx, cache=RuntimeCacheFile(tmp_path))
+    assert second._plan._kernels.kernels == {"(1, 3, 16, 16)"}
+    written = (tmp_path / "runtime.cache").stat().st_mtime_ns
+    second(images(1, 3, 16, 16))
+    assert (tmp_path / "runtime.cache").stat().st_mtime_ns == written
+    second(images(2, 3, 16, 16))
+    assert len(kernels(tmp_path)) == 2
+
+
+def test_kernels_for_another_gpu_are_replaced(rtx, tmp_path):
+    file = RuntimeCacheFile(tmp_path)
+    file.write(json.dumps({"gpu": "elsewhere", "kernels": ["x"]}).encode())
+    engine = engine_of(rtx, cache=file)
+    assert engine._plan._kernels.kernels == set()
+    engine(images(1, 3, 16, 16))
+    assert kernels(tmp_path) == ["(1, 3, 16, 16)"]
+
+
+def test_lanes_share_their_kernels_without_a_file_too(rtx):
+    engine = engine_of(rtx)
+    with engine._lane() as one, engine._lane() as two:
+        shapes = [lane._prepare((0, 1, 16, 16)) for lane in (one, two)]
+    assert shapes[0].context.cache is shapes[1].context.cache is not None
+
+
+def test_writes_are_bounded(rtx, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "CACHE_WRITES", 2)
+    engine = engine_of(rtx, cache=RuntimeCacheFile(tmp_path))
+    for B in (1, 2, 4):
+        engine(images(B, 3, 16, 16))
+    assert len(kernels(tmp_path)) == 2
+
+
+def test_tensorrt_needs_no_such_file(cuda, tmp_path):
+    engine_of(TensorRT(cuda), cache=RuntimeCacheFile(tmp_path))(images(1, 3, 16, 16))
+    assert not list(tmp_path.iterdir())
+
+
+KEYS = pytest.mark.parametrize("key", [None, b"secret"], ids=["hashed", "signed"])
+
+
+@KEYS
+def test_file_round_trip(key, tmp_path):
+    assert RuntimeCacheFile(tmp_path, key).read() is None
+    for content in (b"kernels", bytes(100_000)):
+        RuntimeCacheFile(tmp_path, key).write(content)
+        assert RuntimeCacheFile(tmp_path, key).read() == content
+        assert RuntimeCacheFile(tmp_path).read() == content  # a hash is all that is asked for without a key
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names - {"runtime.cache.lock"} == {"runtime.cache", "runtime.cache.json"}
+
+
+def damage(content: bytes, how: str) -> bytes:
+    middle = len(content) // 2
+    return {
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "cut": content[:middle],
+        "empty": b"",
+        "longer": content + b"\0",
+        "zeroed": bytes(len(content)),
+        "not utf-8": b"\xff" + content,
+    }[how]
+
+
+@KEYS
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "longer", "zeroed", "not utf-8"])
+@pytest.mark.parametrize("name", ["runtime.cache", "runtime.cache.json"])
+def test_damaged_file_is_not_read(name, how, key, tmp_path):
+    file = RuntimeCacheFile(tmp_path, key)
+    file.write(b"kernels" * 20)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes(), how))
+    with pytest.warns(UserWarning, match=r"runtime\.cache is .*; its kernels are compiled again"):
+        assert file.read() is None
+    file.write(b"new")
+    assert file.read() == b"new"
+
+
+@pytest.mark.parametrize(
+    "sidecar", ["[]", "null", "{}", '{"sha256": 1, "hmac": 1}', '{"sha256": "\\u00e9", "hmac": "\\u00e9"}', "1" * 9999]
+)
+@KEYS
+def test_strange_sidecar(sidecar, key, tmp_path):
+    file = RuntimeCacheFile(tmp_path, key)
+    file.write(b"kernels")
+    (tmp_path / "runtime.cache.json").write_text(sidecar, encoding="utf-8")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert file.read() is None
+
+
+@pytest.mark.parametrize("key", [None, b"other"], ids=["unsigned", "signed by another"])
+def test_file_that_the_key_has_not_signed_is_not_read(key, tmp_path):
+    RuntimeCacheFile(tmp_path, key).write(b"kernels")
+    with pytest.warns(UserWarning, match="is not signed by the key"):
+        assert RuntimeCacheFile(tmp_path, b"secret").read() is None
+
+
+def test_files_with_one_of_the_two_missing(tmp_path):
+    file = RuntimeCacheFile(tmp_path)
+    for name, warning in [("runtime.cache", True), ("runtime.cache.json", False)]:
+        file.write(b"kernels")
+        (tmp_path / name).unlink()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert file.read() is None
+        assert bool(caught) == warning
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody can write: root too, for whom permissions are none."""
+    RuntimeCacheFile(tmp_path).write(b"kernels")
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    yield tmp_path
+    tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_folder_that_cannot_be_written(read_only, monkeypatch):
+    if os.access(read_only, os.W_OK):  # as root
+
+        def refuse(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(runtime, "replace_file", refuse)
+        monkeypatch.setattr(runtime.FileLock, "acquire", refuse)
+    file = RuntimeCacheFile(read_only)
+    assert file.read() == b"kernels"
+    with pytest.warns(UserWarning, match="compiled kernels are not kept in .*Permission denied"):
+        file.write(b"new")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        file.write(b"new")
+    assert file.read() == b"kernels"
+
+
+def test_folder_that_is_gone(tmp_path):
+    file = RuntimeCacheFile(tmp_path / "gone")
+    assert file.read() is None
+    with pytest.warns(UserWarning, match="are not kept"):
+        file.write(b"kernels")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    file = RuntimeCacheFile(tmp_path)
+    file.write(b"kernels")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.warns(UserWarning, match="No space left"):
+            file.write(b"new")
+    assert file.read() == b"kernels"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_writers_and_readers_at_the_same_time(tmp_path):
+    contents = [bytes([index]) * 10_000 for index in range(6)]
+    RuntimeCacheFile(tmp_path).write(contents[0])
+
+    def work(content: bytes) -> None:
+        file = RuntimeCacheFile(tmp_path)
+        for _ in range(10):
+            file.write(content)
+            assert file.read() in contents
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, contents))
+
+
+def test_reader_waits_for_a_writer(tmp_path):
+    file, other = RuntimeCacheFile(tmp_path), RuntimeCacheFile(tmp_path)
+    file.write(b"old")
+    with ThreadPoolExecutor(1) as pool:
+        with file._lock:
+            reading = pool.submit(other.read)
+            assert not wait([reading], timeout=0.2).done
+            (tmp_path / "runtime.cache").write_bytes(b"half of the new one")
+            (tmp_path / "runtime.cache").write_bytes(b"old")
+        assert reading.result() == b"old"
+
+
+# Real TensorRT-RTX without a GPU: nothing can be loaded, and nothing may crash
+
+NEEDS_RTX = pytest.mark.skipif(
+    not (find_spec("tensorrt_rtx") or find_spec("tensorrt_rtx_bindings")), reason="needs TensorRT-RTX"
+)
+LOAD = """
+import sys
+import torch
+from fake_cuda import fake_cuda
+from conformer_fast.engines.flavours import EngineError, get_flavour
+from conformer_fast.engines.runtime import TensorRTEngine
+
+flavour = get_flavour("tensorrt-rtx")
+good = open(sys.argv[1], "rb").read()
+middle = len(good) // 2
+plans = {
+    "good": good,
+    "cut": good[:middle],
+    "last byte missing": good[:-1],
+    "longer": good + bytes(8),
+    "header only": good[:64],
+    "flipped": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+    "header flipped": bytes([good[0] ^ 1]) + good[1:],
+    "zeroed": good[:middle] + bytes(len(good) - middle),
+    "garbage": bytes(range(256)) * 4000,
+    "zeros": bytes(100_000),
+    "one byte": b"x",
+    "empty": b"",
+}
+with fake_cuda():
+    for name, plan in plans.items():
+        try:
+            TensorRTEngine(plan, flavour, ["conv_logits"], torch.device("cpu"))
+        except EngineError as error:
+            print(name, "|", str(error).replace(chr(10), " "))
+"""
+
+
+@pytest.fixture(scope="session")
+def small_plan(small_config, tmp_path_factory) -> Path:
+    """The small model in fp32, built without a GPU."""
+    import lookalikes
+
+    from conformer_fast import Conformer
+    from conformer_fast.engines.export import onnx_from_model
+    from conformer_fast.engines.tensorrt import engine_from_onnx
+    from conformer_fast.fuse import fuse
+
+    torch.manual_seed(0)
+    model = fuse(lookalikes.fill(Conformer(small_config)).eval())
+    profile = Profile((1, 2, 8), (32, 32, 64), (32, 32, 64))
+    onnx = onnx_from_model(model).SerializeToString()
+    path = tmp_path_factory.mktemp("plan") / "model.plan"
+    path.write_bytes(engine_from_onnx(onnx, [profile], get_flavour("tensorrt-rtx"), ["sm86"], "fp32"))
+    return path
+
+
+@NEEDS_RTX
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may load a plan that is only flipped")
+def test_rtx_without_a_gpu_refuses_every_plan_and_says_why(small_plan):
+    """In a process of its own: a crash is this test's failure."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, small_plan],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(" | ", 1) for line in done.stdout.splitlines())
+    assert len(said) == 12
+    for name, message in said.items():
+        assert "the log of TensorRT ends with" in message, name
+    for name in ("cut", "last byte missing", "longer"):
+        assert "plan.header.size == blobSize" in said[name]
+    for name in ("header flipped", "garbage", "zeros"):
+        assert "header.magicTag == kEXPECTED_MAGIC_TAG" in said[name]
+    assert "empty memory buffer" in said["empty"]
+    assert "CUDA" in said["good"]
+
+
+# With a GPU and a TensorRT that builds for it
+
+
+def real_engine(model, profiles, precision="fp32"):
+    """The model's engine for the GPU that is here. Returns it and the names of its outputs."""
+    from conformer_fast.engines.export import onnx_from_model
+    from conformer_fast.engines.flavours import gpu_target
+    from conformer_fast.engines.tensorrt import engine_from_onnx
+    from conformer_fast.fuse import fuse
+
+    flavour, fused = get_flavour(), fuse(model)
+    onnx = onnx_from_model(fused).SerializeToString()
+    if flavour.targets and gpu_target() not in flavour.targets:
+        pytest.skip(f"{flavour} does not build for {gpu_target()}")
+    built = engine_from_onnx(onnx, profiles, flavour, (), precision)
+    device = torch.device("cuda", torch.cuda.current_device())
+    return TensorRTEngine(built, flavour, fused.output_names, device), fused.output_names
+
+
+HAS_TENSORRT = any(map(find_spec, ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")))
+
+
+@pytest.mark.trt
+@pytest.mark.skipif(not torch.cuda.is_available() or not HAS_TENSORRT, reason="needs a CUDA device and TensorRT")
+class TestOnTheGPU:
+    @pytest.fixture(scope="class")
+    def model(self, small_config):
+        import lookalikes
+
+        from conformer_fast import Conformer
+
+        torch.manual_seed(0)
+        return lookalikes.fill(Conformer(small_config)).eval()
+
+    @pytest.fixture(scope="class")
+    def engine(self, model):
+        profiles = [
+            Profile((1, 2, 4), (32, 32, 32), (32, 32, 32)),
+            Profile((1, 4, 12), (32, 48, 64), (32, 48, 64)),
+        ]
+        return real_engine(model, profiles)
+
+    def check(self, engine, model, batch: Tensor) -> None:
+        """Compares with the reference. fp32 products may be TF32, whose mantissa has 10 bits."""
+        from conformer_fast.outputs import reference_outputs
+
+        run, names = engine
+        with torch.no_grad():
+            assert_same([tensor.cpu() for tensor in run(batch.cuda())], reference_outputs(model, batch, names), 1e-2)
+
+    @pytest.mark.parametrize("size", [(1, 32, 32), (3, 32, 32), (4, 32, 32), (5, 32, 32), (12, 64, 48)], ids=str)
+    def test_trt_logits_are_the_references(self, size, engine, model):
+        B, H, W = size
+        for seed in range(3):  # recorded, then replayed
+            self.check(engine, model, images(B, 3, H, W, seed=seed))
+
+    def test_trt_shape_outside(self, engine):
+        with pytest.raises(ValueError, match="do not fit the engine"):
+            engine[0](images(13, 3, 32, 32, device="cuda"))
+
+    @pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+    def test_trt_forms_of_images(self, make, engine):
+        batch = images(3, 3, 32, 48, device="cuda").bfloat16().float()
+        assert equal(engine[0](make(batch)), engine[0](batch))
+
+    def test_trt_run_neither_waits_nor_allocates_more_than_results(self, engine):
+        run, names = engine
+        batch = images(4, 3, 32, 32, device="cuda")
+        run(batch)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            results = run(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] - before == len(results) == len(names)
+
+    def test_trt_callers_stream(self, engine):
+        """The images are made late on a stream of the caller's; a run that did not wait for them would miss them."""
+        run, side = engine[0], torch.cuda.Stream()
+        batch = images(2, 3, 32, 32, device="cuda")
+        expected = run(batch)
+        torch.cuda.synchronize()
+        for _ in range(3):
+            with torch.cuda.stream(side):
+                late = torch.zeros_like(batch)
+                torch.cuda._sleep(50_000_000)
+                late.copy_(batch)
+                results = run(late)
+                del late
+                copies = [tensor.clone() for tensor in results]
+            side.synchronize()
+            assert equal(copies, expected)
+
+    def test_trt_threads_and_streams(self, engine):
+        run = engine[0]
+        batches = [images(B, 3, size, size, seed=B, device="cuda") for B, size in [(1, 32), (3, 32), (5, 48), (8, 64)]]
+        expected = [run(batch) for batch in batches]
+        torch.cuda.synchronize()
+
+        def work(worker: int) -> None:
+            choose = random.Random(worker)
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(30):
+                    index = choose.randrange(len(batches))
+                    results = run(batches[index])
+                    torch.cuda.current_stream().synchronize()
+                    assert_same(results, expected[index], 1e-3)
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+
+    def test_trt_dropped_engine_gives_its_memory_back(self, model):
+        gc.collect()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        run, _ = real_engine(model, [Profile((1, 2, 4), (32, 32, 32), (32, 32, 32))])
+        run(images(4, 3, 32, 32, device="cuda"))
+        del run
+        gc.collect()
+        assert torch.cuda.memory_allocated() == before
