@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import ops
 from .config import ConformerConfig
@@ -43,6 +44,29 @@ def fuse(model: Conformer) -> InferenceConformer:
         raise ValueError("fuse: the model, or a part of it, is in training mode; call model.eval() first")
     with torch.no_grad():
         return InferenceConformer(model).requires_grad_(False).eval()
+
+
+def blank(config: ConformerConfig, dtype: torch.dtype, *, heads: bool, norm: bool) -> InferenceConformer:
+    """An inference model on the meta device: every weight's name, shape and type, and no values.
+
+    dtype: as in `InferenceConformer.in_precision`
+    heads: whether it has the two classifiers, and so their norm; norm: whether it has the norm alone
+    """
+    with torch.device("meta"), _Unfilled():
+        model = Conformer(config, features_only=not heads)
+        if norm and not heads:
+            model.trans_norm = nn.LayerNorm(config.embed_dim)
+    return fuse(model.eval())._cast(dtype)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Inside, tensors are made but not filled: on the meta device too, PyTorch takes long for random numbers."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.__name__, kwargs or {}
+        if name.endswith("_") and not name.endswith("__"):  # in place
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class InferenceConformer(nn.Module):
@@ -93,13 +117,17 @@ class InferenceConformer(nn.Module):
         The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
         it again. Convolutions keep their weights in the memory order of channels-last maps.
         """
-        other = copy.deepcopy(self).float()
-        for part in other.modules():
+        return copy.deepcopy(self)._cast(dtype)
+
+    def _cast(self, dtype: torch.dtype) -> InferenceConformer:
+        """`in_precision`, of this model itself."""
+        self.float()
+        for part in self.modules():
             if isinstance(part, Weights):
                 part.to(dtype)
                 if part.weight.ndim == 4:
                     part.weight = nn.Buffer(part.weight.contiguous(memory_format=torch.channels_last))
-        return other
+        return self
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -266,7 +294,9 @@ def _fcu_up(unit: FCUUp) -> Weights:
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution equal to norm(conv(x)), folded in float64."""
+    """Weight and bias of one convolution equal to norm(conv(x)), folded in float64. Of meta tensors, their shapes."""
+    if conv.weight.is_meta:
+        return conv.weight, norm.bias
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -278,7 +308,12 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tens
 
 
 def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the joint projection with its query rows multiplied by 1 / sqrt(head size)."""
+    """Weight and bias of the joint projection with its query rows multiplied by 1 / sqrt(head size).
+
+    Of meta tensors, their shapes.
+    """
+    if qkv.weight.is_meta:
+        return qkv.weight, qkv.bias
     dim = qkv.in_features
     scale = torch.ones(3 * dim, dtype=torch.float64, device=qkv.weight.device)
     scale[:dim] = (dim // num_heads) ** -0.5

@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,12 +19,10 @@ from torch import Tensor
 from .backends import DTYPES
 from .config import ConformerConfig
 from .cuda_graph import tf32_as_asked
+from .fast import Engine, FastConformer
 from .fuse import LOGITS
 from .model import Conformer
 from .outputs import observed_outputs
-
-if TYPE_CHECKING:
-    from .compiler import CompiledConformer
 
 ALLOWANCE = 2.0  # times eager's own error
 FLOOR = {  # relative error that is always allowed: about one rounding of the precision
@@ -61,8 +58,8 @@ class Row:
 @dataclass(frozen=True)
 class Report:
     """results: what the model returns. blocks: both branches and coupling units inside, measured on an engine of the
-    same graph that returns them too. top1_agreement: share of images whose highest score agrees with the reference's,
-    for each head and their sum; empty without heads."""
+    same graph that returns them too; a loaded model has none. top1_agreement: share of images whose highest score
+    agrees with the reference's, for each head and their sum; empty without heads."""
 
     backend: str
     precision: str
@@ -102,13 +99,28 @@ class Report:
         return "\n".join([*lines, self.verdict])
 
 
-def verify(compiled: CompiledConformer, images: Tensor) -> Report:
-    """Measures `compiled` on images (B, in_channels, H, W). It runs the reference in float64 where they are, slowly."""
-    images = compiled.as_input(images)
-    reference, precision = compiled.reference, compiled.settings.precision
-    ours = dict(zip(compiled.outputs, compiled.run(images), strict=True))
-    inner = _inner_names(reference.config)
-    inside = dict(zip(inner, compiled.engine(inner)(images), strict=True))
+def verify(
+    fast: FastConformer,
+    images: Tensor,
+    reference: Conformer,
+    engine: Callable[[Sequence[str]], Engine] | None = None,
+) -> Report:
+    """Measures `fast` on images (B, in_channels, H, W). It runs the reference in float64 where they are, slowly.
+
+    reference: the model that `fast` was made from, in fp32
+    engine:    makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
+
+    Raises ValueError for a precision that has no bound, as PyTorch does not compute in it.
+    """
+    precision = fast.settings.precision
+    if precision not in FLOOR:
+        raise ValueError(
+            f"verify: there is no bound for {precision}, in which PyTorch does not compute; it has {', '.join(FLOOR)}"
+        )
+    images = fast.as_input(images)
+    ours = dict(zip(fast.outputs, fast.run(images), strict=True))
+    inner = _inner_names(reference.config) if engine else ()
+    inside = dict(zip(inner, engine(inner)(images), strict=True)) if engine else {}
     names = tuple({**ours, **inside})
     exact = _run(reference, torch.float64, images, names)
     eager = _run(reference, DTYPES[precision], images, names)
@@ -117,7 +129,7 @@ def verify(compiled: CompiledConformer, images: Tensor) -> Report:
         return tuple(_row(name, value, exact[name], eager[name], precision) for name, value in values.items())
 
     agreement = _top1_agreement(ours, exact) if set(LOGITS) <= set(ours) else {}
-    return Report(compiled.settings.backend, precision, len(images), rows(ours), rows(inside), agreement)
+    return Report(fast.settings.backend, precision, len(images), rows(ours), rows(inside), agreement)
 
 
 def _inner_names(config: ConformerConfig) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from .cache import cached
+from .cache import cached, key_of
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name
 SIZES_KEPT = 4  # engines in memory, of one size and stream count each; then the least recently used is dropped
@@ -42,6 +42,12 @@ def describe_cpu() -> dict[str, Any]:
     }
 
 
+def engine_file(onnx_sha256: str, precision: str, height: int, width: int) -> str:
+    """The name in a bundle of the engine that this CPU loads for images of one size."""
+    fields = {"onnx": onnx_sha256, "precision": precision, **describe_cpu(), "height": height, "width": width}
+    return f"{height}x{width}-{key_of(fields)}.engine"
+
+
 def streams_for(batch: int, threads: int) -> int:
     """How many images to run at once: one a thread, or for a smaller batch the power of two that it fills."""
     return threads if batch >= threads else 1 << (batch.bit_length() - 1)
@@ -54,6 +60,7 @@ class OpenVINOEngine:
     identity:   what the graph was made from, as JSON values: part of the cache key
     precision:  "fp32" or "bf16"
     threads:    cores to use; default: as many as PyTorch uses
+    stored:     returns the engine for images of height x width if it is at hand; asked before the cache
     """
 
     def __init__(
@@ -62,8 +69,9 @@ class OpenVINOEngine:
         identity: Mapping[str, Any],
         precision: str,
         threads: int | None = None,
+        stored: Callable[[int, int], bytes | None] = lambda height, width: None,
     ) -> None:
-        self._make_onnx, self._precision = make_onnx, precision
+        self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
         self._identity = {**identity, "precision": precision, **describe_cpu()}
         self._core = ov.Core()
         self._threads = threads or torch.get_num_threads()
@@ -103,21 +111,31 @@ class OpenVINOEngine:
                     self._built.popitem(last=False)
         return engine
 
+    def engines(self, height: int, width: int) -> dict[tuple[int, int], bytes]:
+        """The bytes of the engine of each image size that is in memory; if none is, of this one."""
+        with self._lock:
+            sizes = {key[:2] for key in self._built}
+        return {size: self._bytes(*size, self._options(1)) for size in sizes or {(height, width)}}
+
     def _load(self, height: int, width: int, streams: int) -> _SizedEngine:
-        options = {
+        options = self._options(streams)
+        return _SizedEngine(self._core.import_model(self._bytes(height, width, options), "CPU", options), streams)
+
+    def _options(self, streams: int) -> dict[str, str]:
+        return {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(self._threads),
         }
 
+    def _bytes(self, height: int, width: int, options: dict[str, str]) -> bytes:
         def build() -> bytes:
             model = self._core.read_model(self._make_onnx())
             model.reshape([1, model.input(0).partial_shape[1].get_length(), height, width])
             return self._core.compile_model(model, "CPU", options).export_model().getvalue()
 
-        fields = {**self._identity, "height": height, "width": width}
-        engine = cached(fields, build)
-        return _SizedEngine(self._core.import_model(engine, "CPU", options), streams)
+        stored = self._stored(height, width)
+        return cached({**self._identity, "height": height, "width": width}, build) if stored is None else stored
 
 
 class _SizedEngine:

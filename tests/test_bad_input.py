@@ -12,7 +12,7 @@ from fake_cuda import fake_cuda
 
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig
-from conformer_fast.compiler import check_images
+from conformer_fast.fast import check_images
 
 CONFIG = ConformerConfig(embed_dim=32, num_heads=2, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=7)
 WITH_OPENVINO = find_spec("openvino") is not None and find_spec("onnx") is not None
@@ -128,14 +128,15 @@ def test_pixels_are_for_models_of_rgb_pictures():
 
 
 def test_images_elsewhere_name_both_devices(models):
-    model, gpu = models["reference"].reference, torch.device("cuda:1")
+    fast, gpu = models["reference"], torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"compiled for cuda:1, the images are on cpu; pass images\.to\('cuda:1'\)$"):
-        check_images(images(1, 3, 32, 32), model, gpu)
+        check_images(images(1, 3, 32, 32), fast.config, fast.pad, gpu)
 
 
 def test_images_on_a_gpu_are_not_searched_for_nan(models):
-    model, elsewhere = models["reference"].reference, torch.device("meta")
-    check_images(torch.empty(1, 3, 32, 32, device="meta"), model, elsewhere)  # which has no values to search
+    fast, elsewhere = models["reference"], torch.device("meta")
+    no_values = torch.empty(1, 3, 32, 32, device="meta")
+    check_images(no_values, fast.config, fast.pad, elsewhere)
 
 
 def test_verify_refuses_the_same(compiled):

@@ -1,0 +1,461 @@
+"""A bundle's manifest: what the folder holds, what it was made from, what it needs; a file that shows every change.
+
+manifest.json is, byte for byte, the dump of its content. Its digest covers the rest of it, and the rest has the size
+and sha256 of every other file, so no byte of a bundle changes unnoticed. That finds damage. Against somebody who writes
+a new digest too, there is an HMAC with a key that only the owner has. Nothing is interpreted before it is verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import __version__
+from .backends import DTYPES, PRECISIONS
+from .config import ConformerConfig
+from .model import ConformerFeatures, ConformerOutput, Pad
+from .profile import Profile
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+LIMIT_BYTES = 1 << 20  # of a manifest; a real one has some thousand
+RUNTIME_CACHE = "runtime.cache"  # how the names of what TensorRT-RTX keeps beside a plan begin; no part of the bundle
+AT_ONCE = {"model.safetensors", "tiles.json", "model.plan"}  # a loaded model reads these once, and right away
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+FILES = {  # of each backend, beside the labels
+    "openvino": ("model.onnx",),
+    "triton": ("model.safetensors", "tiles.json"),
+    "tensorrt": ("model.plan",),
+}
+RUNTIME: dict[str, dict[str, type]] = {
+    "openvino": {"cpu": str, "capabilities": list, "openvino": str},
+    "triton": {"gpu": str, "torch": str, "triton": str},
+    "tensorrt": {"flavour": str, "version": str, "targets": list},
+}
+CONTAINERS: dict[str, Any] = {
+    "list": list,
+    "tuple": tuple,
+    "ConformerOutput": ConformerOutput,
+    "ConformerFeatures": ConformerFeatures,
+}
+
+
+class BundleError(RuntimeError):
+    """A folder that is no bundle, is damaged, or cannot be read or written; the message says which and what to do."""
+
+
+class EngineMismatchError(BundleError):
+    """A sound bundle that does not fit this machine: of `field` it needs `expected`, and here is `found`.
+
+    rebuild: the command that builds it for this machine
+    """
+
+    def __init__(self, field: str, expected: str, found: str, rebuild: str) -> None:
+        super().__init__(field, expected, found, rebuild)
+        self.field, self.expected, self.found, self.rebuild = field, expected, found, rebuild
+
+    def __str__(self) -> str:
+        return (
+            f"the engine does not fit this machine: {self.field} must be {self.expected}, here it is {self.found}; "
+            f"build it again here: {self.rebuild}"
+        )
+
+
+class StoredFile(NamedTuple):
+    """What a file of a bundle must be: its sha256 in hex, its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is. Other than `config`, `profiles` and `structure`, all values are JSON's.
+
+    backend, precision: as in Settings; precisions: that of each part of the model
+    config, pad:        of the model
+    outputs:            names of the engine's tensors, in order (see InferenceConformer)
+    structure:          what the model's forward returns, with names of outputs for tensors
+    profiles:           shapes of images that the engine takes; none: any
+    runtime:            what the engine was built for; its keys are in RUNTIME
+    preprocessing:      from a picture to the engine's images; None if these are not RGB
+    labels:             the file of class names, one a line; None without heads
+    sha256:             of the reference's "weights" and of the "onnx" graph; None where there is none
+    measured:           error and agreement with the reference, of how many images and by which program; None if not
+                        measured
+    rebuild:            the command that makes the bundle again
+    files, conformer_fast: what the folder holds, and the version that wrote it; `write_bundle` fills in the files
+    """
+
+    backend: str
+    precision: str
+    precisions: Mapping[str, str]
+    config: ConformerConfig
+    pad: Pad
+    outputs: tuple[str, ...]
+    structure: Any
+    profiles: tuple[Profile, ...]
+    runtime: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] | None
+    labels: str | None
+    sha256: Mapping[str, str | None]
+    rebuild: str
+    measured: Mapping[str, Any] | None = None
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    conformer_fast: str = __version__
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as JSON values, without digest and HMAC.
+
+        Raises BundleError when the structure has a container that is not in CONTAINERS.
+        """
+        return {
+            "schema": SCHEMA,
+            "conformer_fast": self.conformer_fast,
+            "backend": self.backend,
+            "precision": self.precision,
+            "precisions": dict(self.precisions),
+            "config": asdict(self.config),
+            "pad": self.pad,
+            "outputs": list(self.outputs),
+            "structure": _structure_to_json(self.structure),
+            "profiles": [profile.to_json() for profile in self.profiles],
+            "runtime": dict(self.runtime),
+            "preprocessing": self.preprocessing and dict(self.preprocessing),
+            "labels": self.labels,
+            "sha256": dict(self.sha256),
+            "files": {name: file._asdict() for name, file in self.files.items()},
+            "measured": self.measured and dict(self.measured),
+            "rebuild": self.rebuild,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """The manifest that `to_json` wrote. Raises ValueError or TypeError, naming the entry, for anything else."""
+        entries = {name: entry for name, entry in value.items() if name != "schema"}
+        names = {known.name for known in fields(cls)}
+        if set(entries) != names:
+            raise ValueError(f"its entries {', '.join(sorted(set(entries) ^ names))} are missing or unknown")
+        for name, kinds in _KINDS.items():
+            if not isinstance(entries[name], kinds):
+                raise TypeError(f"its {name} has the wrong type, {type(entries[name]).__name__}")
+        backend, runtime = entries["backend"], entries["runtime"]
+        if backend not in FILES:
+            raise ValueError(f"its backend {backend!r} is none of {', '.join(FILES)}")
+        if {name: type(entry) for name, entry in runtime.items()} != RUNTIME[backend]:
+            raise ValueError(f"its runtime must have {', '.join(RUNTIME[backend])}, got {runtime}")
+        known = DTYPES if backend == "triton" else PRECISIONS
+        if entries["precision"] not in known or entries["pad"] not in ("stem", "none"):
+            raise ValueError(f"it has the precision {entries['precision']!r} and the pad {entries['pad']!r}")
+        files = {name: _stored(name, entry) for name, entry in entries["files"].items()}
+        needed = {*FILES[backend], *([entries["labels"]] if entries["labels"] else [])}
+        if not needed <= files.keys():
+            raise ValueError(f"it lacks the files {', '.join(sorted(needed - files.keys()))}")
+        entries |= {
+            "config": ConformerConfig(**entries["config"]),
+            "outputs": tuple(entries["outputs"]),
+            "structure": _structure_from_json(entries["structure"]),
+            "profiles": tuple(map(Profile.from_json, entries["profiles"])),
+            "files": files,
+        }
+        leaves = _leaves(entries["structure"])
+        if leaves != entries["outputs"] or not 0 < len(leaves) == len(set(leaves)):
+            raise ValueError(f"its structure {value['structure']} is not made of its outputs {value['outputs']}")
+        return cls(**entries)
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("conformer_fast", "backend", "precision", "pad", "rebuild"), str),
+    **dict.fromkeys(("precisions", "config", "runtime", "sha256", "files"), dict),
+    **dict.fromkeys(("outputs", "profiles"), list),
+    **dict.fromkeys(("preprocessing", "measured"), dict | None),
+    "labels": str | None,
+    "structure": dict | str,
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose every file has been verified.
+
+    digest: of its manifest, which stands for all of it; signed: whether there is an HMAC, checked or not
+    """
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    signed: bool
+    _kept: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def read(self, name: str) -> bytes:
+        """A file of the manifest: as it was verified, or verified again. Raises BundleError if it is another by now."""
+        if name in self._kept:
+            return self._kept.pop(name)
+        self._check_size(name)
+        content = _read(self.folder / name)
+        self._check(name, StoredFile(hashlib.sha256(content).hexdigest(), len(content)))
+        return content
+
+    def verify(self, name: str) -> None:
+        """Raises BundleError if a file is not what the manifest says. Keeps those of AT_ONCE for one `read`."""
+        if name in AT_ONCE:
+            self._kept[name] = self.read(name)
+        else:
+            size = self._check_size(name)
+            self._check(name, StoredFile(_file_sha256(self.folder / name), size))
+
+    def _check_size(self, name: str) -> int:
+        """Before a byte of the file is read."""
+        size = _size(self.folder / name)
+        self._check(name, self.manifest.files[name]._replace(bytes=size))
+        return size
+
+    def _check(self, name: str, found: StoredFile) -> None:
+        stored = self.manifest.files[name]
+        if found != stored:
+            raise BundleError(
+                f"{self.folder / name} is not the file that the bundle was made with: it has {found.bytes:,} bytes of "
+                f"{stored.bytes:,}, or another sha256; copy the bundle again, or make it again: {self.manifest.rebuild}"
+            )
+
+
+def read_bundle(folder: str | os.PathLike[str], key: bytes | None = None) -> Bundle:
+    """Verifies the manifest, its HMAC if there is a key, and then every file that it names. Other files may lie there.
+
+    Raises BundleError for a folder that is no whole, unchanged bundle, or one not signed with this key; TypeError or
+    ValueError for a key that is not a few bytes.
+    """
+    _check_key(key)
+    folder = Path(os.path.abspath(folder))
+    path = folder / MANIFEST
+    size = _size(path)
+    if size > LIMIT_BYTES:
+        raise BundleError(f"{path} has {size:,} bytes, a manifest at most {LIMIT_BYTES:,}; copy the bundle again")
+    content, digest, signed = _verified(_read(path), path, key)
+    try:
+        manifest = Manifest.from_json(content)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path} is no bundle's manifest: {error}; make the bundle again") from error
+    bundle = Bundle(folder, manifest, digest, signed)
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(bundle.verify, manifest.files):  # raises what one of them raised
+            pass
+    return bundle
+
+
+def write_bundle(
+    folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes], key: bytes | None = None
+) -> Path:
+    """Writes a bundle of `files`, whole or not at all, and returns its folder.
+
+    folder:   a new one, an empty one, or one with nothing but an earlier bundle, which is replaced
+    manifest: without `files`
+    key:      signs it
+
+    Raises BundleError when the folder holds anything else, or cannot be written.
+    """
+    _check_key(key)
+    folder = Path(folder).resolve()
+    stored = {name: StoredFile(hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()}
+    content = replace(manifest, files=stored).to_json()
+    content["hmac"] = None if key is None else _signature(content, key)
+    content["digest"] = _digest(content)
+    try:
+        check_writable(folder)
+        mark = uuid.uuid4().hex[:8]
+        new, old = (folder.with_name(f".{folder.name}-{mark}-{kind}") for kind in ("new", "old"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new.mkdir()
+        try:
+            for name, data in {**files, MANIFEST: _dump(content)}.items():
+                (new / name).write_bytes(data)
+            _put(new, folder, old)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"the bundle {folder} cannot be written: {error}; nothing was changed") from error
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _put(new: Path, folder: Path, old: Path) -> None:
+    """Renames `new` to `folder`, and what was there to `old`."""
+    with suppress(FileNotFoundError):
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        with suppress(FileNotFoundError):
+            old.rename(folder)
+        raise
+
+
+def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> None:
+    """Raises BundleError if a bundle written there would take something else away; TypeError or ValueError for a key
+    that is not a few bytes."""
+    _check_key(key)
+    folder = Path(folder)
+    try:
+        there = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise BundleError(f"{folder} is a file, or lies in one; give the folder that the bundle is to be") from None
+    except OSError as error:
+        raise BundleError(f"the bundle {folder} cannot be written: {error}; nothing was changed") from error
+    known: set[str] = set()
+    if MANIFEST in there:
+        with suppress(BundleError):
+            path = folder / MANIFEST
+            content, _, _ = _verified(_read(path), path, None)
+            known = {MANIFEST, *Manifest.from_json(content).files}
+    others = sorted(name for name in there - known if not name.startswith(RUNTIME_CACHE))
+    if others:
+        raise BundleError(
+            f"{folder} holds files that are no bundle's: {', '.join(others[:3])}{', ...' if others[3:] else ''}; "
+            f"move them away or give another folder"
+        )
+
+
+def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any], str, bool]:
+    """A manifest's content without digest and HMAC, which are right, its digest, and whether there is an HMAC."""
+    try:
+        content = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
+        same = isinstance(content, dict) and _dump(content) == data
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}; copy the bundle again") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if type(schema) is not int:
+        raise BundleError(f"{path} is no bundle's manifest; give the folder of a bundle")
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}, conformer_fast {__version__} reads {SCHEMA}; install a newer one to load it"
+        )
+    digest = content.pop("digest", None) if same else None
+    if schema != SCHEMA or digest != _digest(content):
+        raise BundleError(f"{path} is damaged or was edited: it does not match its digest; copy the bundle again")
+    signature = content.pop("hmac", None)
+    if key is None:
+        return content, digest, signature is not None
+    if signature is None:
+        raise BundleError(f"{path} is not signed, and a key was given; sign it: save(folder, key=...)")
+    if not hmac.compare_digest(_signature(content, key).encode(), str(signature).encode(errors="replace")):
+        raise BundleError(f"{path} is not signed with this key; get the bundle from its owner, or the right key")
+    return content, digest, True
+
+
+def _signature(content: dict[str, Any], key: bytes) -> str:
+    return hmac.new(key, _dump(content), "sha256").hexdigest()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_dump(content)).hexdigest()
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _check_key(key: bytes | None) -> None:
+    if key is not None and not isinstance(key, bytes):
+        raise TypeError(f"a bundle's key must be bytes, got {type(key).__name__}")
+    if key == b"":
+        raise ValueError("a bundle's key must have at least one byte; give None to do without")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an entry is there twice")
+    return found
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
+
+
+def _stored(name: str, entry: Any) -> StoredFile:
+    if not PLAIN_NAME.fullmatch(name) or name == MANIFEST:
+        raise ValueError(f"its file's name {name!r} is not a plain one")
+    if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != {
+        "sha256": str,
+        "bytes": int,
+    }:
+        raise TypeError(f"its file {name} needs sha256 and bytes, got {entry!r}")
+    return StoredFile(**entry)
+
+
+def _structure_to_json(structure: Any) -> Any:
+    if isinstance(structure, str):
+        return structure
+    for name, kind in CONTAINERS.items():
+        if type(structure) is kind:
+            return {name: [_structure_to_json(part) for part in structure]}
+    raise BundleError(
+        f"the model returns a {type(structure).__qualname__}, a class that a bundle cannot restore; compile its state "
+        f"dict, or a model that returns lists and plain tuples"
+    )
+
+
+def _structure_from_json(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    ((name, parts),) = value.items() if isinstance(value, dict) and len(value) == 1 else ((None, None),)
+    if name not in CONTAINERS or not isinstance(parts, list):
+        raise ValueError(f"its structure has {value!r}, which is no name and none of {', '.join(CONTAINERS)}")
+    kind = CONTAINERS[name]
+    return getattr(kind, "_make", kind)(map(_structure_from_json, parts))
+
+
+def _leaves(structure: Any) -> tuple[str, ...]:
+    def walk(part: Any) -> Iterator[str]:
+        if isinstance(part, str):
+            yield part
+        else:
+            for inner in part:
+                yield from walk(inner)
+
+    return tuple(walk(structure))
+
+
+def _size(path: Path) -> int:
+    """In bytes. Raises BundleError if it is not a file of its own."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is a link or a folder, a bundle's files must be plain files; copy the bundle again")
+    return status.st_size
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read ({error.strerror}); give the folder of a whole bundle")
