@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
 
-test: $(INSTALLED)  ## the whole CPU suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the whole CPU suite, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -27,6 +27,8 @@ bench: $(INSTALLED)  ## every peer on every variant, about half an hour; OUT=fol
 	mkdir -p $(OUT)
 	$(BIN)/python -m pytest benchmarks/test_speed.py --benchmark-json=$(OUT)/speed.json
 	$(BIN)/python -m benchmarks.accuracy $(OUT)/accuracy.json
+	$(BIN)/python -m benchmarks.token_precision $(OUT)/token_precision.json
+	$(BIN)/python -m benchmarks.engines_report $(OUT)/engines.json
 
 kernels-report: $(INSTALLED)  ## every kernel compiled for six GPUs: registers, spills, shared memory; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report
@@ -35,7 +37,7 @@ gpu: OUT = benchmarks/results/gpu
 gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder STAGES="test ours peers" VARIANTS= BATCH=
 	$(PYTHON) -m benchmarks.gpu $(STAGES) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(BATCH),--batch $(BATCH))
 
-readme: $(INSTALLED)  ## the tables of README.md from the stored results
+readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results
 	$(BIN)/python -m benchmarks.render
 
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks

@@ -1,16 +1,20 @@
-"""Renders README.md's tables from the stored results. Run by `make readme`."""
+"""Renders the tables of README.md and docs/ from the stored results. Run by `make readme`."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "speed.json"
 ACCURACY = RESULTS.with_name("accuracy.json")
+TOKEN_PRECISION = RESULTS.with_name("token_precision.json")
+ENGINES = RESULTS.with_name("engines.json")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "kernels.md", ROOT / "docs" / "deploying.md")
 COLUMNS = {
     "eager fp32": "PyTorch eager fp32",
     "eager bf16": "eager bf16",
@@ -86,7 +90,13 @@ def summary(points: Points) -> str:
     )
 
 
-def accuracy_table(results: dict[str, Any]) -> str:
+def speed() -> str:
+    points = load_points()
+    return f"{speed_table(points)}\n\n{summary(points)}"
+
+
+def accuracy() -> str:
+    results = json.loads(ACCURACY.read_text())
     lines = ["| backend, precision | digits, held out | error of the scores, " + ", ".join(results["variants"]) + " |"]
     lines.append("|---" * 3 + "|")
     for row in results["rows"]:
@@ -96,14 +106,48 @@ def accuracy_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def render(readme: str) -> str:
-    """`readme` with what stands between its markers replaced by the stored results."""
-    points, accuracy = load_points(), json.loads(ACCURACY.read_text())
-    blocks = {"speed": f"{speed_table(points)}\n\n{summary(points)}", "accuracy": accuracy_table(accuracy)}
-    for name, block in blocks.items():
-        replacement = f"<!-- {name} -->\n{block}\n<!-- /{name} -->"
-        readme = re.sub(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, r=replacement: r, readme, flags=re.DOTALL)
-    return readme
+def token_precision() -> str:
+    rows = json.loads(TOKEN_PRECISION.read_text())["rows"]
+    lines = ["| | tokens in fp32 | tokens in the products' precision |", "|---" * 3 + "|"]
+    for row in rows:
+        fp32, products = (", ".join(f"{error:.1e}" for error in row["errors"][key]) for key in ("fp32", "products"))
+        lines.append(f"| {row['variant']}, {row['precision']} | {fp32} | {products} |")
+    largest = max(row["largest"] for row in rows)
+    return "\n".join([*lines, "", f"The largest token is {largest:,.0f} there; fp16 holds up to 65,504."])
+
+
+def engines() -> str:
+    report = json.loads(ENGINES.read_text())
+    lines = ["| engine | for | batch | image side | ONNX, MB | plan, MB | built in, s |", "|---" * 7 + "|"]
+    for row in report["engines"]:
+        shapes = " | ".join(_limits(row["profile"][name]) for name in ("batch", "height"))
+        figures = f"{row['onnx_bytes'] / 1e6:.1f} | {row['plan_bytes'] / 1e6:.1f} | {row['seconds']:.1f}"
+        lines.append(f"| {row['variant']} {row['precision']} | {', '.join(row['targets'])} | {shapes} | {figures} |")
+    machine = f"{report['flavour']} {report['version']} on {report['threads']} threads of an {report['cpu']}"
+    return "\n".join([*lines, "", f"Built without a GPU by {machine}."])
+
+
+def _limits(limits: list[int]) -> str:
+    """What a profile says of one dimension: the smallest, the one it is tuned for, the largest."""
+    return str(limits[0]) if limits[0] == limits[2] else ", ".join(map(str, limits))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "accuracy": accuracy,
+    "token-precision": token_precision,
+    "engines": engines,
+}
+
+
+def render(document: str) -> str:
+    """`document` with what stands between its markers replaced by the stored results."""
+    for name, block in BLOCKS.items():
+        if f"<!-- {name} -->" in document:
+            replacement = f"<!-- {name} -->\n{block()}\n<!-- /{name} -->"
+            pattern = f"<!-- {name} -->.*<!-- /{name} -->"
+            document = re.sub(pattern, lambda _, r=replacement: r, document, flags=re.DOTALL)
+    return document
 
 
 def _milliseconds(row: dict[str, Any] | None) -> str:
@@ -113,5 +157,5 @@ def _milliseconds(row: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(render(path.read_text()))
+    for path in DOCUMENTS:
+        path.write_text(render(path.read_text()))

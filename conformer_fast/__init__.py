@@ -5,21 +5,28 @@ import conformer_fast as cf
 model = cf.create_model("small-p16", weights="mmpretrain")  # the reference, an ordinary nn.Module
 fast = cf.compile(model)  # the same outputs, faster
 fast.verify(images)  # how much the two differ
+fast.save("folder")  # and later, or elsewhere: fast = cf.load("folder")
 """
 
 __version__ = "0.1.0"
 
 from .backends import BackendError
+from .builder import build
+from .bundle import load
 from .compiler import CompiledConformer, compile
 from .config import VARIANTS, ConformerConfig
 from .dialects import CheckpointError
 from .download import DownloadError
+from .engines.flavours import EngineError
+from .manifest import BundleError, EngineMismatchError
 from .model import Conformer, ConformerFeatures, ConformerOutput, create_model
+from .profile import Profile
 from .weights import convert, load_weights, read_state_dict, save_weights
 
 __all__ = [
     "VARIANTS",
     "BackendError",
+    "BundleError",
     "CheckpointError",
     "CompiledConformer",
     "Conformer",
@@ -27,9 +34,14 @@ __all__ = [
     "ConformerFeatures",
     "ConformerOutput",
     "DownloadError",
+    "EngineError",
+    "EngineMismatchError",
+    "Profile",
+    "build",
     "compile",
     "convert",
     "create_model",
+    "load",
     "load_weights",
     "read_state_dict",
     "save_weights",

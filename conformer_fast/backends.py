@@ -10,6 +10,8 @@ from typing import ClassVar
 
 import torch
 
+from .profile import Profile
+
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CAPABILITY = (8, 0)  # the oldest GPUs with bfloat16 and asynchronous copies: A100
@@ -22,13 +24,14 @@ class BackendError(RuntimeError):
 @dataclass(frozen=True)
 class Settings:
     """How a model is compiled. ENGINE_FIELDS are those that change the engine itself; `device` takes the images; `tune`
-    measures each new shape's kernels before it runs."""
+    measures each new shape's kernels before it runs; `profile` is of TensorRT's engines alone."""
 
     backend: str
     precision: str
     threads: int | None = None
     device: str = "cpu"
     tune: bool = False
+    profile: Profile | None = None
 
     ENGINE_FIELDS: ClassVar = ("backend", "precision")
 
@@ -60,6 +63,16 @@ def _triton_missing() -> str | None:
     return None
 
 
+def _tensorrt_missing() -> str | None:
+    if not torch.cuda.is_available() or torch.version.hip:
+        return "no CUDA device"
+    if not any(map(find_spec, ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"))):
+        return 'TensorRT not installed: pip install "conformer-fast[tensorrt]"'
+    if find_spec("onnx") is None:
+        return 'onnx not installed: pip install "conformer-fast[tensorrt]"'
+    return None
+
+
 def _cuda_device() -> str:
     return f"cuda:{torch.cuda.current_device()}"
 
@@ -80,6 +93,7 @@ def _openvino_precisions() -> tuple[str, ...]:
 # In the order in which "auto" prefers them.
 BACKENDS = {
     "triton": Backend("GPU", _triton_missing, lambda: tuple(DTYPES), _cuda_device),
+    "tensorrt": Backend("GPU", _tensorrt_missing, lambda: tuple(DTYPES), _cuda_device),
     "openvino": Backend("CPU", _openvino_missing, _openvino_precisions),
     "reference": Backend("any", lambda: None, lambda: ("fp32",)),
 }
@@ -117,9 +131,10 @@ def _precision(name: str, backend: Backend, precision: str) -> tuple[str, str]:
         why = f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
         return native[-1], why
     if precision not in native:
-        raise BackendError(
-            f"precision {precision!r} is not available on backend {name!r} here; choose from {', '.join(native)}"
-        )
+        choices = ", ".join(native)
+        if precision not in DTYPES:
+            choices += "; conformer_fast.build makes engines in 8 bits"
+        raise BackendError(f"precision {precision!r} is not available on backend {name!r} here; choose from {choices}")
     return precision, "as asked"
 
 

@@ -1,4 +1,4 @@
-"""The command line: conformer-fast predict | bench | tune | info | convert | cache."""
+"""The command line: conformer-fast predict | bench | tune | export | build | triton-repo | info | convert | cache."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from tqdm import tqdm
 
 from . import __version__
 from .backends import BACKENDS, DTYPES, PRECISIONS, BackendError, choose
+from .bundle import LoadedConformer, load
+from .cli_engines import add_commands
+from .cli_model import add_model_arguments, model_of, positive, usual_side
 from .compiler import compile
 from .config import BUNDLED, VARIANTS
 from .cuda_graph import bucket
 from .dialects import CheckpointError
-from .digits import IMAGE_SIZE as DIGITS_SIZE
 from .download import DownloadError
-from .fuse import fuse
+from .engines.flavours import EngineError
+from .fast import FastConformer
+from .fuse import LOGITS, fuse
 from .labels import labels_for
-from .model import Conformer, create_model
+from .manifest import BundleError
+from .model import create_model
 from .paths import cache_root
 from .preprocess import ImageError, load_batch
 from .timing import time_in_turn
 from .weights import convert
 
 BATCH = 8  # images decoded and run together
+ERRORS = (BackendError, BundleError, CheckpointError, DownloadError, EngineError, ImageError, OSError, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,21 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (CheckpointError, DownloadError, BackendError, ImageError, ValueError, OSError) as error:
+    except ERRORS as error:
         print(f"conformer-fast {options.command}: {error}", file=sys.stderr)
         return 2
 
 
 def _predict(options: argparse.Namespace) -> int:
-    model = _create(options)
-    fast = compile(model, backend=options.backend, precision=options.precision)
-    size = options.size or (DIGITS_SIZE if model.config == BUNDLED["digits"] else 224)
-    labels = labels_for(model.config)
+    fast, labels = _predictor(options)
+    profiles = fast.manifest.profiles if isinstance(fast, LoadedConformer) else ()
+    size = options.size or (profiles[0].height[1] if profiles else usual_side(fast.config))
+    batch = min([BATCH, *(profile.batch[2] for profile in profiles[:1])])
     topk = min(options.topk, len(labels))
     results, failed = [], []
     progress = tqdm(total=len(options.images), unit="image", disable=not sys.stderr.isatty(), leave=False)
-    for start in range(0, len(options.images), BATCH):
-        paths = options.images[start : start + BATCH]
+    for start in range(0, len(options.images), batch):
+        paths = options.images[start : start + batch]
         good, images = [], []
         for path in paths:
             try:
@@ -72,14 +78,27 @@ def _predict(options: argparse.Namespace) -> int:
         progress.update(len(paths))
     progress.close()
     if options.json:
-        facts = {"model": options.model, "weights": options.weights, "run": fast.reason}
-        print(json.dumps({**facts, "images": results, "failed": failed}))
+        source = {"bundle": options.bundle} if options.bundle else {"model": options.model, "weights": options.weights}
+        print(json.dumps({**source, "run": fast.reason, "images": results, "failed": failed}))
     else:
         for result in results:
             print(result["image"])
             for entry in result["top"]:
                 print(f"  {entry['probability']:7.2%}  {entry['label']} ({entry['index']})")
     return 1 if failed else 0
+
+
+def _predictor(options: argparse.Namespace) -> tuple[FastConformer, Sequence[str]]:
+    """What classifies images, and its classes' names."""
+    if options.bundle:
+        loaded = load(options.bundle)
+        if loaded.outputs != LOGITS:
+            raise BundleError(
+                f"{options.bundle} returns {', '.join(loaded.outputs)}; predict needs {', '.join(LOGITS)}"
+            )
+        return loaded, loaded.labels
+    model = model_of(options)
+    return compile(model, backend=options.backend, precision=options.precision), labels_for(model.config)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -150,7 +169,7 @@ def _tune(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     missing = {name: backend.missing() for name, backend in BACKENDS.items()}
     _, reason = choose()
-    packages = ("torch", "numpy", "pillow", "openvino", "onnx", "triton", "tensorrt")
+    packages = ("torch", "numpy", "pillow", "openvino", "onnx", "triton", "tensorrt", "tensorrt-rtx-cu13-bindings")
     facts = {
         "conformer_fast": __version__,
         "python": platform.python_version(),
@@ -169,7 +188,7 @@ def _info(options: argparse.Namespace) -> int:
     for key, value in facts.items():
         if isinstance(value, dict):
             print(f"{key}:")
-            print("\n".join(f"  {name:<10} {what or 'not installed'}" for name, what in value.items()))
+            print("\n".join(f"  {name:<26} {what or 'not installed'}" for name, what in value.items()))
         else:
             print(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
     return 0
@@ -196,20 +215,11 @@ def _cache(options: argparse.Namespace) -> int:
     print(f"{len(entries)} engines, {sum(entry.size for entry in entries) / 1e6:.1f} MB, in {cache.engines_folder()}")
     for entry in entries:
         fields = entry.fields
-        size, used = f"{fields.get('height')}x{fields.get('width')}", time.strftime("%F %R", time.localtime(entry.used))
-        print(f"  {entry.key[:8]}  {size:>9}  {fields.get('precision')}  {entry.size / 1e6:7.1f} MB  last used {used}")
+        what = f"{fields.get('height')}x{fields.get('width')}" if "height" in fields else ",".join(fields["targets"])
+        used = time.strftime("%F %R", time.localtime(entry.used))
+        backend, precision = fields.get("backend"), fields.get("precision")
+        print(f"  {entry.key[:8]}  {backend} {precision} {what:<16}{entry.size / 1e6:7.1f} MB  last used {used}")
     return 0
-
-
-def _create(options: argparse.Namespace) -> Conformer:
-    """The reference model with the weights that were asked for."""
-    if options.weights is None:
-        options.weights = "bundled" if options.model in BUNDLED else "mmpretrain"
-    if options.weights == "random":
-        torch.manual_seed(0)
-        print("random weights: the predictions mean nothing", file=sys.stderr)
-        return create_model(options.model)
-    return create_model(options.model, options.weights)
 
 
 def _version(package: str) -> str | None:
@@ -233,28 +243,26 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", parents=[engine, output], help="classify images")
     predict.set_defaults(run=_predict)
     predict.add_argument("images", nargs="+", metavar="IMAGE")
-    predict.add_argument("--model", default="small-p16", choices=[*VARIANTS, *BUNDLED])
-    predict.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a checkpoint; 'mmpretrain' downloads the published one (default), 'bundled' (digits), 'random'",
-    )
-    predict.add_argument("--topk", type=_positive, default=5, metavar="K", help="classes to print an image (default 5)")
-    predict.add_argument("--size", type=_positive, metavar="PIXELS", help="side of the model's input (default 224)")
+    add_model_arguments(predict)
+    predict.add_argument("--bundle", metavar="DIR", help="run this engine instead of a model")
+    predict.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print an image (default 5)")
+    predict.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
 
     bench = commands.add_parser("bench", parents=[engine, output], help="time the compiled model against eager PyTorch")
     bench.set_defaults(run=_bench)
     bench.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
-    bench.add_argument("--batch", nargs="+", type=_positive, default=[1, 8], metavar="N")
-    bench.add_argument("--size", type=_positive, default=224, metavar="PIXELS")
-    bench.add_argument("--rounds", type=_positive, default=5, metavar="N")
+    bench.add_argument("--batch", nargs="+", type=positive, default=[1, 8], metavar="N")
+    bench.add_argument("--size", type=positive, default=224, metavar="PIXELS")
+    bench.add_argument("--rounds", type=positive, default=5, metavar="N")
 
     tune = commands.add_parser("tune", parents=[output], help="measure the kernels' tiles on this GPU; takes minutes")
     tune.set_defaults(run=_tune)
     tune.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
-    tune.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 32, 128], metavar="N")
-    tune.add_argument("--size", type=_positive, default=224, metavar="PIXELS")
+    tune.add_argument("--batch", nargs="+", type=positive, default=[1, 8, 32, 128], metavar="N")
+    tune.add_argument("--size", type=positive, default=224, metavar="PIXELS")
     tune.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])
+
+    add_commands(commands, output)
 
     info = commands.add_parser("info", parents=[output], help="what this installation can do here, and why")
     info.set_defaults(run=_info)
@@ -269,13 +277,6 @@ def _parser() -> argparse.ArgumentParser:
     cache.set_defaults(run=_cache)
     cache.add_argument("action", choices=["list", "clear"])
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def machine(monkeypatch):
     return pretend
 
 
+NO_GPU = "no triton (no CUDA device); no tensorrt (no CUDA device)"
 INSTALL = 'pip install "conformer-fast[cpu]"'
 GPU = {"capability": (9, 0), "packages": ("triton", "openvino", "onnx")}
 
@@ -35,14 +36,14 @@ def test_cpu_with_everything(machine):
     machine()
     settings, reason = choose()
     assert settings == Settings("openvino", "bf16", None)
-    assert reason == "openvino bf16: the fastest precision of the CPU; no triton (no CUDA device)"
+    assert reason == f"openvino bf16: the fastest precision of the CPU; {NO_GPU}"
 
 
 def test_cpu_without_bf16(machine):
     machine(precisions=["fp32"])
     settings, reason = choose()
     assert settings == Settings("openvino", "fp32", None)
-    assert reason == "openvino fp32: its precision here; no triton (no CUDA device)"
+    assert reason == f"openvino fp32: its precision here; {NO_GPU}"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_nothing_installed(packages, absent, machine):
     machine(packages=packages)
     settings, reason = choose()
     assert settings == Settings("reference", "fp32", None)
-    passed_over = f"no triton (no CUDA device); no openvino ({absent} not installed: {INSTALL})"
+    passed_over = f"{NO_GPU}; no openvino ({absent} not installed: {INSTALL})"
     assert reason == f"reference fp32: its precision here; {passed_over}"
     with pytest.raises(BackendError) as caught:
         choose("openvino")
@@ -76,7 +77,7 @@ def test_gpu(capability, machine):
 
 def test_precision_of_a_gpu_that_is_not_there_yet(machine):
     machine(**GPU)
-    with pytest.raises(BackendError, match=r"'int8' is not available on backend 'triton' .* from fp32, bf16, fp16$"):
+    with pytest.raises(BackendError, match=r"'int8' is not available on backend 'triton' .* from fp32, bf16, fp16;"):
         choose(precision="int8")
 
 
@@ -102,16 +103,38 @@ def test_what_a_gpu_lacks(capability, packages, environment, missing, machine, m
         assert settings.backend == "triton"
         return
     assert settings.backend == "openvino"
-    assert reason.endswith(f"; no triton ({missing})")
+    assert f"; no triton ({missing}); no tensorrt (" in reason
     with pytest.raises(BackendError) as caught:
         choose("triton")
     assert str(caught.value) == f"backend 'triton' cannot run here: {missing}; here there is openvino, reference"
 
 
+@pytest.mark.parametrize(
+    ("capability", "packages", "missing"),
+    [
+        (None, ("tensorrt", "onnx"), "no CUDA device"),
+        ((9, 0), ("onnx",), 'TensorRT not installed: pip install "conformer-fast[tensorrt]"'),
+        ((9, 0), ("tensorrt",), 'onnx not installed: pip install "conformer-fast[tensorrt]"'),
+        ((9, 0), ("tensorrt", "onnx"), None),
+        ((8, 6), ("tensorrt_rtx", "onnx"), None),
+        ((7, 5), ("tensorrt_rtx_bindings", "onnx"), None),
+    ],
+)
+def test_what_tensorrt_lacks(capability, packages, missing, machine):
+    machine(capability, packages)
+    assert BACKENDS["tensorrt"].missing() == missing
+    settings, reason = choose()
+    if missing is None:
+        assert settings == Settings("tensorrt", "fp16", None, "cuda:1")
+    else:
+        assert settings.backend == "reference"
+        assert f"; no tensorrt ({missing})" in reason
+
+
 def test_gpu_of_another_maker(machine, monkeypatch):
     machine(**GPU)
     monkeypatch.setattr(torch.version, "hip", "7.1", raising=False)
-    assert BACKENDS["triton"].missing() == "no CUDA device"
+    assert BACKENDS["triton"].missing() == BACKENDS["tensorrt"].missing() == "no CUDA device"
 
 
 def test_triton_without_cuda(machine):
@@ -122,7 +145,7 @@ def test_triton_without_cuda(machine):
         choose("triton")
 
 
-@pytest.mark.parametrize("backend", ["auto", "openvino", "reference", "triton"])
+@pytest.mark.parametrize("backend", ["auto", "openvino", "reference", "tensorrt", "triton"])
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
 @pytest.mark.parametrize("capability", [None, (7, 0), (9, 0)], ids=["cpu", "old-gpu", "gpu"])
 @pytest.mark.parametrize("packages", [(), ("openvino", "onnx"), GPU["packages"]], ids=["bare", "openvino", "all"])
@@ -153,7 +176,8 @@ def test_precision_that_the_hardware_lacks(backend, precision, choices, machine)
     with pytest.raises(BackendError) as caught:
         choose(backend, precision)
     expected = f"precision '{precision}' is not available on backend 'openvino' here; choose from {choices}"
-    assert str(caught.value) == expected
+    eight_bits = "; conformer_fast.build makes engines in 8 bits" if precision in ("int8", "fp8") else ""
+    assert str(caught.value) == expected + eight_bits
 
 
 def test_precisions_that_there_are_are_all_named(machine):
@@ -164,14 +188,14 @@ def test_precisions_that_there_are_are_all_named(machine):
 
 @pytest.mark.parametrize("precision", [precision for precision in PRECISIONS if precision != "fp32"])
 def test_reference_has_fp32_alone(precision):
-    with pytest.raises(BackendError, match=rf"'{precision}' is not available on backend 'reference' .* from fp32$"):
+    with pytest.raises(BackendError, match=rf"'{precision}' is not available on backend 'reference' .* from fp32(;|$)"):
         choose("reference", precision)
 
 
 @pytest.mark.parametrize("name", ["cuda", "OpenVINO", "", None, 3], ids=repr)
 def test_unknown_backend_lists_the_choices(name):
     with pytest.raises(
-        ValueError, match=r"unknown backend .*; choose one of auto, triton, openvino, reference$"
+        ValueError, match=r"unknown backend .*; choose one of auto, triton, tensorrt, openvino, reference$"
     ) as caught:
         choose(name)
     assert repr(name) in str(caught.value)

@@ -1,4 +1,4 @@
-"""The benchmark's peers compute the right thing, the stored results meet the goals, and README shows those results."""
+"""The benchmark's peers compute the right thing, the stored results meet the goals, and the documents show them."""
 
 from __future__ import annotations
 
@@ -59,11 +59,16 @@ def test_speed_goals(points):
         assert rows["eager fp32"]["seconds"] >= 2 * rows["conformer_fast bf16"]["seconds"]
 
 
-def test_readme_shows_the_stored_results():
-    readme = (render.ROOT / "README.md").read_text()
-    assert readme == render.render(readme)
-    assert "conformer" in readme
-    assert readme.count("| tiny-p16, B") == 2
+@pytest.mark.parametrize("path", render.DOCUMENTS, ids=lambda path: path.name)
+def test_documents_show_the_stored_results(path):
+    document = path.read_text()
+    assert document == render.render(document)
+
+
+def test_every_stored_result_is_shown():
+    documents = "".join(path.read_text() for path in render.DOCUMENTS)
+    assert all(documents.count(f"<!-- {name} -->\n|") == 1 for name in render.BLOCKS)
+    assert documents.count("| tiny-p16, B") == 2
 
 
 def test_readmes_example_runs(tmp_path, monkeypatch, capsys):

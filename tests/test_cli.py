@@ -140,7 +140,7 @@ def test_info_says_what_auto_takes(capsys):
     facts = json.loads(out)
     assert status == 0
     assert facts["auto"] == cf.compile(cf.create_model("digits")).reason
-    assert set(facts["backends"]) == {"triton", "openvino", "reference"}
+    assert set(facts["backends"]) == {"triton", "tensorrt", "openvino", "reference"}
     assert "digits" in facts["models"]
     assert cli.main(["info"]) == 0
     assert f"auto: {facts['auto']}" in capsys.readouterr().out

@@ -19,13 +19,15 @@ FOLDERS = {PACKAGE: ROOT / PACKAGE, f"{PACKAGE}.engines": ROOT / "engines", f"{P
 # From the top down. A module imports from lower rows and from its own, never from a higher one, and never in a circle.
 LAYERS = [
     {"cli"},
-    {"compiler", "tuning", "verify"},
-    {"backends", "cuda_graph", "outputs", "source", "engines.*"},
+    {"cli_engines", "cli_model"},
+    {"builder", "bundle", "compiler", "inference_server", "tuning", "verify"},
+    {"fast", "manifest"},
+    {"backends", "calibration", "cuda_graph", "outputs", "source", "engines.*"},
     {"fuse"},
     {"ops", "model", "weights", "dialects", "download", "labels", "digits"},
-    {"functional", "config", "paths", "preprocess", "streams", "timing", "kernels.*"},
+    {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing", "kernels.*"},
 ]
-LEAVES = {"functional", "config", "paths", "preprocess", "streams", "timing"}  # these import nothing of the package
+LEAVES = {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing"}  # import none of it
 OPTIONAL = {"triton", "tensorrt", "tensorrt_rtx", "openvino", "onnx", "onnxruntime", "sklearn", "skimage", "pybind11"}
 LEAN = {"torch", "numpy", "safetensors", "filelock", "platformdirs", "tqdm"}  # what the import may cost beside Python
 

@@ -1,0 +1,83 @@
+"""Sizes and build times of TensorRT-RTX engines: engines_report.py OUT.json. Run by `make bench`; needs no GPU.
+
+The weights are random and 8-bit engines calibrated on noise: neither changes how large an engine is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import conformer_fast as cf
+from conformer_fast.backends import DTYPES
+from conformer_fast.calibration import input_ranges
+from conformer_fast.engines.export import onnx_from_model
+from conformer_fast.engines.flavours import Flavour, get_flavour
+from conformer_fast.engines.openvino import describe_cpu
+from conformer_fast.engines.quantize import FORMATS, Quantization
+from conformer_fast.engines.tensorrt import engine_from_onnx
+from conformer_fast.fuse import fuse
+from conformer_fast.profile import Profile
+
+
+class Engine(NamedTuple):
+    """What is built."""
+
+    variant: str
+    precision: str
+    targets: tuple[str, ...]
+    profile: Profile = Profile()
+
+
+SIZES = Profile(batch=(1, 8, 32), height=(160, 224, 320), width=(160, 224, 320))
+EVERY_TARGET = ("sm80", "sm86", "sm89", "sm120")
+ENGINES = (
+    *(Engine(variant, "fp16", ("sm86",)) for variant in cf.VARIANTS),
+    Engine("tiny-p16", "bf16", ("sm86",)),
+    *(Engine(variant, "int8", ("sm86",)) for variant in ("tiny-p16", "small-p16")),
+    *(Engine(variant, "fp8", ("sm89", "sm120")) for variant in ("tiny-p16", "small-p16")),
+    Engine("small-p16", "fp16", EVERY_TARGET),
+    Engine("small-p16", "fp16", ("sm89",), SIZES),
+)
+
+
+def main(path: Path) -> None:
+    flavour = get_flavour("tensorrt-rtx")
+    machine = {"cpu": describe_cpu()["cpu"], "threads": torch.get_num_threads()}
+    rows = [row for _, row in build(flavour, ENGINES)]
+    report = {"flavour": flavour.name, "version": flavour.version, **machine, "engines": rows}
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def build(flavour: Flavour, engines: Iterable[Engine]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each engine's plan and its figures, printed as they come."""
+    for engine in engines:
+        onnx = onnx_of(engine)
+        start = time.perf_counter()
+        plan = engine_from_onnx(onnx, [engine.profile], flavour, engine.targets, engine.precision)
+        seconds = round(time.perf_counter() - start, 1)
+        row = {**engine._asdict(), "profile": engine.profile.to_json(), "plan_bytes": len(plan)}
+        row |= {"onnx_bytes": len(onnx), "seconds": seconds}
+        print(row, flush=True)
+        yield plan, row
+
+
+def onnx_of(engine: Engine) -> bytes:
+    """The typed graph, with random weights; in 8 bits with the ranges that noise gives."""
+    torch.manual_seed(0)
+    fused = fuse(cf.create_model(engine.variant))
+    quantization = None
+    if engine.precision in FORMATS:
+        quantization = Quantization(engine.precision, input_ranges(fused, [torch.randn(1, 3, 64, 64)]))
+    dtype = DTYPES.get(engine.precision, torch.float16)
+    return onnx_from_model(fused.in_precision(dtype), quantization=quantization).SerializeToString()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

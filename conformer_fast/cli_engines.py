@@ -1,0 +1,156 @@
+"""The commands that make what is deployed: conformer-fast export | build | triton-repo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .backends import PRECISIONS
+from .builder import build, graph_of, quantization_of
+from .calibration import images_in
+from .cli_model import add_model_arguments, model_of, positive, usual_side
+from .files import replace_file
+from .fuse import fuse
+from .inference_server import write_model
+from .manifest import read_bundle
+from .model import Conformer
+from .profile import Profile, Range
+
+CALIBRATION_IMAGES = 512
+
+
+def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
+    """Adds the three to the command line's; `output` has the options that every command has."""
+    graph = argparse.ArgumentParser(add_help=False)
+    add_model_arguments(graph)
+    graph.add_argument("--precision", default="fp16", choices=PRECISIONS)
+    graph.add_argument("--features", action="store_true", help="a backbone: feature maps and tokens, no scores")
+    graph.add_argument("--outputs", type=_names, metavar="NAME,NAME", help="such as 'logits', the sum of both heads")
+    graph.add_argument("--calibration", metavar="DIR", help="pictures from which int8 and fp8 take their ranges")
+    graph.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
+    graph.add_argument(
+        "--size", type=_range, metavar="N|N,N,N", help="image side: smallest, tuned for, largest (default 224)"
+    )
+
+    export = commands.add_parser("export", parents=[graph, output], help="write the typed ONNX graph")
+    export.set_defaults(run=_export)
+    export.add_argument("-o", "--output", required=True, metavar="FILE.onnx")
+
+    engine = commands.add_parser("build", parents=[graph, output], help="build a TensorRT engine, as a bundle")
+    engine.set_defaults(run=_build)
+    engine.add_argument(
+        "--batch", type=_range, default=(1, 8, 64), metavar="N|N,N,N", help="smallest, tuned for, largest"
+    )
+    engine.add_argument(
+        "--target", type=_names, default=(), metavar="SM,SM", help="such as sm86,sm120 (default: the GPU here)"
+    )
+    engine.add_argument("--flavour", default="auto", choices=["auto", "tensorrt", "tensorrt-rtx"])
+    engine.add_argument("--key", metavar="FILE", help="signs the bundle with the bytes of this file")
+    engine.add_argument("-o", "--output", required=True, metavar="DIR")
+
+    server = commands.add_parser(
+        "triton-repo", parents=[output], help="add a bundle to a model repository of NVIDIA Triton Inference Server"
+    )
+    server.set_defaults(run=_triton_repo)
+    server.add_argument("bundle", metavar="BUNDLE")
+    server.add_argument("-o", "--output", required=True, metavar="DIR", help="the model repository")
+    server.add_argument("--name", metavar="NAME", help="of the model (default: that of the bundle's folder)")
+    server.add_argument("--instances", type=positive, default=1, metavar="N", help="batches run at once on a GPU")
+    server.add_argument("--key", metavar="FILE", help="the key that the bundle is signed with")
+
+
+def _export(options: argparse.Namespace) -> int:
+    model = model_of(options, options.features)
+    fused = fuse(model)
+    if options.outputs is not None:
+        fused = fused.with_outputs(options.outputs)
+    quantization, _ = quantization_of(fused, options.precision, _calibration(options, model))
+    graph = graph_of(fused, options.precision, quantization)
+    path = Path(options.output)
+    replace_file(path, graph, 0o666)
+    facts = {"file": str(path), "bytes": len(graph), "precision": options.precision, "outputs": list(fused.outputs)}
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        print(f"{path}: {len(graph) / 1e6:.1f} MB, {options.precision}, outputs {', '.join(fused.outputs)}")
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    model = model_of(options, options.features)
+    side = options.size or (usual_side(model.config),) * 3
+    folder = build(
+        model,
+        options.output,
+        precision=options.precision,
+        profiles=[Profile(options.batch, side, side)],
+        targets=options.target,
+        flavour=options.flavour,
+        outputs=options.outputs,
+        calibration=_calibration(options, model),
+        key=_key(options.key),
+        rebuild=_again(options),
+    )
+    manifest = read_bundle(folder).manifest
+    if options.json:
+        print(json.dumps({"folder": str(folder), **manifest.to_json()}))
+        return 0
+    runtime = manifest.runtime
+    size = manifest.files["model.plan"].bytes
+    print(f"{folder}: {size / 1e6:.1f} MB, {runtime['flavour']} {runtime['version']}, {', '.join(runtime['targets'])}")
+    if manifest.measured:
+        errors = ", ".join(f"{name} {error:.2g}" for name, error in manifest.measured["error"].items())
+        print(f"error of the graph ({manifest.measured['by']}, {manifest.measured['images']}): {errors}")
+    return 0
+
+
+def _triton_repo(options: argparse.Namespace) -> int:
+    name = options.name or Path(options.bundle).resolve().name
+    folder = write_model(options.bundle, options.output, name, options.instances, _key(options.key))
+    print(json.dumps({"folder": str(folder), "name": name}) if options.json else folder)
+    return 0
+
+
+def _again(options: argparse.Namespace) -> str:
+    """The command that builds the same for the GPU where it is given."""
+    words = ["conformer-fast", "build"]
+    for name, value in vars(options).items():
+        if value and name not in ("command", "run", "json", "target"):
+            words.append("--" + name.replace("_", "-"))
+            if value is not True:
+                words.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    return shlex.join(words)
+
+
+def _calibration(options: argparse.Namespace, model: Conformer) -> Iterator[Tensor] | None:
+    if options.calibration is None:
+        return None
+    side = options.size[1] if options.size else usual_side(model.config)
+    return images_in(options.calibration, side, options.calibration_images)
+
+
+def _key(path: str | None) -> bytes | None:
+    return Path(path).read_bytes() if path else None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _range(text: str) -> Range:
+    """One number, or smallest, tuned for and largest."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+        raise argparse.ArgumentTypeError(f"must be one number, or three that do not fall such as 1,8,32; got {text!r}")
+    return numbers[0], numbers[1], numbers[2]
