@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
+from conformer_fast.engines.openvino import core
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}
@@ -105,7 +106,7 @@ def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
 def _openvino_model(model: cf.Conformer, images: Tensor, precision: str, options: dict[str, str]) -> ov.CompiledModel:
     unfused = _unfused(model).clone()
     unfused.reshape(list(images.shape))
-    return ov.Core().compile_model(unfused, "CPU", {"INFERENCE_PRECISION_HINT": OPENVINO[precision], **options})
+    return core().compile_model(unfused, "CPU", {"INFERENCE_PRECISION_HINT": OPENVINO[precision], **options})
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import openvino as ov
@@ -26,18 +27,27 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name
 SIZES_KEPT = 4  # engines in memory, of one size and stream count each; then the least recently used is dropped
 
 
+@cache
+def core() -> ov.Core:
+    """OpenVINO's entry point, one for the process and never closed.
+
+    Where the CPU has AMX, it gives the thread that first uses it a stack for signals, and takes that away when it is
+    closed: the next signal, Ctrl-C say, would then end the process with a segmentation fault.
+    """
+    return ov.Core()
+
+
 def native_precisions() -> tuple[str, ...]:
     """What this CPU computes in hardware, the fastest last."""
-    native = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("fp32", "bf16") if "BF16" in native else ("fp32",)
 
 
 def describe_cpu() -> dict[str, Any]:
     """What decides whether a built engine may run here: CPU, instruction sets and OpenVINO's version."""
-    core = ov.Core()
     return {
-        "cpu": core.get_property("CPU", "FULL_DEVICE_NAME"),
-        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "cpu": core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "capabilities": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "openvino": ov.__version__,
     }
 
@@ -73,7 +83,6 @@ class OpenVINOEngine:
     ) -> None:
         self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
         self._identity = {**identity, "precision": precision, **describe_cpu()}
-        self._core = ov.Core()
         self._threads = threads or torch.get_num_threads()
         self._built: OrderedDict[tuple[int, int, int], _SizedEngine] = OrderedDict()
         self._building: dict[tuple[int, int, int], threading.Lock] = {}
@@ -119,7 +128,7 @@ class OpenVINOEngine:
 
     def _load(self, height: int, width: int, streams: int) -> _SizedEngine:
         options = self._options(streams)
-        return _SizedEngine(self._core.import_model(self._bytes(height, width, options), "CPU", options), streams)
+        return _SizedEngine(core().import_model(self._bytes(height, width, options), "CPU", options), streams)
 
     def _options(self, streams: int) -> dict[str, str]:
         return {
@@ -130,9 +139,9 @@ class OpenVINOEngine:
 
     def _bytes(self, height: int, width: int, options: dict[str, str]) -> bytes:
         def build() -> bytes:
-            model = self._core.read_model(self._make_onnx())
+            model = core().read_model(self._make_onnx())
             model.reshape([1, model.input(0).partial_shape[1].get_length(), height, width])
-            return self._core.compile_model(model, "CPU", options).export_model().getvalue()
+            return core().compile_model(model, "CPU", options).export_model().getvalue()
 
         stored = self._stored(height, width)
         return cached({**self._identity, "height": height, "width": width}, build) if stored is None else stored

@@ -9,7 +9,6 @@ import goldens
 import lookalikes
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto
@@ -17,6 +16,7 @@ from onnx import TensorProto
 from conformer_fast.backends import DTYPES
 from conformer_fast.config import VARIANTS
 from conformer_fast.engines.export import onnx_from_model
+from conformer_fast.engines.openvino import core
 from conformer_fast.engines.typed import OPSET
 from conformer_fast.fuse import LOGITS, InferenceConformer, fuse
 from conformer_fast.model import Conformer
@@ -232,9 +232,8 @@ def test_bfloat16_computes_what_the_operators_do(small_model):
     """ONNX Runtime has no bfloat16 on the CPU; OpenVINO has, and is told not to use another precision."""
     fused = fuse(small_model)
     images = goldens.image(2, 50, 70)
-    core = openvino.Core()
-    read = core.read_model(onnx_from_model(fused.in_precision(torch.bfloat16)).SerializeToString())
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    read = core().read_model(onnx_from_model(fused.in_precision(torch.bfloat16)).SerializeToString())
+    compiled = core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with torch.no_grad():
         exact = fuse(small_model.double())(images.double())
         eager = fused.in_precision(torch.bfloat16)(images)
@@ -275,7 +274,7 @@ def test_the_model_is_untouched(small_model):
 
 
 def test_openvino_reads_it(small):
-    read = openvino.Core().read_model(small.proto.SerializeToString())
+    read = core().read_model(small.proto.SerializeToString())
     assert tuple(output.any_name for output in read.outputs) == small.fused.outputs
     assert str(read.input(0).partial_shape) == "[?,3,?,?]"
 

@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -89,7 +91,7 @@ def test_bf16_only_where_the_cpu_has_it(capabilities, precisions, monkeypatch):
         def get_property(self, *_):
             return capabilities
 
-    monkeypatch.setattr(engine_module.ov, "Core", Core)
+    monkeypatch.setattr(engine_module, "core", Core)
     assert native_precisions() == precisions
 
 
@@ -361,3 +363,27 @@ def test_a_built_size_does_not_wait_for_another_that_is_being_built(small_model,
     finally:
         go_on.set()
         builder.join()
+
+
+def test_ctrl_c_after_engines_are_gone():
+    """Its signal stack must outlive OpenVINO's engines: otherwise the next signal is a segmentation fault."""
+    code = """
+import signal, threading, torch
+import conformer_fast as cf
+
+def drop():
+    engines.clear()
+
+engines = [cf.compile(cf.create_model("digits", "bundled"), backend="openvino") for _ in range(3)]
+for index in range(3):
+    engines[index](torch.zeros(2, 3, 64, 64))
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
