@@ -42,12 +42,13 @@ class Settings:
 @dataclass(frozen=True)
 class Backend:
     """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last;
-    device() where it would run."""
+    device() where it would run; "auto" leaves out what is asked_only."""
 
     hardware: str
     missing: Callable[[], str | None]
     precisions: Callable[[], tuple[str, ...]]
     device: Callable[[], str] = lambda: "cpu"
+    asked_only: bool = False
 
 
 def _triton_missing() -> str | None:
@@ -93,7 +94,8 @@ def _openvino_precisions() -> tuple[str, ...]:
 # In the order in which "auto" prefers them.
 BACKENDS = {
     "triton": Backend("GPU", _triton_missing, lambda: tuple(DTYPES), _cuda_device),
-    "tensorrt": Backend("GPU", _tensorrt_missing, lambda: tuple(DTYPES), _cuda_device),
+    # It takes the shapes of one profile only, and long to build.
+    "tensorrt": Backend("GPU", _tensorrt_missing, lambda: tuple(DTYPES), _cuda_device, asked_only=True),
     "openvino": Backend("CPU", _openvino_missing, _openvino_precisions),
     "reference": Backend("any", lambda: None, lambda: ("fp32",)),
 }
@@ -111,7 +113,7 @@ def choose(backend: str = "auto", precision: str = "auto", threads: int | None =
         raise ValueError(f"threads must be a whole number, at least 1, got {threads!r}")
     passed_over: list[str] = []
     for name, candidate in BACKENDS.items():
-        if backend not in ("auto", name):
+        if backend != name and (backend != "auto" or candidate.asked_only):
             continue
         missing = candidate.missing()
         if missing is None:

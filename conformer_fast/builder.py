@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .backends import DTYPES
-from .bundle import weights_sha256, write_tensorrt_bundle
+from .backends import DTYPES, BackendError
+from .bundle import check_labels, usual_profile, weights_sha256, write_tensorrt_bundle
 from .calibration import input_ranges
 from .fuse import LOGITS, SUM, InferenceConformer, fuse
 from .manifest import check_writable
@@ -36,12 +37,13 @@ def build(
     folder: str | os.PathLike[str],
     *,
     precision: str = "fp16",
-    profiles: Sequence[Profile] = (Profile(),),
+    profiles: Sequence[Profile] | None = None,
     targets: Sequence[str] = (),
     flavour: str = "auto",
     outputs: Sequence[str] | None = None,
     calibration: Iterable[Tensor] | None = None,
     key: bytes | None = None,
+    labels: Sequence[str] | None = None,
     rebuild: str | None = None,
 ) -> Path:
     """Builds a TensorRT engine of `model` and writes it as a bundle, which `conformer_fast.load` runs.
@@ -49,12 +51,13 @@ def build(
     model:       what `compile` takes. It is not changed.
     folder:      of the bundle; an earlier bundle there is replaced
     precision:   "fp16", "bf16", "fp32", or "int8" or "fp8" for the products of both branches, with fp16 around them
-    profiles:    the shapes the engine will take; default: batches of 1 to 64 images of 224 x 224
+    profiles:    the shapes the engine will take; default: batches of 1 to 64 images of the usual 224 x 224
     targets:     compute capabilities to build for, as "sm86"; none: the GPU here. Only TensorRT-RTX takes any.
     flavour:     "tensorrt", "tensorrt-rtx" or "auto": TensorRT if it is installed and there is a GPU, else TensorRT-RTX
     outputs:     names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
     calibration: batches of images (B, in_channels, H, W), normalised, from which "int8" and "fp8" take their ranges
     key:         signs the bundle (HMAC-SHA256)
+    labels:      the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
     rebuild:     the command to name when the engine does not fit a machine; default: this call, for the GPU there
 
     The manifest's "measured" has the error of the engine's graph, run by ONNX Runtime where that is installed, against
@@ -67,31 +70,48 @@ def build(
     from .engines.flavours import get_flavour
     from .engines.tensorrt import check_options
 
+    for name, value in (("targets", targets), ("outputs", outputs)):
+        if isinstance(value, str):
+            raise TypeError(f"{name} must be a list of names, such as [{value!r}]")
     chosen = get_flavour(flavour)
     check_options(chosen, targets, precision)
     source = load_source(model)
+    profiles = (usual_profile(source.reference.config),) if profiles is None else tuple(profiles)
     if outputs is not None:
         source = replace(source, outputs=tuple(outputs), structure=outputs[0] if len(outputs) == 1 else list(outputs))
-    again = rebuild or _call(folder, precision, profiles, chosen, outputs)
-    return write_engine(folder, source, precision, profiles, targets, chosen, calibration, key, again)
+    return write_engine(
+        folder,
+        source,
+        precision=precision,
+        profiles=profiles,
+        flavour=chosen,
+        targets=targets,
+        calibration=calibration,
+        key=key,
+        labels=labels,
+        rebuild=rebuild or _call(folder, precision, profiles, chosen, outputs),
+    )
 
 
 def write_engine(
     folder: str | os.PathLike[str],
     source: Source,
+    *,
     precision: str,
     profiles: Sequence[Profile],
-    targets: Sequence[str],
     flavour: Flavour,
+    targets: Sequence[str] = (),
     calibration: Iterable[Tensor] | None = None,
     key: bytes | None = None,
+    labels: Sequence[str] | None = None,
     rebuild: str | None = None,
 ) -> Path:
     """Builds the engine of a source, with its outputs, and writes the bundle. The rest is as in `build`."""
     from .engines.tensorrt import targets_of
 
     check_writable(folder, key)
-    _check_profiles(profiles, source.reference)
+    check_labels(labels, source.reference.config)
+    check_profiles(profiles, source.reference)
     fused = fuse(source.reference).with_outputs(source.outputs)
     quantization, images = quantization_of(fused, precision, calibration)
     onnx = graph_of(fused, precision, quantization)
@@ -108,11 +128,13 @@ def write_engine(
         profiles=profiles,
         flavour=flavour,
         targets=targets_of(flavour, targets),
+        gpu=_gpu_of(targets),
         weights=weights_sha256(source.reference),
         onnx=hashlib.sha256(onnx).hexdigest(),
         rebuild=rebuild or _call(folder, precision, profiles, flavour),
         measured=measured,
         key=key,
+        labels=labels,
     )
 
 
@@ -134,13 +156,22 @@ def _plan(onnx: bytes, precision: str, profiles: Sequence[Profile], flavour: Fla
         "flavour": flavour.name,
         "version": flavour.version,
         "targets": list(targets_of(flavour, targets)),
-        "gpu": None if targets else torch.cuda.get_device_name(),
+        "gpu": _gpu_of(targets),
     }
     return cached(fields, lambda: engine_from_onnx(onnx, profiles, flavour, targets, precision))
 
 
+def _gpu_of(targets: Sequence[str]) -> str | None:
+    """The GPU that an engine is built on and for; None where targets are named."""
+    return None if targets else torch.cuda.get_device_name()
+
+
 def graph_of(model: InferenceConformer, precision: str, quantization: Quantization | None = None) -> bytes:
     """The typed ONNX graph of an fp32 inference model; 8-bit products are computed among fp16."""
+    if find_spec("onnx") is None:
+        raise BackendError(
+            'the graph is written with onnx, which is not installed: pip install "conformer-fast[tensorrt]"'
+        )
     from .engines.export import onnx_from_model
 
     typed = model.in_precision(DTYPES.get(precision, torch.float16))
@@ -183,7 +214,7 @@ def quantization_of(
                     f"calibration must be batches of normalised, floating point images, got {given}; "
                     f"see conformer_fast.preprocess"
                 )
-            images = images.float()
+            images = images.detach().to("cpu", torch.float32)  # where the reference is
             yield images
             room = MEASURED_IMAGES - sum(map(len, first))
             if room and len(images) and images.shape[1:] == [*first, images][0].shape[1:]:
@@ -192,7 +223,7 @@ def quantization_of(
     return Quantization(precision, input_ranges(model, batches())), torch.cat(first)
 
 
-def _check_profiles(profiles: Sequence[Profile], reference: Conformer) -> None:
+def check_profiles(profiles: Sequence[Profile], reference: Conformer) -> None:
     """Raises ValueError when there is none, or the model takes no images of its sizes."""
     if not profiles:
         raise ValueError("an engine needs a profile, which says the shapes that it takes; none was given")
@@ -251,12 +282,10 @@ def _measured(
             f"use bf16 or fp32, or check the weights"
         )
     errors = {name: relative_error(*pair) for name, *pair in zip(names, found, exact, strict=True)}
-    scores = [
-        value for name, value in zip(names, zip(found, exact, strict=True), strict=True) if name in (*LOGITS, SUM)
-    ]
+    scores = [index for index, name in enumerate(names) if name in (*LOGITS, SUM)]
     agreement = None
     if scores:
-        ours, true = (torch.stack(values).sum(0).argmax(-1) for values in zip(*scores, strict=True))
+        ours, true = (torch.stack([values[index] for index in scores]).sum(0).argmax(-1) for values in (found, exact))
         agreement = (ours == true).double().mean().item()
     return {
         "by": f"ONNX Runtime {onnxruntime.__version__}, of the engine's graph",

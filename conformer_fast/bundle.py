@@ -29,9 +29,21 @@ from .backends import BACKENDS, DTYPES, BackendError, Settings, choose
 from .config import BUNDLED, ConformerConfig
 from .cuda_graph import CUDAGraphEngine
 from .fast import Engine, FastConformer
-from .fuse import LOGITS, SUM, InferenceConformer, blank, fuse
+from .fuse import LOGITS, SUM, InferenceConformer, blank
 from .labels import labels_for
-from .manifest import Bundle, BundleError, EngineMismatchError, Manifest, read_bundle, write_bundle
+from .manifest import (
+    LABELS,
+    ONNX,
+    PLAN,
+    TILES,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    EngineMismatchError,
+    Manifest,
+    read_bundle,
+    write_bundle,
+)
 from .profile import Profile
 from .source import Model, Source, load_source, rebuild
 
@@ -40,7 +52,6 @@ if TYPE_CHECKING:
     from .engines.openvino import OpenVINOEngine
     from .verify import Report
 
-LABELS, ONNX, WEIGHTS, TILES, PLAN = "labels.txt", "model.onnx", "model.safetensors", "tiles.json", "model.plan"
 SIZE = 224  # of the images that a bundle's engine is built for if the model never ran
 
 
@@ -86,24 +97,6 @@ class LoadedConformer(FastConformer):
         self._bundle = bundle
         self._engine = self._make_engine(key)
 
-    def as_input(self, images: Tensor) -> Tensor:
-        """The images as the engine reads them, floating point.
-
-        Raises what `check_images` raises, and ValueError, with the limits, for a shape outside all of its profiles.
-        """
-        images = super().as_input(images)
-        problems = []
-        for profile in self.manifest.profiles:
-            try:
-                profile.check(images.shape)
-            except ValueError as error:
-                problems.append(str(error))
-            else:
-                return images
-        if problems:
-            raise ValueError("; ".join(problems))
-        return images
-
     def verify(self, images: Tensor, model: Model) -> Report:
         """Compares with the reference of `model` (anything that compile takes) in float64, per head; prints the report
         and returns it. Raises ValueError when the bundle was not made from such a model."""
@@ -112,9 +105,8 @@ class LoadedConformer(FastConformer):
         reference = load_source(model).reference
         if reference.config != self.config:
             raise ValueError(f"verify: the bundle is of a {self.config}, the model is a {reference.config}")
-        lacking = set(self.outputs) - set(fuse(reference).output_names)
-        if lacking:
-            raise ValueError(f"verify: the bundle returns {', '.join(sorted(lacking))}, which the model does not have")
+        if weights_sha256(reference) != self.manifest.sha256["weights"]:
+            raise ValueError("verify: the bundle was made from other weights than this model's")
         report = verify(self, images, reference)
         print(report)
         return report
@@ -140,6 +132,7 @@ def write_openvino_bundle(
     precision: str,
     weights: str,
     key: bytes | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Writes a bundle of the graph and of the engines that `engine`, made of this graph, has in memory.
 
@@ -148,13 +141,14 @@ def write_openvino_bundle(
     from .engines.openvino import describe_cpu, engine_file
 
     sha256 = hashlib.sha256(onnx).hexdigest()
-    size = _usual_size(source.reference.config)
+    size = usual_side(source.reference.config)
     engines = {engine_file(sha256, precision, *size): content for size, content in engine.engines(size, size).items()}
     return _write(
         folder,
         source,
         {ONNX: onnx, **engines},
         key,
+        labels,
         backend="openvino",
         precision=precision,
         precisions={"all": precision},
@@ -171,6 +165,7 @@ def write_triton_bundle(
     precision: str,
     weights: str,
     key: bytes | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Writes a bundle of the model's weights and of the tiles that its GPU's kernels have now.
 
@@ -187,6 +182,7 @@ def write_triton_bundle(
         source,
         {WEIGHTS: safetensors.torch.save(tensors), TILES: tiles.encode()},
         key,
+        labels,
         backend="triton",
         precision=precision,
         precisions={"products and maps": precision, "tokens and norms": "fp32"},
@@ -209,13 +205,16 @@ def write_tensorrt_bundle(
     weights: str,
     onnx: str,
     rebuild: str,
+    gpu: str | None = None,
     measured: Mapping[str, Any] | None = None,
     key: bytes | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Writes a bundle of a TensorRT plan.
 
     source:        its outputs are the plan's, in order
     targets:       every compute capability that the plan runs on, as "sm86"
+    gpu:           the name of the GPU that it was built on and for, if it was
     weights, onnx: `weights_sha256` of the source's reference, and the sha256 of the graph
     The rest is as in Manifest. Returns the folder; raises what `write_bundle` raises.
     """
@@ -224,11 +223,12 @@ def write_tensorrt_bundle(
         source,
         {PLAN: plan},
         key,
+        labels,
         backend="tensorrt",
         precision=precision,
         precisions=precisions,
         profiles=tuple(profiles),
-        runtime={"flavour": flavour.name, "version": flavour.version, "targets": list(targets)},
+        runtime={"flavour": flavour.name, "version": flavour.version, "targets": list(targets), "gpu": gpu or ""},
         sha256={"weights": weights, "onnx": onnx},
         rebuild=rebuild,
         measured=measured,
@@ -244,22 +244,42 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
+    """Raises ValueError unless there is one name, of one line, for each class of the model; None is left to us."""
+    if labels is None:
+        return
+    if len(labels) != config.num_classes:
+        raise ValueError(
+            f"{len(labels)} labels for a model of {config.num_classes} classes; give one for each, in order"
+        )
+    broken = [label for label in labels if not isinstance(label, str) or len(label.splitlines()) != 1]
+    if broken:
+        raise ValueError(f"a label must be one line of text, got {broken[0]!r}")
+
+
 def _write(
-    folder: str | os.PathLike[str], source: Source, files: Mapping[str, bytes], key: bytes | None, **entries: Any
+    folder: str | os.PathLike[str],
+    source: Source,
+    files: Mapping[str, bytes],
+    key: bytes | None,
+    labels: Sequence[str] | None,
+    **entries: Any,
 ) -> Path:
     """Adds what every backend's bundle has."""
     reference = source.reference
     names: Any = source.outputs
     has_scores = bool({*LOGITS, SUM} & set(names))
     if has_scores:
-        files = {**files, LABELS: "".join(f"{label}\n" for label in labels_for(reference.config)).encode()}
+        check_labels(labels, reference.config)
+        lines = "".join(f"{label}\n" for label in labels or labels_for(reference.config))
+        files = {**files, LABELS: lines.encode()}
     common: dict[str, Any] = {
         "config": reference.config,
         "pad": reference.pad,
         "outputs": names,
         "structure": rebuild(source.structure, names),
         "profiles": (),
-        "preprocessing": _preprocessing() if reference.config.in_channels == 3 else None,
+        "preprocessing": _preprocessing() if has_scores and reference.config.in_channels == 3 else None,
         "labels": LABELS if has_scores else None,
     }
     return write_bundle(folder, Manifest(**{**common, **entries}), files, key)
@@ -278,13 +298,19 @@ def _preprocessing() -> dict[str, Any]:
     }
 
 
-def _usual_size(config: ConformerConfig) -> int:
-    """Pixels; whole patches."""
+def usual_side(config: ConformerConfig) -> int:
+    """Pixels of the side of the images that such a model is trained on; whole patches."""
     if config == BUNDLED["digits"]:
         from .digits import IMAGE_SIZE
 
         return IMAGE_SIZE
     return config.patch_size * max(1, round(SIZE / config.patch_size))
+
+
+def usual_profile(config: ConformerConfig) -> Profile:
+    """Batches of 1 to 64 images of the usual side."""
+    sides = (usual_side(config),) * 3
+    return Profile(height=sides, width=sides)
 
 
 def _compile_again(backend: str, folder: str | os.PathLike[str]) -> str:
@@ -344,6 +370,13 @@ def _tensorrt_device(manifest: Manifest) -> str:
     if target not in needed["targets"]:
         expected = f"one of {', '.join(map(str, needed['targets']))}"
         raise EngineMismatchError("GPU", expected, target or "none: no CUDA device", manifest.rebuild)
+    here = torch.cuda.get_device_name()
+    if needed["gpu"] not in ("", here):
+        warnings.warn(
+            f"the engine was built on {needed['gpu']}, here is {here}: TensorRT promises nothing for another GPU; "
+            f"build it again here: {manifest.rebuild}",
+            stacklevel=2,
+        )
     return f"cuda:{torch.cuda.current_device()}"
 
 
@@ -374,7 +407,7 @@ def _triton_engine(bundle: Bundle, device: torch.device) -> Engine:
         model = _with_weights(manifest, tensors).with_outputs(manifest.outputs).to(device)
         gpu = tuning.gpu_name(device)
         tiles = json.loads(bundle.read(TILES)).get(gpu, {}).items()
-        choices = {problem: tile if isinstance(tile, str) else tuning.Tile(*tile) for problem, tile in tiles}
+        choices = {problem: tuning.dispatch.choice_of(tile, f"{TILES}: {problem!r}") for problem, tile in tiles}
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise BundleError(
             f"{bundle.folder} does not hold what its manifest says: {error}; make it again: {manifest.rebuild}"

@@ -60,7 +60,10 @@ def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int 
     """
     from .preprocess import load_batch
 
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder} of pictures for calibration")
+    pictures = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in pictures if not path.name.startswith("."))
     if not paths:
         raise ValueError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
     count = min(limit, len(paths))

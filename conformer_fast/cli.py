@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from . import __version__
 from .backends import BACKENDS, DTYPES, PRECISIONS, BackendError, choose
-from .bundle import LoadedConformer, load
+from .bundle import LoadedConformer, load, usual_side
 from .cli_engines import add_commands
-from .cli_model import add_model_arguments, model_of, positive, usual_side
-from .compiler import compile
+from .cli_model import add_model_arguments, key_of, model_of, positive
+from .compiler import CompiledConformer, compile
 from .config import BUNDLED, VARIANTS
 from .cuda_graph import bucket
 from .dialects import CheckpointError
@@ -29,14 +29,25 @@ from .fast import FastConformer
 from .fuse import LOGITS, fuse
 from .labels import labels_for
 from .manifest import BundleError
-from .model import create_model
+from .model import Conformer, create_model
 from .paths import cache_root
 from .preprocess import ImageError, load_batch
+from .profile import Profile
 from .timing import time_in_turn
 from .weights import convert
 
 BATCH = 8  # images decoded and run together
-ERRORS = (BackendError, BundleError, CheckpointError, DownloadError, EngineError, ImageError, OSError, ValueError)
+ERRORS = (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    DownloadError,
+    EngineError,
+    ImageError,
+    OSError,
+    ValueError,
+    torch.OutOfMemoryError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
+    except KeyboardInterrupt:
+        print(f"conformer-fast {options.command}: interrupted", file=sys.stderr)
+        return 130
     except ERRORS as error:
         print(f"conformer-fast {options.command}: {error}", file=sys.stderr)
         return 2
@@ -91,21 +105,33 @@ def _predict(options: argparse.Namespace) -> int:
 def _predictor(options: argparse.Namespace) -> tuple[FastConformer, Sequence[str]]:
     """What classifies images, and its classes' names."""
     if options.bundle:
-        loaded = load(options.bundle)
+        chosen = [
+            f"--{name}" for name in ("weights", "backend", "precision") if getattr(options, name) not in (None, "auto")
+        ]
+        if chosen:
+            raise ValueError(f"--bundle says which model runs, and how; leave out {', '.join(chosen)}")
+        loaded = load(options.bundle, key=key_of(options.key))
         if loaded.outputs != LOGITS:
             raise BundleError(
                 f"{options.bundle} returns {', '.join(loaded.outputs)}; predict needs {', '.join(LOGITS)}"
             )
         return loaded, loaded.labels
     model = model_of(options)
-    return compile(model, backend=options.backend, precision=options.precision), labels_for(model.config)
+    side = options.size or usual_side(model.config)
+    fast = _compiled(model, options, side, BATCH)
+    return fast, labels_for(model.config)
+
+
+def _compiled(model: Conformer, options: argparse.Namespace, side: int, batch: int) -> CompiledConformer:
+    profile = Profile((1, batch, batch), (side,) * 3, (side,) * 3) if options.backend == "tensorrt" else None
+    return compile(model, backend=options.backend, precision=options.precision, profile=profile)
 
 
 def _bench(options: argparse.Namespace) -> int:
     rows = []
     for name in options.models:
         model = create_model(name)
-        fast = compile(model, backend=options.backend, precision=options.precision)
+        fast = _compiled(model, options, options.size, max(options.batch))
         model.to(fast.device)
         for batch in options.batch:
             images = torch.randn(batch, model.config.in_channels, options.size, options.size, device=fast.device)
@@ -215,7 +241,11 @@ def _cache(options: argparse.Namespace) -> int:
     print(f"{len(entries)} engines, {sum(entry.size for entry in entries) / 1e6:.1f} MB, in {cache.engines_folder()}")
     for entry in entries:
         fields = entry.fields
-        what = f"{fields.get('height')}x{fields.get('width')}" if "height" in fields else ",".join(fields["targets"])
+        what = (
+            f"{fields.get('height')}x{fields.get('width')}"
+            if "height" in fields
+            else ",".join(fields.get("targets", ()))
+        )
         used = time.strftime("%F %R", time.localtime(entry.used))
         backend, precision = fields.get("backend"), fields.get("precision")
         print(f"  {entry.key[:8]}  {backend} {precision} {what:<16}{entry.size / 1e6:7.1f} MB  last used {used}")
@@ -245,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     add_model_arguments(predict)
     predict.add_argument("--bundle", metavar="DIR", help="run this engine instead of a model")
+    predict.add_argument("--key", metavar="FILE", help="the key that the bundle is signed with")
     predict.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print an image (default 5)")
     predict.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
 

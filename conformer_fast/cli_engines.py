@@ -13,13 +13,15 @@ from torch import Tensor
 
 from .backends import PRECISIONS
 from .builder import build, graph_of, quantization_of
+from .bundle import usual_side
 from .calibration import images_in
-from .cli_model import add_model_arguments, model_of, positive, usual_side
+from .cli_model import add_model_arguments, key_of, model_of, positive
+from .engines.flavours import get_flavour
+from .engines.tensorrt import check_options
 from .files import replace_file
 from .fuse import fuse
 from .inference_server import write_model
-from .manifest import read_bundle
-from .model import Conformer
+from .manifest import PLAN, check_writable, read_bundle
 from .profile import Profile, Range
 
 CALIBRATION_IMAGES = 512
@@ -34,16 +36,17 @@ def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
     graph.add_argument("--outputs", type=_names, metavar="NAME,NAME", help="such as 'logits', the sum of both heads")
     graph.add_argument("--calibration", metavar="DIR", help="pictures from which int8 and fp8 take their ranges")
     graph.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
-    graph.add_argument(
-        "--size", type=_range, metavar="N|N,N,N", help="image side: smallest, tuned for, largest (default 224)"
-    )
 
     export = commands.add_parser("export", parents=[graph, output], help="write the typed ONNX graph")
     export.set_defaults(run=_export)
+    export.add_argument("--size", type=positive, metavar="N", help="side of the calibration's pictures (default 224)")
     export.add_argument("-o", "--output", required=True, metavar="FILE.onnx")
 
     engine = commands.add_parser("build", parents=[graph, output], help="build a TensorRT engine, as a bundle")
     engine.set_defaults(run=_build)
+    engine.add_argument(
+        "--size", type=_range, metavar="N|N,N,N", help="image side: smallest, tuned for, largest (default 224)"
+    )
     engine.add_argument(
         "--batch", type=_range, default=(1, 8, 64), metavar="N|N,N,N", help="smallest, tuned for, largest"
     )
@@ -51,6 +54,7 @@ def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
         "--target", type=_names, default=(), metavar="SM,SM", help="such as sm86,sm120 (default: the GPU here)"
     )
     engine.add_argument("--flavour", default="auto", choices=["auto", "tensorrt", "tensorrt-rtx"])
+    engine.add_argument("--labels", metavar="FILE", help="the classes' names, one a line (default: ImageNet's)")
     engine.add_argument("--key", metavar="FILE", help="signs the bundle with the bytes of this file")
     engine.add_argument("-o", "--output", required=True, metavar="DIR")
 
@@ -66,13 +70,16 @@ def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
+    path = Path(options.output)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
     model = model_of(options, options.features)
     fused = fuse(model)
     if options.outputs is not None:
         fused = fused.with_outputs(options.outputs)
-    quantization, _ = quantization_of(fused, options.precision, _calibration(options, model))
+    side = options.size or usual_side(model.config)
+    quantization, _ = quantization_of(fused, options.precision, _calibration(options, side))
     graph = graph_of(fused, options.precision, quantization)
-    path = Path(options.output)
     replace_file(path, graph, 0o666)
     facts = {"file": str(path), "bytes": len(graph), "precision": options.precision, "outputs": list(fused.outputs)}
     if options.json:
@@ -83,6 +90,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
+    check_options(get_flavour(options.flavour), options.target, options.precision)  # before a download
+    check_writable(options.output, key_of(options.key))
     model = model_of(options, options.features)
     side = options.size or (usual_side(model.config),) * 3
     folder = build(
@@ -93,8 +102,9 @@ def _build(options: argparse.Namespace) -> int:
         targets=options.target,
         flavour=options.flavour,
         outputs=options.outputs,
-        calibration=_calibration(options, model),
-        key=_key(options.key),
+        calibration=_calibration(options, side[1]),
+        key=key_of(options.key),
+        labels=_labels(options.labels),
         rebuild=_again(options),
     )
     manifest = read_bundle(folder).manifest
@@ -102,7 +112,7 @@ def _build(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": str(folder), **manifest.to_json()}))
         return 0
     runtime = manifest.runtime
-    size = manifest.files["model.plan"].bytes
+    size = manifest.files[PLAN].bytes
     print(f"{folder}: {size / 1e6:.1f} MB, {runtime['flavour']} {runtime['version']}, {', '.join(runtime['targets'])}")
     if manifest.measured:
         errors = ", ".join(f"{name} {error:.2g}" for name, error in manifest.measured["error"].items())
@@ -112,7 +122,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _triton_repo(options: argparse.Namespace) -> int:
     name = options.name or Path(options.bundle).resolve().name
-    folder = write_model(options.bundle, options.output, name, options.instances, _key(options.key))
+    folder = write_model(options.bundle, options.output, name, options.instances, key_of(options.key))
     print(json.dumps({"folder": str(folder), "name": name}) if options.json else folder)
     return 0
 
@@ -128,15 +138,14 @@ def _again(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _calibration(options: argparse.Namespace, model: Conformer) -> Iterator[Tensor] | None:
+def _calibration(options: argparse.Namespace, side: int) -> Iterator[Tensor] | None:
     if options.calibration is None:
         return None
-    side = options.size[1] if options.size else usual_side(model.config)
     return images_in(options.calibration, side, options.calibration_images)
 
 
-def _key(path: str | None) -> bytes | None:
-    return Path(path).read_bytes() if path else None
+def _labels(path: str | None) -> list[str] | None:
+    return Path(path).read_text(encoding="utf-8").splitlines() if path else None
 
 
 def _names(text: str) -> list[str]:

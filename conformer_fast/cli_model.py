@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 
-from .config import BUNDLED, VARIANTS, ConformerConfig
-from .digits import IMAGE_SIZE as DIGITS_SIZE
+from .config import BUNDLED, VARIANTS
 from .model import Conformer, create_model
 
 
@@ -32,13 +32,13 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> Confor
     return create_model(options.model, options.weights, features_only=features_only)
 
 
-def usual_side(config: ConformerConfig) -> int:
-    """Pixels of the side of the images that the model was trained on."""
-    return DIGITS_SIZE if config == BUNDLED["digits"] else 224
-
-
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def key_of(path: str | None) -> bytes | None:
+    """A bundle's HMAC key: all bytes of the file."""
+    return Path(path).read_bytes() if path else None

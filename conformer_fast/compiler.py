@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .backends import DTYPES, BackendError, Settings, choose
-from .bundle import weights_sha256, write_openvino_bundle, write_triton_bundle
+from .bundle import usual_profile, weights_sha256, write_openvino_bundle, write_triton_bundle
 from .cuda_graph import CUDAGraphEngine
 from .fast import Engine, FastConformer
 from .fuse import InferenceConformer, fuse
@@ -44,14 +44,14 @@ def compile(
 
     model:     a reference Conformer, the official repository's Conformer, an mmpretrain ImageClassifier or Conformer
                backbone, mmdetection's backbone, a state dict, or a checkpoint's path. It is not changed.
-    backend:   "auto" (the first of these that can run here), "triton" (CUDA), "tensorrt" (CUDA), "openvino" (CPU) or
-               "reference"
+    backend:   "auto" (the first of these that can run here), "triton" (CUDA), "openvino" (CPU), "reference"; or
+               "tensorrt" (CUDA), which is built for the shapes of one profile
     precision: "auto" (the fastest that this hardware has), "fp32", "bf16" or, on a GPU, "fp16". Products of fp32 are
                exact, unless torch.set_float32_matmul_precision allows TF32 to them.
     threads:   CPU cores to use; default: as many as PyTorch uses
     tune:      on CUDA, measure at the first call with a new shape which tile, or PyTorch, is fastest for each kernel.
                It takes minutes; the result is kept for later programs, as that of `conformer-fast tune` is.
-    profile:   the shapes that a TensorRT engine takes; default: batches of 1 to 64 images of 224 x 224
+    profile:   the shapes that a TensorRT engine takes; default: batches of 1 to 64 images of the usual 224 x 224
 
     On CUDA it runs on the GPU that `model` is on, else on the current one; images must be on that GPU, results are.
 
@@ -74,7 +74,9 @@ def compile(
     if profile and settings.backend != "tensorrt":
         raise BackendError(f"only the backend 'tensorrt' takes a profile, others take any shape; this is {reason}")
     if settings.backend == "tensorrt":
-        settings = replace(settings, profile=profile or Profile())
+        source = load_source(model)
+        settings = replace(settings, profile=profile or usual_profile(source.reference.config))
+        return CompiledConformer(source, settings, reason)
     return CompiledConformer(load_source(model), replace(settings, tune=tune), reason)
 
 
@@ -101,10 +103,13 @@ class CompiledConformer(FastConformer):
         print(report)
         return report
 
-    def save(self, folder: str | os.PathLike[str], *, key: bytes | None = None) -> Path:
+    def save(
+        self, folder: str | os.PathLike[str], *, labels: Sequence[str] | None = None, key: bytes | None = None
+    ) -> Path:
         """Writes a bundle, which `conformer_fast.load` runs without the model. Returns its folder.
 
-        key: signs the bundle (HMAC-SHA256); `load` with the same key then accepts no other
+        labels: the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
+        key:    signs the bundle (HMAC-SHA256); `load` with the same key then accepts no other
 
         openvino: the graph, and the engines of the sizes run so far; if none was, of the usual size, which is built
         first. On another CPU the graph is built anew. triton: the weights as the kernels read them, and the tuned tiles
@@ -126,17 +131,26 @@ class CompiledConformer(FastConformer):
             from .engines.flavours import get_flavour
 
             with torch.cuda.device(self.device):
+                profiles, flavour = [self.settings.profile], get_flavour()
                 return write_engine(
-                    folder, self._source, precision, [self.settings.profile], (), get_flavour(), key=key
+                    folder,
+                    self._source,
+                    precision=precision,
+                    profiles=profiles,
+                    flavour=flavour,
+                    key=key,
+                    labels=labels,
                 )
         if self.settings.backend == "triton":
             weights = weights_sha256(self.reference)
-            return write_triton_bundle(folder, self._source, self._for_gpu(self.outputs), precision, weights, key)
+            return write_triton_bundle(
+                folder, self._source, self._for_gpu(self.outputs), precision, weights, key, labels
+            )
         from .engines.openvino import OpenVINOEngine
 
         assert isinstance(self._engine, OpenVINOEngine)
         onnx, weights = self._onnx(self.outputs), self._identity["weights"]
-        return write_openvino_bundle(folder, self._source, onnx, self._engine, precision, weights, key)
+        return write_openvino_bundle(folder, self._source, onnx, self._engine, precision, weights, key, labels)
 
     def engine(self, outputs: Sequence[str]) -> Engine:
         """An engine of this model's settings that returns these outputs (names of InferenceConformer.outputs)."""
@@ -156,10 +170,11 @@ class CompiledConformer(FastConformer):
         return OpenVINOEngine(make_onnx, identity, self.settings.precision, self.settings.threads)
 
     def _tensorrt_engine(self, outputs: Sequence[str], profile: Profile) -> Engine:
-        from .builder import plan_of
+        from .builder import check_profiles, plan_of
         from .engines.flavours import get_flavour
         from .engines.runtime import TensorRTEngine
 
+        check_profiles([profile], self.reference)
         flavour, model = get_flavour(), fuse(self.reference).with_outputs(outputs)
         with torch.cuda.device(self.device):
             plan = plan_of(model, self.settings.precision, profile, flavour)

@@ -14,7 +14,7 @@ def replace_file(file: Path, content: bytes, mode: int = 0o600) -> None:
 
     What a broken-off program leaves ends in ".part". Raises OSError, with `file` as it was, if it cannot be written.
     """
-    part = file.with_name(f"{uuid.uuid4().hex}.part")
+    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
             opened.write(content)

@@ -10,14 +10,15 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from .config import EXPANSION, ConformerConfig
 from .fuse import LOGITS, SUM
-from .manifest import BundleError, Manifest, read_bundle
+from .manifest import PLAN, BundleError, Manifest, read_bundle
+from .profile import Profile, Range
 
 CONFIGURATION = "config.pbtxt"
-PLAN = "model.plan"
 QUEUE_MICROSECONDS = 500  # how long a request waits for others: about what an engine takes for one image
 
 
@@ -50,11 +51,17 @@ def write_model(
             f"{bundle} holds an engine for {kind}, and the server's TensorRT backend reads those of TensorRT only: "
             f"build one with --flavour tensorrt on a machine with the GPU"
         )
-    smallest = min(profile.batch[0] for profile in manifest.profiles)
+    batches = _batches(manifest.profiles)
+    if len(batches) > 1:
+        raise BundleError(
+            f"{bundle} takes other batches for other images ({sorted(batches)}), and the server knows only one "
+            f"largest batch: build one whose profiles have the same"
+        )
+    smallest, largest = batches.pop()
     if smallest > 1:
         raise BundleError(
             f"{bundle} takes {smallest} images or more, and the server passes single ones on when no others wait: "
-            f"build one with --batch 1,{smallest},{max(profile.batch[2] for profile in manifest.profiles)}"
+            f"build one with --batch 1,{smallest},{largest}"
         )
     folder = Path(repository) / name
     files = {f"1/{PLAN}": read.read(PLAN), CONFIGURATION: configuration(manifest, name, instances).encode()}
@@ -74,6 +81,14 @@ def write_model(
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error}; remove it, or choose another name") from error
     return folder
+
+
+def _batches(profiles: Sequence[Profile]) -> set[tuple[int, int]]:
+    """The smallest and the largest batch of each size of images; one pair if they are all the same."""
+    of_size: dict[tuple[Range, Range], list[Range]] = {}
+    for profile in profiles:
+        of_size.setdefault((profile.height, profile.width), []).append(profile.batch)
+    return {(min(low for low, _, _ in taken), max(high for _, _, high in taken)) for taken in of_size.values()}
 
 
 def configuration(manifest: Manifest, name: str, instances: int) -> str:

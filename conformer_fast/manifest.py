@@ -32,18 +32,19 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 LIMIT_BYTES = 1 << 20  # of a manifest; a real one has some thousand
 RUNTIME_CACHE = "runtime.cache"  # how the names of what TensorRT-RTX keeps beside a plan begin; no part of the bundle
-AT_ONCE = {"model.safetensors", "tiles.json", "model.plan"}  # a loaded model reads these once, and right away
+LABELS, ONNX, WEIGHTS, TILES, PLAN = "labels.txt", "model.onnx", "model.safetensors", "tiles.json", "model.plan"
+AT_ONCE = {WEIGHTS, TILES, PLAN}  # a loaded model reads these once, and right away
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 FILES = {  # of each backend, beside the labels
-    "openvino": ("model.onnx",),
-    "triton": ("model.safetensors", "tiles.json"),
-    "tensorrt": ("model.plan",),
+    "openvino": (ONNX,),
+    "triton": (WEIGHTS, TILES),
+    "tensorrt": (PLAN,),
 }
 RUNTIME: dict[str, dict[str, type]] = {
     "openvino": {"cpu": str, "capabilities": list, "openvino": str},
     "triton": {"gpu": str, "torch": str, "triton": str},
-    "tensorrt": {"flavour": str, "version": str, "targets": list},
+    "tensorrt": {"flavour": str, "version": str, "targets": list, "gpu": str},
 }
 CONTAINERS: dict[str, Any] = {
     "list": list,
@@ -161,7 +162,9 @@ class Manifest:
         if entries["precision"] not in known or entries["pad"] not in ("stem", "none"):
             raise ValueError(f"it has the precision {entries['precision']!r} and the pad {entries['pad']!r}")
         files = {name: _stored(name, entry) for name, entry in entries["files"].items()}
-        needed = {*FILES[backend], *([entries["labels"]] if entries["labels"] else [])}
+        if backend == "tensorrt" and not entries["profiles"]:
+            raise ValueError("its engine has no profiles")
+        needed = {*FILES[backend], *([] if entries["labels"] is None else [entries["labels"]])}
         if not needed <= files.keys():
             raise ValueError(f"it lacks the files {', '.join(sorted(needed - files.keys()))}")
         entries |= {
@@ -240,18 +243,9 @@ def read_bundle(folder: str | os.PathLike[str], key: bytes | None = None) -> Bun
     """
     _check_key(key)
     folder = Path(os.path.abspath(folder))
-    path = folder / MANIFEST
-    size = _size(path)
-    if size > LIMIT_BYTES:
-        raise BundleError(f"{path} has {size:,} bytes, a manifest at most {LIMIT_BYTES:,}; copy the bundle again")
-    content, digest, signed = _verified(_read(path), path, key)
-    try:
-        manifest = Manifest.from_json(content)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is no bundle's manifest: {error}; make the bundle again") from error
-    bundle = Bundle(folder, manifest, digest, signed)
+    bundle = Bundle(folder, *_parsed(folder / MANIFEST, key))
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(bundle.verify, manifest.files):  # raises what one of them raised
+        for _ in pool.map(bundle.verify, bundle.manifest.files):  # raises what one of them raised
             pass
     return bundle
 
@@ -297,7 +291,7 @@ def _put(new: Path, folder: Path, old: Path) -> None:
         folder.rename(old)
     try:
         new.rename(folder)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         with suppress(FileNotFoundError):
             old.rename(folder)
         raise
@@ -319,15 +313,25 @@ def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> 
     known: set[str] = set()
     if MANIFEST in there:
         with suppress(BundleError):
-            path = folder / MANIFEST
-            content, _, _ = _verified(_read(path), path, None)
-            known = {MANIFEST, *Manifest.from_json(content).files}
+            known = {MANIFEST, *_parsed(folder / MANIFEST, None)[0].files}
     others = sorted(name for name in there - known if not name.startswith(RUNTIME_CACHE))
     if others:
         raise BundleError(
             f"{folder} holds files that are no bundle's: {', '.join(others[:3])}{', ...' if others[3:] else ''}; "
             f"move them away or give another folder"
         )
+
+
+def _parsed(path: Path, key: bytes | None) -> tuple[Manifest, str, bool]:
+    """A manifest whose digest is right, and its HMAC if there is a key; its digest, and whether it is signed."""
+    size = _size(path)
+    if size > LIMIT_BYTES:
+        raise BundleError(f"{path} has {size:,} bytes, a manifest at most {LIMIT_BYTES:,}; copy the bundle again")
+    content, digest, signed = _verified(_read(path), path, key)
+    try:
+        return Manifest.from_json(content), digest, signed
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path} is no bundle's manifest: {error}; make the bundle again") from error
 
 
 def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any], str, bool]:

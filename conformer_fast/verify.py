@@ -35,7 +35,7 @@ FLOOR = {  # relative error that is always allowed: about one rounding of the pr
 @dataclass(frozen=True)
 class Row:
     """One compared tensor. error and eager_error are ||x - reference|| / ||reference||, of the compiled model and of
-    PyTorch in the same precision; sqnr_db is -20 log10(error)."""
+    PyTorch in the same precision, NaN where it has none and there is no bound; sqnr_db is -20 log10(error)."""
 
     name: str
     error: float
@@ -77,10 +77,14 @@ class Report:
     def verdict(self) -> str:
         over = (row for row in self.results if not row.within)
         worst = next(over, max(self.results, key=lambda row: row.error / row.bound))
+        if worst.bound == math.inf:
+            largest = max(self.results, key=lambda row: row.error)
+            return f"no bound is known for {self.precision}: {largest.name} errs by {largest.error:.2g}"
         figures = f"{worst.name} errs by {worst.error:.2g}, {worst.error / worst.bound:.2f} of its bound"
         if self.within:
             return f"within the bound for {self.precision}: {figures}"
-        return f"NOT within the bound for {self.precision}: {figures}; see where the blocks above go over, or use fp32"
+        where = "; see where the blocks above go over" if self.blocks else "; give it other images"
+        return f"NOT within the bound for {self.precision}: {figures}{where}, or use fp32"
 
     def to_dict(self) -> dict:
         """The report as JSON values; a figure that is not finite is None."""
@@ -110,23 +114,19 @@ def verify(
     reference: the model that `fast` was made from, in fp32
     engine:    makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
 
-    Raises ValueError for a precision that has no bound, as PyTorch does not compute in it.
+    Precisions of 8 bits have no bound, as PyTorch does not compute in them: their errors are only reported.
     """
     precision = fast.settings.precision
-    if precision not in FLOOR:
-        raise ValueError(
-            f"verify: there is no bound for {precision}, in which PyTorch does not compute; it has {', '.join(FLOOR)}"
-        )
     images = fast.as_input(images)
     ours = dict(zip(fast.outputs, fast.run(images), strict=True))
     inner = _inner_names(reference.config) if engine else ()
     inside = dict(zip(inner, engine(inner)(images), strict=True)) if engine else {}
     names = tuple({**ours, **inside})
     exact = _run(reference, torch.float64, images, names)
-    eager = _run(reference, DTYPES[precision], images, names)
+    eager = _run(reference, DTYPES[precision], images, names) if precision in DTYPES else {}
 
     def rows(values: dict[str, Tensor]) -> tuple[Row, ...]:
-        return tuple(_row(name, value, exact[name], eager[name], precision) for name, value in values.items())
+        return tuple(_row(name, value, exact[name], eager.get(name), precision) for name, value in values.items())
 
     agreement = _top1_agreement(ours, exact) if set(LOGITS) <= set(ours) else {}
     return Report(fast.settings.backend, precision, len(images), rows(ours), rows(inside), agreement)
@@ -147,7 +147,9 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.nan
 
 
-def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor, precision: str) -> Row:
+def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor | None, precision: str) -> Row:
+    if eager is None:
+        return Row(name, relative_error(value, exact), math.nan, math.inf)
     eager_error = relative_error(eager, exact)
     return Row(name, relative_error(value, exact), eager_error, ALLOWANCE * eager_error + FLOOR[precision])
 

@@ -48,7 +48,7 @@ def cached(fields: Mapping[str, Any], build: Callable[[], bytes]) -> bytes:
     except OSError as error:
         warnings.warn(f"engines are not kept: {folder} cannot be used ({error})", stacklevel=2)
         return build()
-    with lock:
+    try:
         engine = _read(folder, key)
         if engine is None:
             engine = build()
@@ -57,6 +57,8 @@ def cached(fields: Mapping[str, Any], build: Callable[[], bytes]) -> bytes:
             except OSError as error:
                 warnings.warn(f"the engine was not kept in {folder} ({error})", stacklevel=2)
         return engine
+    finally:
+        lock.release()
 
 
 def key_of(fields: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 OLDEST_VERSION = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7)}
 MESSAGES_KEPT = 50  # of a log: the last warnings and errors
+ANOTHER_LOGGER = "differs from one already registered"  # a warning that is true of each logger but the first
 
 
 class EngineError(RuntimeError):
@@ -135,17 +137,30 @@ class Log:
     """
 
     def __init__(self, flavour: Flavour) -> None:
+        _keep_a_logger(flavour)
         self.messages: deque[tuple[str, str]] = deque(maxlen=MESSAGES_KEPT)
         self.logger = _logger(flavour.module, self.messages)
 
     def tail(self) -> str:
         """One line a message, the oldest first; empty if there is none."""
-        return "\n".join(f"[{severity}] {text}" for severity, text in self.messages)
+        return "\n".join(f"[{severity}] {text}" for severity, text in tuple(self.messages))
 
     def error(self, what: str) -> EngineError:
         """The error to raise when `what` happened."""
         said = f"the log of TensorRT ends with\n{self.tail()}" if self.messages else "TensorRT's logger said nothing"
         return EngineError(f"{what}; {said}")
+
+
+_keepers: dict[int, tuple[Any, ...]] = {}  # by the module's id
+
+
+def _keep_a_logger(flavour: Flavour) -> None:
+    """TensorRT keeps the first logger it is given for as long as any builder or runtime lives, even once that logger is
+    freed. So the first one is never freed, and a runtime keeps it in place."""
+    if id(flavour.module) not in _keepers:
+        logger = _logger(flavour.module, deque(maxlen=0))
+        with suppress(RuntimeError, TypeError):  # no usable driver: whoever needs one says so
+            _keepers[id(flavour.module)] = flavour.module, logger, flavour.module.Runtime(logger)
 
 
 def _logger(module: ModuleType, messages: deque[tuple[str, str]]) -> Any:
@@ -156,7 +171,7 @@ def _logger(module: ModuleType, messages: deque[tuple[str, str]]) -> Any:
         base.__init__(self)
 
     def log(self: Any, severity: Any, text: str) -> None:
-        if int(severity) <= mildest:
+        if int(severity) <= mildest and ANOTHER_LOGGER not in text:
             messages.append((severity.name, text))
 
     return type("Logger", (base,), {"__init__": start, "log": log})()

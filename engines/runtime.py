@@ -51,7 +51,8 @@ class TensorRTEngine:
     runtime_cache: where TensorRT-RTX's kernels for this GPU are kept; each that is missing is compiled at the first
                    call that needs it
 
-    A batch runs in the next larger `bucket`, or the profile's largest. Calls raise ValueError for a shape outside all
+    A batch runs in the next larger `bucket`, or the profile's largest. Calls at the same time need working memory each,
+    which is kept for later ones as long as the engine lives. Calls raise ValueError for a shape outside all
     profiles, GPUMemoryError without memory for it. Both they and the constructor raise EngineError, with what TensorRT
     said, when it fails.
     """
@@ -107,17 +108,18 @@ class _Plan:
         runtime_cache: RuntimeCacheFile | None,
     ) -> None:
         log = Log(flavour)
-        what = f"{flavour} cannot load the plan of {len(plan):,} bytes on {device}"
+        what = f"cannot load the plan of {len(plan):,} bytes on {device}; build it again for this GPU and version"
+        self.flavour, self.outputs, self.device = flavour, outputs, device
         with torch.cuda.device(device):
+            torch.cuda.empty_cache()  # TensorRT takes its memory from CUDA, not from what PyTorch keeps
             try:
                 runtime = flavour.module.Runtime(log.logger)
                 engine = runtime.deserialize_cuda_engine(plan)
             except (RuntimeError, TypeError) as error:
-                raise log.error(f"{what}: {error}") from error
-            if engine is None:
-                raise log.error(f"{what}; build it again for this GPU and this version")
-            self.engine, self._runtime, self.log = engine, runtime, log
-            self.flavour, self.outputs, self.device = flavour, outputs, device
+                raise log.error(f"{flavour} {what}: {error}") from error
+            self.log = log
+            self.require(engine is not None, what)
+            self.engine, self._runtime = engine, runtime
             self._check_tensors()
             self.channels = engine.get_tensor_shape(IMAGES)[1]
             self.profiles = [self._profile(index) for index in range(engine.num_optimization_profiles)]
@@ -287,13 +289,17 @@ class _Lane:
 
     def _prepare(self, key: Key) -> _Shape:
         plan, (index, rows, H, W) = self._plan, key
+        torch.cuda.empty_cache()  # TensorRT takes the context's own memory from CUDA
         shape = rows, plan.channels, H, W
         context = plan.context()
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
         switched = context.set_optimization_profile_async(index, self._stream.cuda_stream)  # runs come on that stream
         plan.require(switched, f"took no profile {index}")
         plan.require(context.set_input_shape(IMAGES, shape), f"took no images of shape {shape}")
-        unknown = context.infer_shapes()
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError as error:
+            raise plan.log.error(f"{plan.flavour} refuses images of shape {shape}: {error}") from error
         plan.require(not unknown, f"does not know the shape of {', '.join(unknown)} for images of shape {shape}")
         with torch.inference_mode(False):
             images = torch.zeros(shape, dtype=torch.float32, device=plan.device)  # no image fills the spare rows
@@ -324,7 +330,8 @@ class _Lane:
             self._stream.synchronize()  # the context may be on its way out
         self._plan.require(accepted, "did not run")
 
-    def _record(self, context: Any) -> torch.cuda.CUDAGraph:
+    def _record(self, context: Any) -> torch.cuda.CUDAGraph | None:
+        """The run as a graph; None, with a warning, if TensorRT does something in it that cannot be recorded."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         mode = "thread_local"  # other threads may allocate memory meanwhile
         accepted, reason = False, ""
@@ -333,7 +340,12 @@ class _Lane:
                 accepted = context.execute_async_v3(self._stream.cuda_stream)
         except RuntimeError as error:
             accepted, reason = False, f": {error}"
-        self._plan.require(accepted, f"cannot be recorded as a CUDA graph{reason}")
+        if not accepted:
+            try:
+                self._plan.require(False, f"cannot be recorded as a CUDA graph{reason}")
+            except EngineError as error:
+                warnings.warn(f"{error}; it runs without one, slower for small batches", stacklevel=2)
+                return None
         return graph
 
 

@@ -48,7 +48,10 @@ def keep(cache: Any, config: Any, flavour: Flavour) -> None:
             others = config.create_timing_cache(_read(file))
             if others is not None:
                 cache.combine(others, False)
-            content = bytes(memoryview(cache.serialize()))
+            serialised = cache.serialize()
+            if serialised is None:
+                return
+            content = bytes(memoryview(serialised))
             replace_file(file, content)
             replace_file(_manifest(file), json.dumps({"sha256": hashlib.sha256(content).hexdigest()}).encode())
     except OSError as error:

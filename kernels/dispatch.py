@@ -144,10 +144,11 @@ def read_table(file: Path) -> dict[str, Choice]:
         entries = json.loads(file.read_text(encoding="utf-8"))["choices"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no table of tuned choices: {type(error).__name__}: {error}") from error
-    return {problem: _choice(entry, f"{file}: {problem!r}") for problem, entry in entries}
+    return {problem: choice_of(entry, f"{file}: {problem!r}") for problem, entry in entries}
 
 
-def _choice(entry: Any, where: str) -> Choice:
+def choice_of(entry: Any, where: str) -> Choice:
+    """A choice as tables store it: [m, n, k, warps, stages] or "pytorch". Raises ValueError, naming `where`, else."""
     if entry == PYTORCH:
         return PYTORCH
     if isinstance(entry, list) and len(entry) == len(Tile._fields) and all(type(side) is int for side in entry):

@@ -17,7 +17,7 @@ import conformer_fast as cf
 from conformer_fast import builder
 from conformer_fast.backends import DTYPES, BackendError
 from conformer_fast.builder import build
-from conformer_fast.bundle import weights_sha256
+from conformer_fast.bundle import usual_profile, weights_sha256
 from conformer_fast.config import BUNDLED
 from conformer_fast.digits import IMAGE_SIZE, load_digits_split
 from conformer_fast.engines import cache, flavours, tensorrt
@@ -120,6 +120,7 @@ def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
             "flavour": "tensorrt-rtx",
             "version": rtx.version,
             "targets": sorted(TARGETS[precision], key=flavours.capability),
+            "gpu": "",
         },
         preprocessing=manifest.preprocessing,
         labels="labels.txt",
@@ -470,3 +471,14 @@ def test_the_command_that_rebuilds_is_python(small_model, tmp_path, monkeypatch)
         "outputs": ["logits"],
         "calibration": "images",
     }
+
+
+@pytest.mark.parametrize("name", ["targets", "outputs"])
+def test_one_name_is_no_list(name, small_model, tmp_path):
+    with pytest.raises(TypeError, match=rf"{name} must be a list of names, such as \['sm86'\]"):
+        cf.build(small_model, tmp_path / "engine", **{name: "sm86"})
+
+
+def test_the_usual_profile_is_the_models():
+    assert usual_profile(cf.VARIANTS["base-p16"]) == Profile((1, 8, 64), (224,) * 3, (224,) * 3)
+    assert usual_profile(cf.create_model("digits").config) == Profile((1, 8, 64), (64,) * 3, (64,) * 3)

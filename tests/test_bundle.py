@@ -95,6 +95,7 @@ def tensorrt(small_model, monkeypatch):
     fake = FakeTensorRT(small_model)
     monkeypatch.setattr(flavours, "get_flavour", fake.get_flavour)
     monkeypatch.setattr(flavours, "gpu_target", lambda: fake.target)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended 4090")
     monkeypatch.setattr(runtime, "TensorRTEngine", fake.engine)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     return fake
@@ -199,7 +200,7 @@ def test_models_without_heads_or_colours(small_config, tmp_path):
             loaded = cf.load(cf.compile(model, backend="triton", precision="fp32").save(tmp_path / name))
             assert loaded.labels == (() if features_only else tuple(labels_for(config)))
             assert (loaded.manifest.labels is None) is features_only
-            assert (loaded.manifest.preprocessing is None) is (name == "grey")
+            assert loaded.manifest.preprocessing is None
 
 
 def test_weights_digest_tells_models_apart(small_model):
@@ -224,7 +225,6 @@ def test_loading_needs_no_model_and_builds_nothing(backend, small_model, tmp_pat
     monkeypatch.setattr("conformer_fast.weights.load_weights", refuse)
     monkeypatch.setattr("conformer_fast.tuning.tune", refuse)
     if backend == "openvino":
-        monkeypatch.setattr("conformer_fast.bundle.fuse", refuse)
         monkeypatch.setattr("conformer_fast.engines.export.onnx_from_model", refuse)
     state = torch.get_rng_state()
     assert same(cf.load(folder)(batch), expected)
@@ -336,7 +336,8 @@ def test_verify_takes_the_model(backend, small_model, small_config, tmp_path, ca
     other = filled(Conformer(small_config))
     with torch.no_grad():
         other.conv_cls_head.weight.mul_(1.1)
-    assert [row.within for row in loaded.verify(batch, other).results] == [False, True]
+    with pytest.raises(ValueError, match="made from other weights than this model's"):
+        loaded.verify(batch, other)
 
 
 def test_verify_refuses_other_models(small_model, small_config, tmp_path):
@@ -346,16 +347,22 @@ def test_verify_refuses_other_models(small_model, small_config, tmp_path):
         with pytest.raises(ValueError, match=r"the bundle is of a ConformerConfig\(.*mlp_ratio=2.*mlp_ratio=3"):
             loaded.verify(images(1, 3, 32, 32), larger)
         headless = filled(Conformer(small_config, features_only=True))
-        with pytest.raises(ValueError, match="returns conv_logits, trans_logits, which the model does not have"):
+        with pytest.raises(ValueError, match="made from other weights than this model's"):
             loaded.verify(images(1, 3, 32, 32), headless)
 
 
-def test_verify_has_no_bound_for_eight_bits(small_model, tmp_path, tensorrt):
-    loaded = cf.load(write_plan(tmp_path / "bundle", small_model, precision="int8"))
-    with pytest.raises(
-        ValueError, match="no bound for int8, in which PyTorch does not compute; it has fp32, bf16, fp16"
-    ):
-        loaded.verify(images(1, 3, 32, 32), small_model)
+def test_verify_has_no_bound_for_eight_bits(small_model, tmp_path, tensorrt, monkeypatch):
+    weights = module.weights_sha256(load_source(small_model).reference)
+    loaded = cf.load(write_plan(tmp_path / "bundle", small_model, precision="int8", weights=weights))
+    monkeypatch.setattr(type(loaded), "device", torch.device("cpu"))
+    monkeypatch.setattr(loaded, "_engine", lambda batch: tuple(1.01 * logits for logits in small_model(batch)))
+    with torch.no_grad():
+        report = loaded.verify(images(2, 3, 32, 32), small_model)
+    assert [row.error for row in report.results] == [pytest.approx(0.01, rel=1e-3)] * 2
+    assert report.top1_agreement == {"conv": 1, "trans": 1, "sum": 1}
+    assert report.verdict.startswith("no bound is known for int8: ")
+    assert report.verdict.endswith("logits errs by 0.01")
+    assert report.to_dict()["results"][0]["bound"] is None
 
 
 def test_reference_is_not_saved(small_model, tmp_path):
@@ -612,7 +619,13 @@ def test_wrong_weights_under_a_right_hash(change, message, small_model, tmp_path
             cf.load(folder)
 
 
-@pytest.mark.parametrize("tiles", [b"", b"[]", b"{", b'{"%s": []}', b'{"%s": {"a problem": [1]}}', b'{"%s": {"a": 7}}'])
+TILES = [
+    *(b"", b"[]", b"{", b'{"%s": []}', b'{"%s": {"a problem": [1]}}', b'{"%s": {"a": 7}}'),
+    *(b'{"%s": {"a": "anything"}}', b'{"%s": {"a": ["a", "b", null, 0, -1]}}'),
+]
+
+
+@pytest.mark.parametrize("tiles", TILES)
 def test_wrong_tiles_under_a_right_hash(tiles, small_model, tmp_path):
     from conformer_fast import tuning
 
@@ -642,7 +655,8 @@ def test_plan_reaches_the_runtime(small_model, tmp_path, tensorrt, monkeypatch):
     assert tensorrt.made == [(PLAN, tensorrt.flavour, ("conv_logits", "trans_logits"), torch.device("cuda:0"), None)]
     assert (loaded.settings.backend, loaded.settings.precision) == ("tensorrt", "fp16")
     assert loaded.device == torch.device("cuda:0")
-    assert loaded.manifest.runtime == {"flavour": "tensorrt", "version": "10.13.2.6", "targets": ["sm86", "sm120"]}
+    expected = {"flavour": "tensorrt", "version": "10.13.2.6", "targets": ["sm86", "sm120"], "gpu": ""}
+    assert loaded.manifest.runtime == expected
     assert loaded.manifest.sha256 == {"weights": "0", "onnx": "1"}
 
 
@@ -692,20 +706,38 @@ def test_plan_that_the_runtime_refuses(small_model, tmp_path, tensorrt):
         cf.load(folder)
 
 
-def test_profiles_are_checked_first(small_model, tmp_path, tensorrt, monkeypatch):
-    second = Profile(batch=(8, 8, 8), height=(96, 96, 96), width=(96, 96, 96))
-    first = Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))
-    loaded = cf.load(write_plan(tmp_path / "bundle", small_model, profiles=[first, second]))
-    monkeypatch.setattr(type(loaded), "device", torch.device("cpu"))
-    ran = []
-    monkeypatch.setattr(loaded, "_engine", lambda batch: ran.append(batch.shape) or tuple(small_model(batch)))
-    for shape in ((1, 3, 32, 32), (4, 3, 64, 48), (8, 3, 96, 96)):
-        loaded(images(*shape))
-    ran.clear()
-    for shape in ((5, 3, 32, 32), (1, 3, 96, 96), (8, 3, 96, 80)):
-        with pytest.raises(ValueError, match=r"batch 1 to 4, height 32 to 64, .*; .*batch 8, height 96, width 96"):
-            loaded(images(*shape))
-    assert ran == []
+def test_engine_of_another_gpu_is_a_warning(small_model, tmp_path, tensorrt):
+    """Of the same compute capability; TensorRT runs it, but promises nothing."""
+    with pytest.warns(
+        UserWarning, match=r"was built on NVIDIA L4, here is Pretended 4090: .*conformer-fast build \.\.\."
+    ):
+        cf.load(write_plan(tmp_path / "bundle", small_model, gpu="NVIDIA L4"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cf.load(write_plan(tmp_path / "bundle", small_model, gpu="Pretended 4090"))
+
+
+LABEL_FAULTS = {
+    "too few": (["a"] * 6, "6 labels for .*7 classes"),
+    "too many": (["a"] * 8, "8 labels for .*7 classes"),
+    "two lines": ([*"abcdef", "g\nh"], r"must be one line of text, got 'g\\nh'"),
+    "empty": ([*"abcdef", ""], "must be one line of text, got ''"),
+    "no text": ([*"abcdef", 7], "must be one line of text, got 7"),
+}
+
+
+@pytest.mark.parametrize(("labels", "message"), LABEL_FAULTS.values(), ids=LABEL_FAULTS)
+def test_wrong_labels(labels, message, small_model, tmp_path):
+    with fake_cuda(), pytest.raises(ValueError, match=message):
+        cf.compile(small_model, backend="triton", precision="fp32").save(tmp_path / "bundle", labels=labels)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_own_labels(small_model, tmp_path):
+    labels = [f"kind {letter}" for letter in "abcdefg"]
+    with fake_cuda():
+        folder = cf.compile(small_model, backend="triton", precision="fp32").save(tmp_path / "bundle", labels=labels)
+        assert cf.load(folder).labels == tuple(labels)
 
 
 def test_kernels_of_tensorrt_rtx_are_kept_in_the_bundle_if_they_can_be_trusted(small_model, tmp_path, tensorrt):
@@ -851,14 +883,19 @@ def test_loading_takes_a_fraction_of_compiling(backend, tmp_path, monkeypatch, r
     saved(tmp_path / "warm", backend, cf.create_model("digits"))  # imports, and what PyTorch does once
     cf.load(tmp_path / "warm")
     model, batch = cf.create_model("tiny-p16"), images(1, 3, 224, 224)
-    start = time.perf_counter()
-    fast = cf.compile(model, backend=backend)
-    fast(batch)
-    compiling = time.perf_counter() - start
-    folder = fast.save(tmp_path / "bundle")
-    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "empty"))
-    start = time.perf_counter()
-    cf.load(folder)(batch)
-    loading = time.perf_counter() - start
+    folder = tmp_path / "bundle"
+    seconds = {"compile": [], "load": []}
+    for turn in range(3):  # the fastest of three: machines are busy
+        monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / f"compile {turn}"))
+        start = time.perf_counter()
+        fast = cf.compile(model, backend=backend)
+        fast(batch)
+        seconds["compile"].append(time.perf_counter() - start)
+        fast.save(folder)
+        monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / f"load {turn}"))
+        start = time.perf_counter()
+        cf.load(folder)(batch)
+        seconds["load"].append(time.perf_counter() - start)
+    compiling, loading = map(min, seconds.values())
     record_property("table", ("time to load / time to compile", "tiny-p16", backend, loading / compiling))
     assert loading < compiling / 2

@@ -382,3 +382,16 @@ def test_processes_build_once(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert log.read_text() == "built\n"
     assert cache.cached(FIELDS, fail) == ENGINE
+
+
+def test_a_failed_build_gives_the_lock_back(tmp_path, monkeypatch):
+    """Also while somebody holds the exception, as an interactive session does."""
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
+
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as kept:
+        cache.cached({"key": 1}, fail)
+    assert cache.cached({"key": 1}, lambda: b"engine") == b"engine"
+    assert kept

@@ -241,3 +241,15 @@ def test_damaged_picture_is_named(pictures):
     (pictures / "b" / "6.png").write_bytes(b"\x89PNG damaged")
     with pytest.raises(ImageError, match=r"6\.png"):
         list(images_in(pictures, 32, 10))
+
+
+def test_hidden_files_are_no_pictures(tmp_path):
+    """Such as those that macOS leaves beside pictures."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"no picture")
+    assert [len(batch) for batch in images_in(tmp_path, 32, 10)] == [1]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder .*none"):
+        next(images_in(tmp_path / "none", 32, 10))

@@ -104,7 +104,7 @@ def test_export_of_other_outputs(capsys, options, outputs, tmp_path):
 
 
 def test_calibration_takes_as_many_pictures_as_asked(capsys, tmp_path, digit_files, monkeypatch):
-    """Of the size that the engine is tuned for."""
+    """Of the size that was asked for."""
     shapes, original = [], cli_engines.images_in
 
     def spy(folder, side, limit):
@@ -116,7 +116,7 @@ def test_calibration_takes_as_many_pictures_as_asked(capsys, tmp_path, digit_fil
     calibration = ["--precision", "int8", "--calibration", tmp_path / "photos"]
     arguments = ["export", *DIGITS, *calibration, "-o", tmp_path / "a.onnx"]
     assert run(capsys, *arguments)[0] == 0
-    assert run(capsys, *arguments, "--calibration-images", "9", "--size", "32,96,128")[0] == 0
+    assert run(capsys, *arguments, "--calibration-images", "9", "--size", "96")[0] == 0
     assert shapes == [(8, 3, 64, 64), (8, 3, 64, 64), (4, 3, 64, 64), (8, 3, 96, 96), (1, 3, 96, 96)]
 
 
@@ -355,6 +355,8 @@ def test_predict_fits_images_to_the_profile(capsys, tmp_path, monkeypatch, digit
 
     def engine(plan, *args):
         def run_batch(images):
+            if images.shape[-1] != 96:
+                raise ValueError("64x64 do not fit")
             seen.append(tuple(images.shape))
             with torch.no_grad():
                 return tuple(model(images))
@@ -372,7 +374,7 @@ def test_predict_fits_images_to_the_profile(capsys, tmp_path, monkeypatch, digit
     assert len(json.loads(out)["images"]) == 6
     status, _, err = run(capsys, "predict", digit_files[0], "--bundle", tmp_path / "engine", "--size", 64)
     assert status == 2
-    assert "do not fit the engine, which takes batch 1 to 4, height 96, width 96" in err
+    assert "64x64 do not fit" in err
 
 
 def test_predict_needs_both_heads(capsys, tmp_path, digit_files):
@@ -424,3 +426,79 @@ def test_the_cache_lists_engines_of_both_kinds(capsys, tmp_path, monkeypatch):
     assert {entry["fields"]["backend"] for entry in listed} == {"openvino", "tensorrt"}
     assert run(capsys, "cache", "clear")[0] == 0
     assert json.loads(run(capsys, "cache", "list", "--json")[1]) == []
+
+
+def test_export_into_a_folder_that_is_not_there(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_engines, "model_of", lambda *_: pytest.fail("worked first"))
+    status, _, err = run(capsys, "export", *DIGITS, "-o", tmp_path / "none" / "a.onnx")
+    assert status == 2
+    assert "none does not exist; create it first" in err
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "sm90"], "cannot build for sm90"),
+        (["--target", "sm86", "--precision", "fp8"], "'fp8' needs sm89 or newer"),
+        (["--target", "sm86", "--key", "none"], "No such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_weights_are_fetched(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_engines, "model_of", lambda *_: pytest.fail("worked first"))
+    status, _, err = run(capsys, "build", *DIGITS, *RTX, *options, "-o", "engine")
+    assert status == 2
+    assert message in err
+
+
+@needs_rtx
+def test_own_labels(capsys, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"digit {digit}\n" for digit in range(10)), encoding="utf-8")
+    arguments = ["build", *DIGITS, *RTX, "--target", "sm86", "--labels", names, "-o", tmp_path / "engine"]
+    assert run(capsys, *arguments)[0] == 0
+    assert (tmp_path / "engine" / "labels.txt").read_text() == names.read_text()
+    names.write_text("one\n")
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "1 labels for a model of 10 classes" in err
+
+
+def test_without_onnx(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("conformer_fast.builder.find_spec", lambda name: None)
+    status, _, err = run(capsys, "export", *DIGITS, "-o", tmp_path / "a.onnx")
+    assert status == 2
+    assert 'pip install "conformer-fast[tensorrt]"' in err
+
+
+def test_ctrl_c_is_one_line(capsys, tmp_path, monkeypatch):
+    def press(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_engines, "graph_of", press)
+    status, out, err = run(capsys, "export", *DIGITS, "-o", tmp_path / "a.onnx")
+    assert (status, out, err) == (130, "", "conformer-fast export: interrupted\n")
+
+
+@pytest.mark.parametrize("option", [["--weights", "none"], ["--backend", "reference"], ["--precision", "fp32"]])
+def test_a_bundle_says_how_it_runs(option, capsys, digit_files, tmp_path):
+    status, _, err = run(capsys, "predict", digit_files[0], "--bundle", tmp_path, *option)
+    assert status == 2
+    assert f"leave out {option[0]}" in err
+
+
+def test_predict_with_a_key(capsys, digit_files, tmp_path):
+    pytest.importorskip("openvino")
+    key, other = tmp_path / "key", tmp_path / "other"
+    key.write_bytes(b"secret")
+    other.write_bytes(b"wrong")
+    fast = cf.compile(cf.create_model("digits", "bundled"), backend="openvino")
+    fast.save(tmp_path / "bundle", key=b"secret")
+    arguments = ["predict", digit_files[3], "--bundle", tmp_path / "bundle", "--topk", 1, "--key"]
+    status, out, _ = run(capsys, *arguments, key)
+    assert status == 0
+    assert "3 (3)" in out
+    status, _, err = run(capsys, *arguments, other)
+    assert status == 2
+    assert "is not signed with this key" in err

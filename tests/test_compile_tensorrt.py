@@ -91,7 +91,9 @@ def test_save_and_load(machine, small_model, tmp_path, monkeypatch):
     assert len(machine.built) == 1  # the same engine, from the cache
     manifest = read_bundle(folder, b"secret").manifest
     assert manifest.profiles == (PROFILE,)
-    assert manifest.runtime == {"flavour": "tensorrt", "version": machine.trt.flavour.version, "targets": ["sm86"]}
+    version = machine.trt.flavour.version
+    here = {"flavour": "tensorrt", "version": version, "targets": ["sm86"], "gpu": "Pretended 4090"}
+    assert manifest.runtime == here
     assert json.loads((folder / "model.plan").read_bytes())["outputs"]
     monkeypatch.setattr(cf.bundle, "_device_here", lambda manifest: str(DEVICE))
     images = torch.randn(2, 3, 32, 32)

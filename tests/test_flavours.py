@@ -1,6 +1,7 @@
 """The adapter: which TensorRT is taken, what differs between them, what is kept of their logs."""
 
 import sys
+import threading
 from enum import IntEnum
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -33,7 +34,7 @@ def module(name: str, version: str) -> ModuleType:
     made = ModuleType(name)
     made.__spec__ = ModuleSpec(name, None)
     made.__version__ = version
-    made.ILogger = ILogger
+    made.ILogger, made.Runtime = ILogger, lambda logger: object()
     made.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
     made.ComputeCapability = ComputeCapability
     return made
@@ -255,3 +256,32 @@ def test_the_real_logger(rtx):
     assert rtx.module.Runtime(log.logger).deserialize_cuda_engine(b"no engine" * 100) is None
     assert "[ERROR]" in log.tail()
     assert "incompatible serialization version" in log.tail()
+
+
+def test_only_the_first_logger_is_ever_registered():
+    """TensorRT warns of each other one, and would keep a freed one."""
+    rtx = get_flavour("tensorrt-rtx")
+    logs = [Log(rtx), Log(rtx)]
+    runtimes = [rtx.module.Runtime(log.logger) for log in logs]
+    assert [log.tail() for log in logs] == ["", ""]
+    assert runtimes[1].deserialize_cuda_engine(b"no engine" * 100) is None
+    assert logs[0].tail() == ""
+    assert "differs from one already registered" not in logs[1].tail()
+    assert "magicTag" in logs[1].tail()
+
+
+def test_a_log_may_be_read_while_it_is_written():
+    log, done = Log(TENSORRT_10), threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            log.logger.log(Severity.ERROR, "again")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3000):
+            log.tail()
+    finally:
+        done.set()
+        writer.join()

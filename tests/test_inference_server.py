@@ -213,6 +213,14 @@ def test_an_engine_that_takes_no_single_images(small_model, tmp_path):
         write_model(bundle, tmp_path / "models", "conformer")
 
 
+def test_larger_images_in_smaller_batches(small_model, tmp_path):
+    """The server would batch as many large images as it may small ones."""
+    profiles = [Profile((1, 8, 64)), Profile((1, 1, 4), (448,) * 3, (448,) * 3)]
+    bundle = write_plan(tmp_path / "bundle", small_model, profiles=profiles)
+    with pytest.raises(BundleError, match=r"takes other batches for other images \(\[\(1, 4\), \(1, 64\)\]\)"):
+        write_model(bundle, tmp_path / "models", "conformer")
+
+
 def test_a_model_that_is_there_is_left_alone(small_model, tmp_path):
     bundle = write_plan(tmp_path / "bundle", small_model)
     folder = write_model(bundle, tmp_path / "models", "conformer")

@@ -12,7 +12,14 @@ import pytest
 
 from conformer_fast import ConformerConfig, ConformerFeatures, ConformerOutput
 from conformer_fast import manifest as module
-from conformer_fast.manifest import BundleError, EngineMismatchError, Manifest, read_bundle, write_bundle
+from conformer_fast.manifest import (
+    BundleError,
+    EngineMismatchError,
+    Manifest,
+    check_writable,
+    read_bundle,
+    write_bundle,
+)
 from conformer_fast.profile import Profile
 
 KEY = b"secret"
@@ -26,7 +33,7 @@ MANIFEST = Manifest(
     outputs=("3.map", "conv_logits", "trans_logits"),
     structure=["3.map", (ConformerOutput("conv_logits", "trans_logits"),)],
     profiles=(Profile(), Profile(batch=(1, 1, 2), width=(224, 320, 448))),
-    runtime={"flavour": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm86", "sm120"]},
+    runtime={"flavour": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm86", "sm120"], "gpu": ""},
     preprocessing=None,
     labels="labels.txt",
     sha256={"weights": "00", "onnx": None},
@@ -181,6 +188,8 @@ WRONG = {
         lambda content: content.update(outputs=["1.map"] * 2, structure={"list": ["1.map"] * 2}),
         "is not made of its outputs",
     ),
+    "no profiles": (lambda content: content.update(profiles=[]), "its engine has no profiles"),
+    "labels without a name": (lambda content: content.update(labels=""), "it lacks the files"),
     "structure": (lambda content: content.update(structure={"os.system": ["3.map"]}), "its structure has {'os.system'"),
     "a structure's length": (
         lambda content: content.update(outputs=["3.map"], structure={"ConformerOutput": ["3.map"]}),
@@ -421,3 +430,28 @@ def test_mismatch_says_what_and_survives_a_pickle():
 
 def test_every_backend_has_its_files_and_runtime():
     assert module.FILES.keys() == module.RUNTIME.keys()
+
+
+def test_a_manifest_of_another_schema_is_no_bundle_to_replace(folder):
+    """Its digest is right, but not its entries: perhaps a later version wrote it."""
+    edit(folder, lambda content: content.update(more=1))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(BundleError, match="holds files that are no bundle's"):
+        check_writable(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_ctrl_c_while_a_bundle_is_replaced(folder, monkeypatch):
+    """The earlier one is back."""
+    rename, before = Path.rename, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(self, target):
+        if self.name.endswith("-new"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(folder, MANIFEST, FILES)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -425,18 +425,21 @@ def test_known_shape_that_fails_later(rtx):
 
 @pytest.mark.parametrize("how", ["refused", "spoilt"])
 def test_recording_that_fails(how, cuda):
+    """A run that cannot be recorded is run as it is."""
     trt = TensorRT(cuda)
     engine, batch = engine_of(trt), images(1, 3, 16, 16)
     if how == "refused":
         trt.refuse["record"] = "operation not permitted when stream is capturing"
     cuda.spoilt = how == "spoilt"
-    with pytest.raises(EngineError, match="cannot be recorded as a CUDA graph"):
-        engine(batch)
+    with pytest.warns(UserWarning, match=r"(?s)cannot be recorded as a CUDA graph.* runs without one"):
+        assert_same(engine(batch), reference(batch))
     trt.refuse.clear()
     assert not torch.cuda.is_current_stream_capturing()
-    assert_same(engine(batch), reference(batch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(engine(batch), reference(batch))
     gc.collect()
-    assert cuda.graphs.total() == 1 + (how == "spoilt")  # PyTorch never frees what was spoilt
+    assert cuda.graphs.total() == (how == "spoilt")  # PyTorch never frees what was spoilt
     assert trt.freed_early == 0
 
 
@@ -864,7 +867,7 @@ def real_engine(model, profiles, precision="fp32"):
         pytest.skip(f"{flavour} does not build for {gpu_target()}")
     built = engine_from_onnx(onnx, profiles, flavour, (), precision)
     device = torch.device("cuda", torch.cuda.current_device())
-    return TensorRTEngine(built, flavour, fused.output_names, device), fused.output_names
+    return TensorRTEngine(built, flavour, fused.outputs, device), fused.outputs
 
 
 HAS_TENSORRT = any(map(find_spec, ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")))
@@ -970,3 +973,16 @@ class TestOnTheGPU:
         del run
         gc.collect()
         assert torch.cuda.memory_allocated() == before
+
+    def test_trt_compile_save_and_load(self, model, tmp_path):
+        if get_flavour().targets:
+            pytest.skip("TensorRT-RTX may not build for this GPU")
+        import conformer_fast as cf
+
+        profile = Profile((1, 2, 4), (32, 32, 64), (32, 32, 64))
+        fast = cf.compile(model, backend="tensorrt", precision="fp16", profile=profile)
+        batch = images(3, 3, 32, 48).cuda()
+        assert fast.verify(batch).within
+        loaded = cf.load(fast.save(tmp_path / "bundle"))
+        assert loaded.verify(batch, model).within
+        assert_same(loaded.run(batch), fast.run(batch), 1e-3)

@@ -345,6 +345,10 @@ class FakeTensorRT(ModuleType):
         class ILogger:
             pass
 
+        class Runtime:
+            def __init__(self, logger) -> None:
+                pass
+
         class IProgressMonitor:
             pass
 
@@ -442,12 +446,8 @@ class FakeTensorRT(ModuleType):
                 return fake.fails != "target"
 
         ILogger.Severity = Severity
-        self.ILogger, self.IProgressMonitor, self.Builder, self.OnnxParser = (
-            ILogger,
-            IProgressMonitor,
-            Builder,
-            OnnxParser,
-        )
+        self.Runtime, self.ILogger, self.IProgressMonitor = Runtime, ILogger, IProgressMonitor
+        self.Builder, self.OnnxParser = Builder, OnnxParser
         self.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
         self.BuilderFlag = IntEnum("BuilderFlag", {"TF32": 7})
         self.ComputeCapability = IntEnum("ComputeCapability", {"CURRENT": 1, "SM75": 75, "SM86": 86, "SM120": 120})
