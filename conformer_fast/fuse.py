@@ -60,13 +60,13 @@ def blank(config: ConformerConfig, dtype: torch.dtype, *, heads: bool, norm: boo
 
 
 class _Unfilled(TorchFunctionMode):
-    """Inside, tensors are made but not filled: on the meta device too, PyTorch takes long for random numbers."""
+    """Inside, tensors are made but not filled: on the meta device too, PyTorch takes long for that."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kwargs = func.__name__, kwargs or {}
         if name.endswith("_") and not name.endswith("__"):  # in place
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        return (torch.empty if func in (torch.ones, torch.zeros) else func)(*args, **kwargs)
 
 
 class InferenceConformer(nn.Module):
