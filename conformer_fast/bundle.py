@@ -174,7 +174,7 @@ def write_triton_bundle(
     """
     from . import tuning
 
-    gpu = tuning.gpu_name(model.stem.weight.device)
+    gpu, versions = tuning.gpu_name(model.stem.weight.device), tuning.versions()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     tiles = json.dumps({gpu: dict(tuning.dispatch.table(gpu))}, indent=1) + "\n"
     return _write(
@@ -186,7 +186,7 @@ def write_triton_bundle(
         backend="triton",
         precision=precision,
         precisions={"products and maps": precision, "tokens and norms": "fp32"},
-        runtime={"gpu": gpu, **_triton_versions()},
+        runtime={"gpu": gpu, "torch": versions["torch"], "triton": versions["triton"]},
         sha256={"weights": weights, "onnx": None},
         rebuild=_compile_again("triton", folder),
     )
@@ -420,8 +420,11 @@ def _triton_engine(bundle: Bundle, device: torch.device) -> Engine:
 
 def _same_versions(manifest: Manifest) -> bool:
     """Whether its tiles were measured with the versions that are here; a warning if not."""
-    here = {"conformer_fast": __version__, **_triton_versions()}
-    there = {"conformer_fast": manifest.conformer_fast, **{name: manifest.runtime[name] for name in _triton_versions()}}
+    from . import tuning
+
+    here = tuning.versions()
+    known = {"conformer_fast": manifest.conformer_fast, **manifest.runtime}
+    there = {name: known[name] for name in here}
     if here != there:
         warnings.warn(
             f"the bundle's tuned tiles are not used: they were measured with {there}, here is {here}; "
@@ -450,15 +453,10 @@ def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Inferenc
     return model
 
 
-def _triton_versions() -> dict[str, str]:
-    import triton
-
-    return {"torch": str(torch.__version__), "triton": triton.__version__}
-
-
 def _tensorrt_engine(bundle: Bundle, device: torch.device, key: bytes | None) -> Engine:
     from .engines.flavours import EngineError, get_flavour
-    from .engines.runtime import RuntimeCacheFile, TensorRTEngine
+    from .engines.runtime import TensorRTEngine
+    from .engines.runtime_cache import RuntimeCacheFile
 
     manifest = bundle.manifest
     flavour = get_flavour(manifest.runtime["flavour"])

@@ -341,7 +341,7 @@ def save(gpu: str, found: Iterable[Tuned]) -> Path:
                 for name in ("times_us", "dropped"):
                     table[name][tuned.problem] = tuned.facts[name]
         table["dropped"] = {problem: why for problem, why in table["dropped"].items() if why}
-        text = json.dumps({"gpu": gpu, **_versions(), "driver": _driver(), **table}, indent=1)
+        text = json.dumps({"gpu": gpu, **versions(), "driver": _driver(), **table}, indent=1)
         text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda tile: "[" + " ".join(tile[1].split()) + "]", text)  # on one line
         replace_file(file, f"{text}\n".encode())
     return file
@@ -371,17 +371,17 @@ def _read(file: Path, gpu: str) -> dict[str, Any]:
     table = json.loads(file.read_text(encoding="utf-8")) | {"choices": choices}
     if not all(isinstance(table.get(name), dict) for name in ENTRIES):
         raise ValueError(f"{file} has not all of {', '.join(ENTRIES)}")
-    for name, here in {"gpu": gpu, **_versions()}.items():
+    for name, here in {"gpu": gpu, **versions()}.items():
         if table.get(name) != here:
             raise ValueError(f"{file} was measured with {name} {table.get(name)}, here is {here}")
     return table
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """What decides how fast each candidate is, and which there are."""
     import triton
 
-    return {"conformer_fast": __version__, "torch": torch.__version__, "triton": triton.__version__}
+    return {"conformer_fast": __version__, "torch": str(torch.__version__), "triton": triton.__version__}
 
 
 def _driver() -> str | None:

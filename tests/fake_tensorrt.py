@@ -93,7 +93,7 @@ class TensorRT:
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
             Runtime=lambda logger: Runtime(self, logger),
         )
-        self.flavour = Flavour(name, self.module, "1.7.1" if self.rtx else "11.0.0")  # type: ignore[arg-type]
+        self.flavour = Flavour(name, self.module, "1.7.1" if self.rtx else "11.0.0")
 
     def fails(self, call: str, logger: Any) -> bool:
         if call in self.refuse:
@@ -244,7 +244,7 @@ class Context:
         if self.cache is not None:
             self.cache.kernels.add(str(self.shape))
         self.cuda.work_in([("scratch", self.scratch), self.itself], stream)
-        self.trt.runs.append((self.shape, stream))  # type: ignore[arg-type]
+        self.trt.runs.append((self.shape, stream))
         try:
             results = expected(self._at("images", self.shape))
             for name in self.engine.fields["outputs"]:

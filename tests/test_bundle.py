@@ -584,10 +584,8 @@ def test_tiles_of_other_versions_are_not_used(other, small_model, tmp_path, tabl
         tables.use_table(tuning.gpu_name(torch.device("cpu")), {"a problem": "pytorch"})
         folder = saved(tmp_path / "bundle", "triton", small_model)
         tables._overrides.clear()
-        if other == "torch":
-            monkeypatch.setattr(module, "_triton_versions", lambda: {"torch": "3.0", "triton": "3.9"})
-        else:
-            monkeypatch.setattr(module, "__version__", "3.0")
+        elsewhere = {**tuning.versions(), other: "3.0"}
+        monkeypatch.setattr(tuning, "versions", lambda: elsewhere)
         with pytest.warns(UserWarning, match=r"tuned tiles are not used: .* here is .*3\.0.*`conformer-fast tune`"):
             cf.load(folder)
     assert tables._overrides == {}
