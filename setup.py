@@ -1,6 +1,49 @@
-"""Maps the top-level folders engines/ and kernels/ into the package; everything else is in pyproject.toml."""
+"""Maps the top-level folders engines/ and kernels/ into the package and builds csrc/; the rest is in pyproject.toml.
+
+csrc/ makes conformer_fast._C. It is optional: without pybind11 or a C++17 compiler the package installs without it.
+"""
+
+import sys
+from glob import glob
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+try:
+    from pybind11.setup_helpers import Pybind11Extension
+except ImportError:
+    Pybind11Extension = None
+
+
+class OptionalBuild(build_ext):
+    """Goes on without what cannot be built, and says so."""
+
+    def run(self):
+        try:
+            super().run()
+        except (BaseError, CCompilerError, OSError) as error:
+            print(f"conformer_fast: images will go through Pillow, csrc/ was not built: {error}", file=sys.stderr)
+            self.extensions = []
+
+
+def extensions():
+    if Pybind11Extension is None:
+        print("conformer_fast: images will go through Pillow, there is no pybind11 to build csrc/", file=sys.stderr)
+        return []
+    # Contracting a * b + c to one rounding would change Pillow's numbers.
+    flags = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", "-pthread"]
+    return [
+        Pybind11Extension(
+            "conformer_fast._C",
+            sorted(glob("csrc/*.cpp")),
+            depends=sorted(glob("csrc/*.h")),
+            cxx_std=17,
+            extra_compile_args=flags,
+            extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+        )
+    ]
+
 
 setup(
     packages=["conformer_fast", "conformer_fast.engines", "conformer_fast.kernels"],
@@ -10,5 +53,7 @@ setup(
         "conformer_fast.kernels": "kernels",
     },
     include_package_data=False,
-    package_data={"conformer_fast": ["data/*", "py.typed"]},
+    package_data={"conformer_fast": ["data/*", "py.typed", "*.pyi"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": OptionalBuild},
 )

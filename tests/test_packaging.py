@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from email.parser import Parser
@@ -19,10 +20,12 @@ from conformer_fast.digits import digit_image
 
 ROOT = Path(__file__).parents[1]
 DATA = {
+    "conformer_fast/_C.pyi",
     "conformer_fast/py.typed",
     "conformer_fast/data/imagenet_classes.txt",
     "conformer_fast/data/digits.safetensors",
 }
+EXTENSION = f"conformer_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 FOLDERS = {"conformer_fast": "conformer_fast", "engines": "conformer_fast/engines", "kernels": "conformer_fast/kernels"}
 
 pytestmark = pytest.mark.slow
@@ -70,7 +73,7 @@ def shipped_modules() -> set[str]:
 def test_wheel_holds_the_package_and_nothing_else(built):
     names = set(zipfile.ZipFile(built.wheel).namelist())
     files = {name for name in names if ".dist-info/" not in name}
-    assert files == shipped_modules() | DATA
+    assert files == shipped_modules() | DATA | {EXTENSION}
     assert {name.partition("/")[0] for name in files} == {"conformer_fast"}
 
 
@@ -78,7 +81,9 @@ def test_source_archive_holds_what_builds(built):
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     modules = {f"{source}/{file.name}" for source in FOLDERS for file in (ROOT / source).glob("*.py")}
-    assert modules | DATA | {"pyproject.toml", "setup.py"} <= names
+    sources = {f"csrc/{file.name}" for file in (ROOT / "csrc").iterdir()}
+    assert modules | sources | DATA | {"pyproject.toml", "setup.py"} <= names
+    assert not {name for name in names if name.endswith(".so")}
 
 
 def test_metadata(built):
@@ -86,7 +91,8 @@ def test_metadata(built):
         files = {name.partition(".dist-info/")[2]: name for name in wheel.namelist() if ".dist-info/" in name}
         metadata = Parser().parsestr(wheel.read(files["METADATA"]).decode())
         entry_points = wheel.read(files["entry_points.txt"]).decode()
-    assert built.wheel.name == f"conformer_fast-{conformer_fast.__version__}-py3-none-any.whl"
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert built.wheel.name.startswith(f"conformer_fast-{conformer_fast.__version__}-{python}-{python}-")
     assert metadata["Version"] == conformer_fast.__version__
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -111,6 +117,43 @@ print(*sorted(module.__file__ for name, module in sys.modules.items() if name.st
     assert results == "(2, 10) True 1000"
     assert all(Path(file).is_relative_to(installed) for file in files.split())
     assert str(installed / "conformer_fast" / "__init__.py") in files.split()
+
+
+IMAGE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]  # it would find _C
+from PIL import Image
+from conformer_fast.preprocess import image_path, preprocess
+print(image_path())
+print(preprocess(Image.linear_gradient("L").rotate(30), 64).numpy().tobytes().hex())
+"""
+
+
+def test_installed_wheel_has_the_extension(installed, tmp_path):
+    printed = run(sys.executable, "-c", IMAGE, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert printed.startswith("the extension, with ")
+
+
+@pytest.mark.parametrize("missing", ["compiler", "pybind11"])
+def test_without_what_builds_the_extension_the_package_installs_and_gives_the_same_numbers(
+    built, installed, tmp_path, missing
+):
+    pip = (sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--log", tmp_path / "log")
+    environment = {"CC": "/nonexistent", "CXX": "/nonexistent"}
+    if missing == "pybind11":
+        (tmp_path / "pybind11.py").write_text("raise ImportError('hidden')")
+        environment = {"PYTHONPATH": str(tmp_path)}
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--target", tmp_path / "bare")
+    run(*pip, *options, built.sdist, cwd=tmp_path, **environment)
+    reason = {"compiler": "csrc/ was not built: ", "pybind11": "there is no pybind11"}[missing]
+    assert f"conformer_fast: images will go through Pillow, {reason}" in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "bare").rglob("*.so"))
+    bare, ours = (
+        run(sys.executable, "-c", IMAGE, cwd=tmp_path / "bare", PYTHONPATH=str(path)).splitlines()
+        for path in (tmp_path / "bare", installed)
+    )
+    assert "not built" in bare[0]
+    assert bare[1] == ours[1]
 
 
 def test_installed_command_runs(installed, tmp_path):

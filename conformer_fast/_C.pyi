@@ -1,0 +1,16 @@
+# ruff: noqa: N999
+from collections.abc import Sequence
+from typing import Any
+
+from numpy import ndarray
+
+def instruction_sets() -> list[str]: ...
+def strip_spare_rows(width: int) -> int: ...
+def resample(
+    pictures: Sequence[tuple[Any, int, int, int, int, int, int, bool]],
+    out: ndarray,
+    channels_last: bool,
+    values: ndarray | None,
+    threads: int,
+    instructions: str = "",
+) -> None: ...

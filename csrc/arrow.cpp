@@ -1,0 +1,56 @@
+#include "arrow.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace conformer_fast {
+namespace {
+
+// As https://arrow.apache.org/docs/format/CDataInterface.html lays them out.
+struct ArrowSchema {
+    const char* format;
+    const char* name;
+    const char* metadata;
+    std::int64_t flags;
+    std::int64_t n_children;
+    ArrowSchema** children;
+    ArrowSchema* dictionary;
+    void (*release)(ArrowSchema*);
+    void* private_data;
+};
+
+struct ArrowArray {
+    std::int64_t length;
+    std::int64_t null_count;
+    std::int64_t offset;
+    std::int64_t n_buffers;
+    std::int64_t n_children;
+    const void** buffers;
+    ArrowArray** children;
+    ArrowArray* dictionary;
+    void (*release)(ArrowArray*);
+    void* private_data;
+};
+
+template <class Struct>
+const Struct* inside(const pybind11::handle& capsule, const char* name) {
+    const auto* found = static_cast<const Struct*>(PyCapsule_GetPointer(capsule.ptr(), name));
+    if (found == nullptr) throw pybind11::error_already_set();
+    return found;
+}
+
+}  // namespace
+
+Memory memory_of(const pybind11::tuple& capsules) {
+    if (capsules.size() != 2) throw std::invalid_argument("pixels must be an array or the two capsules of a picture");
+    const auto* schema = inside<ArrowSchema>(capsules[0], "arrow_schema");
+    const auto* array = inside<ArrowArray>(capsules[1], "arrow_array");
+    const bool usable = schema->release != nullptr && std::strcmp(schema->format, "+w:4") == 0 &&
+                        schema->n_children == 1 && std::strcmp(schema->children[0]->format, "C") == 0 &&
+                        array->release != nullptr && array->offset == 0 && array->n_children == 1 &&
+                        array->children[0]->offset == 0 && array->children[0]->n_buffers == 2;
+    if (!usable) throw std::invalid_argument("the picture's memory is not four bytes a pixel; convert it to RGB");
+    return {static_cast<const std::uint8_t*>(array->children[0]->buffers[1]), array->length};
+}
+
+}  // namespace conformer_fast
