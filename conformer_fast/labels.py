@@ -29,5 +29,14 @@ def labels_for(model: str | ConformerConfig) -> list[str]:
 
 def imagenet_labels() -> list[str]:
     """The 1000 names, index 0 "tench" ... 999 "toilet tissue"."""
+    return [name for _, name in _imagenet()]
+
+
+def imagenet_synsets() -> list[str]:
+    """The 1000 WordNet synsets in the same order, which is their alphabetical one: "n01440764" ... "n15075141"."""
+    return [synset for synset, _ in _imagenet()]
+
+
+def _imagenet() -> list[list[str]]:
     text = files("conformer_fast").joinpath("data/imagenet_classes.txt").read_text(encoding="utf-8")
-    return [line.split("\t")[1] for line in text.splitlines()]
+    return [line.split("\t") for line in text.splitlines()]
