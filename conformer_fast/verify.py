@@ -1,8 +1,9 @@
 """How far a compiled model is from the reference, and whether that is within what its precision allows.
 
 The measure is taken against the reference in float64. The bound is not a number picked by hand: the compiled model may
-err twice as much as PyTorch's own eager run of the reference in the same precision, plus a floor for values on which
-eager happens to be exact.
+err twice as much as PyTorch's own run of the reference in the same precision, plus a floor for values on which that
+happens to be exact. PyTorch computes in 8 bits too: the inference model, quantised with the same scales, run by
+functional.py among fp32.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from .backends import DTYPES
 from .config import ConformerConfig
 from .cuda_graph import tf32_as_asked
 from .fast import Engine, FastConformer
-from .fuse import LOGITS
+from .fuse import LOGITS, fuse
 from .model import Conformer
 from .outputs import observed_outputs
+from .quantization import Quantization
 
-ALLOWANCE = 2.0  # times eager's own error
+ALLOWANCE = 2.0  # times PyTorch's own error
 FLOOR = {  # relative error that is always allowed: about one rounding of the precision
     "fp32": 1e-6,  # some roundings of 6e-8, which add up
     "bf16": 4e-3,
     "fp16": 5e-4,
+    "int8": 4e-3,  # around products in 8 bits values are in 16, maybe bf16; the products' own error is simulated
+    "fp8": 4e-3,
 }
 
 
 @dataclass(frozen=True)
 class Row:
     """One compared tensor. error and eager_error are ||x - reference|| / ||reference||, of the compiled model and of
-    PyTorch in the same precision, NaN where it has none and there is no bound; sqnr_db is -20 log10(error)."""
+    PyTorch in the same precision, NaN where that is not known and there is no bound; sqnr_db is -20 log10(error)."""
 
     name: str
     error: float
@@ -44,7 +48,7 @@ class Row:
 
     @property
     def sqnr_db(self) -> float:
-        return -20 * math.log10(self.error) if self.error else math.inf
+        return sqnr_db(self.error)
 
     @property
     def within(self) -> bool:
@@ -88,8 +92,7 @@ class Report:
 
     def to_dict(self) -> dict:
         """The report as JSON values; a figure that is not finite is None."""
-        figures = json.loads(json.dumps(asdict(self)), parse_constant=lambda constant: None)
-        return {**figures, "within": self.within, "verdict": self.verdict}
+        return {**finite(asdict(self)), "within": self.within, "verdict": self.verdict}
 
     def __str__(self) -> str:
         lines = [
@@ -108,34 +111,69 @@ def verify(
     images: Tensor,
     reference: Conformer,
     engine: Callable[[Sequence[str]], Engine] | None = None,
+    quantization: Quantization | None = None,
 ) -> Report:
     """Measures `fast` on images (B, in_channels, H, W). It runs the reference in float64 where they are, slowly.
 
-    reference: the model that `fast` was made from, in fp32
-    engine:    makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
+    reference:    the model that `fast` was made from, in fp32
+    engine:       makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
+    quantization: what `fast` computes in 8 bits; without it such a model has no bound, its errors are only reported
 
-    Precisions of 8 bits have no bound, as PyTorch does not compute in them: their errors are only reported.
+    Raises ValueError when `quantization` is for another precision than that of `fast`.
     """
     precision = fast.settings.precision
     images = fast.as_input(images)
     ours = dict(zip(fast.outputs, fast.run(images), strict=True))
-    inner = _inner_names(reference.config) if engine else ()
+    inner = inner_names(reference.config) if engine else ()
     inside = dict(zip(inner, engine(inner)(images), strict=True)) if engine else {}
     names = tuple({**ours, **inside})
-    exact = _run(reference, torch.float64, images, names)
-    eager = _run(reference, DTYPES[precision], images, names) if precision in DTYPES else {}
+    exact = exact_outputs(reference, images, names)
+    eager = eager_outputs(reference, images, names, precision, quantization)
+    return report_of(fast.settings.backend, precision, ours, inside, exact, eager)
+
+
+def report_of(
+    backend: str,
+    precision: str,
+    results: dict[str, Tensor],
+    blocks: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    eager: dict[str, Tensor],
+) -> Report:
+    """Compares what a model returned and what it held inside with `exact_outputs` and `eager_outputs`, by name."""
 
     def rows(values: dict[str, Tensor]) -> tuple[Row, ...]:
         return tuple(_row(name, value, exact[name], eager.get(name), precision) for name, value in values.items())
 
-    agreement = _top1_agreement(ours, exact) if set(LOGITS) <= set(ours) else {}
-    return Report(fast.settings.backend, precision, len(images), rows(ours), rows(inside), agreement)
+    agreement = _top1_agreement(results, exact) if set(LOGITS) <= set(results) else {}
+    images = len(next(iter(results.values())))
+    return Report(backend, precision, images, rows(results), rows(blocks), agreement)
 
 
-def _inner_names(config: ConformerConfig) -> tuple[str, ...]:
+def inner_names(config: ConformerConfig) -> tuple[str, ...]:
     """Both branches and coupling units of each block, in the order in which they are computed."""
     coupled = ("fcu_down", "tokens", "fcu_up", "map")
     return ("1.tokens", "1.map", *(f"{block}.{kind}" for block in range(2, config.depth + 1) for kind in coupled))
+
+
+def exact_outputs(reference: Conformer, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """The reference's values in float64, by name, computed where the images are."""
+    return _run(reference, torch.float64, images, names)
+
+
+def eager_outputs(
+    reference: Conformer, images: Tensor, names: Sequence[str], precision: str, quantization: Quantization | None = None
+) -> dict[str, Tensor]:
+    """What PyTorch computes in `precision`, by name: the reference's values, or in 8 bits those of the quantised
+    inference model on the CPU. Nothing for 8 bits without a quantisation.
+
+    Raises ValueError when `quantization` is for another precision.
+    """
+    if quantization and quantization.precision != precision:
+        raise ValueError(f"the model runs in {precision}, its quantisation is for {quantization.precision}")
+    if precision in DTYPES:
+        return _run(reference, DTYPES[precision], images, names)
+    return _simulated(reference, images, names, quantization) if quantization else {}
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -145,6 +183,16 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     smallest = torch.finfo(torch.float64).tiny
     error = ((value.to(expected) - expected).norm() / expected.norm().clamp(min=smallest)).item()
     return error if math.isfinite(error) else math.nan
+
+
+def sqnr_db(error: float) -> float:
+    """The ratio of signal to noise of a relative error, in dB: infinite for 0, NaN for NaN."""
+    return -20 * math.log10(error) if error else math.inf
+
+
+def finite(figures: dict) -> dict:
+    """The same as JSON values, with None for each number that is not finite."""
+    return json.loads(json.dumps(figures), parse_constant=lambda constant: None)
 
 
 def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor | None, precision: str) -> Row:
@@ -158,6 +206,16 @@ def _run(reference: Conformer, dtype: torch.dtype, images: Tensor, names: Sequen
     model = copy.deepcopy(reference).to(images.device, dtype)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False), tf32_as_asked(dtype):
         return dict(zip(names, observed_outputs(model, images.to(dtype), names), strict=True))
+
+
+def _simulated(
+    reference: Conformer, images: Tensor, names: Sequence[str], quantization: Quantization
+) -> dict[str, Tensor]:
+    """On the CPU, where the operators are functional.py itself and not the kernels that are being judged."""
+    model = fuse(reference).quantized(quantization).with_outputs(names)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        values = model(images.to("cpu", torch.float32))
+    return {name: value.to(images.device) for name, value in zip(names, values, strict=True)}
 
 
 def _top1_agreement(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
