@@ -1,65 +1,114 @@
-"""The ranges of what a model's products read, measured on images: engines in 8 bits take their scales from them.
+"""How a model's products are best put in 8 bits, measured on images; engines and kernels all take their scales from it.
 
-A product's input is measured as it is multiplied: after its layer norm, with FCU-up's map added, pooled for FCU-down.
-Not measured are the stem and the heads, which stay in 16 bits or more, and what attention multiplies.
+A pass over the images counts how often each magnitude occurs in what each product reads (histograms.py), after layer
+norms with outlying channels have been equalised (equalise.py). The ranges come from these counts, by any method
+without another pass, and a gate may then put products back to 16 bits (gate.py). Only scalars are kept of the images,
+so their number is limited by time alone; 128 to 1024 are usual.
 """
 
 from __future__ import annotations
 
-import inspect
+import hashlib
+import io
+import json
+import math
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import overload
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx
-from tqdm import tqdm
+from torch import Tensor
 
-from . import functional
-from .engines.quantize import addend_of
-from .fuse import InferenceConformer
-from .model import check_image_size
-from .ops import operation_of
+from . import __version__
+from .equalise import Factors, equalisation
+from .files import replace_file
+from .fuse import InferenceConformer, fuse
+from .gate import gate
+from .histograms import BINS, METHODS, Histogram
+from .observer import Observer, progress
+from .quantization import FORMATS, Quantization
+from .quantization_file import load_quantization, save_quantization
+from .source import Model, load_source
 
+METHOD = "mse"
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".gif"}
+SAVED_EVERY = 4  # batches: what an interruption may cost
+
+
+def calibrate(
+    model: Model | InferenceConformer,
+    images: Iterable[Tensor],
+    *,
+    precision: str = "int8",
+    method: str = METHOD,
+    equalise: bool = True,
+    max_drop: float | None = None,
+    labels: Sequence[int] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Quantization:
+    """How to quantise `model`: what `compile` and `build` take for an 8-bit precision, and `save_quantization` writes.
+
+    model:     what `compile` takes, or its inference model in fp32. It is not changed.
+    images:    batches of images (B, in_channels, H, W), normalised, like those that the model will see. A sequence is
+               read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
+               else is kept in memory.
+    precision: "int8" or "fp8"
+    method:    "mse", "percentile", "entropy" or "max"; see histograms.py
+    equalise:  whether layer norms may hand large channels to their products' weights where that pays; see equalise.py
+    max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
+               back to 16 bits until it holds. None: all products stay in 8 bits. The gate's report is
+               `origin["gate"]` of the result.
+    labels:    the class of each image, in their order, for the gate; without them it asks for agreement with fp32
+    cache:     a folder: what was counted is kept there, during the pass too. The same model and images go on from where
+               they were interrupted, and another method needs no pass at all.
+
+    Raises ValueError when options do not fit together, there are no images, they do not fit the model or one of the
+    values is not finite; TypeError for images that are not floating point.
+    """
+    _check_options(precision, method, max_drop, labels)
+    fused = model if isinstance(model, InferenceConformer) else fuse(load_source(model).reference)
+    batches = _Checked(images, fused)
+    folder = None if cache is None else Path(cache)
+    factors = _equalisation(fused, batches, precision, folder) if equalise else {}
+    counts = _statistics(fused.equalised(factors), batches, folder)
+    ranges = {name: histogram.range(precision, method) for name, histogram in counts.histograms.items()}
+    origin = {
+        "conformer_fast": __version__,
+        "method": method,
+        "images": counts.images,
+        "weights": _digest(fused.state_dict()),
+    }
+    quantization = Quantization(precision, ranges, factors, origin)
+    if max_drop is not None:
+        quantization, _ = gate(fused, quantization, batches, max_drop=max_drop, labels=labels)
+    return quantization
 
 
 def input_ranges(model: InferenceConformer, batches: Iterable[Tensor]) -> dict[str, float]:
-    """The largest magnitude that the input of each product takes over all images, by the product's name
-    ("conv_trans_2.trans_block.fc1"); and that of the residuals that bottlenecks add, by `addend_of` their product.
+    """The largest magnitude that the input of each product takes over all images, and of what bottlenecks add.
 
     model:   in fp32, on the device of the images
     batches: images (B, in_channels, H, W), normalised as for the model
 
     Raises ValueError when there are no images, when they do not fit the model, or when one of the values is not finite.
     """
-    observer = _Observer(model)
-    with torch.no_grad(), torch.autocast(model.stem.weight.device.type, enabled=False):
-        for images in batches:
-            check_image_size(images, model.config)
-            if len(images):
-                observer.run(images)
-    ranges = {name: largest.item() for name, largest in observer.largest.items()}
-    if not ranges:
-        raise ValueError("calibration got no images; give some that are like those the model will see")
-    bad = [name for name, largest in ranges.items() if not largest < torch.finfo(torch.float32).max]
-    if bad:
-        raise ValueError(f"calibration: the input of {bad[0]} is NaN or infinite; check the images and the weights")
-    return ranges
+    counts = _counted(model, (_checked(images, model) for images in batches))
+    return {name: histogram.largest for name, histogram in counts.histograms.items()}
 
 
-def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Iterator[Tensor]:
-    """The pictures below a folder as batches (B, 3, size, size) of the published preprocessing.
+def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Pictures:
+    """The pictures below a folder, `limit` of them, taken evenly from all by name so that subfolders have their share.
 
-    limit: how many to take, evenly from all by name, so that each subfolder has its share
-
-    Raises ImageError for a picture that cannot be used, ValueError when there is none.
+    Raises ValueError when there is none.
     """
-    from .preprocess import load_batch
-
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder} of pictures for calibration")
     pictures = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
@@ -67,60 +116,198 @@ def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int 
     if not paths:
         raise ValueError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
     count = min(limit, len(paths))
-    taken = [paths[index * len(paths) // count] for index in range(count)]
-    with tqdm(total=count, desc="calibrating", unit="image", disable=not sys.stderr.isatty(), leave=False) as progress:
-        for start in range(0, count, batch):
-            part = taken[start : start + batch]
-            yield load_batch(part, size)
-            progress.update(len(part))
+    return Pictures([paths[index * len(paths) // count] for index in range(count)], size, batch)
 
 
-class _Observer(fx.Interpreter):
-    """Runs the traced model and keeps what its products read."""
+class Batches(Sequence[Tensor]):
+    """Batches of images that are read whenever one is asked for."""
 
-    def __init__(self, model: InferenceConformer) -> None:
-        graph = fx.symbolic_trace(model).graph
-        graph.eliminate_dead_code()
-        super().__init__(fx.GraphModule(model, graph))
-        self.largest: dict[str, Tensor] = {}
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """Batch `index`, 0 ... len - 1."""
 
-    def run_node(self, n: fx.Node) -> Any:
-        read = _READ.get(operation_of(n)) if n.op == "call_function" else None
-        if read:
-            call = inspect.signature(getattr(functional, operation_of(n))).bind(*n.args, **n.kwargs)
-            call.apply_defaults()
-            product = call.arguments["weight"].target.removesuffix(".weight")
-            arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
-            for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
-                self._keep(name, value)
-        return super().run_node(n)
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Tells these images, in these batches, from any others."""
 
-    def _keep(self, name: str, value: Tensor) -> None:
-        largest = value.abs().amax()
-        self.largest[name] = torch.maximum(self.largest[name], largest) if name in self.largest else largest
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        chosen = range(len(self))[index]
+        return self.read(chosen) if isinstance(chosen, int) else list(map(self.read, chosen))
 
 
-def _linear(x, norm_weight, norm_bias, norm_eps, **_):
-    yield x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
+class Pictures(Batches):
+    """Picture files as batches (B, 3, size, size) of the published preprocessing, read whenever one is asked for.
+
+    Reading one raises ImageError for a picture that cannot be used.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, batch: int = 8) -> None:
+        self.paths = tuple(paths)
+        self.size, self.batch = size, batch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.paths) / self.batch)
+
+    def read(self, index: int) -> Tensor:
+        from .preprocess import load_batch
+
+        return load_batch(self.paths[index * self.batch : (index + 1) * self.batch], self.size)
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the files' contents, in order, and of how they are read."""
+        digest = hashlib.sha256(f"{self.size} {self.batch}".encode())
+        for path in self.paths:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
 
-def _conv1x1(feature_map, residual, **_):
-    yield feature_map
-    if residual is not None:
-        yield residual
+class _Checked(Batches):
+    """The given batches, checked and on the model's device when they are read."""
+
+    def __init__(self, images: Iterable[Tensor], model: InferenceConformer) -> None:
+        self._given = images if isinstance(images, Sequence) else list(images)
+        self._model = model
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def read(self, index: int) -> Tensor:
+        return _checked(self._given[index], self._model)
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the images and how they are batched."""
+        if isinstance(self._given, Batches):
+            return self._given.identity
+        return _digest({str(index): images for index, images in enumerate(self)})
 
 
-def _conv3x3(feature_map, token_map=None, token_stride=1, **_):
-    yield feature_map if token_map is None else functional.with_token_map(feature_map, token_map, token_stride)
+@dataclass
+class _Counts:
+    """What a pass has found so far. batches, images: how many it has seen."""
+
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    batches: int = 0
+    images: int = 0
+
+    def to_bytes(self, key: str) -> bytes:
+        facts = {"key": key, "batches": self.batches, "images": self.images, "points": list(self.histograms)}
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            facts=np.array(json.dumps(facts)),
+            largest=np.array([histogram.largest for histogram in self.histograms.values()]),
+            counts=np.array([histogram.counts for histogram in self.histograms.values()]),
+            weights=np.array([histogram.weights for histogram in self.histograms.values()]),
+        )
+        return file.getvalue()
+
+    @classmethod
+    def read(cls, file: Path, key: str) -> _Counts:
+        """What was kept under this key; nothing when there is no such file, or it is damaged."""
+        try:
+            with np.load(file, allow_pickle=False) as kept:
+                facts = json.loads(kept["facts"].item())
+                if facts["key"] != key:
+                    return cls()
+                histograms = {
+                    name: Histogram(float(largest), counts, weights)
+                    for name, largest, counts, weights in zip(
+                        facts["points"], kept["largest"], kept["counts"], kept["weights"], strict=True
+                    )
+                }
+                return cls(histograms, facts["batches"], facts["images"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            return cls()
 
 
-# What the product of each operation reads, from the operation's arguments; then what it adds.
-_READ: dict[str, Callable[..., Iterable[Tensor]]] = {
-    "linear": _linear,
-    "conv1x1": _conv1x1,
-    "conv3x3": _conv3x3,
-    "conv3x3_pool": _conv3x3,
-    "patch_embed": lambda stem_map, **_: [stem_map],
-    "fcu_down": lambda feature_map, stride, **_: [functional.average(feature_map, stride)],
-    "fcu_up": lambda tokens, **_: [tokens[:, 1:]],
-}
+def _check_options(precision: str, method: str, max_drop: float | None, labels: Sequence[int] | None) -> None:
+    if precision not in FORMATS:
+        raise ValueError(f"calibration is for {' and '.join(FORMATS)}, got precision {precision!r}")
+    if method not in METHODS:
+        raise ValueError(f"unknown calibration method {method!r}; choose from {', '.join(METHODS)}")
+    if labels is not None and max_drop is None:
+        raise ValueError("labels are for the gate: give max_drop too, such as 0.5 percentage points")
+
+
+def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> _Counts:
+    if cache is None:
+        return _counted(model, batches)
+    key = _key(model, batches, "histograms")
+    return _counted(model, batches, cache / f"{key}.npz", key)
+
+
+def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: Path | None = None, key: str = "") -> _Counts:
+    """One pass over the images, or what is left of it where `file` has its beginning, of the same key."""
+    counts = _Counts() if file is None else _Counts.read(file, key)
+    started = counts.batches
+    observer = Observer(model)
+
+    def see(name: str, value: Tensor) -> None:
+        try:
+            counts.histograms.setdefault(name, Histogram()).add(value)
+        except ValueError as error:
+            raise ValueError(
+                f"calibration: the input of {name} is NaN or infinite; check the images and the weights"
+            ) from error
+
+    total, rest = None, batches
+    if isinstance(batches, Sequence):
+        total, rest = len(batches), (batches[index] for index in range(started, len(batches)))
+    with progress("calibrating", total, started) as bar:
+        for images in rest:
+            observer.observe(images, see)
+            counts.batches += 1
+            counts.images += len(images)
+            bar.update()
+            if file and (counts.batches % SAVED_EVERY == 0 or counts.batches == total):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(file, counts.to_bytes(key))
+    if not counts.histograms:
+        raise ValueError("calibration got no images; give some that are like those the model will see")
+    return counts
+
+
+def _equalisation(model: InferenceConformer, batches: _Checked, precision: str, cache: Path | None) -> Factors:
+    """`equalise.equalisation` of a share of the images, from the cache if it is there."""
+    if cache is None:
+        return equalisation(model, batches, precision)
+    file = cache / f"{_key(model, batches, precision)}.json"
+    if file.exists():
+        with suppress(OSError, ValueError):
+            return dict(load_quantization(file).equalisation)
+    factors = equalisation(model, batches, precision)
+    cache.mkdir(parents=True, exist_ok=True)
+    save_quantization(Quantization(precision, {}, factors), file)
+    return factors
+
+
+def _key(model: InferenceConformer, batches: _Checked, what: str) -> str:
+    """Names what is measured, of which weights and images, by which version of this code."""
+    facts = [__version__, BINS, what, _digest(model.state_dict()), list(model.outputs), batches.identity]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _checked(images: Tensor, model: InferenceConformer) -> Tensor:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"calibration must be batches of normalised, floating point images, got {given}; "
+            f"see conformer_fast.preprocess"
+        )
+    return images.detach().to(model.stem.weight.device, torch.float32)

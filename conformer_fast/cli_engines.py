@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from .backends import PRECISIONS
 from .builder import build, graph_of, quantization_of
 from .bundle import usual_side
-from .calibration import images_in
-from .cli_model import add_model_arguments, key_of, model_of, positive
+from .cli_model import add_calibration_arguments, add_model_arguments, calibration_of, key_of, model_of, positive
 from .engines.flavours import get_flavour
 from .engines.tensorrt import check_options
 from .files import replace_file
@@ -23,8 +19,6 @@ from .fuse import fuse
 from .inference_server import write_model
 from .manifest import PLAN, check_writable, read_bundle
 from .profile import Profile, Range
-
-CALIBRATION_IMAGES = 512
 
 
 def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
@@ -34,8 +28,7 @@ def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
     graph.add_argument("--precision", default="fp16", choices=PRECISIONS)
     graph.add_argument("--features", action="store_true", help="a backbone: feature maps and tokens, no scores")
     graph.add_argument("--outputs", type=_names, metavar="NAME,NAME", help="such as 'logits', the sum of both heads")
-    graph.add_argument("--calibration", metavar="DIR", help="pictures from which int8 and fp8 take their ranges")
-    graph.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
+    add_calibration_arguments(graph)
 
     export = commands.add_parser("export", parents=[graph, output], help="write the typed ONNX graph")
     export.set_defaults(run=_export)
@@ -78,7 +71,7 @@ def _export(options: argparse.Namespace) -> int:
     if options.outputs is not None:
         fused = fused.with_outputs(options.outputs)
     side = options.size or usual_side(model.config)
-    quantization, _ = quantization_of(fused, options.precision, _calibration(options, side))
+    quantization, _ = quantization_of(fused, options.precision, calibration_of(options, side))
     graph = graph_of(fused, options.precision, quantization)
     replace_file(path, graph, 0o666)
     facts = {"file": str(path), "bytes": len(graph), "precision": options.precision, "outputs": list(fused.outputs)}
@@ -102,7 +95,7 @@ def _build(options: argparse.Namespace) -> int:
         targets=options.target,
         flavour=options.flavour,
         outputs=options.outputs,
-        calibration=_calibration(options, side[1]),
+        calibration=calibration_of(options, side[1]),
         key=key_of(options.key),
         labels=_labels(options.labels),
         rebuild=_again(options),
@@ -136,12 +129,6 @@ def _again(options: argparse.Namespace) -> str:
             if value is not True:
                 words.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
     return shlex.join(words)
-
-
-def _calibration(options: argparse.Namespace, side: int) -> Iterator[Tensor] | None:
-    if options.calibration is None:
-        return None
-    return images_in(options.calibration, side, options.calibration_images)
 
 
 def _labels(path: str | None) -> list[str] | None:

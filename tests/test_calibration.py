@@ -1,5 +1,6 @@
 """Ranges are those of what the reference model's own modules read, by the names of the inference model's products."""
 
+import json
 from dataclasses import replace
 
 import goldens
@@ -9,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conformer_fast.calibration import images_in, input_ranges
+from conformer_fast import calibration
+from conformer_fast.calibration import calibrate, images_in, input_ranges
 from conformer_fast.config import VARIANTS
-from conformer_fast.engines.quantize import addend_of
 from conformer_fast.fuse import fuse
 from conformer_fast.model import Bottleneck, Conformer, TransformerBlock
 from conformer_fast.preprocess import ImageError, load_batch
+from conformer_fast.quantization import Quantization, addend_of
+from conformer_fast.quantization_file import load_quantization, save_quantization
 
 
 class Watched:
@@ -234,7 +237,7 @@ def test_pictures_are_taken_evenly(limit, batch, taken, pictures):
 def test_folder_without_pictures(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(ValueError, match=r"has no pictures for calibration \(\.bmp, .*\.png"):
-        next(images_in(tmp_path, 32, 8))
+        images_in(tmp_path, 32, 8)
 
 
 def test_damaged_picture_is_named(pictures):
@@ -252,4 +255,219 @@ def test_hidden_files_are_no_pictures(tmp_path):
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"there is no folder .*none"):
-        next(images_in(tmp_path / "none", 32, 10))
+        images_in(tmp_path / "none", 32, 10)
+
+
+def test_pictures_are_told_apart_by_their_contents(pictures):
+    """Not by names or dates; and by how they are read."""
+    known = images_in(pictures, 32, 10).identity
+    assert images_in(pictures, 32, 10).identity == known
+    assert len({known, *(images_in(pictures, *other).identity for other in [(48, 10), (32, 9), (32, 10, 4)])}) == 4
+    (pictures / "a" / "0.png").rename(pictures / "a" / "00.png")
+    assert images_in(pictures, 32, 10).identity == known
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(pictures / "a" / "00.png")
+    assert images_in(pictures, 32, 10).identity != known
+
+
+# calibrate
+
+
+def batches() -> list[torch.Tensor]:
+    """Ten batches of two images, of growing magnitude."""
+    return [goldens.image(2, 64, 96) * (1 + index / 4) for index in range(10)]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many images were run to be counted, and a batch at which the pass is interrupted."""
+    original, state = calibration.Observer.observe, {"images": 0, "stop": None}
+
+    def observe(self, images, see):
+        if state["stop"] is not None and state["images"] >= state["stop"]:
+            raise KeyboardInterrupt
+        state["images"] += len(images)
+        return original(self, images, see)
+
+    monkeypatch.setattr(calibration.Observer, "observe", observe)
+    return state
+
+
+@pytest.mark.parametrize("method", ["max", "percentile", "entropy", "mse"])
+def test_how_images_are_batched_does_not_matter(method, small_model):
+    images = torch.cat(batches())
+    whole = calibrate(small_model, images.split(5), method=method, equalise=False)
+    single = calibrate(small_model, list(reversed(images.split(1))), method=method, equalise=False)
+    assert whole.ranges.keys() == single.ranges.keys()
+    for name, limit in whole.ranges.items():
+        assert single.ranges[name] == pytest.approx(limit, rel=0.05 if method in ("entropy", "mse") else 1e-3), name
+    assert (whole.origin["images"], whole.origin["method"]) == (20, method)
+
+
+def test_max_is_what_input_ranges_measures(small_model):
+    found = calibrate(small_model, batches(), method="max", equalise=False)
+    assert found.precision == "int8"
+    assert found.ranges == pytest.approx(input_ranges(fuse(small_model), batches()), rel=1e-6)
+
+
+def test_ranges_suit_the_format(small_model):
+    """By the usual methods int8 clips what is rare, fp8 covers it."""
+    int8, fp8 = (
+        calibrate(small_model, batches(), precision=precision, equalise=False) for precision in ("int8", "fp8")
+    )
+    largest = input_ranges(fuse(small_model), batches())
+    assert (int8.origin["method"], fp8.origin["method"]) == ("mse", "mse")
+    assert all(int8.ranges[name] <= largest[name] for name in largest)
+    clipped = {
+        kind: sum(found.ranges[name] < 0.95 * largest[name] for name in largest)
+        for kind, found in {"int8": int8, "fp8": fp8}.items()
+    }
+    assert clipped["int8"] > clipped["fp8"]
+
+
+def test_the_quantised_model_is_close(small_model):
+    fused = fuse(small_model)
+    found = calibrate(fused, batches())
+    images = goldens.image(4, 64, 96)
+    for mine, exact in zip(fused.quantized(found)(images), fused(images), strict=True):
+        assert (mine - exact).norm() < 0.1 * exact.norm()
+
+
+def test_equalisation_is_measured_with_the_ranges(small_model):
+    """Ranges are those of what the equalised model reads."""
+    norm, product = small_model.trans_1.norm1, small_model.trans_1.attn.qkv
+    with torch.no_grad():
+        norm.weight[5] *= 80
+        norm.bias[5] *= 80
+        product.weight[:, 5] /= 80
+    found = calibrate(small_model, batches(), method="max")
+    plain = calibrate(small_model, batches(), method="max", equalise=False)
+    assert set(found.equalisation) == {"trans_1.qkv"}
+    assert plain.equalisation == {}
+    assert found.ranges == pytest.approx(input_ranges(fuse(small_model).equalised(found.equalisation), batches()))
+    assert found.ranges["trans_1.qkv"] < 0.2 * plain.ranges["trans_1.qkv"]
+
+
+@pytest.mark.parametrize("stop", [6, 8, 18, 20], ids="after-{}".format)
+def test_an_interrupted_calibration_goes_on(stop, small_model, passes, tmp_path):
+    """To the same result to the last bit, from the last four batches that were kept."""
+    expected = calibrate(small_model, batches(), equalise=False)
+    passes.update(images=0, stop=stop)
+    with pytest.raises(KeyboardInterrupt) if stop < 20 else pytest.MonkeyPatch.context():
+        calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    passes.update(images=0, stop=None)
+    assert calibrate(small_model, batches(), equalise=False, cache=tmp_path) == expected
+    assert passes["images"] == 20 - stop // 8 * 8 if stop < 20 else passes["images"] == 0
+
+
+def test_another_method_or_precision_runs_nothing_again(small_model, passes, tmp_path):
+    calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    passes.update(stop=passes["images"])
+    for precision, method in [("int8", "max"), ("int8", "mse"), ("fp8", "entropy")]:
+        found = calibrate(small_model, batches(), precision=precision, method=method, equalise=False, cache=tmp_path)
+        assert found.origin["images"] == 20
+
+
+def test_equalisation_is_kept_too(small_model, passes, tmp_path, monkeypatch):
+    first = calibrate(small_model, batches(), cache=tmp_path)
+    monkeypatch.setattr(calibration, "equalisation", lambda *_: pytest.fail("measured again"))
+    passes.update(stop=0)
+    assert calibrate(small_model, batches(), cache=tmp_path) == first
+
+
+@pytest.mark.parametrize("what", ["weights", "images", "batches"])
+def test_anything_else_is_measured_anew(what, small_model, passes, tmp_path):
+    calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    images = batches()
+    if what == "weights":
+        with torch.no_grad():
+            small_model.trans_1.norm1.bias[0] += 1
+    if what == "images":
+        images[3] = images[3] * 1.01
+    if what == "batches":
+        images = list(torch.cat(images).split(4))
+    passes.update(images=0)
+    found = calibrate(small_model, images, equalise=False, cache=tmp_path)
+    assert passes["images"] == 20
+    assert found == calibrate(small_model, images, equalise=False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_a_damaged_cache_is_measured_anew(damage, small_model, passes, tmp_path):
+    expected = calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    (file,) = tmp_path.glob("*.npz")
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "other": b"PK\x03\x04 something"}[damage])
+    assert calibrate(small_model, batches(), equalise=False, cache=tmp_path) == expected
+    assert passes["images"] == 2 * 20
+    assert file.read_bytes() == content
+
+
+def test_a_generator_is_as_good_as_a_list(small_model):
+    assert calibrate(small_model, iter(batches())) == calibrate(small_model, batches())
+
+
+def test_the_gate_is_part_of_it(small_model):
+    """With the same images, and their labels."""
+    free = calibrate(small_model, batches())
+    strict = calibrate(small_model, batches(), max_drop=0, labels=[0] * 20)
+    report = strict.origin["gate"]
+    assert (report["images"], report["max_drop"], report["holds"]) == (20, 0, True)
+    assert free.ranges.keys() - strict.ranges.keys() == {
+        name for name in free.ranges for back in report["restored"] if name.removesuffix(".addend") == back["product"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "fp16"}, ValueError, "calibration is for int8 and fp8, got precision 'fp16'"),
+        ({"method": "best"}, ValueError, "unknown calibration method 'best'; choose from max, percentile"),
+        ({"labels": [0] * 20}, ValueError, "labels are for the gate: give max_drop too"),
+        (
+            {"images": [torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]},
+            TypeError,
+            "floating point images, got torch.uint8",
+        ),
+        ({"images": []}, ValueError, "calibration got no images"),
+    ],
+)
+def test_bad_arguments(options, error, message, small_model):
+    with pytest.raises(error, match=message):
+        calibrate(small_model, **{"images": batches(), **options})
+
+
+# The file
+
+
+def test_a_quantisation_survives_its_file(tmp_path):
+    quantization = Quantization("fp8", {"a": 0.1, "b": 3e38}, {"a": (0.5, 1 / 3)}, {"method": "mse", "images": 7})
+    file = save_quantization(quantization, tmp_path / "q.json")
+    found = load_quantization(file)
+    assert found == quantization
+    assert found.origin == quantization.origin
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no JSON"),
+        ("[]", "is no quantisation: its format is None"),
+        ('{"format": "other"}', "is no quantisation: its format is 'other'"),
+        ('{"format": "conformer-fast quantization 1"}', "is a damaged quantisation .*precision"),
+        ({"precision": "int4"}, "precision 'int4' is none of int8, fp8"),
+        ({"ranges": {"a": -1}}, "-1 is no magnitude"),
+        ({"ranges": {"a": "1"}}, "'1' is no magnitude"),
+        ({"ranges": {"a": None}}, "damaged quantisation"),
+        ({"ranges": {"a": float("inf")}}, "inf is no magnitude"),
+        ({"equalisation": {"a": [True]}}, "True is no magnitude"),
+        ({"ranges": []}, "damaged quantisation"),
+    ],
+)
+def test_files_that_are_none(content, message, tmp_path):
+    file = tmp_path / "q.json"
+    if isinstance(content, dict):
+        save_quantization(Quantization("int8", {"a": 1.0}), file)
+        content = json.dumps({**json.loads(file.read_text()), **content})
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_quantization(file)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import conformer_fast as cf
-from conformer_fast import cli, cli_engines
+from conformer_fast import cli, cli_engines, cli_model
 from conformer_fast.bundle import write_tensorrt_bundle
 from conformer_fast.engines import flavours
 from conformer_fast.fuse import LOGITS
@@ -105,14 +105,14 @@ def test_export_of_other_outputs(capsys, options, outputs, tmp_path):
 
 def test_calibration_takes_as_many_pictures_as_asked(capsys, tmp_path, digit_files, monkeypatch):
     """Of the size that was asked for."""
-    shapes, original = [], cli_engines.images_in
+    shapes, original = [], cli_model.images_in
 
     def spy(folder, side, limit):
         for batch in original(folder, side, limit):
             shapes.append(tuple(batch.shape))
             yield batch
 
-    monkeypatch.setattr(cli_engines, "images_in", spy)
+    monkeypatch.setattr(cli_model, "images_in", spy)
     calibration = ["--precision", "int8", "--calibration", tmp_path / "photos"]
     arguments = ["export", *DIGITS, *calibration, "-o", tmp_path / "a.onnx"]
     assert run(capsys, *arguments)[0] == 0
