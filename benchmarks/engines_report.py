@@ -20,10 +20,10 @@ from conformer_fast.calibration import input_ranges
 from conformer_fast.engines.export import onnx_from_model
 from conformer_fast.engines.flavours import Flavour, get_flavour
 from conformer_fast.engines.openvino import describe_cpu
-from conformer_fast.engines.quantize import FORMATS, Quantization
 from conformer_fast.engines.tensorrt import engine_from_onnx
 from conformer_fast.fuse import fuse
 from conformer_fast.profile import Profile
+from conformer_fast.quantization import FORMATS, Quantization
 
 
 class Engine(NamedTuple):
@@ -72,11 +72,10 @@ def onnx_of(engine: Engine) -> bytes:
     """The typed graph, with random weights; in 8 bits with the ranges that noise gives."""
     torch.manual_seed(0)
     fused = fuse(cf.create_model(engine.variant))
-    quantization = None
+    typed = fused.in_precision(DTYPES.get(engine.precision, torch.float16))
     if engine.precision in FORMATS:
-        quantization = Quantization(engine.precision, input_ranges(fused, [torch.randn(1, 3, 64, 64)]))
-    dtype = DTYPES.get(engine.precision, torch.float16)
-    return onnx_from_model(fused.in_precision(dtype), quantization=quantization).SerializeToString()
+        typed = typed.quantized(Quantization(engine.precision, input_ranges(fused, [torch.randn(1, 3, 64, 64)])))
+    return onnx_from_model(typed).SerializeToString()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel, for every shape of the four variants on six chips, without a GPU.
 
-    python -m benchmarks.kernels_report [--chips 90 100] [--batch 1 128] [--json FILE]
+    python -m benchmarks.kernels_report [--chips 90 100] [--batch 1 128] [--precision int8 fp8] [--json FILE]
 
 Each launch of the four inference models (tensors without data) is compiled ahead of time. Reported per kernel and
 shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit status is 1 if a kernel spills,
@@ -37,8 +37,12 @@ from benchmarks.recorded import recorded_calls
 from conformer_fast.config import VARIANTS
 from conformer_fast.fuse import LOGITS
 from conformer_fast.kernels import _chips, _launch
+from conformer_fast.kernels.preprocess import Pass, launch_preprocess
+from conformer_fast.quantization import FORMATS
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
+TYPES |= {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 SERIALIZED = r"\(C751[45]\)"  # ptxas: "wgmma.mma_async instructions are serialized"
 SPILLED = 8  # bytes that are no fault: one value parked across a loop, to fit one more block on a multiprocessor
 MATRIX = {
@@ -154,23 +158,41 @@ def _found(pattern: str, log: io.StringIO) -> str:
     return found[1]
 
 
-def launches(chips: Sequence[int], batches: Sequence[int]) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:
-    """(chip, variant, batch, problem, launch) of every kernel of the four variants in fp16."""
-    for (variant, config), chip, batch in itertools.product(VARIANTS.items(), chips, batches):
+def launches(
+    chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]
+) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:
+    """(chip, variant, batch, problem, launch) of every kernel of the four variants, in fp16 or with their products in 8
+    bits among it, and of preprocessing."""
+    for (variant, config), chip, batch, precision in itertools.product(VARIANTS.items(), chips, batches, precisions):
+        stored = None if precision == "fp16" else precision
         pooled = [f"{block}.pooled" for block in config.feature_blocks]  # as mmpretrain's backbone returns them
         with _chips.assuming(_chips.CHIPS[chip]):
-            for call in recorded_calls(config, batch, outputs=(*LOGITS, *pooled)):
+            for call in recorded_calls(config, batch, outputs=(*LOGITS, *pooled), stored=stored):
                 with _launch.recording() as made:
                     call.run(call.choice)
                 for launch in made:
                     yield chip, variant, batch, call.plan.problem, launch
+        for problem, launch in preprocessing():
+            yield chip, variant, batch, problem, launch
 
 
-def report(chips: Sequence[int], batches: Sequence[int]) -> list[Row]:
+def preprocessing() -> Iterator[tuple[str, _launch.Launch]]:
+    """(problem, launch) of the kernel that preprocesses images: what each pass may write."""
+    with torch.device("meta"):
+        pixels, tables = torch.empty(1, dtype=torch.uint8), torch.empty(1, dtype=torch.int32)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            one = Pass(0, 4, 4, 1, 1, 0, 1, 0, False)
+            with _launch.recording() as made:
+                launch_preprocess(pixels, [one], [one], tables, torch.empty((3, 256), dtype=dtype), 22)
+            yield "preprocess levels", made[0]
+            yield f"preprocess {_launch.DTYPES[dtype]}", made[1]
+
+
+def report(chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]) -> list[Row]:
     """One row for each different kernel, shape and chip."""
     unique = {
         (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, binary_of(launch, chip))
-        for chip, variant, batch, problem, launch in launches(chips, batches)
+        for chip, variant, batch, problem, launch in launches(chips, batches, precisions)
     }
     binaries = list(dict.fromkeys(binary for _, binary in unique.values()))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -188,9 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("kernels_report", description=__doc__.partition("\n")[0])
     parser.add_argument("--chips", nargs="+", type=int, default=list(_chips.CHIPS), choices=list(_chips.CHIPS))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--precision", nargs="+", default=["fp16"], choices=["fp16", *FORMATS])
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
-    rows = report(options.chips, options.batch)
+    rows = report(options.chips, options.batch, options.precision)
     if options.json:
         Path(options.json).write_text(
             json.dumps([{**asdict(row), "faults": row.faults} for row in rows], indent=1) + "\n"

@@ -10,13 +10,38 @@ per token side. Maps are (B, H, W, K), contiguous; tokens are (B, T, C) with the
 
 Precisions: products are computed in their weight's dtype, and so are maps; tokens may be kept in a finer one, that of
 the norms' weights and of the class token (InferenceConformer.in_precision).
+
+8 bits: a product whose weight is stored in INT8 or FP8 comes with `weight_scale` (one for each output channel) and
+`input_scale` (a scalar). Its input becomes 8-bit numbers too (`stored`), the numbers are multiplied, and the sums leave
+as sum * (input_scale * weight_scale) + bias, in the bias's dtype, which maps then have. `addend_scale`: what a
+bottleneck adds is rounded to 8 bits as well. Sums here are in float32: exact up to 2^24 (1040 products of INT8 at
+their largest) and within 2^-24 of each partial sum beyond, where kernels and engines sum INT8 in integers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LIMITS = {torch.int8: (-128.0, 127.0), torch.float8_e4m3fn: (-448.0, 448.0)}  # of what each type stores
+
+
+def stored(scaled: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values divided by their scale as numbers of `dtype`: rounded half to even, and held within its range.
+
+    ONNX's QuantizeLinear (opset 19 and later, saturating) is this, with x / scale in float32.
+    """
+    limited = scaled.clamp(*LIMITS[dtype])
+    return (limited if dtype.is_floating_point else limited.round()).to(dtype)
+
+
+def through_8_bits(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """What remains of x in numbers of `dtype` at this scale: ONNX's QuantizeLinear, then DequantizeLinear."""
+    numbers, scale = _numbers(x, scale, dtype)
+    return (numbers * scale).to(x.dtype)
 
 
 def attention(qkv: Tensor, num_heads: int, scale: float) -> Tensor:
@@ -36,11 +61,13 @@ def linear(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     norm_eps: float = 0.0,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """act(norm(x) weight^T + bias) + residual; norm is a layer norm if norm_weight is given. (..., K) -> (..., C)."""
     if norm_weight is not None:
         x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
-    out = F.linear(x.to(weight.dtype), weight, bias)
+    out = _product(F.linear, x, weight, bias, input_scale, weight_scale)
     if gelu:
         out = F.gelu(out)
     return out if residual is None else out + residual
@@ -57,9 +84,18 @@ def stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Tensor:
     return _nhwc(F.pad(stem_map, (0, -W % multiple, 0, -H % multiple)))
 
 
-def patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def patch_embed(
+    stem_map: Tensor,
+    cls_token: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """One product per S x S patch, behind the class token. (B, H, W, K), (1, 1, C), (C, K, S, S) -> (B, T, C)."""
-    patches = F.conv2d(_nchw(stem_map), weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    S = weight.shape[-1]
+    patches = _product(F.conv2d, _nchw(stem_map), weight, bias, input_scale, weight_scale, stride=S)
+    patches = patches.flatten(2).transpose(1, 2)  # (B, C, H / S, W / S) -> (B, N, C)
     return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
 
 
@@ -70,11 +106,14 @@ def conv1x1(
     stride: int = 1,
     relu: bool = True,
     residual: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    addend_scale: Tensor | None = None,
 ) -> Tensor:
     """relu(x weight^T + bias + residual) at every stride-th pixel. (B, H, W, K), (K', K) -> (B, H', W', K')."""
-    out = F.linear(feature_map[:, ::stride, ::stride], weight, bias)
+    out = _product(F.linear, feature_map[:, ::stride, ::stride], weight, bias, input_scale, weight_scale)
     if residual is not None:
-        out = out + residual
+        out = out + (residual if addend_scale is None else through_8_bits(residual, addend_scale, weight.dtype))
     return F.relu(out) if relu else out
 
 
@@ -85,13 +124,16 @@ def conv3x3(
     stride: int = 1,
     token_map: Tensor | None = None,
     token_stride: int = 1,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """relu(conv(x + upsampled token_map) + bias), padding 1. (B, H, W, K), (K', K, 3, 3) -> (B, H', W', K').
 
     token_map (B, N, K), N = H / S * W / S, adds its entry [h // S, w // S] at pixel [h, w], S = token_stride.
     """
     x = feature_map if token_map is None else with_token_map(feature_map, token_map, token_stride)
-    return _nhwc(F.relu(F.conv2d(_nchw(x), weight, bias, stride=stride, padding=1)))
+    out = _product(F.conv2d, _nchw(x), weight, bias, input_scale, weight_scale, stride=stride, padding=1)
+    return _nhwc(F.relu(out))
 
 
 def with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:
@@ -103,10 +145,16 @@ def with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tenso
 
 
 def conv3x3_pool(
-    feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int, pool_stride: int
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    pool_stride: int,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """conv3x3 and its average over S x S pixels, which FCU-down reads: (B, H', W', K'), (B, H' / S, W' / S, K')."""
-    out = conv3x3(feature_map, weight, bias, stride)
+    out = conv3x3(feature_map, weight, bias, stride, None, 1, input_scale, weight_scale)
     return out, average(out, pool_stride)
 
 
@@ -124,6 +172,8 @@ def fcu_down(
     norm_bias: Tensor,
     norm_eps: float,
     stride: int,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Feature Coupling Unit, CNN to transformer, added to the tokens (paper, section 3.2).
 
@@ -131,15 +181,21 @@ def fcu_down(
     token stands in for the missing pooled one. feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> (B, T, C).
     """
     pooled = average(feature_map, stride).flatten(1, 2)  # (B, N, K)
-    projected = F.linear(pooled, weight, bias).to(norm_weight.dtype)
+    projected = _product(F.linear, pooled, weight, bias, input_scale, weight_scale).to(norm_weight.dtype)
     projected = F.layer_norm(projected, weight.shape[:1], norm_weight, norm_bias, norm_eps)
     return tokens + torch.cat([tokens[:, :1], F.gelu(projected)], dim=1)
 
 
-def fcu_up(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def fcu_up(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """Feature Coupling Unit, transformer to CNN, at token resolution: relu(tokens weight^T + bias) without the class
     token; its consumer (conv3x3) repeats each entry. (B, T, C), (K, C) -> (B, N, K)."""
-    return F.relu(F.linear(tokens[:, 1:].to(weight.dtype), weight, bias))
+    return F.relu(_product(F.linear, tokens[:, 1:], weight, bias, input_scale, weight_scale))
 
 
 def pool(
@@ -166,6 +222,31 @@ def heads(
     conv_logits = F.linear(pooled, conv_weight, conv_bias).to(tokens.dtype)
     trans_logits = F.linear(class_token.to(trans_weight.dtype), trans_weight, trans_bias).to(tokens.dtype)
     return conv_logits, trans_logits, conv_logits + trans_logits
+
+
+def _product(
+    multiply: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor | None,
+    weight_scale: Tensor | None,
+    **options: int,
+) -> Tensor:
+    """multiply(x, weight, bias, **options) in the weight's dtype; of 8-bit numbers, as the module's docstring says."""
+    if input_scale is None or weight_scale is None:
+        return multiply(x.to(weight.dtype), weight, bias, **options)
+    numbers, scale = _numbers(x, input_scale, weight.dtype)
+    sums = multiply(numbers, weight.to(numbers.dtype), None, **options)
+    scale, shift = (value.view(-1, *[1] * (weight.ndim - 2)) for value in (scale * weight_scale, bias))
+    return (sums * scale + shift).to(bias.dtype)
+
+
+def _numbers(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The numbers of `dtype` that x is stored as, and their scale: both in float32, or finer if x is."""
+    fine = torch.promote_types(x.dtype, torch.float32)
+    scale = scale.to(fine)
+    return stored(x / scale, dtype).to(fine), scale
 
 
 def _nchw(feature_map: Tensor) -> Tensor:

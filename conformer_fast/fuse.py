@@ -8,6 +8,7 @@
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
 6. Only the class row of the last token norm is computed.
 7. Both heads are one operation.
+8. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`equalised`).
 
 The result is a plain module of operators (ops.py) on channels-last maps. Its weights are buffers: nothing trains here.
 """
@@ -15,7 +16,8 @@ The result is a plain module of operators (ops.py) on channels-last maps. Its we
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +26,12 @@ from torch.overrides import TorchFunctionMode
 from . import ops
 from .config import ConformerConfig
 from .model import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
+from .quantization import Quantization, addend_of
 from .streams import beside, join
 
 LOGITS = ("conv_logits", "trans_logits")
 SUM = "logits"
+READ_A_NORM = ("qkv", "fc1")  # products of a transformer block
 
 
 def feature_names(config: ConformerConfig) -> tuple[str, ...]:
@@ -116,7 +120,13 @@ class InferenceConformer(nn.Module):
 
         The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
         it again. Convolutions keep their weights in the memory order of channels-last maps.
+
+        Raises ValueError for a model with products in 8 bits, whose numbers were chosen for the type around them.
         """
+        if any(isinstance(part, Weights) and part.scales() for part in self.modules()):
+            raise ValueError(
+                "in_precision: the model has products in 8 bits; call in_precision() first, then quantized()"
+            )
         return copy.deepcopy(self)._cast(dtype)
 
     def _cast(self, dtype: torch.dtype) -> InferenceConformer:
@@ -128,6 +138,58 @@ class InferenceConformer(nn.Module):
                 if part.weight.ndim == 4:
                     part.weight = nn.Buffer(part.weight.contiguous(memory_format=torch.channels_last))
         return self
+
+    @property
+    def quantisable(self) -> tuple[str, ...]:
+        """The names of the products that `quantized` takes: those of the blocks, and the patch embedding."""
+        outside = self.stem, getattr(self, "conv_head", None), getattr(self, "trans_head", None)
+        return tuple(name for name, part in self.named_modules() if isinstance(part, Weights) and part not in outside)
+
+    def equalised(self, factors: Mapping[str, Sequence[float]]) -> InferenceConformer:
+        """An equal copy, up to rounding: what a product reads from its layer norm is divided by its factors, one for
+        each channel, and its weight is multiplied by them (equalise.py).
+
+        factors: by the product's name, "trans_1.qkv" or "trans_1.fc1"
+
+        Raises ValueError for other products, and unless the factors are one positive number for each channel.
+        """
+        other = copy.deepcopy(self)
+        for name, values in factors.items():
+            owner, _, product = name.rpartition(".")
+            block = other.get_submodule(owner) if name in self.quantisable else None
+            if product not in READ_A_NORM or not isinstance(block, InferenceTransformer):
+                raise ValueError(
+                    f"equalised: {name} is no product that reads a layer norm; were the factors made for another model?"
+                )
+            if len(values) != self.config.embed_dim or not all(0 < value < math.inf for value in values):
+                raise ValueError(
+                    f"equalised: {name} takes {self.config.embed_dim} positive factors, got {len(values)} of which the "
+                    f"least is {min(values, default=0)}; were they made for another model?"
+                )
+            block.equalise(product, torch.tensor(values, dtype=torch.float64, device=self.cls_token.device))
+        return other
+
+    def quantized(self, quantization: Quantization) -> InferenceConformer:
+        """A copy whose products that `quantization` has ranges of are computed in 8 bits (functional.py), the weight
+        stored in them beside its scales. The others stay as they are, and maps stay in the type that they have.
+
+        What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
+
+        Raises ValueError for ranges of products that the model does not have, or has in 8 bits already.
+        """
+        names = self.quantisable
+        adding = [name for name in names if name.endswith(".conv3")]
+        unknown = set(quantization.ranges) - {*names, *map(addend_of, adding)}
+        if unknown:
+            raise ValueError(
+                f"quantized: the model has no products {sorted(unknown)}; were the ranges measured on another one? "
+                f"It has {', '.join(names)}"
+            )
+        other = self.equalised(quantization.equalisation)
+        for name, part in other.named_modules():
+            if name in quantization.ranges and isinstance(part, Weights):
+                part.quantise(name, quantization)
+        return other
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -149,7 +211,9 @@ class InferenceConformer(nn.Module):
         stem_map = ops.stem(images, *self.stem(), config.stem_stride)  # (B, H / 4, W / 4, 64)
         with beside():
             feature_map = self.conv_1(stem_map)
-        tokens = self.trans_1(ops.patch_embed(stem_map, self.cls_token, *self.patch_embed()))
+        tokens = self.trans_1(
+            ops.patch_embed(stem_map, self.cls_token, *self.patch_embed(), **self.patch_embed.scales())
+        )
         join()
         for index in range(1, config.depth + 1):
             if index > 1:
@@ -173,14 +237,34 @@ class InferenceConformer(nn.Module):
 
 
 class Weights(nn.Module):
-    """A product's weight and bias; calling it returns both."""
+    """A product's weight and bias; calling it returns both. In 8 bits it has `scales` too, else none."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Buffer(weight.detach().clone()), nn.Buffer(bias.detach().clone())
+        self._scales: tuple[str, ...] = ()
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.bias
+
+    def scales(self) -> dict[str, Tensor]:
+        """The operators' keywords of a product in 8 bits: "input_scale", "weight_scale" and maybe "addend_scale"."""
+        return {name: self.get_buffer(name) for name in self._scales}
+
+    def quantise(self, name: str, quantization: Quantization) -> None:
+        """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ValueError if it is already."""
+        if self._scales:
+            raise ValueError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
+        dtype, device = self.weight.dtype, self.weight.device
+        order = torch.channels_last if self.weight.ndim == 4 else torch.contiguous_format
+        numbers, scale = quantization.weight(self.weight, axis=0)
+        scales = {"weight_scale": scale, "input_scale": quantization.scale(name, dtype)}
+        if addend_of(name) in quantization.ranges:
+            scales["addend_scale"] = quantization.scale(addend_of(name), dtype)
+        self.weight = nn.Buffer(numbers.to(device).contiguous(memory_format=order))
+        for scale_name, value in scales.items():
+            self.register_buffer(scale_name, value.to(device))
+        self._scales = tuple(scales)
 
 
 class Norm(nn.Module):
@@ -212,23 +296,24 @@ class InferenceBottleneck(nn.Module):
         return self.expand(self.spatial(self.reduce(feature_map)), feature_map)
 
     def reduce(self, feature_map: Tensor) -> Tensor:
-        return ops.conv1x1(feature_map, *self.conv1())
+        return ops.conv1x1(feature_map, *self.conv1(), **self.conv1.scales())
 
     def spatial(self, inner: Tensor, token_map: Tensor | None = None, token_stride: int = 1) -> Tensor:
-        return ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride)
+        return ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride, **self.conv2.scales())
 
     def spatial_and_pooled(self, inner: Tensor, token_stride: int) -> tuple[Tensor, Tensor]:
         """`spatial` and its mean over each token's pixels, which FCU-down reads."""
         if token_stride > 1:
-            return ops.conv3x3_pool(inner, *self.conv2(), self.stride, token_stride)
+            return ops.conv3x3_pool(inner, *self.conv2(), self.stride, token_stride, **self.conv2.scales())
         inner = self.spatial(inner)
         return inner, inner
 
     def expand(self, inner: Tensor, feature_map: Tensor) -> Tensor:
         residual = feature_map
         if self.residual is not None:
-            residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False)
-        return ops.conv1x1(inner, *self.conv3(), residual=residual)
+            scales = self.residual.scales()
+            residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False, **scales)
+        return ops.conv1x1(inner, *self.conv3(), residual=residual, **self.conv3.scales())
 
 
 class InferenceTransformer(nn.Module):
@@ -244,10 +329,18 @@ class InferenceTransformer(nn.Module):
         self.fc2 = Weights(block.mlp.fc2.weight, block.mlp.fc2.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        qkv = ops.linear(tokens, *self.qkv(), False, None, *self.norm1())  # (B, T, 3C)
-        tokens = ops.linear(ops.attention(qkv, self.num_heads, 1.0), *self.proj(), residual=tokens)
-        hidden = ops.linear(tokens, *self.fc1(), True, None, *self.norm2())
-        return ops.linear(hidden, *self.fc2(), residual=tokens)
+        qkv = ops.linear(tokens, *self.qkv(), False, None, *self.norm1(), **self.qkv.scales())  # (B, T, 3C)
+        heads = ops.attention(qkv, self.num_heads, 1.0)
+        tokens = ops.linear(heads, *self.proj(), residual=tokens, **self.proj.scales())
+        hidden = ops.linear(tokens, *self.fc1(), True, None, *self.norm2(), **self.fc1.scales())
+        return ops.linear(hidden, *self.fc2(), residual=tokens, **self.fc2.scales())
+
+    def equalise(self, product: str, factors: Tensor) -> None:
+        """Divides what "qkv" or "fc1" reads from its norm by the factors (C,), and multiplies its weight by them."""
+        norm, weights = (self.norm1, self.qkv) if product == "qkv" else (self.norm2, self.fc1)
+        norm.weight = nn.Buffer((norm.weight / factors).to(norm.weight.dtype))
+        norm.bias = nn.Buffer((norm.bias / factors).to(norm.bias.dtype))
+        weights.weight = nn.Buffer((weights.weight * factors).to(weights.weight.dtype))
 
 
 class InferenceBlock(nn.Module):
@@ -270,7 +363,7 @@ class InferenceBlock(nn.Module):
             fusion = self.fusion_block.reduce(cnn_map)
         down = self.down(pooled, tokens)
         tokens = self.trans_block(down)
-        up = ops.fcu_up(tokens, *self.up())
+        up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
         join()
         fusion = self.fusion_block.spatial(fusion, up, self.token_stride)
         return self.fusion_block.expand(fusion, cnn_map), tokens, down, up
@@ -286,7 +379,8 @@ class InferenceFCUDown(nn.Module):
         self.norm = Norm(unit.ln)
 
     def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
-        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), stride=1)
+        scales = self.project.scales()
+        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), stride=1, **scales)
 
 
 def _fcu_up(unit: FCUUp) -> Weights:

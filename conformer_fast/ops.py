@@ -60,9 +60,20 @@ def attention(qkv, num_heads, scale):
 
 
 @_operator
-def linear(x, weight, bias, gelu=False, residual=None, norm_weight=None, norm_bias=None, norm_eps=0.0):
-    dtype = weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype)
-    return weight.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+def linear(
+    x,
+    weight,
+    bias,
+    gelu=False,
+    residual=None,
+    norm_weight=None,
+    norm_bias=None,
+    norm_eps=0.0,
+    input_scale=None,
+    weight_scale=None,
+):
+    dtype = bias.dtype if residual is None else torch.promote_types(bias.dtype, residual.dtype)
+    return bias.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
 
 
 @_operator
@@ -73,37 +84,58 @@ def stem(images, weight, bias, multiple):
 
 
 @_operator
-def patch_embed(stem_map, cls_token, weight, bias):
+def patch_embed(stem_map, cls_token, weight, bias, input_scale=None, weight_scale=None):
     B, H, W, _ = stem_map.shape
     S = weight.shape[-1]
     return cls_token.new_empty(B, 1 + (H // S) * (W // S), weight.shape[0])
 
 
 @_operator
-def conv1x1(feature_map, weight, bias, stride=1, relu=True, residual=None):
+def conv1x1(
+    feature_map,
+    weight,
+    bias,
+    stride=1,
+    relu=True,
+    residual=None,
+    input_scale=None,
+    weight_scale=None,
+    addend_scale=None,
+):
     return _convolved(feature_map, weight, stride)
 
 
 @_operator
-def conv3x3(feature_map, weight, bias, stride=1, token_map=None, token_stride=1):
+def conv3x3(feature_map, weight, bias, stride=1, token_map=None, token_stride=1, input_scale=None, weight_scale=None):
     return _convolved(feature_map, weight, stride)
 
 
 @_operator
-def conv3x3_pool(feature_map, weight, bias, stride, pool_stride):
+def conv3x3_pool(feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
     out = _convolved(feature_map, weight, stride)
     B, H, W, K = out.shape
     return out, out.new_empty(B, H // pool_stride, W // pool_stride, K)
 
 
 @_operator
-def fcu_down(feature_map, tokens, weight, bias, norm_weight, norm_bias, norm_eps, stride):
+def fcu_down(
+    feature_map,
+    tokens,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    stride,
+    input_scale=None,
+    weight_scale=None,
+):
     return torch.empty_like(tokens)
 
 
 @_operator
-def fcu_up(tokens, weight, bias):
-    return weight.new_empty(tokens.shape[0], tokens.shape[1] - 1, weight.shape[0])
+def fcu_up(tokens, weight, bias, input_scale=None, weight_scale=None):
+    return bias.new_empty(tokens.shape[0], tokens.shape[1] - 1, weight.shape[0])
 
 
 @_operator

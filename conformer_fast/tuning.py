@@ -187,7 +187,7 @@ def fastest(rounds: Mapping[Choice, Sequence[float]], rule: Choice) -> Choice:
 
 def _faults(call: Call, candidates: Iterable[Choice]) -> dict[Choice, str]:
     """Why some of the candidates must not run this call: they fail, or err more than `verify` would allow them."""
-    exact = _outputs(_with_tensors(call, Tensor.double)())
+    exact = _outputs(_with_tensors(call, _finest)())
     eager = _outputs(call.pytorch())
     floors = [8 * torch.finfo(value.dtype).eps for value in eager]  # some roundings, where PyTorch happens to be exact
     bounds = [ALLOWANCE * error + floor for error, floor in zip(_errors(eager, exact), floors, strict=True)]
@@ -220,6 +220,11 @@ def _with_own_weights(call: Call, weights: Container[int]) -> Call:
 def _with_tensors(call: Call, change: Callable[[Tensor], Tensor]) -> partial[Any]:
     args, keywords = tree_map_only(Tensor, change, (call.pytorch.args, call.pytorch.keywords))
     return partial(call.pytorch.func, *args, **keywords)
+
+
+def _finest(tensor: Tensor) -> Tensor:
+    """In float64; numbers in 8 bits as they are."""
+    return tensor if tensor.element_size() == 1 else tensor.double()
 
 
 def _memory(tensor: Tensor) -> int:

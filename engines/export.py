@@ -6,6 +6,10 @@ of conformer_fast.ops, and each operator has one translation below. In ONNX, map
 The graph computes in the types that the model's weights have, exactly where functional.py does: products and maps in
 their weights' type, tokens and norms in that of the norms' weights, so `in_precision(torch.float16)` decides both what
 our kernels and what an engine computes. Softmax and the heads are fp32 in any case, images and outputs are always.
+
+Products that the model has in 8 bits (`quantized`) read and have their weight behind a pair of QuantizeLinear and
+DequantizeLinear, of the model's own numbers and scales. The one difference from functional.py: what a product reads is
+rounded to the 16-bit type around it before it is rounded to 8 bits, which matters for the fp32 results of norms alone.
 """
 
 from __future__ import annotations
@@ -20,22 +24,18 @@ from torch import Tensor, fx
 from conformer_fast.fuse import InferenceConformer
 from conformer_fast.ops import operation_of
 
-from .quantize import Quantization, addend_of
 from .typed import TypedGraph
 
 Products = Literal["matmul", "conv"]
 IMAGES = "images"
 
 
-def onnx_from_model(
-    model: InferenceConformer, products: Products = "matmul", quantization: Quantization | None = None
-) -> onnx.ModelProto:
+def onnx_from_model(model: InferenceConformer, products: Products = "matmul") -> onnx.ModelProto:
     """The ONNX model of `model`: input "images" (B, in_channels, H, W), outputs named as `model.outputs`, all fp32.
 
-    products:     how the tokens' projections are written, as matrix products or as the equal 1x1 convolutions
-    quantization: which products are in 8 bits, behind Q/DQ pairs; none by default
+    products: how the tokens' projections are written, as matrix products or as the equal 1x1 convolutions
     """
-    writer = _Writer(model, products, quantization)
+    writer = _Writer(products)
     values: dict[fx.Node, Any] = {}
     graph = fx.symbolic_trace(model).graph
     graph.eliminate_dead_code()
@@ -57,39 +57,53 @@ def onnx_from_model(
 
 
 class _Writer(TypedGraph):
-    """Knows the model's products by name, and writes them."""
+    """Knows how the model's products are written."""
 
-    def __init__(self, model: InferenceConformer, products: Products, quantization: Quantization | None) -> None:
-        super().__init__(quantization)
+    def __init__(self, products: Products) -> None:
+        super().__init__()
         self._products = products
-        self._names = {id(weight): name.removesuffix(".weight") for name, weight in model.named_buffers()}
 
-    def name_of(self, weight: Tensor) -> str:
-        """What the product with this weight of the model is called: "conv_trans_2.trans_block.fc1"."""
-        return self._names[id(weight)]
-
-    def project(self, tokens: str, weight: Tensor, bias: Tensor, activation: str | None = None) -> str:
+    def project(
+        self,
+        tokens: str,
+        weight: Tensor,
+        bias: Tensor,
+        input_scale: Tensor | None,
+        weight_scale: Tensor | None,
+        activation: str | None = None,
+    ) -> str:
         """activation(tokens weight^T + bias). (B, T, K), (C, K) -> (B, T, C).
 
-        The activation stands next to the product, before any transposition, so that a runtime can fuse the two.
+        The activation stands next to the product, before any transposition, and so does what the next product reads in
+        8 bits: a runtime can then fuse the three.
         """
-        name = self.name_of(weight)
-        tokens = self.quantized(self.cast(tokens, weight.dtype), name)
+        tokens = self.cast(tokens, bias.dtype)
         if self._products == "matmul":
-            product = self.node("MatMul", [tokens, self.weight(weight.t(), name, axis=1)])
+            tokens = self.quantized(tokens, input_scale, weight.dtype)
+            product = self.node("MatMul", [tokens, self.weight(weight.t(), weight_scale, axis=1)])
             out = self.node("Add", [product, bias])
             return self.node(activation, [out]) if activation else out
         as_map = self.node("Transpose", [self.node("Unsqueeze", [tokens, [1]])], perm=[0, 3, 1, 2])  # (B, K, 1, T)
-        out = self.node("Conv", [as_map, self.weight(weight[:, :, None, None], name), bias])  # (B, C, 1, T)
+        as_map = self.quantized(as_map, input_scale, weight.dtype)
+        kernel = self.weight(weight[:, :, None, None], weight_scale)
+        out = self.node("Conv", [as_map, kernel, bias])  # (B, C, 1, T)
         if activation:
             out = self.node(activation, [out])
         return self.node("Squeeze", [self.node("Transpose", [out], perm=[0, 2, 3, 1]), [1]])
 
-    def convolve(self, feature_map: str, weight: Tensor, bias: Tensor, **attributes: Any) -> str:
+    def convolve(
+        self,
+        feature_map: str,
+        weight: Tensor,
+        bias: Tensor,
+        input_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        **attributes: Any,
+    ) -> str:
         """A convolution; the weight is (K', K, S, S), or (K', K) of a 1x1 one."""
-        name = self.name_of(weight)
+        feature_map = self.quantized(feature_map, input_scale, weight.dtype)
         kernel = weight if weight.ndim == 4 else weight[:, :, None, None]
-        return self.node("Conv", [self.quantized(feature_map, name), self.weight(kernel, name), bias], **attributes)
+        return self.node("Conv", [feature_map, self.weight(kernel, weight_scale), bias], **attributes)
 
 
 def _shape(output: str) -> list[str]:
@@ -98,10 +112,22 @@ def _shape(output: str) -> list[str]:
     return ["batch", *(f"{output}.{axis}" for axis in range(1, rank))]
 
 
-def _linear(w, x, weight, bias, gelu=False, residual=None, norm_weight=None, norm_bias=None, norm_eps=0.0):
+def _linear(
+    w,
+    x,
+    weight,
+    bias,
+    gelu=False,
+    residual=None,
+    norm_weight=None,
+    norm_bias=None,
+    norm_eps=0.0,
+    input_scale=None,
+    weight_scale=None,
+):
     if norm_weight is not None:
         x = _layer_norm(w, x, norm_weight, norm_bias, norm_eps)
-    out = w.project(x, weight, bias, "Gelu" if gelu else None)
+    out = w.project(x, weight, bias, input_scale, weight_scale, "Gelu" if gelu else None)
     return out if residual is None else w.add(out, residual)
 
 
@@ -132,26 +158,41 @@ def _stem(w, images, weight, bias, multiple):
     return w.node("Pad", [out, w.node("Concat", [[0] * 6, missing], axis=0)])
 
 
-def _patch_embed(w, stem_map, cls_token, weight, bias):
-    patches = _map_to_tokens(w, w.convolve(stem_map, weight, bias, strides=[weight.shape[-1]] * 2))
+def _patch_embed(w, stem_map, cls_token, weight, bias, input_scale=None, weight_scale=None):
+    strides = [weight.shape[-1]] * 2
+    patches = w.convolve(stem_map, weight, bias, input_scale, weight_scale, strides=strides)
+    patches = _map_to_tokens(w, patches, weight.shape[0])
     batch = w.node("Concat", [w.shape(stem_map, end=1), [1, 1]], axis=0)
     class_tokens = w.node("Expand", [cls_token, batch])
     return w.node("Concat", [class_tokens, w.cast(patches, cls_token.dtype)], axis=1)
 
 
-def _map_to_tokens(w, feature_map):
-    # (B, C, H, W) -> (B, N, C)
-    return w.node("Transpose", [w.node("Reshape", [feature_map, [0, 0, -1]])], perm=[0, 2, 1])
+def _map_to_tokens(w, feature_map, channels):
+    # (B, C, H, W) -> (B, N, C). Channels first: on channels-last maps this order moves nothing.
+    return w.node("Reshape", [w.node("Transpose", [feature_map], perm=[0, 2, 3, 1]), [0, -1, channels]])
 
 
-def _conv1x1(w, feature_map, weight, bias, stride=1, relu=True, residual=None):
-    out = w.convolve(feature_map, weight, bias, strides=[stride, stride])
+def _conv1x1(
+    w,
+    feature_map,
+    weight,
+    bias,
+    stride=1,
+    relu=True,
+    residual=None,
+    input_scale=None,
+    weight_scale=None,
+    addend_scale=None,
+):
+    out = w.convolve(feature_map, weight, bias, input_scale, weight_scale, strides=[stride, stride])
     if residual is not None:
-        out = w.add(out, w.quantized(residual, addend_of(w.name_of(weight))))
+        out = w.add(out, w.quantized(residual, addend_scale, weight.dtype))
     return w.node("Relu", [out]) if relu else out
 
 
-def _conv3x3(w, feature_map, weight, bias, stride=1, token_map=None, token_stride=1):
+def _conv3x3(
+    w, feature_map, weight, bias, stride=1, token_map=None, token_stride=1, input_scale=None, weight_scale=None
+):
     if token_map is not None:
         S = token_stride
         grid = w.node("Div", [w.shape(feature_map, start=2), [S]])  # H / S, W / S
@@ -167,11 +208,12 @@ def _conv3x3(w, feature_map, weight, bias, stride=1, token_map=None, token_strid
                 nearest_mode="floor",
             )
         feature_map = w.node("Add", [feature_map, addition])
-    return w.node("Relu", [w.convolve(feature_map, weight, bias, strides=[stride, stride], pads=[1, 1, 1, 1])])
+    options = {"strides": [stride, stride], "pads": [1, 1, 1, 1]}
+    return w.node("Relu", [w.convolve(feature_map, weight, bias, input_scale, weight_scale, **options)])
 
 
-def _conv3x3_pool(w, feature_map, weight, bias, stride, pool_stride):
-    out = _conv3x3(w, feature_map, weight, bias, stride)
+def _conv3x3_pool(w, feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
+    out = _conv3x3(w, feature_map, weight, bias, stride, None, 1, input_scale, weight_scale)
     return out, _average(w, out, pool_stride)
 
 
@@ -179,17 +221,30 @@ def _average(w, feature_map, stride):
     return w.node("AveragePool", [feature_map], kernel_shape=[stride] * 2, strides=[stride] * 2)
 
 
-def _fcu_down(w, feature_map, tokens, weight, bias, norm_weight, norm_bias, norm_eps, stride):
+def _fcu_down(
+    w,
+    feature_map,
+    tokens,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    stride,
+    input_scale=None,
+    weight_scale=None,
+):
     if stride > 1:
         feature_map = _average(w, feature_map, stride)
-    projected = w.convolve(feature_map, weight, bias)  # (B, C, H / S, W / S)
-    patches = w.node("Gelu", [_layer_norm(w, _map_to_tokens(w, projected), norm_weight, norm_bias, norm_eps)])
+    projected = w.convolve(feature_map, weight, bias, input_scale, weight_scale)  # (B, C, H / S, W / S)
+    projected = _map_to_tokens(w, projected, weight.shape[0])
+    patches = w.node("Gelu", [_layer_norm(w, projected, norm_weight, norm_bias, norm_eps)])
     squeezed = w.node("Concat", [_rows(w, tokens, 0, 1), patches], axis=1)
     return w.node("Add", [squeezed, tokens])
 
 
-def _fcu_up(w, tokens, weight, bias):
-    return w.project(_rows(w, tokens, 1, _END), weight, bias, "Relu")
+def _fcu_up(w, tokens, weight, bias, input_scale=None, weight_scale=None):
+    return w.project(_rows(w, tokens, 1, _END), weight, bias, input_scale, weight_scale, "Relu")
 
 
 _END = 2**31 - 1  # past the last row, as Slice wants it

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .cache import cached, key_of
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
 SIZES_KEPT = 4  # engines in memory, of one size and stream count each; then the least recently used is dropped
 
 
@@ -68,7 +68,7 @@ class OpenVINOEngine:
 
     make_onnx:  returns the graph's bytes; called only when an engine is not in the cache
     identity:   what the graph was made from, as JSON values: part of the cache key
-    precision:  "fp32" or "bf16"
+    precision:  "fp32" or "bf16"; "int8" for a graph that says by Q/DQ pairs what is in 8 bits
     threads:    cores to use; default: as many as PyTorch uses
     stored:     returns the engine for images of height x width if it is at hand; asked before the cache
     """
@@ -132,7 +132,7 @@ class OpenVINOEngine:
 
     def _options(self, streams: int) -> dict[str, str]:
         return {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self._precision],
+            "INFERENCE_PRECISION_HINT": PRECISIONS.get(self._precision, PRECISIONS[native_precisions()[-1]]),
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(self._threads),
         }

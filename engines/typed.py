@@ -15,8 +15,6 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from .quantize import Quantization
-
 OPSET = 20  # LayerNormalization (17), FP8 Q/DQ (19) and Gelu (20); read by TensorRT 10.12 and OpenVINO 2025.4
 OPSET_BF16 = 22  # the first whose convolutions and pools take bfloat16
 IR_VERSION = 10
@@ -33,12 +31,9 @@ ELEMENT_TYPES = {
 class TypedGraph:
     """Collects nodes and initializers. Values go by their names; an input may also be a tensor or a list of integers,
     which become constants.
-
-    quantization: how products are quantised; None leaves all in the types of their weights
     """
 
-    def __init__(self, quantization: Quantization | None = None) -> None:
-        self._quantization = quantization
+    def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._types: dict[str, torch.dtype] = {}
@@ -95,29 +90,29 @@ class TypedGraph:
         """value + other in the type of `other`: a product's result goes to what it is added to."""
         return self.node("Add", [self.cast(value, self._types[other]), other])
 
-    def quantized(self, value: str, point: str) -> str:
-        """`value` rounded to 8 bits at the scale of `point`, if that is quantised; all users of a value share one pair.
+    def quantized(self, value: str, scale: Tensor | None, dtype: torch.dtype) -> str:
+        """`value` rounded to numbers of `dtype`, 8 bits, at this scale; itself if that is None.
 
-        An engine computes a product of two such values in 8 bits, and lets whatever produces them write 8 bits.
+        Users of a value at the same scale share one pair. An engine computes a product of two such values in 8 bits,
+        and lets whatever produces them write 8 bits.
         """
-        if self._quantization is None or point not in self._quantization.ranges:
+        if scale is None:
             return value
-        key = value, self._quantization.dtype
+        key = value, (scale.item(), dtype)
         if key not in self._made:
-            scale = self.constant(self._quantization.scale(point, self._types[value]))
-            zero = self.constant(torch.zeros((), dtype=self._quantization.dtype))
-            stored = self.node("QuantizeLinear", [value, scale, zero], dtype=self._types[zero])
-            self._made[key] = self.node("DequantizeLinear", [stored, scale, zero], dtype=self._types[scale])
+            step = self.constant(scale.to(self._types[value]))
+            zero = self.constant(torch.zeros((), dtype=dtype))
+            stored = self.node("QuantizeLinear", [value, step, zero], dtype=dtype)
+            self._made[key] = self.node("DequantizeLinear", [stored, step, zero], dtype=self._types[value])
         return self._made[key]
 
-    def weight(self, weight: Tensor, point: str, axis: int = 0) -> str:
-        """A product's weight, stored in 8 bits with a scale for each of its output channels (`axis`) if that is
-        quantised."""
-        if self._quantization is None or point not in self._quantization.ranges:
+    def weight(self, weight: Tensor, scale: Tensor | None, axis: int = 0) -> str:
+        """A product's weight; of one in 8 bits what its numbers stand for, at the scale of each of its output channels,
+        which lie along `axis`."""
+        if scale is None:
             return self.constant(weight)
-        stored, scale = self._quantization.weight(weight, axis)
-        zeros = torch.zeros(scale.shape, dtype=stored.dtype)
-        return self.node("DequantizeLinear", [stored, scale, zeros], dtype=scale.dtype, axis=axis)
+        zeros = torch.zeros(scale.shape, dtype=weight.dtype)
+        return self.node("DequantizeLinear", [weight, scale, zeros], dtype=scale.dtype, axis=axis)
 
     def constant(self, value: Tensor | list[int]) -> str:
         """Adds an initializer, of the tensor's type or int64, and returns its name."""

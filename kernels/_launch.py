@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -86,17 +87,53 @@ def prepared(weight: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+STORED = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
 
-def unsupported_dtype(weight: Tensor) -> str | None:
+class Scales(NamedTuple):
+    """Of a product in 8 bits: of its input, of its weight's output channels and, if it is in 8 bits, of what it adds.
+    Kernels read a tensor in place of one that is missing, and ignore it."""
+
+    input: Tensor | None
+    weight: Tensor | None
+    addend: Tensor | None = None
+
+    def arguments(self, instead: Tensor) -> dict[str, Any]:
+        """The kernels' arguments; `instead` is the tensor in place of a missing one."""
+        return {
+            "input_scale_ptr": instead if self.input is None else self.input,
+            "weight_scale_ptr": instead if self.weight is None else self.weight.contiguous(),
+            "SCALED": self.weight is not None,
+        }
+
+
+def unsupported_dtype(weight: Tensor, scales: Scales | None = None) -> str | None:
     """Why no kernel takes products of this dtype, or None."""
-    if weight.dtype not in DTYPES:
-        return f"kernels compute in {', '.join(DTYPES.values())}, the weight is {weight.dtype}"
+    if scales is None or scales.weight is None:
+        types: dict[torch.dtype, str] = DTYPES
+    else:
+        types = STORED
+    if weight.dtype not in types:
+        return f"kernels compute in {', '.join(types.values())}, the weight is {weight.dtype}"
+    if weight.dtype != torch.float8_e4m3fn:
+        return None
+    if interpreted():
+        return "Triton's interpreter does not round to FP8 as GPUs do"
+    chip = chip_of(weight.device)
+    if chip.capability < 89:
+        return f"products in FP8 need compute capability 8.9, {chip.name} has {chip.capability / 10}"
     return None
 
 
-def product_type(weight: Tensor) -> str:
-    """What products with this weight are computed in, as problems name it."""
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    return triton.knobs.runtime.interpret
+
+
+def product_type(weight: Tensor, around: Tensor | None = None) -> str:
+    """What products with this weight are computed in, as problems name it; in 8 bits with the type `around` them."""
+    if weight.dtype in STORED and around is not None:
+        return f"{STORED[weight.dtype]}-{product_type(around)}"
     if weight.dtype == torch.float32 and dot_precision() == "tf32":
         return "tf32"
     return DTYPES.get(weight.dtype, str(weight.dtype))

@@ -22,6 +22,55 @@ def relu(x):
 
 
 @triton.jit
+def stored(x, inverse, dtype: tl.constexpr):
+    """x / scale as numbers of `dtype`, INT8 or FP8: rounded half to even, and held within its range.
+
+    inverse: 1 / scale. Beside a division the product with it moves a number that is within 2^-15 of a tie at most.
+    """
+    x = x.to(tl.float32) * inverse
+    if dtype == tl.int8:
+        x = tl.clamp(x, -128.0, 127.0) + 12582912.0  # 3 * 2^22: the last bits are now the nearest integer's
+        return x.to(tl.int32, bitcast=True).to(tl.int8)
+    else:
+        return tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
+
+
+@triton.jit
+def inverse_of(scale_ptr):
+    """1 / scale, of a scalar in memory."""
+    return tl.div_rn(1.0, tl.load(scale_ptr).to(tl.float32))
+
+
+@triton.jit
+def through_8_bits(x, scale_ptr, dtype: tl.constexpr):
+    """What remains of x in numbers of `dtype` at the scale in memory, in float32."""
+    return stored(x, inverse_of(scale_ptr), dtype).to(tl.float32) * tl.load(scale_ptr).to(tl.float32)
+
+
+@triton.jit
+def zero_sums(M: tl.constexpr, N: tl.constexpr, dtype: tl.constexpr):
+    """The sums of products of `dtype`, before the first: of INT8 they are integers."""
+    return tl.zeros((M, N), tl.int32 if dtype == tl.int8 else tl.float32)
+
+
+@triton.jit
+def add_product(sums, x, weight, PRECISION: tl.constexpr):
+    """sums + x weight."""
+    if weight.dtype == tl.float8e4nv:
+        # Hopper's FP8 products keep 14 bits of their sums. From step to step they are added in float32.
+        return tl.dot(x, weight, sums, max_num_imprecise_acc=x.shape[1])
+    else:
+        return tl.dot(x, weight, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def scaled(sums, input_scale_ptr, weight_scale_ptr, n, N):
+    """What sums of 8-bit products stand for, in float32. n: their columns of N."""
+    weight_scale = tl.load(weight_scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    return sums.to(tl.float32) * (tl.load(input_scale_ptr).to(tl.float32) * weight_scale)[None, :]
+
+
+@triton.jit
 def row_statistics(rows, in_range, C, norm_eps, BLOCK_C: tl.constexpr):
     """Of the rows of C that start at the pointers `rows`: their first element, the mean of what they exceed it by, and
     1 / sqrt(variance + norm_eps). Sums of x - first do not cancel where x is large beside its variance."""

@@ -47,39 +47,48 @@ def for_matmul(
     element_size: int,
     row_size: int | None = None,
     run: int | None = None,
+    most: int = 128,
     plain: bool = False,
 ) -> tuple[Tile, ...]:
     """Tiles of an (M, K) by (N, K) product of `element_size` bytes, the one with the smallest estimated time first.
 
     row_size: bytes that one element of the first operand has in memory, with what is added to it on the way
     run:      adjacent elements of the sum, which a step along it does not cross
+    most:     elements of a step along the sum, at most
     plain:    nothing is computed on the way into the product and nothing but bias and ReLU on the way out
     """
     row_size, run = row_size or element_size, run or K
-    sides = _SIDES if element_size == 2 else _SIDES_FP32
+    sides = _SIDES if element_size <= 2 else _SIDES_FP32
     if plain and element_size == 2 and chip.reads_shared:
         sides = (_WIDE, *sides)
-    k = min(128 // element_size, power_of_two(run))
-    while k > 16 and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
+    least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
+    k = min(128 // element_size, most, power_of_two(run, least))
+    while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
         k //= 2
     tiles = []
     for m, n, warps in sides:
         if (n > 16 and n >= 2 * N) or (m > 64 and m >= 2 * M):
             continue
+        if element_size == 1 and chip.capability == 90 and m > 16 * warps:
+            continue  # each of a warp's two FP8 products would wait for the other's sums
         step = k * (m * row_size + n * element_size)
         room = chip.shared - 2048 - (0 if plain else m * k * element_size)  # an operand on its way through registers
         buffers = min(4, room // step)
         stages = buffers if chip.reads_shared else buffers + 1
         tiles.append(Tile(m, n, k, warps, min(4, stages)))
-    return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip)))
+    return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip, element_size, row_size)))
 
 
-def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip) -> float:
+def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip, element_size: int, row_size: int) -> float:
     """Estimated cycles: the busiest multiprocessor's blocks, each bound by products or by operands from the L2 cache.
 
     2048 multiply-adds (fp16) and 24 bytes from the L2 cache a cycle are an H100's; 8 stored elements a cycle and 400
-    cycles a block are guesses: no GPU was at hand.
+    cycles a block are guesses: no GPU was at hand. In 8 bits products are twice as fast, and some 8 instructions round
+    each element of the first operand, 128 at a time: a guess too.
     """
     blocks = ceil_div(ceil_div(M, tile.m) * ceil_div(N, tile.n), chip.sms)
-    step = max(tile.m * tile.n / 2048, (tile.m + tile.n) * 2 / 24)
+    if element_size == 1:
+        step = max(tile.m * tile.n / 4096, (tile.m * row_size + tile.n) / 24) + tile.m * 8 / 128
+    else:
+        step = max(tile.m * tile.n / 2048, (tile.m + tile.n) * 2 / 24)
     return blocks * (ceil_div(K, tile.k) * tile.k * step + tile.m * tile.n / 8 + 400)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._launch import Plan
+from ._launch import Plan, Scales
 from ._tiles import ceil_div
 from .linear import Rows, plan_product
 
@@ -16,6 +16,9 @@ def plan_conv1x1(
     stride: int = 1,
     relu: bool = True,
     residual: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+    addend_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.conv1x1."""
     feature_map = feature_map.contiguous()
@@ -28,7 +31,8 @@ def plan_conv1x1(
         weight,
         bias,
         (B, height, width, weight.shape[0]),
-        dtype=weight.dtype,
+        dtype=bias.dtype,
         relu=relu,
         residual=residual,
+        scales=Scales(input_scale, weight_scale, addend_scale),
     )

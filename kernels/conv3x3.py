@@ -2,7 +2,7 @@
 
 x: (B, H, W, K), zero outside; weight: (K', 3, 3, K); out: (B, H', W', K'). An implicit matrix product: a row is a pixel
 of out, the sum runs over 9 K. FCU-up's token_map (B, H / S * W / S, K) is read at [h // S, w // S] and added on the way
-into the product, so its upsampled form is never written.
+into the product, so its upsampled form is never written. Where the weight is in 8 bits, x is rounded there too.
 
 With POOL > 1 the rows of the product are ordered by token: POOL * POOL adjacent rows are one token's pixels, and their
 mean leaves as a second output (B, H' / POOL, W' / POOL, K'), which is all that FCU-down needs of the map.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import _tiles
 from ._chips import chip_of
-from ._launch import Plan, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
-from ._math import relu
+from ._launch import Plan, Scales, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
+from ._math import add_product, inverse_of, relu, scaled, stored, zero_sums
 from ._tiles import Tile, ceil_div
 
 
@@ -27,6 +27,8 @@ def conv3x3_kernel(
     x_ptr,  # in  (B, H, W, K)
     weight_ptr,  # in  (N, 3, 3, K), N = K' output channels
     bias_ptr,  # in  (N,)
+    input_scale_ptr,  # in  scalar, if SCALED
+    weight_scale_ptr,  # in  (N,), if SCALED
     token_map_ptr,  # in  (B, H / TOKEN_STRIDE * W / TOKEN_STRIDE, K), if TOKEN_STRIDE
     out_ptr,  # out (B, height, width, N)
     pooled_ptr,  # out (B, height / POOL, width / POOL, N), if POOL > 1
@@ -39,6 +41,7 @@ def conv3x3_kernel(
     width,  # columns of out
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
     TOKEN_STRIDE: tl.constexpr,  # S, pixels of x per token side; 0: no token_map
+    SCALED: tl.constexpr,  # the weight is in 8 bits
     WAIT: tl.constexpr,  # finish the product of each step before the next (`_launch.must_wait`)
     POOL: tl.constexpr,  # pixels of out per token side that are averaged; 1: no second output
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
@@ -63,7 +66,9 @@ def conv3x3_kernel(
     if TOKEN_STRIDE > 0:
         token_image = token_map_ptr + image * (H // TOKEN_STRIDE) * (W // TOKEN_STRIDE) * K
 
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if SCALED:
+        inverse = inverse_of(input_scale_ptr)
+    sums = zero_sums(BLOCK_M, BLOCK_N, weight_ptr.dtype.element_ty)
     steps = tl.cdiv(K, BLOCK_K)
     tl.assume(steps > 0)  # as in linear.py
     for step in range(9 * steps):
@@ -80,10 +85,13 @@ def conv3x3_kernel(
             x = (x.to(tl.float32) + added.to(tl.float32)).to(x.dtype)
         weight_mask = (channel[:, None] < K) & n_mask[None, :]
         weight = tl.load(weight_rows + (tap * K + channel)[:, None], mask=weight_mask, other=0.0)
-        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+        if SCALED:
+            x = stored(x, inverse, weight.dtype)
+        sums = add_product(sums, x, weight, PRECISION)
         if WAIT:
-            acc = tl.where(step < 9 * steps, acc, 0.0)
+            sums = tl.where(step < 9 * steps, sums, 0)
 
+    acc = scaled(sums, input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums
     acc += tl.load(bias_ptr + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
     acc = relu(acc)
     pixel = (image * height + row) * width + column
@@ -105,14 +113,26 @@ def plan_conv3x3(
     stride: int = 1,
     token_map: Tensor | None = None,
     token_stride: int = 1,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.conv3x3."""
-    return _plan("conv3x3", feature_map, weight, bias, stride, token_map, token_stride, pool=1)
+    scales = Scales(input_scale, weight_scale)
+    return _plan("conv3x3", feature_map, weight, bias, stride, token_map, token_stride, 1, scales)
 
 
-def plan_conv3x3_pool(feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int, pool_stride: int) -> Plan:
+def plan_conv3x3_pool(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    pool_stride: int,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Plan:
     """Arguments and result: functional.conv3x3_pool."""
-    return _plan("conv3x3_pool", feature_map, weight, bias, stride, None, 1, pool_stride)
+    scales = Scales(input_scale, weight_scale)
+    return _plan("conv3x3_pool", feature_map, weight, bias, stride, None, 1, pool_stride, scales)
 
 
 def _plan(
@@ -124,29 +144,31 @@ def _plan(
     token_map: Tensor | None,
     token_stride: int,
     pool: int,
+    scales: Scales,
 ) -> Plan:
     feature_map = feature_map.contiguous()
     (B, H, W, K), N = feature_map.shape, weight.shape[0]
     height, width = ceil_div(H, stride), ceil_div(W, stride)
     M = B * height * width
-    size = weight.element_size()
+    computed = token_map is not None or scales.weight is not None  # on the way into the product
     tiles = _tiles.for_matmul(
         M,
         N,
         9 * K,
         chip_of(weight.device),
-        element_size=size,
-        row_size=size if token_map is None else 2 * size,
+        element_size=weight.element_size(),
+        row_size=feature_map.element_size() * (1 if token_map is None else 2),
         run=K,
-        plain=token_map is None and pool == 1,
+        most=32 if scales.weight is not None and token_map is not None else 64,  # registers hold all its pointers
+        plain=pool == 1 and not computed,
     )
     tiles = tuple(tile for tile in tiles if tile.m % pool**2 == 0)
 
     def run(tile: Tile) -> Tensor | tuple[Tensor, Tensor]:
-        out = torch.empty((B, height, width, N), dtype=weight.dtype, device=weight.device)
+        out = torch.empty((B, height, width, N), dtype=bias.dtype, device=weight.device)
         pooled = out
         if operation == "conv3x3_pool":
-            pooled = torch.empty((B, height // pool, width // pool, N), dtype=weight.dtype, device=weight.device)
+            pooled = torch.empty((B, height // pool, width // pool, N), dtype=bias.dtype, device=weight.device)
         launch(
             conv3x3_kernel,
             (ceil_div(M, tile.m) * ceil_div(N, tile.n),),
@@ -166,18 +188,19 @@ def _plan(
             width=width,
             STRIDE=stride,
             TOKEN_STRIDE=0 if token_map is None else token_stride,
-            WAIT=must_wait(weight, token_map is not None),
+            WAIT=must_wait(weight, computed),
             POOL=pool,
             PRECISION=dot_precision(),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
+            **scales.arguments(instead=bias),
         )
         return out if pooled is out else (out, pooled)
 
-    words = [operation, product_type(weight), f"B{B} H{H} W{W} N{N} K{K} stride{stride}"]
+    words = [operation, product_type(weight, bias), f"B{B} H{H} W{W} N{N} K{K} stride{stride}"]
     words += [f"tokens{token_stride}"] * (token_map is not None) + [f"pool{pool}"] * (pool > 1)
-    unsupported = unsupported_dtype(weight)
+    unsupported = unsupported_dtype(weight, scales)
     if operation == "conv3x3_pool":
         unsupported = unsupported or _unsupported_pool(height, width, pool)
     return Plan(" ".join(words), unsupported, tiles, run)

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._chips import Chip, chip_of
-from ._launch import Plan, dot_precision, launch, product_type, unsupported_dtype
-from ._math import gelu
+from ._launch import Plan, Scales, dot_precision, launch, product_type, unsupported_dtype
+from ._math import add_product, gelu, inverse_of, scaled, stored, zero_sums
 from ._tiles import Tile, ceil_div, power_of_two
 
 
@@ -27,6 +27,8 @@ def fcu_down_kernel(
     tokens_ptr,  # in  (B, T, C)
     weight_ptr,  # in  (C, K)
     bias_ptr,  # in  (C,)
+    input_scale_ptr,  # in  scalar, if SCALED
+    weight_scale_ptr,  # in  (C,), if SCALED
     norm_weight_ptr,  # in  (C,)
     norm_bias_ptr,  # in  (C,)
     out_ptr,  # out (B, T, C)
@@ -39,6 +41,7 @@ def fcu_down_kernel(
     norm_eps,  # added to the variance
     C: tl.constexpr,  # channels
     S: tl.constexpr,  # pixels per token side
+    SCALED: tl.constexpr,  # the weight is in 8 bits
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -54,7 +57,9 @@ def fcu_down_kernel(
     PIECES: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     acc: tl.tuple = ()
     for _ in tl.static_range(PIECES):
-        acc += (tl.zeros((BLOCK_M, BLOCK_C), tl.float32),)
+        acc += (zero_sums(BLOCK_M, BLOCK_C, weight_ptr.dtype.element_ty),)
+    if SCALED:
+        inverse = inverse_of(input_scale_ptr)
 
     for k0 in range(0, K, BLOCK_K):
         k_mask = k < K - k0
@@ -67,20 +72,23 @@ def fcu_down_kernel(
                 for pixel in tl.static_range(S):
                     pixels = x_rows + (line * stride_row + pixel * K)
                     window += tl.load(pixels + (k0 + k)[None, :], mask=x_mask, other=0.0).to(tl.float32)
-            x = window / (S * S)
-        x = x.to(weight_ptr.dtype.element_ty)
+            x = (window / (S * S)).to(x_ptr.dtype.element_ty)
+        if SCALED:
+            x = stored(x, inverse, weight_ptr.dtype.element_ty)
         sums: tl.tuple = ()
         for i in tl.static_range(PIECES):
             c = i * BLOCK_C + tl.arange(0, BLOCK_C)
             w_mask = k_mask[:, None] & (c < C)[None, :]
             weight = tl.load(weight_ptr + c[None, :] * K + (k0 + k)[:, None], mask=w_mask, other=0.0)
-            sums += (tl.dot(x, weight, acc[i], input_precision=PRECISION),)
+            sums += (add_product(acc[i], x, weight, PRECISION),)
         acc = sums
 
     total = tl.zeros((BLOCK_M,), tl.float32)
     biased: tl.tuple = ()
     for i in tl.static_range(PIECES):
-        biased += (acc[i] + _vector(bias_ptr, i * BLOCK_C + tl.arange(0, BLOCK_C), C),)
+        c = i * BLOCK_C + tl.arange(0, BLOCK_C)
+        projected = scaled(acc[i], input_scale_ptr, weight_scale_ptr, c, C) if SCALED else acc[i]
+        biased += (projected + _vector(bias_ptr, c, C),)
         total += tl.sum(biased[i], 1)
     mean = (total / C)[:, None]
     squares = tl.zeros((BLOCK_M,), tl.float32)
@@ -115,8 +123,11 @@ def plan_fcu_down(
     norm_bias: Tensor,
     norm_eps: float,
     stride: int,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.fcu_down."""
+    scales = Scales(input_scale, weight_scale)
     feature_map, tokens = feature_map.contiguous(), tokens.contiguous()
     _, H, W, K = feature_map.shape
     B, T, C = tokens.shape
@@ -147,23 +158,26 @@ def plan_fcu_down(
             BLOCK_M=tile.m,
             BLOCK_K=tile.k,
             BLOCK_C=min(PIECE, power_of_two(C)),
+            **scales.arguments(instead=bias),
         )
         return out
 
     chip = chip_of(weight.device)
-    tiles = _tiles(B * T, C, K, stride, weight.element_size(), chip)
-    unsupported = unsupported_dtype(weight)
+    tiles = _tiles(B * T, C, K, stride, weight.element_size(), feature_map.element_size(), chip)
+    unsupported = unsupported_dtype(weight, scales)
     if not (tiles or unsupported):
         unsupported = f"whole rows of {C} channels do not fit a program on {chip.name}"
-    dtype = product_type(weight)
+    dtype = product_type(weight, bias)
     return Plan(f"fcu_down {dtype} M{B * T} C{C} K{K} S{stride}", unsupported, tiles, run)
 
 
 PIECE = 64  # channels
 
 
-def _tiles(M: int, C: int, K: int, S: int, element_size: int, chip: Chip) -> tuple[Tile, ...]:
+def _tiles(M: int, C: int, K: int, S: int, element_size: int, row_size: int, chip: Chip) -> tuple[Tile, ...]:
     """Tiles of m whole rows of C (n is 0: unused), the one with the smallest estimated time first; none for long rows.
+
+    element_size, row_size: bytes of an element of the weight, and of the map
 
     The estimate is the traffic of the busiest multiprocessor: each program reads all weights once, and its tokens and
     the result are 4 bytes an element each. So one image gets many programs, a large batch few readings of the weights.
@@ -172,14 +186,16 @@ def _tiles(M: int, C: int, K: int, S: int, element_size: int, chip: Chip) -> tup
     rows = []  # and warps: those whose products and what follows them fit the registers
     if columns <= 1024:
         rows += [(16, 8)]
-    if element_size == 2 and columns <= 768:
+    if element_size <= 2 and columns <= 768:
         rows += [(32, 8)]
-    if element_size == 2 and columns <= 576 and S == 1:  # averages in registers are no operand for their products
+    if element_size == 2 and columns <= 576 and S == 1:  # averages or 8 bits made in registers are no operand for them
         rows += {90: [(64, 8), (64, 16)], 100: [(64, 8)]}.get(chip.capability, [])
+    steps = (128, 64, 32) if element_size == 1 else (64, 32, 16)
     tiles = []
     for m, warps in rows:
-        for k in sorted((64, 32, 16), key=lambda k: (ceil_div(K, k) * k, -k)):  # least padding, then fewest steps
-            held = chip.shared // ((m + columns) * k * element_size)  # steps
+        for k in sorted(steps, key=lambda k: (ceil_div(K, k) * k, -k)):  # least padding, then fewest steps
+            room = chip.shared - (m * k if element_size == 1 else 0)  # 8 bits on their way from registers
+            held = room // ((m * row_size + columns * element_size) * k)  # steps
             stages = held if m == 64 else held + 1  # products of 64 rows read one step as the next arrives
             if k * element_size <= 128 and stages >= 2:
                 tiles.append(Tile(m, 0, k, warps, min(4, max(2, ceil_div(K, k)), stages)))

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._launch import Plan
+from ._launch import Plan, Scales
 from .linear import Rows, plan_product
 
 
-def plan_fcu_up(tokens: Tensor, weight: Tensor, bias: Tensor) -> Plan:
+def plan_fcu_up(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Plan:
     """Arguments and result: functional.fcu_up."""
     patches = tokens.contiguous()[:, 1:]  # (B, N, C)
     B, N, C = patches.shape
     rows = Rows(patches, B, 1, N, (N + 1) * C, N * C, C)
-    return plan_product("fcu_up", rows, weight, bias, (B, N, weight.shape[0]), dtype=weight.dtype, relu=True)
+    return plan_product(
+        "fcu_up",
+        rows,
+        weight,
+        bias,
+        (B, N, weight.shape[0]),
+        dtype=bias.dtype,
+        relu=True,
+        scales=Scales(input_scale, weight_scale),
+    )

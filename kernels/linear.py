@@ -5,7 +5,8 @@ x: M rows of K, weight: (N, K), out: M rows of N. It is every product of the net
 differ in where the rows lie (`Rows`) and in what follows the product.
 
 The layer norm is a prologue: each program reads its rows once for their mean and variance, then again, out of the
-cache, and normalises them in float32 on their way into the product.
+cache, and normalises them in float32 on their way into the product. So are they rounded where the weight is in 8 bits:
+x becomes numbers at the scale of the product's input, the sums are multiplied by both scales, then all is as without.
 """
 
 from __future__ import annotations
@@ -19,8 +20,19 @@ from torch import Tensor
 
 from . import _tiles
 from ._chips import chip_of
-from ._launch import Plan, dot_precision, launch, must_wait, product_type, unsupported_dtype
-from ._math import gelu, normalise, relu, row_statistics
+from ._launch import Plan, Scales, dot_precision, launch, must_wait, product_type, unsupported_dtype
+from ._math import (
+    add_product,
+    gelu,
+    inverse_of,
+    normalise,
+    relu,
+    row_statistics,
+    scaled,
+    stored,
+    through_8_bits,
+    zero_sums,
+)
 from ._tiles import Tile, ceil_div
 
 
@@ -32,6 +44,9 @@ def linear_kernel(
     norm_weight_ptr,  # in  (K,), if NORM
     norm_bias_ptr,  # in  (K,), if NORM
     residual_ptr,  # in  (M, N), if RESIDUAL
+    input_scale_ptr,  # in  scalar, if SCALED
+    weight_scale_ptr,  # in  (N,), if SCALED
+    addend_scale_ptr,  # in  scalar, if ADDEND_SCALED
     out_ptr,  # out (M, N); with SKIP_CLASS (images, 1 + rows_per_image, N) without the first row of each image
     M,  # rows
     N,  # columns
@@ -48,6 +63,8 @@ def linear_kernel(
     RESIDUAL: tl.constexpr,  # then add the residual
     RELU: tl.constexpr,  # then ReLU
     DENSE: tl.constexpr,  # row m starts at m * stride_column
+    SCALED: tl.constexpr,  # the weight is in 8 bits
+    ADDEND_SCALED: tl.constexpr,  # round the residual to 8 bits
     SEGMENT: tl.constexpr,  # a row is made of pieces of this many elements; 0: it is contiguous
     WAIT: tl.constexpr,  # finish the product of each step before the next (`_launch.must_wait`)
     SKIP_CLASS: tl.constexpr,  # leave a row for the class token before each image's rows of out
@@ -75,9 +92,11 @@ def linear_kernel(
 
     if NORM:
         first, mean, rstd = row_statistics(x_ptr + start, m < M, K, norm_eps, BLOCK_K)
+    if SCALED:
+        inverse = inverse_of(input_scale_ptr)
 
     tl.assume(K > 0)  # else Hopper's products wait for each other: a loop that may not run shares their registers
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    sums = zero_sums(BLOCK_M, BLOCK_N, weight_ptr.dtype.element_ty)
     for k0 in range(0, K, BLOCK_K):
         k_mask = k < K - k0
         column = k0 + k
@@ -87,15 +106,21 @@ def linear_kernel(
         weight = tl.load(weight_rows + (k0 + k)[:, None], mask=k_mask[:, None] & n_mask, other=0.0)
         if NORM:
             x = normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, k0 + k, K)
-        acc = tl.dot(x.to(weight.dtype), weight, acc, input_precision=PRECISION)
+        if SCALED:
+            x = stored(x, inverse, weight.dtype)
+        sums = add_product(sums, x.to(weight.dtype), weight, PRECISION)
         if WAIT:
-            acc = tl.where(k0 < K, acc, 0.0)
+            sums = tl.where(k0 < K, sums, 0)
 
+    acc = scaled(sums, input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums
     acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if GELU:
         acc = gelu(acc)
     if RESIDUAL:
-        acc += tl.load(residual_ptr + row[:, None] * N + n[None, :], mask=m_mask & n_mask, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + row[:, None] * N + n[None, :], mask=m_mask & n_mask, other=0.0)
+        if ADDEND_SCALED:
+            residual = through_8_bits(residual, addend_scale_ptr, weight_ptr.dtype.element_ty)
+        acc += residual.to(tl.float32)
     if RELU:
         acc = relu(acc)
     if SKIP_CLASS:
@@ -140,6 +165,7 @@ def plan_product(
     residual: Tensor | None = None,
     norm: tuple[Tensor, Tensor, float] | None = None,
     skip_class: bool = False,
+    scales: Scales,
 ) -> Plan:
     """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`."""
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
@@ -166,6 +192,7 @@ def plan_product(
             norm_weight_ptr=norm[0].contiguous() if norm else bias,
             norm_bias_ptr=norm[1].contiguous() if norm else bias,
             residual_ptr=bias if residual is None else residual.contiguous(),
+            addend_scale_ptr=bias if scales.addend is None else scales.addend,
             out_ptr=result,
             M=M,
             N=N,
@@ -182,6 +209,7 @@ def plan_product(
             RESIDUAL=residual is not None,
             RELU=relu,
             DENSE=rows.dense,
+            ADDEND_SCALED=scales.addend is not None,
             SEGMENT=rows.segment,
             WAIT=must_wait(weight, norm is not None or rows.tensor.dtype != weight.dtype),
             SKIP_CLASS=skip_class,
@@ -189,12 +217,13 @@ def plan_product(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
+            **scales.arguments(instead=bias),
         )
         return result
 
     parts = {"strided": not rows.dense, "norm": norm, "gelu": gelu, "residual": residual is not None, "relu": relu}
-    words = [operation, product_type(weight), f"M{M} N{N} K{K}", *filter(parts.get, parts)]
-    return Plan(" ".join(words), unsupported_dtype(weight), tiles, run)
+    words = [operation, product_type(weight, bias), f"M{M} N{N} K{K}", *filter(parts.get, parts)]
+    return Plan(" ".join(words), unsupported_dtype(weight, scales), tiles, run)
 
 
 def plan_linear(
@@ -206,6 +235,8 @@ def plan_linear(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     norm_eps: float = 0.0,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.linear."""
     x = x.contiguous()
@@ -220,8 +251,9 @@ def plan_linear(
         weight,
         bias,
         (*x.shape[:-1], weight.shape[0]),
-        dtype=weight.dtype if residual is None else torch.promote_types(weight.dtype, residual.dtype),
+        dtype=bias.dtype if residual is None else torch.promote_types(bias.dtype, residual.dtype),
         gelu=gelu,
         residual=residual,
         norm=norm,
+        scales=Scales(input_scale, weight_scale),
     )

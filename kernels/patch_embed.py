@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._launch import Plan, prepared
+from ._launch import Plan, Scales, prepared
 from ._tiles import Tile
 from .linear import Rows, plan_product
 
 
-def plan_patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: Tensor) -> Plan:
+def plan_patch_embed(
+    stem_map: Tensor,
+    cls_token: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Plan:
     """Arguments and result: functional.patch_embed."""
     stem_map = stem_map.contiguous()
     B, H, W, K = stem_map.shape
@@ -28,6 +35,7 @@ def plan_patch_embed(stem_map: Tensor, cls_token: Tensor, weight: Tensor, bias: 
         (B, 1 + height * width, C),
         dtype=cls_token.dtype,
         skip_class=True,
+        scales=Scales(input_scale, weight_scale),
     )
 
     def run(tile: Tile) -> Tensor:

@@ -7,13 +7,15 @@ import pytest
 import torch
 from kernel_checks import ALLOWANCE, DEVICE, DTYPES, FLOOR, error, poisoned_memory
 
-from conformer_fast import ops
+from conformer_fast import create_model, ops
+from conformer_fast.calibration import input_ranges
 from conformer_fast.cuda_graph import tf32_as_asked
 from conformer_fast.fuse import LOGITS, fuse
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.dispatch import PYTORCH
 from conformer_fast.model import Conformer
 from conformer_fast.outputs import observed_outputs
+from conformer_fast.quantization import FORMATS, Quantization
 
 
 def check_network(config, images, dtype, **kind):
@@ -47,6 +49,45 @@ def test_odd_sizes_and_large_patches(small_config):
 
 def test_a_backbone(small_config):
     check_network(small_config, torch.randn(1, 3, 32, 32, device=DEVICE), torch.float16, features_only=True)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_a_network_in_8_bits(precision, small_model):
+    """All products but two, as after an accuracy gate, beside the same network in PyTorch. In fp32: a value's last bit
+    decides on which side of a tie it is, and of float16 those of many values differ."""
+    fused, images = fuse(small_model.to(DEVICE)), torch.randn(2, 3, 64, 48, device=DEVICE)
+    ranges = input_ranges(fused, [images])
+    del ranges["conv_trans_2.trans_block.fc1"], ranges["conv_trans_3.cnn_block.conv3"]
+    typed = fused.quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
+    with torch.inference_mode(), ops.on_kernels(), poisoned_memory(), dispatch.calls() as made:
+        ours = typed(images)
+    with torch.inference_mode(), tf32_as_asked(torch.float32):
+        same, exact = typed(images), fused.double().with_outputs(LOGITS)(images.double())
+    for value, other, true in zip(ours, same, exact, strict=True):
+        assert error(value, other.double()) <= 0.1 * error(other, true)
+    assert not [call.plan.unsupported for call in made if call.plan.unsupported]
+    words = [call.plan.problem.split()[1] for call in made]
+    assert words.count(f"{precision}-fp32") == len([name for name in fused.quantisable if name in ranges])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS)
+def test_digits_in_8_bits(precision):
+    """A trained model's answers to 16 held-out pictures are those that PyTorch gives in the same 8 bits."""
+    pytest.importorskip("sklearn")
+    from conformer_fast.digits import load_digits_split
+
+    split = load_digits_split()
+    fused = fuse(create_model("digits", weights="bundled").to(DEVICE))
+    ranges = input_ranges(fused, [split.train_images[:128].to(DEVICE)])
+    typed = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
+    images = split.test_images[:16].to(DEVICE)
+    with torch.inference_mode():
+        expected = sum(typed(images)).argmax(-1)
+        with ops.on_kernels(), poisoned_memory():
+            found = sum(typed(images)).argmax(-1)
+    assert torch.equal(found, expected)
+    assert (found.cpu() == split.test_labels[:16]).all()
 
 
 def test_operators_are_themselves_again_afterwards(small_model):

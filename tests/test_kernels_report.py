@@ -23,22 +23,27 @@ OPERATIONS = {
     "linear",
     "patch_embed",
     "pool",
+    "preprocess",
     "stem",
 }
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def report(folder, *options):
     """The report's rows, made in a process of its own: in this one the kernels are for the interpreter."""
-    folder = tmp_path_factory.mktemp("report")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache")}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-m", "benchmarks.kernels_report", "--json", folder / "rows.json"]
+    command = [sys.executable, "-m", "benchmarks.kernels_report", "--json", folder / "rows.json", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
     assert (folder / "rows.json").exists(), done.stderr
     rows = json.loads((folder / "rows.json").read_text())
     assert done.returncode == any(row["faults"] for row in rows)
     return rows
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """In fp16."""
+    return report(tmp_path_factory.mktemp("report"))
 
 
 @pytest.mark.slow
@@ -61,3 +66,20 @@ def test_large_products_use_the_chips_own_matrix_instructions(rows):
     assert large
     others = [row for row in large if row["matrix"] != own[row["chip"]]]
     assert not others, [(row["chip"], row["problem"], row["tile"], row["matrix"]) for row in others]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_products_in_8_bits(tmp_path):
+    """FP8 from compute capability 8.9 on; where the chip has none, PyTorch runs the product."""
+    rows = report(tmp_path, "--precision", "int8", "fp8", "--batch", "8", "128")
+    for precision, chips in (("int8", CHIPS), ("fp8", CHIPS[2:])):
+        stored = [row for row in rows if row["problem"].split()[1] == f"{precision}-fp16"]
+        assert {row["chip"] for row in stored} == set(chips)
+        assert {row["problem"].split()[0] for row in stored} == {
+            "conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "patch_embed"
+        }  # fmt: skip
+    faults = [
+        f"sm_{row['chip']} {row['problem']} {row['tile']}: {', '.join(row['faults'])}" for row in rows if row["faults"]
+    ]
+    assert not faults, "\n".join(faults)

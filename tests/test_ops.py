@@ -1,14 +1,17 @@
 """The custom operators: registered soundly, right in every precision, for odd sizes and for any strides."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from kernel_checks import in_8_bits
 from torch import Tensor
 
 from conformer_fast import functional as CF
 from conformer_fast import ops
+from conformer_fast.quantization import FORMATS, Quantization
 
 ROUNDING = {  # largest relative error, in half-steps of the dtype: what an operator's own roundings may add up to
     torch.float32: 32,  # a sum of up to 1000 products: the square root of that many roundings
@@ -173,6 +176,24 @@ def test_every_operator_is_in_torch_ops_and_in_functional():
 @EACH
 def test_opcheck(sample):
     torch.library.opcheck(ops.OPS[sample.op], sample.tensors(torch.float32))
+
+
+IN_8_BITS = [sample for sample in SAMPLES if "weight_scale" in signature(getattr(CF, sample.op)).parameters]
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("sample", IN_8_BITS[::2], ids=str)
+def test_in_8_bits(sample, precision):
+    """Operators take the scales, and return the type of the biases: the weights' says nothing about results."""
+    quantization = Quantization(precision, {"input": 3.0, "addend": 3.0})
+    arguments = in_8_bits(sample.op, sample.tensors(torch.bfloat16), quantization)
+    expected = getattr(CF, sample.op)(*arguments)
+    expected = [expected] if isinstance(expected, Tensor) else expected
+    for value, same in zip(call(sample, arguments), expected, strict=True):
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, same)
+    checks = ["test_faketensor"] + ["test_schema"] * (precision == "int8")  # it compares no tensors of FP8
+    torch.library.opcheck(ops.OPS[sample.op], arguments, test_utils=checks)
 
 
 @EACH

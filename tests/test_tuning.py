@@ -23,6 +23,7 @@ from conformer_fast.kernels import dispatch
 from conformer_fast.kernels._launch import Plan
 from conformer_fast.kernels._tiles import Tile
 from conformer_fast.kernels.dispatch import PYTORCH
+from conformer_fast.quantization import FORMATS, Quantization
 from conformer_fast.tuning import Tuned, fastest, load, save, tune
 
 GPU = tuning.gpu_name(torch.device(DEVICE))
@@ -92,6 +93,19 @@ def test_no_tile_is_dropped(dtype):
     model = Net(dtype)
     found = tune(model, tuning.random_images(model, 3, 5, 7), timer=FakeTimer())
     assert [tuned.dropped for tuned in found.values()] == [{}, {}]
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_no_tile_of_a_product_in_8_bits_is_dropped(precision):
+    """Candidates are compared with the same numbers summed in float64."""
+    quantization, model = Quantization(precision, {"second": 3.0}), Net()
+    model.second.quantise("second", quantization)
+    model.forward = lambda images: ops.conv1x1(
+        images.permute(0, 2, 3, 1).contiguous(), *model.second(), **model.second.scales()
+    )
+    (tuned,) = tune(model, tuning.random_images(model, 3, 5, 7), timer=FakeTimer()).values()
+    assert tuned.problem.startswith(f"conv1x1 {precision}-fp16 ")
+    assert tuned.dropped == {}
 
 
 def test_launches_share_the_activations_and_have_their_own_weights():

@@ -5,15 +5,15 @@ import onnxruntime
 import pytest
 import torch
 
-from conformer_fast.engines.quantize import Quantization
 from conformer_fast.engines.typed import ELEMENT_TYPES, OPSET, OPSET_BF16, TypedGraph
+from conformer_fast.quantization import FORMATS, Quantization
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def graph_of(*values: str, quantization=None) -> TypedGraph:
+def graph_of(*values: str) -> TypedGraph:
     """A graph with these fp32 inputs."""
-    graph = TypedGraph(quantization)
+    graph = TypedGraph()
     for value in values:
         graph.input(value, torch.float32)
     return graph
@@ -163,35 +163,40 @@ def test_shapes_are_integers_whatever_the_type(dtype):
 
 def test_without_quantisation_nothing_is_in_8_bits():
     graph = graph_of("x")
-    assert graph.quantized("x", "product") == "x"
-    assert graph.type_of(graph.weight(torch.ones(3, 2), "product")) == torch.float32
+    assert graph.quantized("x", None, torch.int8) == "x"
+    assert graph.type_of(graph.weight(torch.ones(3, 2), None)) == torch.float32
     assert [node.op_type for node in finished(graph, "x").graph.node] == ["Identity"]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_users_of_a_value_share_its_pair(precision, dtype):
-    graph = graph_of("x", "z", quantization=Quantization(precision, {"first": 2.0, "second": 2.0}))
+    """Users at one scale; another scale is another pair."""
+    graph = graph_of("x", "z")
     x, z = graph.cast("x", dtype), graph.cast("z", dtype)
-    read = graph.quantized(x, "first")
-    assert read == graph.quantized(x, "second") != graph.quantized(z, "second")
-    assert graph.quantized(x, "not measured") == x
+    scale, other, stored = torch.tensor(0.5, dtype=dtype), torch.tensor(0.25, dtype=dtype), FORMATS[precision]
+    read = graph.quantized(x, scale, stored)
+    finer = graph.quantized(x, other, stored)
+    assert read == graph.quantized(x, scale.clone(), stored)
+    assert len({x, read, finer, graph.quantized(z, scale, stored)}) == 4
     assert graph.cast(x, dtype) == x
     assert graph.type_of(read) == dtype
-    proto = finished(graph, graph.node("Add", [read, graph.quantized(z, "second")]), inputs=("x", "z"))
-    assert len(nodes(proto, "QuantizeLinear")) == len(nodes(proto, "DequantizeLinear")) == 2
+    total = graph.node("Add", [read, finer])
+    proto = finished(graph, graph.node("Add", [total, graph.quantized(z, scale, stored)]), inputs=("x", "z"))
+    assert len(nodes(proto, "QuantizeLinear")) == len(nodes(proto, "DequantizeLinear")) == 3
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_a_weight_in_8_bits_has_its_own_type_again(precision):
-    graph = graph_of("x", quantization=Quantization(precision, {"product": 2.0}))
-    weight = graph.weight(torch.randn(4, 3, dtype=torch.float16), "product", axis=1)
+    numbers, scale = Quantization(precision, {}).weight(torch.randn(4, 3, dtype=torch.float16), axis=1)
+    graph = graph_of("x")
+    weight = graph.weight(numbers, scale, axis=1)
     assert graph.type_of(weight) == torch.float16
     proto = finished(graph, graph.node("MatMul", [graph.cast("x", torch.float16), weight]))
     (dequantize,) = nodes(proto, "DequantizeLinear")
     assert [(attribute.name, attribute.i) for attribute in dequantize.attribute] == [("axis", 1)]
     stored, scale, zeros = (next(v for v in proto.graph.initializer if v.name == name) for name in dequantize.input)
     assert (tuple(stored.dims), tuple(scale.dims), tuple(zeros.dims)) == ((4, 3), (3,), (3,))
-    assert stored.data_type == zeros.data_type == ELEMENT_TYPES[Quantization(precision, {}).dtype]
+    assert stored.data_type == zeros.data_type == ELEMENT_TYPES[FORMATS[precision]]
     assert scale.data_type == ELEMENT_TYPES[torch.float16]
     assert not any(zeros.raw_data)

@@ -15,16 +15,18 @@ import torch
 from onnx import TensorProto, helper
 
 import conformer_fast as cf
+from conformer_fast import functional as CF
 from conformer_fast.calibration import input_ranges
 from conformer_fast.config import VARIANTS
 from conformer_fast.engines.export import onnx_from_model
 from conformer_fast.engines.flavours import get_flavour
-from conformer_fast.engines.quantize import FORMATS, LARGEST, Quantization, addend_of, stored
 from conformer_fast.engines.tensorrt import engine_from_onnx
 from conformer_fast.engines.typed import ELEMENT_TYPES
+from conformer_fast.functional import LIMITS, stored
 from conformer_fast.fuse import InferenceConformer, fuse
 from conformer_fast.model import Conformer
 from conformer_fast.profile import Profile
+from conformer_fast.quantization import FORMATS, LARGEST, Quantization, addend_of
 from conformer_fast.verify import relative_error
 
 PRECISIONS = list(FORMATS)
@@ -169,15 +171,91 @@ HALVES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @PRECISION
 def test_numbers_are_those_of_quantize_linear(precision, dtype, values):
-    """Except that INT8 has a -128 there; a symmetric weight has none."""
     scale = torch.tensor(0.25 if values == "halfway" else 0.0237, dtype=dtype)
     scaled = HALVES[precision] if values == "halfway" else torch.randn(20000) * LARGEST[FORMATS[precision]] / 2
     value = (scaled * scale.float()).to(dtype)
     theirs = quantize_linear(value, scale, FORMATS[precision])
     ours = stored(value.float() / scale.float(), FORMATS[precision]).float()
-    largest = LARGEST[FORMATS[precision]]
-    assert torch.equal(ours, theirs.clamp(min=-largest))
-    assert ours.max() == -ours.min() == largest
+    assert torch.equal(ours, theirs)
+    assert (ours.min(), ours.max()) == LIMITS[FORMATS[precision]]
+
+
+# The inference model
+
+
+@PRECISION
+def test_products_are_sums_of_numbers(precision):
+    """Written out in integers, and in float64 for FP8: what every path computes."""
+    x, weight, bias = 4 * torch.randn(5, 300), torch.randn(7, 300), torch.randn(7)
+    quantization = Quantization(precision, {"input": 6.0})
+    numbers, weight_scale = quantization.weight(weight, axis=0)
+    input_scale = quantization.scale("input", torch.float32)
+    scaled = (x / input_scale).clamp(*LIMITS[FORMATS[precision]])
+    if precision == "int8":
+        sums = torch.tensor([[round(value) for value in row] for row in scaled.tolist()]) @ numbers.long().T
+    else:
+        sums = scaled.to(torch.float8_e4m3fn).double() @ numbers.double().T
+    exact = sums * (input_scale.double() * weight_scale.double()) + bias
+    ours = CF.linear(x, numbers, bias, input_scale=input_scale, weight_scale=weight_scale)
+    assert relative_error(ours, exact) < 1e-6
+    assert relative_error(ours, x.double() @ weight.double().T + bias) > 0.001
+    assert (x.abs() > 6).any()  # some were held back
+
+
+@PRECISION
+@DTYPE
+def test_quantized_models_store_8_bits_and_compute_in_the_type_around(precision, dtype, small_model):
+    fused, image = fuse(small_model), goldens.image(1, 64, 96)
+    typed = fused.in_precision(dtype)
+    before = {name: value.clone() for name, value in typed.named_buffers()}
+    model = typed.quantized(Quantization(precision, input_ranges(fused, [goldens.image(2, 64, 96)])))
+    assert set(model.quantisable) == product_names(typed)
+    for name in model.quantisable:
+        part = model.get_submodule(name)
+        assert (part.weight.dtype, part.bias.dtype) == (FORMATS[precision], dtype)
+        assert {value.dtype for value in part.scales().values()} == {dtype}
+        assert ("addend_scale" in part.scales()) is name.endswith("conv3")
+        if part.weight.ndim == 4:
+            assert part.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[name]) for name, value in typed.named_buffers())
+    ours, plain = (each.with_outputs(each.output_names)(image) for each in (model, typed))
+    assert [value.dtype for value in ours] == [value.dtype for value in plain]
+
+
+@PRECISION
+def test_products_that_are_not_named_stay(precision, small_model):
+    typed, image = fuse(small_model).in_precision(torch.float16), goldens.image(1, 64, 96)
+    model = typed.quantized(Quantization(precision, {"trans_1.fc1": 5.0, addend_of("conv_1.conv3"): 5.0}))
+    known = dict(typed.named_buffers())
+    stored_ones = {name for name, value in model.named_buffers() if value.dtype == FORMATS[precision]}
+    assert stored_ones == {"trans_1.fc1.weight"}
+    assert {name for name, _ in model.named_buffers()} - set(known) == {
+        "trans_1.fc1.input_scale", "trans_1.fc1.weight_scale"  # and none of an addend alone
+    }  # fmt: skip
+    assert all(map(torch.equal, typed.quantized(Quantization(precision, {}))(image), typed(image)))
+
+
+def test_what_quantized_refuses(small_model):
+    fused = fuse(small_model)
+    with pytest.raises(ValueError, match=r"no products \['stem', 'trans_9.qkv'\]; were the ranges measured"):
+        fused.quantized(Quantization("int8", {"trans_9.qkv": 1.0, "stem": 1.0, "trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"no products \['conv_1.conv2.addend'\]"):  # it adds nothing
+        fused.quantized(Quantization("int8", {"conv_1.conv2": 1.0, addend_of("conv_1.conv2"): 1.0}))
+    model = fused.quantized(Quantization("int8", {"trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"trans_1.qkv is in 8 bits already; start from"):
+        model.quantized(Quantization("int8", {"trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"call in_precision\(\) first, then quantized"):
+        model.in_precision(torch.float16)
+
+
+@PRECISION
+def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
+    """One definition. In fp32: a few values beside a tie fall on its other side."""
+    fused, images = fuse(small_model), goldens.image(2, 64, 96)
+    model = fused.quantized(Quantization(precision, input_ranges(fused, [images])))
+    found = session(onnx_from_model(model)).run(None, {"images": images.numpy()})
+    for theirs, ours, exact in zip(map(torch.from_numpy, found), model(images), fused(images), strict=True):
+        assert relative_error(theirs, ours) < 0.1 * relative_error(ours, exact)
 
 
 # The graph
@@ -191,7 +269,7 @@ def quantised(
     ranges = input_ranges(fused, [goldens.image(2, 64, 96)])
     ranges.pop(without, None)
     typed = fused.in_precision(dtype)
-    return typed, onnx_from_model(typed, quantization=Quantization(precision, ranges), **arguments)
+    return typed, onnx_from_model(typed.quantized(Quantization(precision, ranges)), **arguments)
 
 
 class Graph:
@@ -443,8 +521,8 @@ RECOGNISED = {"fp16": 357, "int8": 356, "fp8": 354}
 @pytest.mark.parametrize("precision", RECOGNISED)
 def test_digits(precision, digits, record_property):
     _, fused, ranges, split = digits
-    quantization = Quantization(precision, ranges) if precision in FORMATS else None
-    proto = onnx_from_model(fused.in_precision(torch.float16), quantization=quantization)
+    typed = fused.in_precision(torch.float16)
+    proto = onnx_from_model(typed.quantized(Quantization(precision, ranges)) if precision in FORMATS else typed)
     scores = torch.from_numpy(sum(session(proto).run(None, {"images": split.test_images.numpy()})))
     right = (scores.argmax(-1) == split.test_labels).sum().item()
     record_property("table", ("held-out digits recognised in ONNX Runtime, of 359", "digits", precision, right))
@@ -469,7 +547,7 @@ def test_scores_keep_their_distance(name, precision, small_config, record_proper
     fused = fuse(model)
     known, new = goldens.image(16, 64, 96).split(8)
     quantization = Quantization(precision, input_ranges(fused, [known]))
-    proto = onnx_from_model(fused.in_precision(torch.float16), quantization=quantization)
+    proto = onnx_from_model(fused.in_precision(torch.float16).quantized(quantization))
     scores = torch.from_numpy(sum(session(proto).run(None, {"images": new.numpy()})))
     with torch.no_grad():
         exact = model.double()(new.double()).logits

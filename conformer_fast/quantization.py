@@ -10,11 +10,16 @@ The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear, which Tens
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .functional import stored
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # -128 is not used: symmetric
@@ -27,11 +32,25 @@ SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less th
 
 @dataclass(frozen=True)
 class Quantization:
-    """precision: "int8" or "fp8". ranges: the largest magnitude of each product's input, by the product's name, as
-    conformer_fast.calibration measures them; a product that is not there is not quantised."""
+    """How a model's products are quantised, as `conformer_fast.calibrate` measures it.
+
+    precision:    "int8" or "fp8"
+    ranges:       the magnitude that 8 bits cover of each product's input, by the product's name; a product that is not
+                  there is not quantised
+    equalisation: factors between layer norms and their products, applied first (`InferenceConformer.equalised`)
+    origin:       how it was measured, as JSON values; nothing is computed from it
+    """
 
     precision: str
     ranges: Mapping[str, float]
+    equalisation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of everything that is computed from."""
+        values = self.precision, sorted(self.ranges.items()), sorted(self.equalisation.items())
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,7 +65,10 @@ class Quantization:
         """The stored numbers and their scales, one for each channel along `axis`, in the weight's own type.
 
         The numbers are chosen for the scales as they are stored, rounded to that type, so this rounding costs nothing.
+        Of meta tensors, their shapes.
         """
+        if weight.is_meta:
+            return torch.empty_like(weight, dtype=self.dtype), weight.new_empty(weight.shape[axis])
         exact = weight.detach().float().cpu()
         others = [dimension for dimension in range(weight.ndim) if dimension != axis]
         scale = _scale(exact.abs().amax(others), self.dtype, weight.dtype)
@@ -57,12 +79,6 @@ class Quantization:
 def addend_of(product: str) -> str:
     """The name under which the residual that a product adds has its range."""
     return f"{product}.addend"
-
-
-def stored(scaled: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values divided by their scale, as they are stored: rounded half to even, and held within the format's range."""
-    limited = scaled.clamp(-LARGEST[dtype], LARGEST[dtype])
-    return (limited if dtype.is_floating_point else limited.round()).to(dtype)
 
 
 def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tensor:
