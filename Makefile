@@ -29,6 +29,9 @@ bench: $(INSTALLED)  ## every peer on every variant, about half an hour; OUT=fol
 	$(BIN)/python -m benchmarks.accuracy $(OUT)/accuracy.json
 	$(BIN)/python -m benchmarks.token_precision $(OUT)/token_precision.json
 	$(BIN)/python -m benchmarks.engines_report $(OUT)/engines.json
+	$(BIN)/python -m benchmarks.preprocessing $(OUT)/preprocessing.json
+	$(BIN)/python -m benchmarks.held_out $(OUT)/held_out.json
+	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 
 kernels-report: $(INSTALLED)  ## every kernel compiled for six GPUs: registers, spills, shared memory; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report
@@ -43,7 +46,7 @@ readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored resul
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e ".[dev]"
 	touch $@

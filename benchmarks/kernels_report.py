@@ -159,12 +159,12 @@ def _found(pattern: str, log: io.StringIO) -> str:
 
 
 def launches(
-    chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]
+    variants: Sequence[str], chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]
 ) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:
-    """(chip, variant, batch, problem, launch) of every kernel of the four variants, in fp16 or with their products in 8
+    """(chip, variant, batch, problem, launch) of every kernel of these variants, in fp16 or with their products in 8
     bits among it, and of preprocessing."""
-    for (variant, config), chip, batch, precision in itertools.product(VARIANTS.items(), chips, batches, precisions):
-        stored = None if precision == "fp16" else precision
+    for variant, chip, batch, precision in itertools.product(variants, chips, batches, precisions):
+        config, stored = VARIANTS[variant], None if precision == "fp16" else precision
         pooled = [f"{block}.pooled" for block in config.feature_blocks]  # as mmpretrain's backbone returns them
         with _chips.assuming(_chips.CHIPS[chip]):
             for call in recorded_calls(config, batch, outputs=(*LOGITS, *pooled), stored=stored):
@@ -188,11 +188,13 @@ def preprocessing() -> Iterator[tuple[str, _launch.Launch]]:
             yield f"preprocess {_launch.DTYPES[dtype]}", made[1]
 
 
-def report(chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]) -> list[Row]:
+def report(
+    variants: Sequence[str], chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]
+) -> list[Row]:
     """One row for each different kernel, shape and chip."""
     unique = {
         (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, binary_of(launch, chip))
-        for chip, variant, batch, problem, launch in launches(chips, batches, precisions)
+        for chip, variant, batch, problem, launch in launches(variants, chips, batches, precisions)
     }
     binaries = list(dict.fromkeys(binary for _, binary in unique.values()))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -212,8 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128])
     parser.add_argument("--precision", nargs="+", default=["fp16"], choices=["fp16", *FORMATS])
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="MODEL")
     options = parser.parse_args(arguments)
-    rows = report(options.chips, options.batch, options.precision)
+    rows = report(options.variants, options.chips, options.batch, options.precision)
     if options.json:
         Path(options.json).write_text(
             json.dumps([{**asdict(row), "faults": row.faults} for row in rows], indent=1) + "\n"

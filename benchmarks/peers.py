@@ -20,6 +20,7 @@ from conformer_fast.engines.openvino import core
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}
+THROUGHPUT = {"PERFORMANCE_HINT": "THROUGHPUT"}
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,7 @@ def _openvino(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
     """One engine for the batch, with the defaults of `compile_model`: all cores on one request."""
 
     def build(model: cf.Conformer, images: Tensor) -> Run:
-        compiled = _openvino_model(model, images, precision, {})
-        request = compiled.create_infer_request()
-
-        def run(images: Tensor) -> Tensor:
-            request.infer([ov.Tensor(images.numpy(), shared_memory=True)])
-            return torch.from_numpy(request.get_output_tensor(0).data + request.get_output_tensor(1).data)
-
-        return run
+        return _one_request(_openvino_model(_unfused(model), images, precision, {}))
 
     return build
 
@@ -83,30 +77,61 @@ def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
     """The batch as single images through OpenVINO's throughput mode."""
 
     def build(model: cf.Conformer, images: Tensor) -> Run:
-        compiled = _openvino_model(model, images[:1], precision, {"PERFORMANCE_HINT": "THROUGHPUT"})
-        queue = ov.AsyncInferQueue(compiled)
-        logits = np.empty((len(images), model.config.num_classes), np.float32)
-
-        def keep(request: ov.InferRequest, index: int) -> None:
-            logits[index] = request.get_output_tensor(0).data[0] + request.get_output_tensor(1).data[0]
-
-        queue.set_callback(keep)
-
-        def run(images: Tensor) -> Tensor:
-            for index in range(len(images)):
-                queue.start_async([ov.Tensor(images[index : index + 1].numpy(), shared_memory=True)], index)
-            queue.wait_all()
-            return torch.from_numpy(logits)
-
-        return run
+        return _queue(_openvino_model(_unfused(model), images[:1], precision, THROUGHPUT))
 
     return build
 
 
-def _openvino_model(model: cf.Conformer, images: Tensor, precision: str, options: dict[str, str]) -> ov.CompiledModel:
-    unfused = _unfused(model).clone()
-    unfused.reshape(list(images.shape))
-    return core().compile_model(unfused, "CPU", {"INFERENCE_PRECISION_HINT": OPENVINO[precision], **options})
+def nncf_peers(model: cf.Conformer, images: Tensor, calibration: Tensor, precision: str) -> dict[str, Run]:
+    """OpenVINO on the unfused model as NNCF quantises it with these images, with its defaults for transformers: all
+    cores on one request, and its throughput mode. The rest is computed in `precision`."""
+    import nncf
+
+    nncf.set_log_level("ERROR")
+    quantised = nncf.quantize(
+        _unfused(model),
+        nncf.Dataset([image[None].numpy() for image in calibration]),
+        subset_size=len(calibration),
+        model_type=nncf.ModelType.TRANSFORMER,
+    )
+    return {
+        "OpenVINO int8 (NNCF)": _one_request(_openvino_model(quantised, images, precision, {})),
+        "OpenVINO int8 (NNCF), streams": _queue(_openvino_model(quantised, images[:1], precision, THROUGHPUT)),
+    }
+
+
+def _one_request(compiled: ov.CompiledModel) -> Run:
+    request = compiled.create_infer_request()
+
+    def run(images: Tensor) -> Tensor:
+        request.infer([ov.Tensor(images.numpy(), shared_memory=True)])
+        return torch.from_numpy(request.get_output_tensor(0).data + request.get_output_tensor(1).data)
+
+    return run
+
+
+def _queue(compiled: ov.CompiledModel) -> Run:
+    queue = ov.AsyncInferQueue(compiled)
+    logits: dict[int, np.ndarray] = {}
+
+    def keep(request: ov.InferRequest, index: int) -> None:
+        logits[index] = request.get_output_tensor(0).data[0] + request.get_output_tensor(1).data[0]
+
+    queue.set_callback(keep)
+
+    def run(images: Tensor) -> Tensor:
+        for index in range(len(images)):
+            queue.start_async([ov.Tensor(images[index : index + 1].numpy(), shared_memory=True)], index)
+        queue.wait_all()
+        return torch.from_numpy(np.stack([logits[index] for index in range(len(images))]))
+
+    return run
+
+
+def _openvino_model(model: ov.Model, images: Tensor, precision: str, options: dict[str, str]) -> ov.CompiledModel:
+    model = model.clone()
+    model.reshape(list(images.shape))
+    return core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": OPENVINO[precision], **options})
 
 
 @lru_cache(maxsize=1)

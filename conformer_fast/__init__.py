@@ -13,14 +13,18 @@ __version__ = "0.1.0"
 from .backends import BackendError
 from .builder import build
 from .bundle import load
+from .calibration import calibrate
 from .compiler import CompiledConformer, compile
 from .config import VARIANTS, ConformerConfig
 from .dialects import CheckpointError
 from .download import DownloadError
 from .engines.flavours import EngineError
+from .evaluation import evaluate
 from .manifest import BundleError, EngineMismatchError
 from .model import Conformer, ConformerFeatures, ConformerOutput, create_model
 from .profile import Profile
+from .quantization import Quantization
+from .quantization_file import load_quantization, save_quantization
 from .weights import convert, load_weights, read_state_dict, save_weights
 
 __all__ = [
@@ -37,12 +41,17 @@ __all__ = [
     "EngineError",
     "EngineMismatchError",
     "Profile",
+    "Quantization",
     "build",
+    "calibrate",
     "compile",
     "convert",
     "create_model",
+    "evaluate",
     "load",
+    "load_quantization",
     "load_weights",
     "read_state_dict",
+    "save_quantization",
     "save_weights",
 ]

@@ -11,10 +11,12 @@ from typing import ClassVar
 import torch
 
 from .profile import Profile
+from .quantization import FORMATS, Quantization
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+PRECISIONS = ("fp32", "bf16", "fp16", *FORMATS)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CAPABILITY = (8, 0)  # the oldest GPUs with bfloat16 and asynchronous copies: A100
+CAPABILITY_FP8 = (8, 9)  # the oldest that multiply it
 
 
 class BackendError(RuntimeError):
@@ -24,7 +26,8 @@ class BackendError(RuntimeError):
 @dataclass(frozen=True)
 class Settings:
     """How a model is compiled. ENGINE_FIELDS are those that change the engine itself; `device` takes the images; `tune`
-    measures each new shape's kernels before it runs; `profile` is of TensorRT's engines alone."""
+    measures each new shape's kernels before it runs; `profile` is of TensorRT's engines alone, `quantization` of 8-bit
+    precisions."""
 
     backend: str
     precision: str
@@ -32,6 +35,7 @@ class Settings:
     device: str = "cpu"
     tune: bool = False
     profile: Profile | None = None
+    quantization: Quantization | None = None
 
     ENGINE_FIELDS: ClassVar = ("backend", "precision")
 
@@ -41,12 +45,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Backend:
-    """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last;
-    device() where it would run; "auto" leaves out what is asked_only."""
+    """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last, and
+    in_8_bits() those that need a calibration and so are only had when asked for; device() where it would run; "auto"
+    leaves out what is asked_only."""
 
     hardware: str
     missing: Callable[[], str | None]
     precisions: Callable[[], tuple[str, ...]]
+    in_8_bits: Callable[[], tuple[str, ...]] = lambda: ()
     device: Callable[[], str] = lambda: "cpu"
     asked_only: bool = False
 
@@ -78,6 +84,10 @@ def _cuda_device() -> str:
     return f"cuda:{torch.cuda.current_device()}"
 
 
+def _cuda_in_8_bits() -> tuple[str, ...]:
+    return tuple(FORMATS) if torch.cuda.get_device_capability() >= CAPABILITY_FP8 else ("int8",)
+
+
 def _openvino_missing() -> str | None:
     absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]
     if absent:
@@ -93,10 +103,12 @@ def _openvino_precisions() -> tuple[str, ...]:
 
 # In the order in which "auto" prefers them.
 BACKENDS = {
-    "triton": Backend("GPU", _triton_missing, lambda: tuple(DTYPES), _cuda_device),
+    "triton": Backend("GPU", _triton_missing, lambda: tuple(DTYPES), _cuda_in_8_bits, _cuda_device),
     # It takes the shapes of one profile only, and long to build.
-    "tensorrt": Backend("GPU", _tensorrt_missing, lambda: tuple(DTYPES), _cuda_device, asked_only=True),
-    "openvino": Backend("CPU", _openvino_missing, _openvino_precisions),
+    "tensorrt": Backend(
+        "GPU", _tensorrt_missing, lambda: tuple(DTYPES), _cuda_in_8_bits, _cuda_device, asked_only=True
+    ),
+    "openvino": Backend("CPU", _openvino_missing, _openvino_precisions, lambda: ("int8",)),
     "reference": Backend("any", lambda: None, lambda: ("fp32",)),
 }
 
@@ -132,11 +144,13 @@ def _precision(name: str, backend: Backend, precision: str) -> tuple[str, str]:
     if precision == "auto":
         why = f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
         return native[-1], why
-    if precision not in native:
-        choices = ", ".join(native)
-        if precision not in DTYPES:
-            choices += "; conformer_fast.build makes engines in 8 bits"
-        raise BackendError(f"precision {precision!r} is not available on backend {name!r} here; choose from {choices}")
+    if precision in native:
+        return precision, "as asked"
+    available = (*native, *backend.in_8_bits())
+    if precision not in available:
+        raise BackendError(
+            f"precision {precision!r} is not available on backend {name!r} here; choose from {', '.join(available)}"
+        )
     return precision, "as asked"
 
 

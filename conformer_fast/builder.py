@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,19 @@ from torch import Tensor
 from . import __version__
 from .backends import DTYPES, BackendError
 from .bundle import check_labels, usual_profile, weights_sha256, write_tensorrt_bundle
-from .calibration import input_ranges
+from .calibration import calibrate
 from .fuse import LOGITS, SUM, InferenceConformer, fuse
 from .manifest import check_writable
 from .model import Conformer, check_image_size
 from .outputs import reference_outputs
+from .paths import cache_root
 from .profile import Profile
+from .quantization import FORMATS, Quantization
 from .source import Model, Source, load_source
 from .verify import relative_error
 
 if TYPE_CHECKING:
     from .engines.flavours import Flavour
-    from .engines.quantize import Quantization
 
 MEASURED_IMAGES = 8  # of the calibration's, on which the graph's error is measured
 
@@ -41,7 +43,7 @@ def build(
     targets: Sequence[str] = (),
     flavour: str = "auto",
     outputs: Sequence[str] | None = None,
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Quantization | Iterable[Tensor] | None = None,
     key: bytes | None = None,
     labels: Sequence[str] | None = None,
     rebuild: str | None = None,
@@ -55,7 +57,8 @@ def build(
     targets:     compute capabilities to build for, as "sm86"; none: the GPU here. Only TensorRT-RTX takes any.
     flavour:     "tensorrt", "tensorrt-rtx" or "auto": TensorRT if it is installed and there is a GPU, else TensorRT-RTX
     outputs:     names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
-    calibration: batches of images (B, in_channels, H, W), normalised, from which "int8" and "fp8" take their ranges
+    calibration: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
+                 in_channels, H, W), normalised
     key:         signs the bundle (HMAC-SHA256)
     labels:      the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
     rebuild:     the command to name when the engine does not fit a machine; default: this call, for the GPU there
@@ -101,7 +104,7 @@ def write_engine(
     profiles: Sequence[Profile],
     flavour: Flavour,
     targets: Sequence[str] = (),
-    calibration: Iterable[Tensor] | None = None,
+    calibration: Quantization | Iterable[Tensor] | None = None,
     key: bytes | None = None,
     labels: Sequence[str] | None = None,
     rebuild: str | None = None,
@@ -115,9 +118,10 @@ def write_engine(
     fused = fuse(source.reference).with_outputs(source.outputs)
     quantization, images = quantization_of(fused, precision, calibration)
     onnx = graph_of(fused, precision, quantization)
+    calibrated = images is not None
     if images is None:
         images = _noise(fused, profiles[0])
-    measured = _measured(onnx, source.reference, source.outputs, images, calibration is not None)
+    measured = _measured(onnx, source.reference, source.outputs, images, calibrated)
     plan = _plan(onnx, precision, profiles, flavour, targets)
     return write_tensorrt_bundle(
         folder,
@@ -138,9 +142,15 @@ def write_engine(
     )
 
 
-def plan_of(model: InferenceConformer, precision: str, profile: Profile, flavour: Flavour) -> bytes:
+def plan_of(
+    model: InferenceConformer,
+    precision: str,
+    profile: Profile,
+    flavour: Flavour,
+    quantization: Quantization | None = None,
+) -> bytes:
     """The engine of an fp32 inference model, with its outputs, for the GPU here; from the cache if it is there."""
-    return _plan(graph_of(model, precision), precision, [profile], flavour, ())
+    return _plan(graph_of(model, precision, quantization), precision, [profile], flavour, ())
 
 
 def _plan(onnx: bytes, precision: str, profiles: Sequence[Profile], flavour: Flavour, targets: Sequence[str]) -> bytes:
@@ -175,7 +185,7 @@ def graph_of(model: InferenceConformer, precision: str, quantization: Quantizati
     from .engines.export import onnx_from_model
 
     typed = model.in_precision(DTYPES.get(precision, torch.float16))
-    return onnx_from_model(typed, quantization=quantization).SerializeToString()
+    return onnx_from_model(typed.quantized(quantization) if quantization else typed).SerializeToString()
 
 
 def precisions(precision: str) -> dict[str, str]:
@@ -189,38 +199,35 @@ def precisions(precision: str) -> dict[str, str]:
 
 
 def quantization_of(
-    model: InferenceConformer, precision: str, calibration: Iterable[Tensor] | None
+    model: InferenceConformer, precision: str, calibration: Quantization | Iterable[Tensor] | None
 ) -> tuple[Quantization | None, Tensor | None]:
-    """How to quantise `model`, in fp32, if at all, and the first of the calibration's images.
+    """How to quantise `model`, in fp32, if at all, and the first of the calibration's images if it is images.
 
-    Raises ValueError when only one of an 8-bit precision and its calibration is given, and what `input_ranges` raises;
-    TypeError for images that are not floating point.
+    Raises ValueError when only one of an 8-bit precision and its calibration is given, or a calibration for another
+    precision, and what `calibrate` raises.
     """
-    from .engines.quantize import FORMATS, Quantization
-
     if precision not in FORMATS:
         if calibration is not None:
             raise ValueError(f"calibration is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}")
         return None, None
     if calibration is None:
         raise ValueError(f"precision {precision!r} takes its ranges from images: give some hundred as calibration")
+    if isinstance(calibration, Quantization):
+        if calibration.precision != precision:
+            raise ValueError(
+                f"the calibration was made for {calibration.precision}, not for {precision!r}; calibrate again"
+            )
+        return calibration, None
+    batches = calibration if isinstance(calibration, Sequence) else list(calibration)
+    quantization = calibrate(model, batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []
-
-    def batches() -> Iterator[Tensor]:
-        for images in calibration:
-            if not isinstance(images, Tensor) or not images.is_floating_point():
-                given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-                raise TypeError(
-                    f"calibration must be batches of normalised, floating point images, got {given}; "
-                    f"see conformer_fast.preprocess"
-                )
-            images = images.detach().to("cpu", torch.float32)  # where the reference is
-            yield images
-            room = MEASURED_IMAGES - sum(map(len, first))
-            if room and len(images) and images.shape[1:] == [*first, images][0].shape[1:]:
-                first.append(images[:room].clone())  # the batch itself is free again
-
-    return Quantization(precision, input_ranges(model, batches())), torch.cat(first)
+    for images in batches:
+        room = MEASURED_IMAGES - sum(map(len, first))
+        if not room:
+            break
+        if len(images) and images.shape[1:] == [*first, images][0].shape[1:]:
+            first.append(images[:room].detach().to("cpu", torch.float32))  # where the reference is
+    return quantization, torch.cat(first)
 
 
 def check_profiles(profiles: Sequence[Profile], reference: Conformer) -> None:
@@ -260,19 +267,12 @@ def _measured(
 
     Raises ValueError when a value of the graph's is not finite.
     """
+    from .engines.onnx_runtime import run_graph
+
     try:
-        import onnxruntime
-    except ImportError:
+        found = run_graph(onnx, images, names)
+    except BackendError:  # it is not installed, or has no bf16
         return None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Its optimizer would take out the ReLU before an FP8 QuantizeLinear.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:  # bf16
-        return None
-    found = [torch.from_numpy(value) for value in session.run(names, {"images": images.numpy()})]
     with torch.no_grad():
         exact = reference_outputs(reference, images, names)
     bad = [name for name, value in zip(names, found, strict=True) if not value.isfinite().all()]
@@ -288,7 +288,7 @@ def _measured(
         ours, true = (torch.stack([values[index] for index in scores]).sum(0).argmax(-1) for values in (found, exact))
         agreement = (ours == true).double().mean().item()
     return {
-        "by": f"ONNX Runtime {onnxruntime.__version__}, of the engine's graph",
+        "by": f"ONNX Runtime {version('onnxruntime')}, of the engine's graph",
         "images": f"{len(images)} {'of the calibration' if calibrated else 'of noise'}",
         "error": errors,
         "top1_agreement": agreement,

@@ -45,6 +45,7 @@ from .manifest import (
     write_bundle,
 )
 from .profile import Profile
+from .quantization import FORMATS, Quantization
 from .source import Model, Source, load_source, rebuild
 
 if TYPE_CHECKING:
@@ -138,8 +139,11 @@ def write_openvino_bundle(
 
     weights: `weights_sha256` of the source's reference. Returns the folder; raises what `write_bundle` raises.
     """
-    from .engines.openvino import describe_cpu, engine_file
+    from .engines.openvino import describe_cpu, engine_file, native_precisions
 
+    parts = {"all": precision}
+    if precision in FORMATS:
+        parts = {"products of the blocks": precision, "the rest": native_precisions()[-1]}
     sha256 = hashlib.sha256(onnx).hexdigest()
     size = usual_side(source.reference.config)
     engines = {engine_file(sha256, precision, *size): content for size, content in engine.engines(size, size).items()}
@@ -151,7 +155,7 @@ def write_openvino_bundle(
         labels,
         backend="openvino",
         precision=precision,
-        precisions={"all": precision},
+        precisions=parts,
         runtime=describe_cpu(),
         sha256={"weights": weights, "onnx": sha256},
         rebuild=_compile_again("openvino", folder),
@@ -175,6 +179,9 @@ def write_triton_bundle(
     from . import tuning
 
     gpu, versions = tuning.gpu_name(model.stem.weight.device), tuning.versions()
+    parts = {"products and maps": precision, "tokens and norms": "fp32"}
+    if precision in FORMATS:
+        parts = {"products of the blocks": precision, "other products, maps": "fp16", "tokens and norms": "fp32"}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     tiles = json.dumps({gpu: dict(tuning.dispatch.table(gpu))}, indent=1) + "\n"
     return _write(
@@ -185,7 +192,7 @@ def write_triton_bundle(
         labels,
         backend="triton",
         precision=precision,
-        precisions={"products and maps": precision, "tokens and norms": "fp32"},
+        precisions=parts,
         runtime={"gpu": gpu, "torch": versions["torch"], "triton": versions["triton"]},
         sha256={"weights": weights, "onnx": None},
         rebuild=_compile_again("triton", folder),
@@ -343,7 +350,7 @@ def _openvino_device(manifest: Manifest) -> str:
         found = f'not installed ({error}): pip install "conformer-fast[cpu]"'
         raise EngineMismatchError("openvino", "installed", found, manifest.rebuild) from error
     native = native_precisions()
-    if manifest.precision not in native:
+    if manifest.precision not in (*native, *BACKENDS["openvino"].in_8_bits()):
         found = f"{' or '.join(native)}, which is all that this CPU computes natively"
         raise EngineMismatchError("precision", manifest.precision, found, manifest.rebuild)
     return "cpu"
@@ -437,7 +444,11 @@ def _same_versions(manifest: Manifest) -> bool:
 def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> InferenceConformer:
     """The inference model of these weights, without copying them. Raises ValueError if they are not such a model's."""
     heads, norm = "conv_head.weight" in tensors, "norm.weight" in tensors
-    model = blank(manifest.config, DTYPES[manifest.precision], heads=heads, norm=norm)
+    model = blank(manifest.config, DTYPES.get(manifest.precision, torch.float16), heads=heads, norm=norm)
+    if manifest.precision in FORMATS:
+        scaled = (name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
+        added = (name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale"))
+        model = model.quantized(Quantization(manifest.precision, dict.fromkeys((*scaled, *added), 1.0)))
     expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:

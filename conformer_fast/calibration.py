@@ -33,13 +33,13 @@ from .files import replace_file
 from .fuse import InferenceConformer, fuse
 from .gate import gate
 from .histograms import BINS, METHODS, Histogram
+from .labelled import PICTURES
 from .observer import Observer, progress
 from .quantization import FORMATS, Quantization
 from .quantization_file import load_quantization, save_quantization
 from .source import Model, load_source
 
 METHOD = "mse"
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".gif"}
 SAVED_EVERY = 4  # batches: what an interruption may cost
 
 
@@ -185,7 +185,8 @@ class _Checked(Batches):
         """Of the images and how they are batched."""
         if isinstance(self._given, Batches):
             return self._given.identity
-        return _digest({str(index): images for index, images in enumerate(self)})
+        digests = (_digest({"": images}) for images in self)
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The command line: conformer-fast predict | bench | tune | export | build | triton-repo | info | convert | cache."""
+"""The command line: one function a command, or one module of its own. `conformer-fast --help` lists them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from tqdm import tqdm
 from . import __version__
 from .backends import BACKENDS, DTYPES, PRECISIONS, BackendError, choose
 from .bundle import LoadedConformer, load, usual_side
+from .cli_calibrate import add_calibrate
+from .cli_diff import add_diff
 from .cli_engines import add_commands
-from .cli_model import add_model_arguments, key_of, model_of, positive
+from .cli_evaluate import add_evaluate
+from .cli_model import add_calibration_arguments, add_model_arguments, calibration_of, key_of, model_of, positive
 from .compiler import CompiledConformer, compile
 from .config import BUNDLED, VARIANTS
 from .cuda_graph import bucket
@@ -31,7 +34,7 @@ from .labels import labels_for
 from .manifest import BundleError
 from .model import Conformer, create_model
 from .paths import cache_root
-from .preprocess import ImageError, load_batch
+from .preprocess import ImageError, image_path, load_batch
 from .profile import Profile
 from .timing import time_in_turn
 from .weights import convert
@@ -105,9 +108,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _predictor(options: argparse.Namespace) -> tuple[FastConformer, Sequence[str]]:
     """What classifies images, and its classes' names."""
     if options.bundle:
-        chosen = [
-            f"--{name}" for name in ("weights", "backend", "precision") if getattr(options, name) not in (None, "auto")
-        ]
+        refused = "weights", "backend", "precision", "calibration"
+        chosen = [f"--{name}" for name in refused if getattr(options, name) not in (None, "auto")]
         if chosen:
             raise ValueError(f"--bundle says which model runs, and how; leave out {', '.join(chosen)}")
         loaded = load(options.bundle, key=key_of(options.key))
@@ -124,7 +126,10 @@ def _predictor(options: argparse.Namespace) -> tuple[FastConformer, Sequence[str
 
 def _compiled(model: Conformer, options: argparse.Namespace, side: int, batch: int) -> CompiledConformer:
     profile = Profile((1, batch, batch), (side,) * 3, (side,) * 3) if options.backend == "tensorrt" else None
-    return compile(model, backend=options.backend, precision=options.precision, profile=profile)
+    calibration = calibration_of(options, side)
+    return compile(
+        model, backend=options.backend, precision=options.precision, profile=profile, calibration=calibration
+    )
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -205,6 +210,7 @@ def _info(options: argparse.Namespace) -> int:
             name: why or "available: " + ", ".join(BACKENDS[name].precisions()) for name, why in missing.items()
         },
         "auto": reason,
+        "images": image_path(),
         "cache": str(cache_root()),
         "models": [*VARIANTS, *BUNDLED],
     }
@@ -274,16 +280,20 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     add_model_arguments(predict)
+    add_calibration_arguments(predict)
     predict.add_argument("--bundle", metavar="DIR", help="run this engine instead of a model")
     predict.add_argument("--key", metavar="FILE", help="the key that the bundle is signed with")
     predict.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print an image (default 5)")
     predict.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
+
+    add_evaluate(commands, engine, output)
 
     bench = commands.add_parser("bench", parents=[engine, output], help="time the compiled model against eager PyTorch")
     bench.set_defaults(run=_bench)
     bench.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
     bench.add_argument("--batch", nargs="+", type=positive, default=[1, 8], metavar="N")
     bench.add_argument("--size", type=positive, default=224, metavar="PIXELS")
+    add_calibration_arguments(bench)
     bench.add_argument("--rounds", type=positive, default=5, metavar="N")
 
     tune = commands.add_parser("tune", parents=[output], help="measure the kernels' tiles on this GPU; takes minutes")
@@ -293,6 +303,8 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--size", type=positive, default=224, metavar="PIXELS")
     tune.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])
 
+    add_diff(commands, output)
+    add_calibrate(commands, output)
     add_commands(commands, output)
 
     info = commands.add_parser("info", parents=[output], help="what this installation can do here, and why")

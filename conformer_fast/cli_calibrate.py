@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS
+from .backends import BACKENDS, choose
 from .bundle import usual_side
 from .calibration import METHOD, Batches, calibrate, images_in
 from .cli_model import add_model_arguments, model_of, positive
@@ -23,6 +24,7 @@ from .gate import gate
 from .histograms import METHODS
 from .model import Conformer
 from .paths import cache_root
+from .profile import Profile
 from .quantization import FORMATS, Quantization
 from .quantization_file import save_quantization
 from .timing import time_in_turn
@@ -109,6 +111,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("labels", "labels_from_folders", "timed"):
         if getattr(options, name) and options.max_drop is None:
             raise ValueError(f"--{name.replace('_', '-')} is for the gate: give --max-drop too, such as 0.5")
+    if options.timed:
+        choose(options.timed, options.precision)
     if options.max_drop is not None and not options.max_drop >= 0:
         raise ValueError(f"--max-drop must be 0 or more percentage points, got {options.max_drop}")
 
@@ -124,6 +128,9 @@ def _timer(
         engines = {}
         for name, quantization in {"before": before, "after": after}.items():
             settings: dict[str, Any] = {"precision": quantization.precision, "calibration": quantization}
+            if backend == "tensorrt":
+                B, _, H, W = images.shape
+                settings["profile"] = Profile((1, B, B), (H, H, H), (W, W, W))
             engines[name] = compile(model, backend=backend, **settings)
         with torch.inference_mode():
             timings = time_in_turn(engines, images.to(engines["after"].device), rounds=9)
@@ -147,4 +154,7 @@ class _Labelled(Batches):
 
     @cached_property
     def identity(self) -> str:
-        return f"{self._dataset.sha256()} {self._size} {BATCH}"
+        digest = hashlib.sha256(f"{self._size} {BATCH}".encode())
+        for position in range(len(self._dataset)):
+            digest.update(hashlib.sha256(self._dataset.read(position)).digest())
+        return digest.hexdigest()

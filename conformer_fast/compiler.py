@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,6 +25,7 @@ from .fuse import InferenceConformer, fuse
 from .model import Conformer
 from .outputs import COUPLING, observed_outputs, reference_outputs
 from .profile import Profile
+from .quantization import Quantization
 from .source import Model, Source, load_source
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def compile(
     threads: int | None = None,
     tune: bool = False,
     profile: Profile | None = None,
+    calibration: Quantization | Iterable[Tensor] | None = None,
 ) -> CompiledConformer:
     """A fast model that returns what `model` returns.
 
@@ -46,12 +48,15 @@ def compile(
                backbone, mmdetection's backbone, a state dict, or a checkpoint's path. It is not changed.
     backend:   "auto" (the first of these that can run here), "triton" (CUDA), "openvino" (CPU), "reference"; or
                "tensorrt" (CUDA), which is built for the shapes of one profile
-    precision: "auto" (the fastest that this hardware has), "fp32", "bf16" or, on a GPU, "fp16". Products of fp32 are
-               exact, unless torch.set_float32_matmul_precision allows TF32 to them.
+    precision: "auto" (the fastest of the following that this hardware has), "fp32", "bf16" or, on a GPU, "fp16".
+               Products of fp32 are exact, unless torch.set_float32_matmul_precision allows TF32 to them. With a
+               `calibration`, "int8" or, on newer GPUs, "fp8": the blocks' products in 8 bits, the rest in 16.
     threads:   CPU cores to use; default: as many as PyTorch uses
     tune:      on CUDA, measure at the first call with a new shape which tile, or PyTorch, is fastest for each kernel.
                It takes minutes; the result is kept for later programs, as that of `conformer-fast tune` is.
     profile:   the shapes that a TensorRT engine takes; default: batches of 1 to 64 images of the usual 224 x 224
+    calibration: for 8 bits, what `conformer_fast.calibrate` returned, or the images that it is to measure: batches (B,
+               in_channels, H, W), normalised
 
     On CUDA it runs on the GPU that `model` is on, else on the current one; images must be on that GPU, results are.
 
@@ -62,8 +67,8 @@ def compile(
     disk.
 
     Raises BackendError when the backend or precision cannot be had here, cannot be tuned or takes no profile;
-    CheckpointError or ValueError when `model` is not a Conformer or is in training mode; EngineError when TensorRT
-    fails.
+    CheckpointError or ValueError when `model` is not a Conformer or is in training mode; ValueError when only one of an
+    8-bit precision and its calibration is given, or they do not fit; EngineError when TensorRT fails.
     """
     if isinstance(model, FastConformer):
         raise TypeError("compile: the model is compiled already; give the one it was made from")
@@ -73,11 +78,16 @@ def compile(
         raise BackendError(f"only the backend 'triton' can be tuned, this is {reason}")
     if profile and settings.backend != "tensorrt":
         raise BackendError(f"only the backend 'tensorrt' takes a profile, others take any shape; this is {reason}")
+    source = load_source(model)
     if settings.backend == "tensorrt":
-        source = load_source(model)
-        settings = replace(settings, profile=profile or usual_profile(source.reference.config))
-        return CompiledConformer(source, settings, reason)
-    return CompiledConformer(load_source(model), replace(settings, tune=tune), reason)
+        profile = profile or usual_profile(source.reference.config)
+    quantization = None
+    if calibration is not None or settings.precision not in DTYPES:
+        from .builder import quantization_of
+
+        quantization, _ = quantization_of(fuse(source.reference), settings.precision, calibration)
+    settings = replace(settings, tune=tune, profile=profile, quantization=quantization)
+    return CompiledConformer(source, settings, reason)
 
 
 class CompiledConformer(FastConformer):
@@ -87,7 +97,7 @@ class CompiledConformer(FastConformer):
         reference = source.reference
         super().__init__(settings, reason, reference.config, reference.pad, source.outputs, source.structure)
         self._source = source
-        self._identity = _identity(reference) if settings.backend == "openvino" else {}
+        self._identity = _identity(reference, settings) if settings.backend == "openvino" else {}
         self._engine = self.engine(source.outputs)
 
     @property
@@ -99,7 +109,7 @@ class CompiledConformer(FastConformer):
         """Compares with the reference in float64, per head and per block; prints the report and returns it."""
         from .verify import verify
 
-        report = verify(self, images, self.reference, self.engine)
+        report = verify(self, images, self.reference, self.engine, self.settings.quantization)
         print(report)
         return report
 
@@ -138,6 +148,7 @@ class CompiledConformer(FastConformer):
                     precision=precision,
                     profiles=profiles,
                     flavour=flavour,
+                    calibration=self.settings.quantization,
                     key=key,
                     labels=labels,
                 )
@@ -177,17 +188,21 @@ class CompiledConformer(FastConformer):
         check_profiles([profile], self.reference)
         flavour, model = get_flavour(), fuse(self.reference).with_outputs(outputs)
         with torch.cuda.device(self.device):
-            plan = plan_of(model, self.settings.precision, profile, flavour)
+            plan = plan_of(model, self.settings.precision, profile, flavour, self.settings.quantization)
         return TensorRTEngine(plan, flavour, outputs, self.device)
 
     def _for_gpu(self, outputs: Sequence[str]) -> InferenceConformer:
-        model = fuse(self.reference).with_outputs(outputs).in_precision(DTYPES[self.settings.precision])
-        return model.to(self.device)
+        dtype = DTYPES.get(self.settings.precision, torch.float16)
+        return self._quantized(fuse(self.reference).with_outputs(outputs).in_precision(dtype)).to(self.device)
+
+    def _quantized(self, model: InferenceConformer) -> InferenceConformer:
+        return model.quantized(self.settings.quantization) if self.settings.quantization else model
 
     def _onnx(self, outputs: Sequence[str]) -> bytes:
         from .engines.export import onnx_from_model
 
-        return onnx_from_model(fuse(self.reference).with_outputs(outputs), products="conv").SerializeToString()
+        model = self._quantized(fuse(self.reference).with_outputs(outputs))
+        return onnx_from_model(model, products="conv").SerializeToString()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles carry the reference; the engine is loaded again."""
@@ -216,16 +231,19 @@ def _on_device_of(model: Model) -> AbstractContextManager:
     return nullcontext()
 
 
-def _identity(model: Conformer) -> dict[str, Any]:
-    """What decides an engine's values: the weights, the sizes, and the code that turns them into a graph."""
-    from .engines import export, openvino, quantize, typed
+def _identity(model: Conformer, settings: Settings) -> dict[str, Any]:
+    """What decides an engine's values: weights, sizes, scales, and the code that turns them into a graph."""
+    from . import functional, quantization
+    from .engines import export, openvino, typed
 
     code = hashlib.sha256()
-    for module in (sys.modules[__name__], sys.modules[fuse.__module__], export, typed, quantize, openvino):
+    ours = sys.modules[__name__], sys.modules[fuse.__module__], functional, quantization
+    for module in (*ours, export, typed, openvino):
         code.update(Path(str(module.__file__)).read_bytes())
     return {
         "weights": weights_sha256(model),
         "config": asdict(model.config),
+        "quantization": settings.quantization and settings.quantization.digest,
         "code": code.hexdigest(),
         "version": __version__,
     }

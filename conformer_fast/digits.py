@@ -29,7 +29,7 @@ class DigitsSplit(NamedTuple):
 
 def load_digits_split() -> DigitsSplit:
     """All digits, preprocessed and split. Raises ImportError when scikit-learn is not installed."""
-    pixels, labels = _load_pixels()
+    pixels, labels = load_pixels()
     images = torch.stack([preprocess(digit_image(digit), IMAGE_SIZE) for digit in pixels])
     targets = torch.from_numpy(labels)
     train, test = (torch.from_numpy(part) for part in split_indices(labels))
@@ -52,7 +52,7 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _load_pixels() -> tuple[np.ndarray, np.ndarray]:
+def load_pixels() -> tuple[np.ndarray, np.ndarray]:
     """(1797, 8, 8) values 0 ... 16, and (1797,) labels."""
     try:
         from sklearn.datasets import load_digits

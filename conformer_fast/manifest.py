@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__
-from .backends import DTYPES, PRECISIONS
+from .backends import PRECISIONS
 from .config import ConformerConfig
 from .model import ConformerFeatures, ConformerOutput, Pad
 from .profile import Profile
@@ -158,8 +158,7 @@ class Manifest:
             raise ValueError(f"its backend {backend!r} is none of {', '.join(FILES)}")
         if {name: type(entry) for name, entry in runtime.items()} != RUNTIME[backend]:
             raise ValueError(f"its runtime must have {', '.join(RUNTIME[backend])}, got {runtime}")
-        known = DTYPES if backend == "triton" else PRECISIONS
-        if entries["precision"] not in known or entries["pad"] not in ("stem", "none"):
+        if entries["precision"] not in PRECISIONS or entries["pad"] not in ("stem", "none"):
             raise ValueError(f"it has the precision {entries['precision']!r} and the pad {entries['pad']!r}")
         files = {name: _stored(name, entry) for name, entry in entries["files"].items()}
         if backend == "tensorrt" and not entries["profiles"]:

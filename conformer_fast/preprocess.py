@@ -26,8 +26,11 @@ from torch import Tensor
 
 try:
     from . import _C
-except ImportError:
+except ImportError as error:
     _C = None  # type: ignore[assignment]
+    _FAILED = str(error)
+else:
+    _FAILED = ""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -136,7 +139,8 @@ def load_batch(paths: Sequence[str | os.PathLike[str]], size: int = 224, *, thre
 def image_path() -> str:
     """What resizes and normalises pictures here, in words."""
     if _C is None:
-        return "Pillow and PyTorch: the extension was not built, which is slower and gives the same numbers"
+        failed = f" ({_FAILED})" if _FAILED else ""
+        return f"Pillow and PyTorch: the extension was not built{failed}, which is slower and gives the same numbers"
     return f"the extension, with {_C.instruction_sets()[0]} instructions"
 
 

@@ -127,12 +127,12 @@ class _Tables:
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
-        self.entries: dict[tuple[int, int], int] = {}
+        self.entries: dict[tuple[bytes, bytes, int], int] = {}
         self.length = 0
 
     def add(self, axis: _Axis, origin: int) -> int:
         """The entry at which `axis` begins, with starts counted from `origin`; the same axis is kept once."""
-        key = id(axis), origin
+        key = axis.starts.tobytes(), axis.weights.tobytes(), origin
         if key not in self.entries:
             self.entries[key] = self.length
             self.parts += [axis.starts - origin, axis.weights.ravel()]

@@ -27,7 +27,7 @@ def load_quantization(file: str | os.PathLike[str]) -> Quantization:
     """What `save_quantization` wrote. Raises OSError when it cannot be read, ValueError when it is anything else."""
     try:
         values = json.loads(Path(file).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files") from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:

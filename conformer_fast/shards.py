@@ -53,6 +53,8 @@ def list_tar(files: Sequence[Path], num_classes: int | None, own_labels: bool = 
                     folders[here[-1][1].name] = path.parent.name
                     others.add(path.parent)
         pictures += [picture for _, picture in here]
+        if len({picture.name for picture in pictures}) < len(pictures):
+            raise DatasetError(f"{file} has a picture twice, or one of a tar file of the same name; rename one")
         texts |= {picture.name: labels[key] for key, picture in here if key in labels}
     if not own_labels:
         return Listed(pictures, None)
@@ -182,7 +184,7 @@ def _label(path: PurePosixPath, content: bytes, file: str) -> str | None:
         if path.suffix.lower() == ".cls":
             return text
         label = json.loads(text).get("label")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{file}: {path} is no label ({error}); a .cls is a number, a .json has 'label'") from error
     return None if label is None else str(label)
 

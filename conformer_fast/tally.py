@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -64,8 +65,14 @@ class Tally:
             with np.load(file, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 top, states = stored["top"], stored["states"]
-            fields, errors = header["fields"], {int(picture): str(error) for picture, error in header["errors"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            fields = dict(header["fields"])
+            errors = {int(picture): str(error) for picture, error in header["errors"].items()}
+            if not set(errors) <= set(range(len(states))) or not np.isin(states, (TODO, DONE, DAMAGED)).all():
+                raise ValueError("a picture that there is not, or an unknown state")
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError),
+            *(zipfile.BadZipFile, zlib.error),
+        ) as error:
             raise DatasetError(f"{file} holds no evaluation ({error}); name another file, or delete it") from error
         for name in self.fields | fields:
             if fields.get(name) != self.fields.get(name):

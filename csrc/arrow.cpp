@@ -48,7 +48,9 @@ Memory memory_of(const pybind11::tuple& capsules) {
     const bool usable = schema->release != nullptr && std::strcmp(schema->format, "+w:4") == 0 &&
                         schema->n_children == 1 && std::strcmp(schema->children[0]->format, "C") == 0 &&
                         array->release != nullptr && array->offset == 0 && array->n_children == 1 &&
-                        array->children[0]->offset == 0 && array->children[0]->n_buffers == 2;
+                        array->children[0]->offset == 0 && array->children[0]->n_buffers == 2 &&
+                        array->length >= 0 && array->children[0]->length / 4 >= array->length &&
+                        array->children[0]->buffers[1] != nullptr;
     if (!usable) throw std::invalid_argument("the picture's memory is not four bytes a pixel; convert it to RGB");
     return {static_cast<const std::uint8_t*>(array->children[0]->buffers[1]), array->length};
 }

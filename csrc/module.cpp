@@ -8,6 +8,7 @@
 #include <exception>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <tuple>
 #include <vector>
@@ -150,7 +151,10 @@ void resample_all(const std::vector<Picture>& pictures, const Layout& layout, co
         }
     };
     std::vector<std::thread> others;
-    for (std::size_t thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+    try {
+        for (std::size_t thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+    } catch (const std::system_error&) {  // the system starts no more: those there are do the work
+    }
     work(0);
     for (std::thread& other : others) other.join();
     for (const std::exception_ptr& error : errors)

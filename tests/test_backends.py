@@ -1,5 +1,7 @@
 """Which backend and precision are taken, and what is said when one cannot be had."""
 
+from dataclasses import replace
+
 import lookalikes
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import conformer_fast as cf
 from conformer_fast import BackendError, Conformer, backends
 from conformer_fast.backends import BACKENDS, DTYPES, PRECISIONS, Settings, choose
+from conformer_fast.quantization import FORMATS
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def machine(monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         monkeypatch.setattr(backends, "find_spec", lambda name: object() if name in packages else None)
         openvino = BACKENDS["openvino"]
-        described = backends.Backend(openvino.hardware, openvino.missing, lambda: tuple(precisions))
+        described = replace(openvino, precisions=lambda: tuple(precisions))
         monkeypatch.setitem(BACKENDS, "openvino", described)
 
     return pretend
@@ -75,10 +78,26 @@ def test_gpu(capability, machine):
     assert settings.device == "cpu"
 
 
-def test_precision_of_a_gpu_that_is_not_there_yet(machine):
+@pytest.mark.parametrize(
+    ("capability", "there"), [((8, 0), ("int8",)), ((8, 6), ("int8",)), ((8, 9), ("int8", "fp8")), ((9, 0), FORMATS)]
+)
+def test_8_bits_of_a_gpu(machine, capability, there):
+    machine(capability, packages=("triton", "tensorrt", "onnx"))
+    for backend in ("triton", "tensorrt"):
+        for precision in FORMATS:
+            if precision in there:
+                assert choose(backend, precision)[0].precision == precision
+            else:
+                with pytest.raises(BackendError, match=r"'fp8' is not available .* from fp32, bf16, fp16, int8$"):
+                    choose(backend, precision)
+
+
+def test_8_bits_are_never_chosen_unasked(machine):
     machine(**GPU)
-    with pytest.raises(BackendError, match=r"'int8' is not available on backend 'triton' .* from fp32, bf16, fp16;"):
-        choose(precision="int8")
+    assert choose()[0].precision not in FORMATS
+    machine(precisions=["fp32"])
+    assert choose()[0].precision == "fp32"
+    assert choose(precision="int8")[0] == Settings("openvino", "int8")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +187,6 @@ def test_reason_is_one_line_that_names_the_choice(backend, precision, capability
         ("openvino", "bf16", "fp32"),
         ("openvino", "fp16", "fp32"),
         ("auto", "bf16", "fp32"),
-        ("openvino", "int8", "fp32"),
         ("openvino", "fp8", "fp32"),
     ],
 )
@@ -176,20 +194,19 @@ def test_precision_that_the_hardware_lacks(backend, precision, choices, machine)
     machine(precisions=["fp32"])
     with pytest.raises(BackendError) as caught:
         choose(backend, precision)
-    expected = f"precision '{precision}' is not available on backend 'openvino' here; choose from {choices}"
-    eight_bits = "; conformer_fast.build makes engines in 8 bits" if precision in ("int8", "fp8") else ""
-    assert str(caught.value) == expected + eight_bits
+    expected = f"precision '{precision}' is not available on backend 'openvino' here; choose from {choices}, int8"
+    assert str(caught.value) == expected
 
 
 def test_precisions_that_there_are_are_all_named(machine):
     machine(precisions=["fp32", "bf16"])
-    with pytest.raises(BackendError, match=r"choose from fp32, bf16$"):
+    with pytest.raises(BackendError, match=r"choose from fp32, bf16, int8$"):
         choose("openvino", "fp16")
 
 
 @pytest.mark.parametrize("precision", [precision for precision in PRECISIONS if precision != "fp32"])
 def test_reference_has_fp32_alone(precision):
-    with pytest.raises(BackendError, match=rf"'{precision}' is not available on backend 'reference' .* from fp32(;|$)"):
+    with pytest.raises(BackendError, match=rf"'{precision}' is not available on backend 'reference' .* from fp32$"):
         choose("reference", precision)
 
 

@@ -63,7 +63,7 @@ def no_work(monkeypatch):
     def refuse(*args, **kwargs):
         pytest.fail("this should have been refused before any work")
 
-    monkeypatch.setattr(builder, "input_ranges", refuse)
+    monkeypatch.setattr(builder, "calibrate", refuse)
     monkeypatch.setattr(builder, "graph_of", refuse)
     monkeypatch.setattr(tensorrt, "engine_from_onnx", refuse)
 
@@ -157,7 +157,7 @@ def test_the_measured_error_is_within_the_bound(precision, small_model, tmp_path
 
 
 # The floors are some 3 dB below what the worse head has: a grid with one bit less would lose 6.
-FLOORS_DB = {("small", "int8"): 29, ("small", "fp8"): 19, ("digits", "int8"): 36, ("digits", "fp8"): 26}
+FLOORS_DB = {("small", "int8"): 29, ("small", "fp8"): 19, ("digits", "int8"): 36, ("digits", "fp8"): 25}
 
 
 @pytest.mark.parametrize(("name", "precision"), FLOORS_DB)

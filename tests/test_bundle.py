@@ -26,12 +26,14 @@ import conformer_fast as cf
 from conformer_fast import Conformer, ConformerOutput
 from conformer_fast import bundle as module
 from conformer_fast.backends import BackendError
+from conformer_fast.calibration import input_ranges
 from conformer_fast.engines import flavours, runtime
 from conformer_fast.engines.flavours import EngineError
 from conformer_fast.fuse import blank, fuse
 from conformer_fast.labels import labels_for
 from conformer_fast.manifest import BundleError, EngineMismatchError, write_bundle
 from conformer_fast.profile import Profile
+from conformer_fast.quantization import FORMATS, Quantization, addend_of
 from conformer_fast.source import load_source
 
 KEY = b"secret"
@@ -523,6 +525,40 @@ def test_weights_come_back_as_the_kernels_read_them(precision, small_model, tmp_
             assert torch.equal(tensor, theirs[name])
             assert (tensor.dtype, tensor.stride()) == (theirs[name].dtype, theirs[name].stride())
         assert loaded._engine._tune is None
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_weights_in_8_bits_come_back(precision, small_model, tmp_path):
+    """All products but one, as after an accuracy gate."""
+    source = load_source(small_model)
+    fused = fuse(source.reference).with_outputs(source.outputs)
+    ranges = input_ranges(fused, [images(2, 3, 32, 32)])
+    del ranges["conv_trans_2.up"], ranges[addend_of("conv_1.conv3")]
+    model = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges))
+    with fake_cuda():
+        folder = module.write_triton_bundle(
+            tmp_path / "bundle", source, model, precision=precision, weights=module.weights_sha256(source.reference)
+        )
+        loaded = cf.load(folder)
+    assert loaded.manifest.precisions["products of the blocks"] == precision
+    ours, theirs = (dict(each.named_buffers()) for each in (loaded._engine._model, model))
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        assert (tensor.dtype, tensor.stride()) == (theirs[name].dtype, theirs[name].stride())
+        assert torch.equal(tensor.float(), theirs[name].float())
+    batch = images(2, 3, 32, 32)
+    assert all(map(torch.equal, loaded._engine._model(batch), model(batch)))
+
+
+def test_scales_of_no_product_are_refused(small_model, tmp_path):
+    model = fuse(small_model).in_precision(torch.float16)
+    model.stem.register_buffer("weight_scale", torch.ones(64))
+    with fake_cuda():
+        folder = module.write_triton_bundle(
+            tmp_path / "bundle", load_source(small_model), model, precision="int8", weights="0"
+        )
+        with pytest.raises(BundleError, match=r"no products .*stem"):
+            cf.load(folder)
 
 
 def test_no_gpu(small_model, tmp_path):

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import onnx
 import pytest
 import torch
 from fake_cuda import DEVICE, fake_cuda
@@ -40,6 +41,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(builder_module, "gpu_target", lambda: "sm86")
         monkeypatch.setattr(builder_module, "engine_from_onnx", engine_from_onnx)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended 4090")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         yield SimpleNamespace(built=built, trt=trt)
 
@@ -116,9 +118,18 @@ def test_it_cannot_be_tuned(machine, small_model):
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_eight_bits_need_images(precision, machine, small_model):
-    with pytest.raises(cf.BackendError, match=r"conformer_fast\.build makes engines in 8 bits"):
+    with pytest.raises(ValueError, match=f"precision '{precision}' takes its ranges from images"):
         compiled(small_model, precision=precision)
     assert machine.built == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_eight_bits_of_images(precision, machine, small_model):
+    compiled(small_model, precision=precision, calibration=[torch.randn(4, 3, 32, 32)])
+    (engine,) = machine.built
+    nodes = onnx.load_from_string(engine.onnx).graph.node
+    assert engine.precision == precision
+    assert sum(node.op_type == "QuantizeLinear" for node in nodes) > 20
 
 
 def test_without_a_gpu(small_model):

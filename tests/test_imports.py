@@ -13,22 +13,27 @@ import pytest
 import conformer_fast
 
 PACKAGE = "conformer_fast"
+EXTENSION = f"{PACKAGE}._C"  # of csrc/, which imports nothing
 ROOT = Path(__file__).parents[1]
 FOLDERS = {PACKAGE: ROOT / PACKAGE, f"{PACKAGE}.engines": ROOT / "engines", f"{PACKAGE}.kernels": ROOT / "kernels"}
 
 # From the top down. A module imports from lower rows and from its own, never from a higher one, and never in a circle.
 LAYERS = [
     {"cli"},
-    {"cli_engines", "cli_model"},
+    {"cli_calibrate", "cli_diff", "cli_engines", "cli_evaluate", "cli_model"},
+    {"diff", "evaluation", "heatmap", "runners"},
     {"builder", "bundle", "compiler", "inference_server", "tuning", "verify"},
     {"fast", "manifest"},
-    {"backends", "calibration", "cuda_graph", "outputs", "source", "engines.*"},
+    {"backends", "calibration", "cuda_graph", "equalise", "gate", "observer", "outputs", "source", "engines.*"},
     {"fuse"},
-    {"ops", "model", "weights", "dialects", "download", "labels", "digits"},
+    {"datasets", "evaluation_report", "preprocess_gpu", "labelled", "published", "shards", "tally"},
+    {"ops", "histograms", "quantization", "quantization_file"}
+    | {"model", "weights", "dialects", "download", "labels", "digits", "digit_pairs"},
     {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing", "kernels.*"},
 ]
 LEAVES = {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing"}  # import none of it
 OPTIONAL = {"triton", "tensorrt", "tensorrt_rtx", "openvino", "onnx", "onnxruntime", "sklearn", "skimage", "pybind11"}
+OPTIONAL |= {"pyarrow"}
 LEAN = {"torch", "numpy", "safetensors", "filelock", "platformdirs", "tqdm"}  # what the import may cost beside Python
 
 
@@ -83,7 +88,7 @@ def of_the_package(names: set[str]) -> set[str]:
     """The package's modules among them, by their name inside it; the package itself as ""."""
     found = set()
     for name in names:
-        if name.partition(".")[0] == PACKAGE:
+        if name.partition(".")[0] == PACKAGE and name != EXTENSION:
             parts = name.split(".")[1:]
             while parts and ".".join(parts) not in sources():
                 parts.pop()
@@ -128,9 +133,14 @@ def test_modules_take_only_the_version_from_the_package_itself():
         assert not imported(name) & {PACKAGE, *exported}, name
 
 
-def test_only_operators_and_tuning_reach_the_kernels():
+def test_only_operators_tuning_comparison_and_images_reach_the_kernels():
     reaching = {name for name in sources() if any(".kernels" in other for other in imported(name))}
-    assert {name for name in reaching if not name.startswith("kernels.")} <= {"ops", "tuning"}
+    assert {name for name in reaching if not name.startswith("kernels.")} <= {
+        "ops",
+        "preprocess_gpu",
+        "runners",
+        "tuning",
+    }
 
 
 def test_kernels_import_torch_and_triton_only():

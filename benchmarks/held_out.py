@@ -1,0 +1,87 @@
+"""Held-out accuracy of the trained models on every path that runs here: held_out.py OUT.json. Run by `make bench`.
+
+"reference" is PyTorch in fp32; with int8 and fp8 it is the model simulated by functional.py. Where there is no GPU,
+Triton's interpreter runs the kernels, on the first INTERPRETED pictures only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conformer_fast.backends import BACKENDS, BackendError
+from conformer_fast.fuse import SUM, fuse
+from conformer_fast.runners import INTERPRET, Job, interprets_kernels, run
+
+from .trained import Trained, trained
+
+MODELS = ("digits", "digit-pairs")
+PATHS = (
+    ("reference", "fp32"),
+    *(("openvino", precision) for precision in ("fp32", "bf16", "int8")),
+    *(("onnxruntime", precision) for precision in ("fp16", "int8", "fp8")),
+    *(("simulated", precision) for precision in ("int8", "fp8")),
+    *(("kernels", precision) for precision in ("fp16", "int8", "fp8")),
+)
+INTERPRETED = 8
+BATCH = 500  # run together
+
+
+def main(path: Path) -> None:
+    if interprets_kernels():
+        os.environ.setdefault(INTERPRET, "1")  # nothing has imported the kernels yet
+    rows = []
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in _rows(trained(name, Path(folder))):
+                rows.append({"model": name, **row})
+                print(rows[-1], flush=True)
+    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def _rows(subject: Trained) -> Iterator[dict[str, Any]]:
+    images, labels = subject.images()
+    exact = chosen("reference", "fp32", subject, images)
+    for implementation, precision in PATHS:
+        count = INTERPRETED if implementation == "kernels" and interprets_kernels() else len(images)
+        row: dict[str, Any] = {"implementation": implementation, "precision": precision, "count": count}
+        try:
+            found = chosen(implementation, precision, subject, images[:count])
+        except BackendError as error:
+            yield {**row, "missing": str(error)}
+            continue
+        row["correct"] = int((found == labels[:count]).sum())
+        row["reference_correct"] = int((exact[:count] == labels[:count]).sum())
+        row["agreement"] = int((found == exact[:count]).sum())
+        yield row
+
+
+def chosen(implementation: str, precision: str, subject: Trained, images: Tensor) -> Tensor:
+    """The class of each image (B,) by one of PATHS. Raises BackendError when it cannot run here."""
+    backend = BACKENDS.get(implementation)
+    if backend and backend.missing():
+        raise BackendError(f"no {implementation}: {backend.missing()}")
+    return torch.cat([_scores(implementation, precision, subject, part).argmax(-1) for part in images.split(BATCH)])
+
+
+@torch.no_grad()
+def _scores(implementation: str, precision: str, subject: Trained, images: Tensor) -> Tensor:
+    model = subject.model
+    if implementation == "reference":
+        return model(images).logits
+    if implementation == "simulated":
+        return fuse(model).with_outputs([SUM]).quantized(subject.quantizations[precision])(images)[0]
+    quantizations = {name: given for name, given in subject.quantizations.items() if name == precision}
+    return run(implementation, precision, Job(model, images, (SUM,), (), quantizations)).values[SUM]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
