@@ -113,6 +113,9 @@ class _Plan:
             except (RuntimeError, TypeError) as error:
                 raise log.error(f"{flavour} {what}: {error}") from error
             self.log = log
+            if engine is None:
+                # Now: freed by a garbage collection while TensorRT calls our logger, it would wait for TensorRT's lock.
+                del runtime
             self.require(engine is not None, what)
             self.engine, self._runtime = engine, runtime
             self._check_tensors()

@@ -383,7 +383,8 @@ def test_installed_tree_measures_and_fails_in_a_row(tmp_path):
 
 
 def test_installed_folders_are_those_of_setup():
-    (call,) = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "setup"]
     mapped = next(ast.literal_eval(word.value) for word in call.keywords if word.arg == "package_dir")
     assert {target.replace(".", "/"): source for target, source in mapped.items()} == {
         target: source for source, target in tree.FOLDERS.items()
@@ -497,7 +498,7 @@ def test_launches_share_all_but_the_weights(no_gpu_needed):
     operation = next(o for o in roofline.network("digits", 1) if o.name == "linear" and o.arguments["gelu"])
     sets = [launch.args[1] for launch in kernels._launches(operation)]
     assert len(sets) == kernels.LEAST
-    x, weight, bias, gelu, residual, norm_weight, norm_bias, _ = map(list, zip(*sets, strict=True))
+    x, weight, bias, gelu, residual, norm_weight, norm_bias, *_ = map(list, zip(*sets, strict=True))
     assert len({value.data_ptr() for value in x}) == 1
     for own in (weight, bias, norm_weight, norm_bias):
         assert len({value.data_ptr() for value in own}) == len(sets)

@@ -119,3 +119,15 @@ def test_another_device_is_refused(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match="needs a CUDA device, got cpu; preprocess_batch runs on the CPU"):
         preprocess_on_gpu([noise(8, 8)], 8, device="cpu")
+
+
+def test_tables_of_more_sizes_than_are_remembered():
+    """The cache of axes holds 256; those that left it keep their tables."""
+    tables = preprocess_gpu._Tables()
+    entries = [tables.add(preprocess_gpu._axis(length, 36, 2, 32), 0) for length in range(40, 440)]
+    table = tables.tensor(torch.device("cpu"))
+    for length, entry in zip(range(40, 440), entries, strict=True):
+        axis = preprocess_gpu._axis(length, 36, 2, 32)
+        assert table[entry : entry + 32].tolist() == axis.starts.tolist()
+        weights = table[entry + 32 : entry + 32 + axis.weights.size]
+        assert weights.tolist() == axis.weights.ravel().tolist()

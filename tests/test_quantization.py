@@ -398,9 +398,10 @@ def test_one_pair_after_each_layer_norm(case):
     pairs = 0
     for norm in graph.all("LayerNormalization"):
         value = norm.output[0]
-        for reader in graph.readers[value]:
-            if reader.op_type == "Cast":
-                value = reader.output[0]
+        moved = True
+        while moved:  # to the type of products and, where these are convolutions, to their layout
+            moved = [node for node in graph.readers[value] if node.op_type in ("Cast", "Unsqueeze", "Transpose")]
+            value = moved[0].output[0] if moved else value
         readers = [node.op_type for node in graph.readers[value]]
         if "QuantizeLinear" in readers:
             assert readers == ["QuantizeLinear"]
