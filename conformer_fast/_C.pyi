@@ -1,4 +1,4 @@
-# ruff: noqa: N999
+# ruff: noqa: N999 -- the usual name of a compiled module
 from collections.abc import Sequence
 from typing import Any
 
