@@ -192,8 +192,8 @@ def precisions(precision: str) -> dict[str, str]:
     """What each part of an engine of this precision is computed in."""
     around = precision if precision in DTYPES else "fp16"
     return {
-        "products of the blocks": precision,
-        "stem, attention, maps": around,
+        "products": precision,
+        "attention, maps": around,
         "tokens, norms, softmax, heads, images, outputs": "fp32",
     }
 

@@ -139,18 +139,18 @@ def write_openvino_bundle(
 
     weights: `weights_sha256` of the source's reference. Returns the folder; raises what `write_bundle` raises.
     """
-    from .engines.openvino import describe_cpu, engine_file, native_precisions
+    from .engines.openvino import Input, describe_cpu, engine_file, native_precisions
 
     parts = {"all": precision}
     if precision in FORMATS:
-        parts = {"products of the blocks": precision, "the rest": native_precisions()[-1]}
+        parts = {"products": precision, "the rest": native_precisions()[-1]}
     sha256 = hashlib.sha256(onnx).hexdigest()
     size = usual_side(source.reference.config)
-    engines = {engine_file(sha256, precision, *size): content for size, content in engine.engines(size, size).items()}
+    engines = engine.engines(otherwise=Input(1, size, size))
     return _write(
         folder,
         source,
-        {ONNX: onnx, **engines},
+        {ONNX: onnx, **{engine_file(sha256, precision, shape): content for shape, content in engines.items()}},
         key,
         labels,
         backend="openvino",
@@ -181,7 +181,7 @@ def write_triton_bundle(
     gpu, versions = tuning.gpu_name(model.stem.weight.device), tuning.versions()
     parts = {"products and maps": precision, "tokens and norms": "fp32"}
     if precision in FORMATS:
-        parts = {"products of the blocks": precision, "other products, maps": "fp16", "tokens and norms": "fp32"}
+        parts = {"products": precision, "attention, maps, heads": "fp16", "tokens and norms": "fp32"}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     tiles = json.dumps({gpu: dict(tuning.dispatch.table(gpu))}, indent=1) + "\n"
     return _write(
@@ -393,12 +393,12 @@ def _release(version: str) -> list[str]:
 
 
 def _openvino_engine(bundle: Bundle, settings: Settings) -> Engine:
-    from .engines.openvino import OpenVINOEngine, engine_file
+    from .engines.openvino import Input, OpenVINOEngine, engine_file
 
     sha256 = bundle.manifest.files[ONNX].sha256
 
-    def stored(height: int, width: int) -> bytes | None:
-        name = engine_file(sha256, settings.precision, height, width)
+    def stored(shape: Input) -> bytes | None:
+        name = engine_file(sha256, settings.precision, shape)
         return bundle.read(name) if name in bundle.manifest.files else None
 
     identity = {"onnx": sha256, "version": __version__}

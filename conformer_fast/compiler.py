@@ -50,7 +50,7 @@ def compile(
                "tensorrt" (CUDA), which is built for the shapes of one profile
     precision: "auto" (the fastest of the following that this hardware has), "fp32", "bf16" or, on a GPU, "fp16".
                Products of fp32 are exact, unless torch.set_float32_matmul_precision allows TF32 to them. With a
-               `calibration`, "int8" or, on newer GPUs, "fp8": the blocks' products in 8 bits, the rest in 16.
+               `calibration`, "int8" or, on newer GPUs, "fp8": products in 8 bits, the rest in 16.
     threads:   CPU cores to use; default: as many as PyTorch uses
     tune:      on CUDA, measure at the first call with a new shape which tile, or PyTorch, is fastest for each kernel.
                It takes minutes; the result is kept for later programs, as that of `conformer-fast tune` is.

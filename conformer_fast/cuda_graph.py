@@ -312,7 +312,8 @@ def _own(output: Tensor) -> Tensor:
 
 
 def _dtype(model: InferenceConformer) -> torch.dtype:
-    return model.stem.weight.dtype
+    """Of images and of all that is not in 8 bits."""
+    return model.stem.bias.dtype
 
 
 def _blank(model: InferenceConformer, rows: int, height: int, width: int, device: torch.device) -> Tensor:

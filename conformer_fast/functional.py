@@ -73,13 +73,20 @@ def linear(
     return out if residual is None else out + residual
 
 
-def stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Tensor:
+def stem(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    multiple: int,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """7x7 convolution of stride 2, ReLU, 3x3 max-pool of stride 2, zeros to a multiple of `multiple` pixels.
 
     images (B, 3, H, W), weight (K, 3, 7, 7) -> (B, H', W', K).
     """
-    images = images.to(weight.dtype)
-    stem_map = F.max_pool2d(F.relu(F.conv2d(images, weight, bias, stride=2, padding=3)), 3, stride=2, padding=1)
+    stem_map = _product(F.conv2d, images, weight, bias, input_scale, weight_scale, stride=2, padding=3)
+    stem_map = F.max_pool2d(F.relu(stem_map), 3, stride=2, padding=1)
     H, W = stem_map.shape[-2:]
     return _nhwc(F.pad(stem_map, (0, -W % multiple, 0, -H % multiple)))
 

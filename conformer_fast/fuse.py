@@ -141,8 +141,8 @@ class InferenceConformer(nn.Module):
 
     @property
     def quantisable(self) -> tuple[str, ...]:
-        """The names of the products that `quantized` takes: those of the blocks, and the patch embedding."""
-        outside = self.stem, getattr(self, "conv_head", None), getattr(self, "trans_head", None)
+        """The names of the products that `quantized` takes: all but the heads'."""
+        outside = getattr(self, "conv_head", None), getattr(self, "trans_head", None)
         return tuple(name for name, part in self.named_modules() if isinstance(part, Weights) and part not in outside)
 
     def equalised(self, factors: Mapping[str, Sequence[float]]) -> InferenceConformer:
@@ -208,7 +208,7 @@ class InferenceConformer(nn.Module):
             if name in wanted:
                 found[name] = value
 
-        stem_map = ops.stem(images, *self.stem(), config.stem_stride)  # (B, H / 4, W / 4, 64)
+        stem_map = ops.stem(images, *self.stem(), config.stem_stride, **self.stem.scales())  # (B, H / 4, W / 4, 64)
         with beside():
             feature_map = self.conv_1(stem_map)
         tokens = self.trans_1(

@@ -1,5 +1,5 @@
 """What the products of an inference model read, as they multiply it: after the layer norm, with FCU-up's map added,
-pooled for FCU-down. The stem, the heads and what attention multiplies are not among them."""
+pooled for FCU-down. The heads and what attention multiplies are not among them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,8 @@ class Observer(fx.Interpreter):
         result = super().run_node(n)
         output = result[0] if isinstance(result, tuple) else result
         positions = output.shape[:-1].numel()
+        if operation_of(n) == "stem":
+            positions = len(output) * math.prod((size + 1) // 2 for size in arguments["images"].shape[2:])
         if operation_of(n) in ("patch_embed", "fcu_down"):
             positions -= len(output)  # the class token, which they only pass on
         done = self.multiply_adds.get(product, 0)
@@ -100,6 +102,7 @@ def _conv3x3(feature_map, token_map=None, token_stride=1, **_):
 
 # What the product of each operation reads, from the operation's arguments; then what it adds.
 _READ: dict[str, Callable[..., Iterable[Tensor]]] = {
+    "stem": lambda images, **_: [images],
     "linear": _linear,
     "conv1x1": _conv1x1,
     "conv3x3": _conv3x3,

@@ -77,10 +77,10 @@ def linear(
 
 
 @_operator
-def stem(images, weight, bias, multiple):
+def stem(images, weight, bias, multiple, input_scale=None, weight_scale=None):
     B, _, H, W = images.shape
     H, W = (-(-_halved(_halved(size)) // multiple) * multiple for size in (H, W))
-    return weight.new_empty(B, H, W, weight.shape[0])
+    return bias.new_empty(B, H, W, weight.shape[0])
 
 
 @_operator

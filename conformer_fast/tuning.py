@@ -152,10 +152,10 @@ def tune_new(model: InferenceConformer, rows: int, height: int, width: int) -> N
 
 def random_images(model: InferenceConformer, rows: int, height: int, width: int) -> Tensor:
     """A batch as the model is given it: a GPU is faster on zeros, which take less power."""
-    weight = model.stem.weight
-    generator = torch.Generator(weight.device).manual_seed(0)  # PyTorch's own random numbers stay as they are
+    bias = model.stem.bias  # the weight may be in 8 bits
+    generator = torch.Generator(bias.device).manual_seed(0)  # PyTorch's own random numbers stay as they are
     shape = rows, model.config.in_channels, height, width
-    return torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
+    return torch.randn(shape, generator=generator, dtype=bias.dtype, device=bias.device)
 
 
 def _measured(call: Call, timer: Timer, weights: Container[int]) -> Tuned:

@@ -48,7 +48,9 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
             results = [values[result] for result in node.args[0]]
         else:
             arguments = fx.node.map_arg(node.args, values.__getitem__)
-            keywords = fx.node.map_arg(node.kwargs, values.__getitem__)
+            keywords = dict(fx.node.map_arg(node.kwargs, values.__getitem__))
+            if operation_of(node) == "stem":
+                keywords["map_scale"] = _scale_of_readers(node, model)
             values[node] = _TRANSLATIONS[operation_of(node)](writer, *arguments, **keywords)
     for name, value in zip(model.outputs, results, strict=True):
         writer.node("Identity", [writer.cast(value, torch.float32)], output=name)
@@ -106,6 +108,14 @@ class _Writer(TypedGraph):
         return self.node("Conv", [feature_map, self.weight(kernel, weight_scale), bias], **attributes)
 
 
+def _scale_of_readers(node: fx.Node, model: InferenceConformer) -> Tensor | None:
+    """The scale at which all that read a node's result in the graph put it in 8 bits, if it is the same."""
+    readers = [reader.kwargs.get("input_scale") for reader in node.users]
+    scales = [model.get_buffer(str(scale.target)) for scale in readers if isinstance(scale, fx.Node)]
+    same = len(scales) == len(readers) and len({scale.item() for scale in scales}) == 1
+    return scales[0] if same else None
+
+
 def _shape(output: str) -> list[str]:
     """The dimensions' names of one of the model's outputs; other than the batch they are free."""
     rank = {"map": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(output.partition(".")[2], 2)
@@ -147,9 +157,11 @@ def _attention(w, qkv, num_heads, scale):
     return w.node("Reshape", [out, [0, 0, -1]])  # (B, T, heads, D) -> (B, T, C)
 
 
-def _stem(w, images, weight, bias, multiple):
-    images = w.cast(images, weight.dtype)
-    out = w.node("Relu", [w.convolve(images, weight, bias, strides=[2, 2], pads=[3, 3, 3, 3])])
+def _stem(w, images, weight, bias, multiple, input_scale=None, weight_scale=None, map_scale=None):
+    options = {"strides": [2, 2], "pads": [3, 3, 3, 3]}
+    out = w.node("Relu", [w.convolve(w.cast(images, bias.dtype), weight, bias, input_scale, weight_scale, **options)])
+    if weight_scale is not None:  # rounded before the pool: the largest of rounded numbers is the largest, rounded
+        out = w.quantized(out, map_scale, weight.dtype)
     out = w.node("MaxPool", [out], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     size = w.shape(out, start=2)  # height and width
     # The next multiple, less the size. TensorRT bounds this for wide ranges of sizes; of -size % multiple it cannot.

@@ -1,8 +1,9 @@
 """The CPU engine: the inference graph compiled by OpenVINO.
 
-One engine is built for one image size and runs one image; a batch is spread over streams that each run whole images on
-their share of the cores. That costs no synchronisation inside an image and keeps its maps in the caches, so it is
-faster than one wide batch, and an image's result does not depend on its neighbours.
+One engine is built for one image size and runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over streams
+that each run whole images on their share of the cores. That costs no synchronisation inside an image and keeps its maps
+in the caches, so it is faster than one wide batch, and an image's result does not depend on its neighbours. Maps in 8
+bits are small enough for several images at once, which share what each operation and each weight costs.
 
 The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,
 and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x224 image badly, its convolution not.
@@ -15,16 +16,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import openvino as ov
 import torch
 from torch import Tensor
 
+from conformer_fast.quantization import FORMATS
+
 from .cache import cached, key_of
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
-SIZES_KEPT = 4  # engines in memory, of one size and stream count each; then the least recently used is dropped
+IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
+ENGINES_KEPT = 4  # in memory, of one `Input` and number of streams each; then the least recently used is dropped
 
 
 @cache
@@ -52,10 +56,18 @@ def describe_cpu() -> dict[str, Any]:
     }
 
 
-def engine_file(onnx_sha256: str, precision: str, height: int, width: int) -> str:
-    """The name in a bundle of the engine that this CPU loads for images of one size."""
-    fields = {"onnx": onnx_sha256, "precision": precision, **describe_cpu(), "height": height, "width": width}
-    return f"{height}x{width}-{key_of(fields)}.engine"
+class Input(NamedTuple):
+    """What one run of an engine takes: so many images at once, of height x width pixels."""
+
+    images: int
+    height: int
+    width: int
+
+
+def engine_file(onnx_sha256: str, precision: str, shape: Input) -> str:
+    """The name in a bundle of the engine that this CPU loads for this input."""
+    fields = {"onnx": onnx_sha256, "precision": precision, **describe_cpu(), **shape._asdict()}
+    return f"{'x'.join(map(str, shape))}-{key_of(fields)}.engine"
 
 
 def streams_for(batch: int, threads: int) -> int:
@@ -70,7 +82,7 @@ class OpenVINOEngine:
     identity:   what the graph was made from, as JSON values: part of the cache key
     precision:  "fp32" or "bf16"; "int8" for a graph that says by Q/DQ pairs what is in 8 bits
     threads:    cores to use; default: as many as PyTorch uses
-    stored:     returns the engine for images of height x width if it is at hand; asked before the cache
+    stored:     returns the engine for an input if it is at hand; asked before the cache
     """
 
     def __init__(
@@ -79,13 +91,14 @@ class OpenVINOEngine:
         identity: Mapping[str, Any],
         precision: str,
         threads: int | None = None,
-        stored: Callable[[int, int], bytes | None] = lambda height, width: None,
+        stored: Callable[[Input], bytes | None] = lambda shape: None,
     ) -> None:
         self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
         self._identity = {**identity, "precision": precision, **describe_cpu()}
         self._threads = threads or torch.get_num_threads()
-        self._built: OrderedDict[tuple[int, int, int], _SizedEngine] = OrderedDict()
-        self._building: dict[tuple[int, int, int], threading.Lock] = {}
+        self._at_once = IMAGES_IN_8_BITS if precision in FORMATS else 1
+        self._built: OrderedDict[tuple[Input, int], _SizedEngine] = OrderedDict()  # by the number of streams too
+        self._building: dict[tuple[Input, int], threading.Lock] = {}
         self._lock = threading.Lock()  # of both tables; held for look-ups only
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -93,17 +106,18 @@ class OpenVINOEngine:
         B, _, H, W = images.shape
         outputs: list[Tensor] = []
         done = 0
-        while done < B:  # a batch that does not fill the streams ends in smaller, wider rounds
+        while done < B:  # a batch that does not fill the streams ends in rounds of fewer images, then of fewer streams
             streams = streams_for(B - done, self._threads)
-            engine = self._sized(H, W, streams)
+            at_once = self._at_once if B - done >= streams * self._at_once else 1
+            engine = self._sized(Input(at_once, H, W), streams)
             outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes]
-            whole = done + (B - done) // streams * streams
+            whole = done + (B - done) // (streams * at_once) * streams * at_once
             engine.run(images[done:whole], [output[done:whole] for output in outputs])
             done = whole
         return tuple(outputs)
 
-    def _sized(self, height: int, width: int, streams: int) -> _SizedEngine:
-        key = height, width, streams
+    def _sized(self, shape: Input, streams: int) -> _SizedEngine:
+        key = shape, streams
         with self._lock:
             if key in self._built:
                 self._built.move_to_end(key)
@@ -113,22 +127,23 @@ class OpenVINOEngine:
             with self._lock:
                 if key in self._built:
                     return self._built[key]
-            engine = self._load(height, width, streams)
+            engine = self._load(shape, streams)
             with self._lock:
                 self._built[key] = engine
-                if len(self._built) > SIZES_KEPT:
+                if len(self._built) > ENGINES_KEPT:
                     self._built.popitem(last=False)
         return engine
 
-    def engines(self, height: int, width: int) -> dict[tuple[int, int], bytes]:
-        """The bytes of the engine of each image size that is in memory; if none is, of this one."""
+    def engines(self, otherwise: Input) -> dict[Input, bytes]:
+        """The bytes of the engine of each input that is in memory; if none is, of this one."""
         with self._lock:
-            sizes = {key[:2] for key in self._built}
-        return {size: self._bytes(*size, self._options(1)) for size in sizes or {(height, width)}}
+            shapes = {shape for shape, _ in self._built}
+        return {shape: self._bytes(shape, self._options(1)) for shape in shapes or {otherwise}}
 
-    def _load(self, height: int, width: int, streams: int) -> _SizedEngine:
+    def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
-        return _SizedEngine(core().import_model(self._bytes(height, width, options), "CPU", options), streams)
+        compiled = core().import_model(self._bytes(shape, options), "CPU", options)
+        return _SizedEngine(compiled, streams, shape.images)
 
     def _options(self, streams: int) -> dict[str, str]:
         return {
@@ -137,38 +152,38 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": str(self._threads),
         }
 
-    def _bytes(self, height: int, width: int, options: dict[str, str]) -> bytes:
+    def _bytes(self, shape: Input, options: dict[str, str]) -> bytes:
         def build() -> bytes:
             model = core().read_model(self._make_onnx())
-            model.reshape([1, model.input(0).partial_shape[1].get_length(), height, width])
+            model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             return core().compile_model(model, "CPU", options).export_model().getvalue()
 
-        stored = self._stored(height, width)
-        return cached({**self._identity, "height": height, "width": width}, build) if stored is None else stored
+        stored = self._stored(shape)
+        return cached({**self._identity, **shape._asdict()}, build) if stored is None else stored
 
 
 class _SizedEngine:
-    """A compiled engine of one image size with a pool of its requests."""
+    """A compiled engine for so many images at once, with a pool of its requests."""
 
-    def __init__(self, compiled: ov.CompiledModel, streams: int) -> None:
-        self._compiled, self._streams = compiled, streams
+    def __init__(self, compiled: ov.CompiledModel, streams: int, at_once: int) -> None:
+        self._compiled, self._streams, self._at_once = compiled, streams, at_once
         self.output_shapes = [tuple(output.shape)[1:] for output in compiled.outputs]
         self._idle: list[ov.InferRequest] = []
         self._lock = threading.Lock()
 
     def run(self, images: Tensor, outputs: Sequence[Tensor]) -> None:
-        """Fills `outputs`, one row an image, keeping `streams` images in flight."""
+        """Fills `outputs`, one row an image, keeping all streams busy. They are a multiple of what runs at once."""
         requests = self._take()
         with ExitStack() as running:  # waits for all, also after an error: the tensors must outlive every run
             for request in requests:
                 running.callback(request.wait)
-            for index in range(len(images)):
+            for index in range(len(images) // self._at_once):
                 request = requests[index % self._streams]
                 request.wait()
-                row = slice(index, index + 1)
-                request.set_input_tensor(_shared(images[row]))
+                rows = slice(index * self._at_once, (index + 1) * self._at_once)
+                request.set_input_tensor(_shared(images[rows]))
                 for port, output in enumerate(outputs):
-                    request.set_output_tensor(port, _shared(output[row]))
+                    request.set_output_tensor(port, _shared(output[rows]))
                 request.start_async()
         with self._lock:
             self._idle += requests

@@ -1,7 +1,7 @@
 """images (B, channels, H, W) -> (B, H', W', K): 7x7 convolution of stride 2 and padding 3, bias, ReLU, 3x3 max-pool of
 stride 2 and padding 1, zeros to a multiple of pixels.
 
-Two launches. `pack_kernel` copies the images, in the precision of products and within the convolution's border of
+Two launches. `pack_kernel` copies the images, as the numbers that are multiplied and within the convolution's border of
 zeros, as squares: 2 x 2 pixels of 4 channels (the missing ones are 0), 16 adjacent elements. The convolution then takes
 4 x 4 squares at stride 1, four times 64 adjacent elements: whole vectors and no masks, for 256 products of which 147
 count.
@@ -28,8 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._chips import Chip, chip_of
-from ._launch import Plan, dot_precision, launch, prepared, product_type, unsupported_dtype
-from ._math import maximum, relu
+from ._launch import Plan, Scales, dot_precision, launch, prepared, product_type, unsupported_dtype
+from ._math import inverse_of, maximum, relu, scaled, stored, zero_sums
 from ._tiles import Tile, ceil_div, power_of_two
 
 SQUARE = 16  # elements of a square: 2 lines, 2 columns, 4 channels
@@ -39,6 +39,7 @@ TAPS = 4 * SQUARE  # elements of a window's line of squares
 @triton.jit
 def pack_kernel(
     images_ptr,  # in  (B, channels, H, W), any strides
+    input_scale_ptr,  # in  scalar, if SCALED
     packed_ptr,  # out (B, lines, squares, SQUARE)
     channels,  # of images, at most 4
     H,  # pixels
@@ -49,6 +50,7 @@ def pack_kernel(
     stride_c,  # from channel to channel
     stride_h,  # from line to line
     stride_w,  # from pixel to pixel
+    SCALED: tl.constexpr,  # packed is in 8 bits
     SQUARE: tl.constexpr,  # elements of a square
     BLOCK: tl.constexpr,  # squares
 ):
@@ -62,6 +64,8 @@ def pack_kernel(
     inside = (c < channels) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
     pixels = images_ptr + image * stride_b + (c * stride_c + y * stride_h + x * stride_w)
     values = tl.load(pixels, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        values = stored(values, inverse_of(input_scale_ptr), packed_ptr.dtype.element_ty)
     packed = packed_ptr + line * squares * SQUARE + (square * SQUARE + part)
     tl.store(packed, values.to(packed_ptr.dtype.element_ty), mask=square < squares)
 
@@ -71,6 +75,8 @@ def stem_kernel(
     packed_ptr,  # in  (B, map_height + 3, map_width + 3, SQUARE), by pack_kernel
     weight_ptr,  # in  (4, K, TAPS), by _pack_weight
     bias_ptr,  # in  (K,)
+    input_scale_ptr,  # in  scalar, if SCALED
+    weight_scale_ptr,  # in  (K,), if SCALED
     out_ptr,  # out (B, height, width, K)
     pixels,  # B * width: a line of out, of all images
     height,  # of out
@@ -79,6 +85,7 @@ def stem_kernel(
     map_width,
     K,  # channels of out
     rows,  # lines of out that a program computes
+    SCALED: tl.constexpr,  # packed and weight are in 8 bits
     SQUARE: tl.constexpr,  # elements of a square
     TAPS: tl.constexpr,  # elements of 4 squares
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
@@ -118,10 +125,12 @@ def stem_kernel(
     highest = tl.full((BLOCK_N, BLOCK_K), float("-inf"), tl.float32)
     for step in range(steps):
         y = tl.minimum(tl.maximum(2 * first_row - 1 + step, 0), map_height - 1)
-        line = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        sums = zero_sums(BLOCK_N, BLOCK_K, weight_ptr.dtype.element_ty)
         for i in tl.static_range(4):
             squares = tl.load(packed_ptr + (y + i) * stride_line + window)
-            line = tl.dot(squares, weights[i], line, input_precision=PRECISION)
+            # Not add_product: Hopper would wait for each of these products in FP8. Few enough are added in its 14 bits.
+            sums = tl.dot(squares, weights[i], sums, input_precision=PRECISION)
+        line = scaled(sums, input_scale_ptr, weight_scale_ptr, k, K) if SCALED else sums
         highest = maximum(highest, line)
         if step % 2 == 0:
             if step > 0:
@@ -145,8 +154,16 @@ def _columns(lines):
     return even.reshape(lines.shape[0] // 2, lines.shape[1]), odd.reshape(lines.shape[0] // 2, lines.shape[1])
 
 
-def plan_stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Plan:
+def plan_stem(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    multiple: int,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Plan:
     """Arguments and result: functional.stem."""
+    scales = Scales(input_scale, weight_scale)
     B, channels, H, W = images.shape
     K = weight.shape[0]
     map_height, map_width = ceil_div(H, 2), ceil_div(W, 2)
@@ -160,6 +177,7 @@ def plan_stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Pl
             (B * (map_height + 3), ceil_div(map_width + 3, block)),
             Tile(0, block, 0, 4, 1),
             images_ptr=images,
+            input_scale_ptr=bias if input_scale is None else input_scale,
             packed_ptr=packed,
             channels=channels,
             H=H,
@@ -170,10 +188,11 @@ def plan_stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Pl
             stride_c=images.stride(1),
             stride_h=images.stride(2),
             stride_w=images.stride(3),
+            SCALED=input_scale is not None,
             SQUARE=SQUARE,
             BLOCK=block,
         )
-        out = torch.empty((B, height, width, K), dtype=weight.dtype, device=weight.device)
+        out = torch.empty((B, height, width, K), dtype=bias.dtype, device=weight.device)
         launch(
             stem_kernel,
             (ceil_div(B * width, tile.n // 2 - 1) * ceil_div(height, tile.m),),
@@ -194,15 +213,16 @@ def plan_stem(images: Tensor, weight: Tensor, bias: Tensor, multiple: int) -> Pl
             PRECISION=dot_precision(),
             BLOCK_N=tile.n,
             BLOCK_K=power_of_two(K),
+            **scales.arguments(instead=bias),
         )
         return out
 
     chip = chip_of(weight.device)
-    tiles = _tiles(B * width, height, weight.element_size(), chip)
-    unsupported = unsupported_dtype(weight) or _unsupported_sizes(images, height, width, K)
+    tiles = _tiles(B * width, height, weight.element_size(), bias.element_size(), chip)
+    unsupported = unsupported_dtype(weight, scales) or _unsupported_sizes(images, height, width, K)
     if not (tiles or unsupported):
         unsupported = f"no tile fits the {chip.shared} bytes of shared memory of {chip.name}"
-    dtype = product_type(weight)
+    dtype = product_type(weight, bias)
     return Plan(f"stem {dtype} B{B} H{H} W{W} K{K} multiple{multiple}", unsupported, tiles, run)
 
 
@@ -228,13 +248,14 @@ def _unsupported_sizes(images: Tensor, height: int, width: int, K: int) -> str |
 
 # By the size of an element: columns, warps and stages that fit the registers, and the relative time of a line.
 COLUMNS = {
+    1: ((64, 4, 2, 60), (32, 4, 3, 36), (16, 4, 3, 24), (128, 8, 2, 128)),
     2: ((64, 4, 2, 80), (32, 4, 3, 48), (16, 4, 3, 32), (128, 8, 2, 170)),
     4: ((32, 8, 2, 48), (16, 4, 2, 32)),
 }
 
 
 @cache
-def _tiles(pixels: int, height: int, element_size: int, chip: Chip) -> tuple[Tile, ...]:
+def _tiles(pixels: int, height: int, element_size: int, out_size: int, chip: Chip) -> tuple[Tile, ...]:
     """Tiles of m lines of out by n columns of the map (k is 0: unused), the one with the smallest estimated time first.
 
     The estimate is that of the busiest multiprocessor. A program computes 2 m + 1 lines and its start takes the time of
@@ -244,7 +265,7 @@ def _tiles(pixels: int, height: int, element_size: int, chip: Chip) -> tuple[Til
     tiles = []
     for n, warps, stages, line in COLUMNS.get(element_size, ()):
         lines_held = stages if chip.capability == 90 else stages - 1  # Hopper's products read one as the next arrives
-        if ((64 + lines_held * n) * 4 * TAPS + 64 * n) * element_size > chip.shared:
+        if (64 + lines_held * n) * 4 * TAPS * element_size + 64 * n * out_size > chip.shared:
             continue
         of_this_width = []
         for m in heights:

@@ -170,11 +170,12 @@ def finest(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """torch.empty returns NaN inside, so that an element that is not written shows."""
+    """torch.empty returns NaN, or the largest integers, inside, so that an element that is not written shows."""
     empty = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-        return empty(*args, **kwargs).fill_(torch.nan)
+        values = empty(*args, **kwargs)
+        return values.fill_(torch.nan if values.is_floating_point() else torch.iinfo(values.dtype).max)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned)

@@ -107,8 +107,8 @@ def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
         backend="tensorrt",
         precision=precision,
         precisions={
-            "products of the blocks": precision,
-            "stem, attention, maps": precision if precision in DTYPES else "fp16",
+            "products": precision,
+            "attention, maps": precision if precision in DTYPES else "fp16",
             "tokens, norms, softmax, heads, images, outputs": "fp32",
         },
         config=small_model.config,

@@ -39,7 +39,7 @@ def test_it_writes_what_was_measured(capsys, pictures, tmp_path):
     products = [name for name in found.ranges if not name.endswith(".addend")]
     assert (status, err) == (0, "")
     assert out == f"{file}: {len(products)} products in int8, ranges by mse of 30 images\n"
-    assert len(products) == 36
+    assert len(products) == 37
     assert found.precision == "int8"
 
 

@@ -85,7 +85,7 @@ def test_bundle(small_model, quantization, tmp_path):
     loaded = cf.load(fast.save(tmp_path / "bundle"))
     assert torch.equal(loaded(batch).logits, expected.logits)
     assert loaded.manifest.precision == "int8"
-    assert loaded.manifest.precisions == {"products of the blocks": "int8", "the rest": native_precisions()[-1]}
+    assert loaded.manifest.precisions == {"products": "int8", "the rest": native_precisions()[-1]}
 
 
 @pytest.mark.parametrize(

@@ -557,6 +557,7 @@ class Chain(nn.Module):
         super().__init__()
         self.config, self.stem, self.kept = TINY, nn.Module(), kept
         self.stem.weight = nn.Buffer(torch.zeros(1000, dtype=torch.float16))
+        self.stem.bias = nn.Buffer(torch.zeros(10, dtype=torch.float16))
 
     def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         kept = []

@@ -21,7 +21,7 @@ pytest.importorskip("onnx")
 
 from conformer_fast.engines import cache, export
 from conformer_fast.engines import openvino as engine_module
-from conformer_fast.engines.openvino import OpenVINOEngine, describe_cpu, native_precisions, streams_for
+from conformer_fast.engines.openvino import Input, OpenVINOEngine, describe_cpu, native_precisions, streams_for
 
 
 @pytest.fixture
@@ -101,6 +101,27 @@ def test_any_number_of_threads(threads, small_model):
     assert_right(compiled(small_model, threads=threads)(batch), small_model, batch)
 
 
+@pytest.mark.parametrize(
+    ("batch", "threads", "runs"),
+    [(8, 2, [4, 4]), (7, 2, [1] * 7), (12, 2, [4, 4, 1, 1, 1, 1]), (17, 2, [4] * 4 + [1]), (9, 1, [4, 4, 1])],
+)
+def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model, monkeypatch):
+    """And an image has the result that it has alone."""
+    calibration = [images(4, 3, 32, 32)]
+    fast = compiled(small_model, precision="int8", calibration=calibration, threads=threads)
+    given, seen = images(batch, 3, 32, 32), []
+    shared = engine_module._shared
+    monkeypatch.setattr(
+        engine_module, "_shared", lambda tensor: (tensor.ndim == 4 and seen.append(len(tensor))) or shared(tensor)
+    )
+    together = fast(given)
+    assert seen == runs
+    assert {shape.images for shape, _ in fast._engine._built} == set(runs)
+    alone = torch.cat([fast(image[None]).logits for image in given])
+    torch.testing.assert_close(together.logits, alone, rtol=0.02, atol=0.02 * alone.abs().max().item())
+    assert together.logits[0].sub(alone[1:]).abs().amax(-1).min() > 0.05 * alone.abs().max()  # images differ
+
+
 def test_precision_reaches_the_hardware(small_model):
     if "bf16" not in native_precisions():
         pytest.skip("this CPU does not compute in bf16")
@@ -117,19 +138,19 @@ def test_precision_reaches_the_hardware(small_model):
 
 
 def test_engines_in_memory_are_bounded(small_model, monkeypatch):
-    monkeypatch.setattr(engine_module, "SIZES_KEPT", 2)
+    monkeypatch.setattr(engine_module, "ENGINES_KEPT", 2)
     fast = compiled(small_model, threads=1)
     sizes = [(32, 32), (32, 48), (48, 32)]
     batches = [images(2, 3, *size) for size in sizes]
     first = [fast(batch) for batch in batches]
     built = fast._engine._built
-    assert [key[:2] for key in built] == sizes[1:]
+    assert [shape[1:] for shape, _ in built] == sizes[1:]
 
-    dropped = weakref.ref(built[32, 48, 1])
+    dropped = weakref.ref(built[Input(1, 32, 48), 1])
     fast(batches[1])
-    assert [key[:2] for key in built] == [sizes[2], sizes[1]]  # the last used is the last to go
+    assert [shape[1:] for shape, _ in built] == [sizes[2], sizes[1]]  # the last used is the last to go
     again = fast(batches[0])
-    assert [key[:2] for key in built] == [sizes[1], sizes[0]]
+    assert [shape[1:] for shape, _ in built] == [sizes[1], sizes[0]]
     assert all(torch.equal(*pair) for pair in zip(again, first[0], strict=True))
     again = fast(batches[2])
     gc.collect()
@@ -138,7 +159,7 @@ def test_engines_in_memory_are_bounded(small_model, monkeypatch):
 
 
 def test_threads_survive_each_others_evictions(small_model, monkeypatch):
-    monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
+    monkeypatch.setattr(engine_module, "ENGINES_KEPT", 1)
     fast = compiled(small_model)
     batches = [images(2, 3, 32, width) for width in (16, 32, 48, 64)]
     serial = [fast(batch) for batch in batches]

@@ -33,7 +33,7 @@ PRECISIONS = list(FORMATS)
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 DTYPE = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
-UNQUANTISED = {"stem", "conv_head", "trans_head"}
+UNQUANTISED = {"conv_head", "trans_head"}
 
 
 def session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -237,8 +237,8 @@ def test_products_that_are_not_named_stay(precision, small_model):
 
 def test_what_quantized_refuses(small_model):
     fused = fuse(small_model)
-    with pytest.raises(ValueError, match=r"no products \['stem', 'trans_9.qkv'\]; were the ranges measured"):
-        fused.quantized(Quantization("int8", {"trans_9.qkv": 1.0, "stem": 1.0, "trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"no products \['conv_head', 'trans_9.qkv'\]; were the ranges measured"):
+        fused.quantized(Quantization("int8", {"trans_9.qkv": 1.0, "conv_head": 1.0, "trans_1.qkv": 1.0}))
     with pytest.raises(ValueError, match=r"no products \['conv_1.conv2.addend'\]"):  # it adds nothing
         fused.quantized(Quantization("int8", {"conv_1.conv2": 1.0, addend_of("conv_1.conv2"): 1.0}))
     model = fused.quantized(Quantization("int8", {"trans_1.qkv": 1.0}))
@@ -250,12 +250,12 @@ def test_what_quantized_refuses(small_model):
 
 @PRECISION
 def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
-    """One definition. In fp32: a few values beside a tie fall on its other side."""
+    """One definition. In fp32: a few values beside a tie fall on its other side, and an early one changes others."""
     fused, images = fuse(small_model), goldens.image(2, 64, 96)
     model = fused.quantized(Quantization(precision, input_ranges(fused, [images])))
     found = session(onnx_from_model(model)).run(None, {"images": images.numpy()})
     for theirs, ours, exact in zip(map(torch.from_numpy, found), model(images), fused(images), strict=True):
-        assert relative_error(theirs, ours) < 0.1 * relative_error(ours, exact)
+        assert relative_error(theirs, ours) < 0.2 * relative_error(ours, exact)
 
 
 # The graph
@@ -344,19 +344,37 @@ def case(request, small_config):
     return quantised(lookalikes.fill(Conformer(config)).eval(), products=products)
 
 
-def test_every_product_is_in_8_bits_but_stem_heads_and_attention(case):
+def test_every_product_is_in_8_bits_but_heads_and_attention(case):
     model, proto = case
     graph, depth = Graph(proto), model.config.depth
     assert graph.names(model) == Counter(product_names(model))
     quantised_nodes = graph.products()
     others = [node for node in graph.all("Conv", "MatMul", "Gemm") if node not in quantised_nodes]
-    assert Counter(node.op_type for node in others) == {"Conv": 1, "Gemm": 2, "MatMul": 2 * depth}
+    assert Counter(node.op_type for node in others) == {"Gemm": 2, "MatMul": 2 * depth}
     for node in others:
         assert not any(map(graph.is_dequantised, node.input)), node.name
-        if node.op_type == "Conv":
-            assert graph.constants[node.input[1]].dims[2:] == [7, 7]
-    for node in graph.all("Softmax", "LayerNormalization", "Gelu", "MaxPool", "AveragePool"):
+    for node in graph.all("Softmax", "LayerNormalization", "Gelu", "AveragePool"):
         assert not any(map(graph.is_dequantised, node.input)), node.name
+
+
+def test_the_stem_map_is_rounded_before_its_pool(case):
+    """At its readers' scale: the convolution may write 8 bits, and the rounding after the pool changes nothing."""
+    _, proto = case
+    graph = Graph(proto)
+    (pool,) = graph.all("MaxPool")
+    assert graph.is_dequantised(pool.input[0])
+    before = graph.producer[pool.input[0]]
+    (pad,) = graph.all("Pad")
+    (after,) = [node for node in graph.readers[pad.output[0]] if node.op_type == "QuantizeLinear"]
+    scales = [graph.constants[node.input[1]].raw_data for node in (before, after)]
+    assert scales[0] == scales[1]
+
+
+def test_the_stem_map_is_not_rounded_before_its_pool_for_some_readers_only(small_model):
+    _, proto = quantised(small_model, without="patch_embed")
+    graph = Graph(proto)
+    (pool,) = graph.all("MaxPool")
+    assert not graph.is_dequantised(pool.input[0])
 
 
 def test_no_bias_is_in_8_bits(case):
@@ -464,7 +482,7 @@ def test_weights_take_a_byte_each(precision):
 
 @pytest.mark.parametrize(
     "left_out",
-    ["patch_embed", "conv_1.conv2", "trans_1.qkv", "conv_trans_2.down.project", "conv_trans_3.up",
+    ["stem", "patch_embed", "conv_1.conv2", "trans_1.qkv", "conv_trans_2.down.project", "conv_trans_3.up",
      "conv_trans_3.fusion_block.residual", addend_of("conv_trans_2.fusion_block.conv3")],
 )  # fmt: skip
 def test_one_product_can_stay_in_16_bits(left_out, small_model):
@@ -485,7 +503,8 @@ def test_one_product_can_stay_in_16_bits(left_out, small_model):
         weight = model.get_buffer(f"{left_out}.weight")
         plain = weight.t() if left_out in ("trans_1.qkv", "conv_trans_3.up") else weight
         assert added == {plain.contiguous().view(torch.uint8).numpy().tobytes(): 1}
-        assert sum(removed.values()) <= 5  # the weight, its scales and zeros, and those of an input it alone read
+        # The weight, its scales and zeros, those of an input it alone read, and of the stem's map before the pool.
+        assert sum(removed.values()) <= (7 if left_out == "stem" else 5)
     scores = [sum(session(proto).run(None, {"images": goldens.image(2, 64, 96).numpy()})) for proto in (whole, part)]
     assert 0 < relative_error(*map(torch.from_numpy, scores)) < 0.05
 
@@ -593,10 +612,9 @@ def test_tensorrt_computes_every_product_in_8_bits(precision, small_model):
     found, read = layers(proto), {"int8": "Int8", "fp8": "FP8"}[precision]
     matrices = {name for name in product_names(model) if re.search(r"\.(qkv|proj|fc1|fc2|up)$", name)}
     assert found["gemm", read] == len(matrices) == 4 * 3 + 2
-    assert found["correlation", read] == len(product_names(model) - matrices)
-    assert {kind: count for kind, count in found.items() if kind[0] in ("gemm", "correlation") and kind[1] != read} == {
-        ("correlation", "Half"): 1  # the stem
-    }
+    others = {"int8": {}, "fp8": {("correlation", "Half"): 1}}[precision]  # the stem: of three channels, not in FP8
+    assert found["correlation", read] == len(product_names(model) - matrices) - sum(others.values())
+    assert {kind: found[kind] for kind in found if kind[0] in ("gemm", "correlation") and kind[1] != read} == others
     assert found["runtime_fusion", "Float"] == 2  # the heads
     assert len([kind for kind in found if kind[0] == "runtime_fusion"]) == 1
 
