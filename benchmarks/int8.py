@@ -21,13 +21,14 @@ from conformer_fast.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
 from conformer_fast.engines.openvino import describe_cpu, native_precisions
 from conformer_fast.preprocess import preprocess
 from conformer_fast.timing import time_in_turn
+from conformer_fast.verify import relative_error
 
 from .peers import nncf_peers
 
 WEIGHTS = Path(__file__).parent.parent / "tests" / "data" / "digit_pairs.safetensors"
 NOISE_IMAGES = 16
 ROUNDS = {1: 40, 8: 12}  # by batch
-CALIBRATION_PICTURES, TEST_PICTURES = 512, 2000
+CALIBRATION_PICTURES, TEST_PICTURES = 512, 10_000
 Run = Callable[[Tensor], Tensor]
 
 
@@ -63,10 +64,14 @@ def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
     candidates: dict[str, Run] = {"reference": lambda images: model(images).logits}
     candidates |= {**_ours(model, rest, quantization), **nncf_peers(model, images[:8], calibration, rest)}
     del candidates["OpenVINO int8 (NNCF), streams"]  # the same engine
+    exact = torch.empty(0)
     with torch.inference_mode():
         for name, run in candidates.items():
-            chosen = torch.cat([run(part).argmax(-1) for part in images.split(8)])
-            row = {"implementation": name, "correct": int((chosen == numbers).sum()), "count": len(numbers)}
+            scores = torch.cat([run(part) for part in images.split(8)])
+            exact = scores if name == "reference" else exact  # the first
+            row = {"implementation": name, "correct": int((scores.argmax(-1) == numbers).sum()), "count": len(numbers)}
+            row["agreement"] = int((scores.argmax(-1) == exact.argmax(-1)).sum())
+            row["relative_error"] = relative_error(scores, exact)
             print(row, flush=True)
             yield row
 

@@ -168,15 +168,20 @@ def int8() -> str:
         nncf = rows[3]["speedup"] / max(row["speedup"] for row in rows[:2])
         cells = " | ".join(_milliseconds(row) for row in rows)
         lines.append(f"| {variant}, B{batch} | {cells} | {rows[3]['speedup']:.2f}x | {nncf:.2f}x |")
-    right = ", ".join(f"{row['implementation']} {row['correct']}" for row in report["accuracy"])
-    count = report["accuracy"][0]["count"]
+    reference, *others = report["accuracy"]
+    found = "; ".join(
+        f"{row['implementation']} {row['correct']} right, {row['agreement']} as the reference, scores "
+        f"{row['relative_error']:.1%} off"
+        for row in others
+    )
     return "\n".join(
         [
             *lines,
             "",
             f"224x224, medians on {report['threads']} threads of an {report['cpu']}, OpenVINO {report['openvino']}. "
             "All took turns, and the ratios are medians over the turns (the last column: of both ratios to ours in "
-            f"{rest}, to the faster NNCF). Right on {count} held-out pictures of two-digit numbers: {right}.",
+            f"{rest}, to the faster NNCF). Of {reference['count']} held-out pictures of two-digit numbers the "
+            f"reference has {reference['correct']} right; {found}.",
         ]
     )
 

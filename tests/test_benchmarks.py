@@ -70,11 +70,19 @@ def int8():
 
 
 def test_int8_goals(int8):
-    """The goal at batch 8, 1.6, is reached by base-p16 alone."""
     assert set(int8) == {(variant, batch) for variant in cf.VARIANTS for batch in (1, 8)}
     for (_, batch), rows in int8.items():
-        assert rows["conformer_fast int8"] >= {1: 1.3, 8: 1.45}[batch]
+        assert rows["conformer_fast int8"] >= {1: 1.3, 8: 1.6}[batch]
         assert rows["conformer_fast int8"] >= max(rate for name, rate in rows.items() if "NNCF" in name)
+
+
+def test_int8_is_as_right_as_nncf():
+    """Beside chance: each has about 80 classes other than the reference's of 10,000, half of them to its loss."""
+    rows = {row["implementation"]: row for row in json.loads(render.INT8.read_text())["accuracy"]}
+    ours, nncf, exact = rows["conformer_fast int8"], rows["OpenVINO int8 (NNCF)"], rows["reference"]
+    assert ours["correct"] >= exact["correct"] - 0.001 * exact["count"]
+    assert ours["correct"] >= nncf["correct"] - 0.001 * nncf["count"]
+    assert ours["relative_error"] <= nncf["relative_error"]
 
 
 def test_held_out_goals():

@@ -3,13 +3,15 @@
 import lookalikes
 import pytest
 import torch
-from kernel_checks import check, error, poisoned_memory
+from kernel_checks import check, error, in_8_bits, poisoned_memory
+from test_kernel_8_bits import RANGES, TIES
 
 import conformer_fast as cf
 from benchmarks.gpu.roofline import filled, network
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels._chips import chip_of
 from conformer_fast.kernels._tiles import Tile
+from conformer_fast.quantization import FORMATS, Quantization
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,15 +28,17 @@ LARGE = {  # an input or output of each has more than 2^31 elements
 }
 
 
-def check_calls(variant, batch, seed, dtype=torch.float16):
-    """Each as the network would run it here: by the tuned tile if there is one."""
+def check_calls(variant, batch, seed, dtype=torch.float16, stored=None):
+    """Each as the network would run it here: by the tuned tile if there is one. stored: "int8" or "fp8"."""
     wrong = []
     for operation in network(variant, batch, dtype):
         try:
             arguments = filled(operation.arguments, "cuda", seed)
+            if stored and "weight_scale" in operation.arguments:
+                arguments = in_8_bits(operation.name, arguments, Quantization(stored, RANGES))
             plan = dispatch.PLANS[operation.name](*arguments)
             choice, _ = dispatch.choose(plan, chip_of(torch.device("cuda")).name)
-            check(operation.name, arguments, choice if isinstance(choice, Tile) else None)
+            check(operation.name, arguments, choice if isinstance(choice, Tile) else None, TIES if stored else 0.0)
         except Exception as failure:  # the others are checked all the same
             wrong.append(f"{operation.problem}: {type(failure).__name__}: {failure}")
     assert not wrong, "\n".join(wrong)
@@ -64,6 +68,15 @@ def test_calls_of_a_large_batch(variant):
 @EACH_VARIANT
 def test_calls_in_other_precisions(variant, dtype):
     check_calls(variant, 2, seed=0, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("precision", FORMATS)
+@EACH_VARIANT
+def test_calls_in_8_bits(variant, precision, batch):
+    if precision == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no products in FP8")
+    check_calls(variant, batch, seed=0, stored=precision)
 
 
 @pytest.mark.parametrize("operation", LARGE)
