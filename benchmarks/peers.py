@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
-from conformer_fast.engines.openvino import IMAGES_IN_8_BITS, core
+from conformer_fast.engines.openvino import core, images_at_once
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}
@@ -95,7 +95,7 @@ def nncf_peers(model: cf.Conformer, images: Tensor, calibration: Tensor, precisi
         subset_size=len(calibration),
         model_type=nncf.ModelType.TRANSFORMER,
     )
-    at_once = max(1, min(IMAGES_IN_8_BITS, len(images) // torch.get_num_threads()))
+    at_once = images_at_once(len(images), torch.get_num_threads(), "int8")
     return {
         "OpenVINO int8 (NNCF)": _one_request(_openvino_model(quantised, images, precision, {})),
         "OpenVINO int8 (NNCF), streams": _queue(_openvino_model(quantised, images[:at_once], precision, THROUGHPUT)),

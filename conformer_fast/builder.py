@@ -52,7 +52,7 @@ def build(
 
     model:       what `compile` takes. It is not changed.
     folder:      of the bundle; an earlier bundle there is replaced
-    precision:   "fp16", "bf16", "fp32", or "int8" or "fp8" for the products of both branches, with fp16 around them
+    precision:   "fp16", "bf16", "fp32", or "int8" or "fp8" for the products of stem and branches, with fp16 around them
     profiles:    the shapes the engine will take; default: batches of 1 to 64 images of the usual 224 x 224
     targets:     compute capabilities to build for, as "sm86"; none: the GPU here. Only TensorRT-RTX takes any.
     flavour:     "tensorrt", "tensorrt-rtx" or "auto": TensorRT if it is installed and there is a GPU, else TensorRT-RTX

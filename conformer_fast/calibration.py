@@ -291,7 +291,8 @@ def _equalisation(model: InferenceConformer, batches: _Checked, precision: str, 
 
 def _key(model: InferenceConformer, batches: _Checked, what: str) -> str:
     """Names what is measured, of which weights and images, by which version of this code."""
-    facts = [__version__, BINS, what, _digest(model.state_dict()), list(model.outputs), batches.identity]
+    seen = list(model.outputs), list(model.quantisable)
+    facts = [__version__, BINS, what, _digest(model.state_dict()), *seen, batches.identity]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

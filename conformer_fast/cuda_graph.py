@@ -312,7 +312,7 @@ def _own(output: Tensor) -> Tensor:
 
 
 def _dtype(model: InferenceConformer) -> torch.dtype:
-    """Of images and of all that is not in 8 bits."""
+    """Of images and maps; the stem's weight may be in 8 bits."""
     return model.stem.bias.dtype
 
 

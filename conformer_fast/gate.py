@@ -23,7 +23,7 @@ from .fuse import SUM, InferenceConformer
 from .observer import Observer, progress, spread
 from .quantization import Quantization, addend_of
 
-SQNR_FLOOR = 30.0  # dB: a thousandth of the scores' power
+SQNR_FLOOR = 32.0  # dB, 2.5 % of the scores; at 30 to 31.5 dB 2 of 359 held-out digits changed their class
 SENSITIVITY_IMAGES = 32
 
 Run = Callable[[Tensor], Sequence[Tensor]]

@@ -28,7 +28,7 @@ from .cache import cached, key_of
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
-ENGINES_KEPT = 4  # in memory, of one `Input` and number of streams each; then the least recently used is dropped
+SIZES_KEPT = 4  # image sizes whose engines stay in memory; then those of the least recently used one are dropped
 
 
 @cache
@@ -71,8 +71,13 @@ def engine_file(onnx_sha256: str, precision: str, shape: Input) -> str:
 
 
 def streams_for(batch: int, threads: int) -> int:
-    """How many images to run at once: one a thread, or for a smaller batch the power of two that it fills."""
+    """How many engines run side by side: one a thread, or for a smaller batch the power of two that it fills."""
     return threads if batch >= threads else 1 << (batch.bit_length() - 1)
+
+
+def images_at_once(batch: int, streams: int, precision: str) -> int:
+    """How many images each of them takes."""
+    return IMAGES_IN_8_BITS if precision in FORMATS and batch >= streams * IMAGES_IN_8_BITS else 1
 
 
 class OpenVINOEngine:
@@ -96,8 +101,8 @@ class OpenVINOEngine:
         self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
         self._identity = {**identity, "precision": precision, **describe_cpu()}
         self._threads = threads or torch.get_num_threads()
-        self._at_once = IMAGES_IN_8_BITS if precision in FORMATS else 1
-        self._built: OrderedDict[tuple[Input, int], _SizedEngine] = OrderedDict()  # by the number of streams too
+        self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
+        # Above by height and width, then by images and streams; here by `Input` and streams.
         self._building: dict[tuple[Input, int], threading.Lock] = {}
         self._lock = threading.Lock()  # of both tables; held for look-ups only
 
@@ -108,7 +113,7 @@ class OpenVINOEngine:
         done = 0
         while done < B:  # a batch that does not fill the streams ends in rounds of fewer images, then of fewer streams
             streams = streams_for(B - done, self._threads)
-            at_once = self._at_once if B - done >= streams * self._at_once else 1
+            at_once = images_at_once(B - done, streams, self._precision)
             engine = self._sized(Input(at_once, H, W), streams)
             outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes]
             whole = done + (B - done) // (streams * at_once) * streams * at_once
@@ -117,27 +122,42 @@ class OpenVINOEngine:
         return tuple(outputs)
 
     def _sized(self, shape: Input, streams: int) -> _SizedEngine:
-        key = shape, streams
-        with self._lock:
-            if key in self._built:
-                self._built.move_to_end(key)
-                return self._built[key]
-            building = self._building.setdefault(key, threading.Lock())
-        with building:  # one thread builds, the others that want the same engine wait for it
+        engine = self._kept(shape, streams)
+        if engine is None:
             with self._lock:
-                if key in self._built:
-                    return self._built[key]
-            engine = self._load(shape, streams)
-            with self._lock:
-                self._built[key] = engine
-                if len(self._built) > ENGINES_KEPT:
-                    self._built.popitem(last=False)
+                building = self._building.setdefault((shape, streams), threading.Lock())
+            with building:  # one thread builds, the others that want the same engine wait for it
+                engine = self._kept(shape, streams)
+                if engine is None:
+                    engine = self._load(shape, streams)
+                    self._keep(engine, shape, streams)
         return engine
 
-    def engines(self, otherwise: Input) -> dict[Input, bytes]:
-        """The bytes of the engine of each input that is in memory; if none is, of this one."""
+    def _kept(self, shape: Input, streams: int) -> _SizedEngine | None:
+        size = shape.height, shape.width
         with self._lock:
-            shapes = {shape for shape, _ in self._built}
+            if size not in self._built:
+                return None
+            self._built.move_to_end(size)
+            return self._built[size].get((shape.images, streams))
+
+    def _keep(self, engine: _SizedEngine, shape: Input, streams: int) -> None:
+        size = shape.height, shape.width
+        with self._lock:
+            self._built.setdefault(size, {})[shape.images, streams] = engine
+            self._built.move_to_end(size)
+            if len(self._built) > SIZES_KEPT:
+                self._built.popitem(last=False)
+
+    def engines(self, otherwise: Input) -> dict[Input, bytes]:
+        """The bytes of the engines in memory and, for their sizes, of the one for one image; if there are none, of
+        this one."""
+        with self._lock:
+            shapes = {
+                Input(images, *size)
+                for size, engines in self._built.items()
+                for images in (1, *(i for i, _ in engines))
+            }
         return {shape: self._bytes(shape, self._options(1)) for shape in shapes or {otherwise}}
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:

@@ -14,7 +14,8 @@ computes two, 2x and 2x + 1: 2x - 1 is its neighbour's. The first pixel of a pro
 So nearly each element of the map is computed once. Nine products a pixel, one a window position, would need no
 neighbours, but 2.25 times the arithmetic and reading: 240 us for 128 images of 224 x 224 on an H100 at 500 TFLOP/s.
 These 26e9 multiply-adds take 105 us at that rate (83 us at the least: a product of 64 columns by 64 channels reads as
-much shared memory as there is bandwidth), packing 44 us (131 MB at 3 TB/s). These are estimates.
+much shared memory as there is bandwidth), packing 44 us (131 MB at 3 TB/s). These are estimates, of
+16 bits; 8 bits halve what is packed.
 """
 
 from __future__ import annotations
@@ -264,6 +265,7 @@ def _tiles(pixels: int, height: int, element_size: int, out_size: int, chip: Chi
     heights = {ceil_div(height, strips) for strips in range(1, height + 1)}
     tiles = []
     for n, warps, stages, line in COLUMNS.get(element_size, ()):
+        # In FP8 a narrow tile takes more on Hopper and Blackwell, which have several times as much as it needs.
         lines_held = stages if chip.capability == 90 else stages - 1  # Hopper's products read one as the next arrives
         if (64 + lines_held * n) * 4 * TAPS * element_size + 64 * n * out_size > chip.shared:
             continue

@@ -77,7 +77,7 @@ def test_int8_goals(int8):
 
 
 def test_int8_is_as_right_as_nncf():
-    """Beside chance: each has about 80 classes other than the reference's of 10,000, half of them to its loss."""
+    """Up to chance: each disagrees with the reference on about 80 of the 10,000 pictures."""
     rows = {row["implementation"]: row for row in json.loads(render.INT8.read_text())["accuracy"]}
     ours, nncf, exact = rows["conformer_fast int8"], rows["OpenVINO int8 (NNCF)"], rows["reference"]
     assert ours["correct"] >= exact["correct"] - 0.001 * exact["count"]

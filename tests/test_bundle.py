@@ -414,6 +414,18 @@ def test_engines_of_the_sizes_that_ran_are_saved(small_model, own_cache, tmp_pat
     assert engine_sizes(fast.save(tmp_path / "bundle")) == {"1x32x32", "1x32x48"}
 
 
+def test_a_bundle_in_8_bits_runs_any_batch_without_a_build(small_model, own_cache, tmp_path):
+    """Of a model that ran whole rounds of several images alone, the engine for one image is there too."""
+    batch = images(8, 3, 32, 32)
+    fast = cf.compile(small_model, backend="openvino", precision="int8", calibration=[batch], threads=2)
+    fast(batch)
+    folder = fast.save(tmp_path / "bundle")
+    assert engine_sizes(folder) == {"1x32x32", "4x32x32"}
+    kept = sorted(own_cache.iterdir())
+    cf.load(folder)(images(3, 3, 32, 32))
+    assert sorted(own_cache.iterdir()) == kept
+
+
 @pytest.mark.parametrize(("name", "size"), [("digits", 64), ("small", 224), ("patches", 240)])
 def test_usual_size_is_saved_if_none_ran(name, size, small_config, own_cache, tmp_path):
     config = replace(small_config, patch_size=48 if name == "patches" else 16)

@@ -91,7 +91,7 @@ def test_16_bits_take_little_more_than_half(variant, plans):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["tiny-p16", "small-p16"])
 def test_8_bits_take_less_than_16(variant, plans):
-    """The graphs little more than half, as the heads and the stem stay; the plans have more kernels: 0.89 and 0.77."""
+    """The graphs little more than half, as the heads stay; the plans have more kernels: 0.89 and 0.77."""
     fp16 = plans[Engine(variant, "fp16", ("sm86",))].row
     for engine in (Engine(variant, "int8", ("sm86",)), Engine(variant, "fp8", ("sm89", "sm120"))):
         row = plans[engine].row

@@ -90,11 +90,14 @@ def test_maps_below_zero_are_zero():
 
 
 def plan(chip: int, B: int, size: int, channels: int = 3, K: int = 64, dtype: torch.dtype = torch.float16):
-    def tensor(*sizes: int) -> torch.Tensor:
+    around = torch.float16 if dtype.itemsize == 1 else dtype
+
+    def tensor(*sizes: int, dtype: torch.dtype = around) -> torch.Tensor:
         return torch.empty(sizes, dtype=dtype, device="meta")
 
+    weight, scales = tensor(K, channels, 7, 7, dtype=dtype), (tensor(), tensor(K)) if around != dtype else ()
     with assuming(CHIPS[chip]):
-        return dispatch.PLANS["stem"](tensor(B, channels, size, size), tensor(K, channels, 7, 7), tensor(K), 4)
+        return dispatch.PLANS["stem"](tensor(B, channels, size, size), weight, tensor(K), 4, *scales)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -110,7 +113,7 @@ def test_a_batch_uses_hopper():
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.float32], ids=str)
 def test_weights_and_a_line_fit_shared_memory(chip, dtype):
     tiles = plan(chip, 8, 224, dtype=dtype).tiles
     assert tiles

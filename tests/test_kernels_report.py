@@ -80,7 +80,7 @@ def test_products_in_8_bits(tmp_path):
         stored = [row for row in rows if row["problem"].split()[1] == f"{precision}-fp16"]
         assert {row["chip"] for row in stored} == set(chips)
         assert {row["problem"].split()[0] for row in stored} == {
-            "conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "patch_embed"
+            "conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "patch_embed", "stem"
         }  # fmt: skip
     faults = [
         f"sm_{row['chip']} {row['problem']} {row['tile']}: {', '.join(row['faults'])}" for row in rows if row["faults"]

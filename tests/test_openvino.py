@@ -21,7 +21,7 @@ pytest.importorskip("onnx")
 
 from conformer_fast.engines import cache, export
 from conformer_fast.engines import openvino as engine_module
-from conformer_fast.engines.openvino import Input, OpenVINOEngine, describe_cpu, native_precisions, streams_for
+from conformer_fast.engines.openvino import OpenVINOEngine, describe_cpu, native_precisions, streams_for
 
 
 @pytest.fixture
@@ -76,8 +76,20 @@ def test_streams_never_exceed_images_or_threads():
 
 
 def test_kinds_of_engine_a_batch_needs():
-    """Whatever batch comes, a thread count has few stream counts: that bounds the engines of one image size."""
+    """Whatever batch comes, a thread count has few stream counts: that bounds the engines of one image size, beside
+    one or two for several images at once."""
     assert {streams_for(batch, 12) for batch in range(1, 100)} == {1, 2, 4, 8, 12}
+
+
+def test_engines_of_one_size_stay_whatever_their_number(small_model, monkeypatch):
+    """A batch that fills no round needs many: loading them at each call would take longer than running them."""
+    monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
+    fast = compiled(small_model, precision="int8", calibration=[images(4, 3, 32, 32)], threads=4)
+    batch = images(23, 3, 32, 32)  # 16, 4, 2 and 1
+    first = fast(batch)
+    assert fast._engine._built[32, 32].keys() == {(4, 4), (1, 4), (1, 2), (1, 1)}
+    monkeypatch.setattr(OpenVINOEngine, "_load", None)
+    assert all(map(torch.equal, fast(batch), first))
 
 
 def test_precisions_are_known_ones():
@@ -106,7 +118,7 @@ def test_any_number_of_threads(threads, small_model):
     [(8, 2, [4, 4]), (7, 2, [1] * 7), (12, 2, [4, 4, 1, 1, 1, 1]), (17, 2, [4] * 4 + [1]), (9, 1, [4, 4, 1])],
 )
 def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model, monkeypatch):
-    """And an image has the result that it has alone."""
+    """And an image has the result that it has alone, but for sums in another order."""
     calibration = [images(4, 3, 32, 32)]
     fast = compiled(small_model, precision="int8", calibration=calibration, threads=threads)
     given, seen = images(batch, 3, 32, 32), []
@@ -116,7 +128,7 @@ def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model,
     )
     together = fast(given)
     assert seen == runs
-    assert {shape.images for shape, _ in fast._engine._built} == set(runs)
+    assert {images for images, _ in fast._engine._built[32, 32]} == set(runs)
     alone = torch.cat([fast(image[None]).logits for image in given])
     torch.testing.assert_close(together.logits, alone, rtol=0.02, atol=0.02 * alone.abs().max().item())
     assert together.logits[0].sub(alone[1:]).abs().amax(-1).min() > 0.05 * alone.abs().max()  # images differ
@@ -138,19 +150,19 @@ def test_precision_reaches_the_hardware(small_model):
 
 
 def test_engines_in_memory_are_bounded(small_model, monkeypatch):
-    monkeypatch.setattr(engine_module, "ENGINES_KEPT", 2)
+    monkeypatch.setattr(engine_module, "SIZES_KEPT", 2)
     fast = compiled(small_model, threads=1)
     sizes = [(32, 32), (32, 48), (48, 32)]
     batches = [images(2, 3, *size) for size in sizes]
     first = [fast(batch) for batch in batches]
     built = fast._engine._built
-    assert [shape[1:] for shape, _ in built] == sizes[1:]
+    assert list(built) == sizes[1:]
 
-    dropped = weakref.ref(built[Input(1, 32, 48), 1])
+    dropped = weakref.ref(built[32, 48][1, 1])
     fast(batches[1])
-    assert [shape[1:] for shape, _ in built] == [sizes[2], sizes[1]]  # the last used is the last to go
+    assert list(built) == [sizes[2], sizes[1]]  # the last used is the last to go
     again = fast(batches[0])
-    assert [shape[1:] for shape, _ in built] == [sizes[1], sizes[0]]
+    assert list(built) == [sizes[1], sizes[0]]
     assert all(torch.equal(*pair) for pair in zip(again, first[0], strict=True))
     again = fast(batches[2])
     gc.collect()
@@ -159,7 +171,7 @@ def test_engines_in_memory_are_bounded(small_model, monkeypatch):
 
 
 def test_threads_survive_each_others_evictions(small_model, monkeypatch):
-    monkeypatch.setattr(engine_module, "ENGINES_KEPT", 1)
+    monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
     fast = compiled(small_model)
     batches = [images(2, 3, 32, width) for width in (16, 32, 48, 64)]
     serial = [fast(batch) for batch in batches]
@@ -329,7 +341,7 @@ def test_requests_are_used_again(small_model, monkeypatch):
     batch = images(4, 3, 32, 32)
     for _ in range(5):
         fast(batch)
-    (engine,) = fast._engine._built.values()
+    (engine,) = fast._engine._built[32, 32].values()
     assert len(engine._idle) == 2
 
 
@@ -341,7 +353,7 @@ def test_threads_never_take_the_same_request(small_model):
 
     fast = compiled(small_model, threads=2)
     fast(images(2, 3, 32, 32))
-    (engine,) = fast._engine._built.values()
+    (engine,) = fast._engine._built[32, 32].values()
     engine._idle = Slow(engine._idle)
     with ThreadPoolExecutor(2) as pool:
         taken = [request for requests in pool.map(lambda _: engine._take(), range(2)) for request in requests]
@@ -358,7 +370,7 @@ def test_one_size_is_built_once_for_many_threads(small_model, own_cache, exports
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(work, range(4)))
-    assert len(exports) == len(fast._engine._built) == 1
+    assert len(exports) == len(fast._engine._built[32, 32]) == 1
     assert all(torch.equal(*pair) for result in results[1:] for pair in zip(result, results[0], strict=True))
 
 
