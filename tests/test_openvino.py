@@ -404,6 +404,8 @@ def test_ctrl_c_after_engines_are_gone():
 import signal, threading, torch
 import conformer_fast as cf
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 def drop():
     engines.clear()
 
