@@ -60,7 +60,7 @@ def add_product(sums, x, weight, PRECISION: tl.constexpr):
         # Hopper's FP8 products keep 14 bits of their sums. From step to step they are added in float32.
         return tl.dot(x, weight, sums, max_num_imprecise_acc=x.shape[1])
     else:
-        return tl.dot(x, weight, sums, input_precision=PRECISION)
+        return tl.dot(x, weight, sums, input_precision=PRECISION, out_dtype=sums.dtype)  # Triton 3.6 assumes float32
 
 
 @triton.jit

@@ -130,7 +130,7 @@ def stem_kernel(
         for i in tl.static_range(4):
             squares = tl.load(packed_ptr + (y + i) * stride_line + window)
             # Not add_product: Hopper would wait for each of these products in FP8. Few enough are added in its 14 bits.
-            sums = tl.dot(squares, weights[i], sums, input_precision=PRECISION)
+            sums = tl.dot(squares, weights[i], sums, input_precision=PRECISION, out_dtype=sums.dtype)
         line = scaled(sums, input_scale_ptr, weight_scale_ptr, k, K) if SCALED else sums
         highest = maximum(highest, line)
         if step % 2 == 0:
