@@ -101,9 +101,9 @@ class OpenVINOEngine:
         self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
         self._identity = {**identity, "precision": precision, **describe_cpu()}
         self._threads = threads or torch.get_num_threads()
+        # By height and width, then by images at once and streams.
         self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
-        # Above by height and width, then by images and streams; here by `Input` and streams.
-        self._building: dict[tuple[Input, int], threading.Lock] = {}
+        self._building: dict[tuple[Input, int], threading.Lock] = {}  # by the number of streams too
         self._lock = threading.Lock()  # of both tables; held for look-ups only
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
