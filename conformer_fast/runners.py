@@ -92,6 +92,8 @@ def _kernels(job: Job, precision: str) -> Ran:
         if call.plan.unsupported:
             unsupported.append(call.plan.unsupported)
             return dispatch.PYTORCH
+        if interpreted:  # the fewest programs: each of their instructions takes as long for a small tile
+            return max(call.plan.tiles, key=lambda tile: tile.m * tile.n)
         return call.plan.tiles[0] if call.choice == dispatch.PYTORCH else call.choice
 
     with (
