@@ -24,7 +24,6 @@ from conformer_fast.quantization import FORMATS
 DIGIT_PAIRS = Path(__file__).parent.parent / "tests" / "data" / "digit_pairs.safetensors"
 SIZE = 64  # of both models' inputs
 CALIBRATION_PICTURES = 512
-MAX_DROP = 0.5  # points: the gate for digits, where fp8 alone costs 0.56, two pictures; the other model needs none
 TEST_PICTURES = 2000  # of digit pairs; digits have 359
 
 
@@ -53,16 +52,16 @@ def _digits(folder: Path) -> Trained:
             file = folder / split / str(labels[index]) / f"{index:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             digit_image(pixels[index]).save(file)
-    return _calibrated(cf.create_model("digits", "bundled"), folder, MAX_DROP)
+    return _calibrated(cf.create_model("digits", "bundled"), folder)
 
 
 def _digit_pairs(folder: Path) -> Trained:
     digit_pairs.write_folder(folder / "train", "train", CALIBRATION_PICTURES, seed=0)
     digit_pairs.write_folder(folder / "test", "test", TEST_PICTURES, seed=1)
-    return _calibrated(cf.create_model(digit_pairs.CONFIG, DIGIT_PAIRS), folder, None)
+    return _calibrated(cf.create_model(digit_pairs.CONFIG, DIGIT_PAIRS), folder)
 
 
-def _calibrated(model: cf.Conformer, folder: Path, max_drop: float | None) -> Trained:
+def _calibrated(model: cf.Conformer, folder: Path) -> Trained:
     images = images_in(folder / "train", SIZE, CALIBRATION_PICTURES)
-    quantizations = {name: cf.calibrate(model, images, precision=name, max_drop=max_drop) for name in FORMATS}
+    quantizations = {name: cf.calibrate(model, images, precision=name) for name in FORMATS}
     return Trained(model, folder / "test", quantizations)

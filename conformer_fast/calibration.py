@@ -35,7 +35,7 @@ from .gate import gate
 from .histograms import BINS, METHODS, Histogram
 from .labelled import PICTURES
 from .observer import Observer, progress
-from .quantization import FORMATS, Quantization
+from .quantization import FORMATS, LEFT_OUT, Quantization
 from .quantization_file import load_quantization, save_quantization
 from .source import Model, load_source
 
@@ -60,7 +60,7 @@ def calibrate(
     images:    batches of images (B, in_channels, H, W), normalised, like those that the model will see. A sequence is
                read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
                else is kept in memory.
-    precision: "int8" or "fp8"
+    precision: "int8" or "fp8", which leaves the stem and the first bottleneck in 16 bits (quantization.py)
     method:    "mse", "percentile", "entropy" or "max"; see histograms.py
     equalise:  whether layer norms may hand large channels to their products' weights where that pays; see equalise.py
     max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
@@ -79,7 +79,11 @@ def calibrate(
     folder = None if cache is None else Path(cache)
     factors = _equalisation(fused, batches, precision, folder) if equalise else {}
     counts = _statistics(fused.equalised(factors), batches, folder)
-    ranges = {name: histogram.range(precision, method) for name, histogram in counts.histograms.items()}
+    ranges = {
+        name: histogram.range(precision, method)
+        for name, histogram in counts.histograms.items()
+        if name.partition(".")[0] not in LEFT_OUT[precision]
+    }
     origin = {
         "conformer_fast": __version__,
         "method": method,

@@ -319,7 +319,7 @@ def test_ranges_suit_the_format(small_model):
     assert (int8.origin["method"], fp8.origin["method"]) == ("mse", "mse")
     assert all(int8.ranges[name] <= largest[name] for name in largest)
     clipped = {
-        kind: sum(found.ranges[name] < 0.95 * largest[name] for name in largest)
+        kind: sum(found.ranges[name] < 0.95 * largest[name] for name in fp8.ranges)
         for kind, found in {"int8": int8, "fp8": fp8}.items()
     }
     assert clipped["int8"] > clipped["fp8"]
@@ -390,6 +390,13 @@ def test_anything_else_is_measured_anew(what, small_model, passes, tmp_path):
     found = calibrate(small_model, images, equalise=False, cache=tmp_path)
     assert passes["images"] == 20
     assert found == calibrate(small_model, images, equalise=False)
+
+
+def test_fp8_leaves_the_first_products_in_16_bits(small_model):
+    int8, fp8 = (calibrate(small_model, batches(), precision=precision) for precision in ("int8", "fp8"))
+    convolutions = ("conv1", "conv2", "residual", "conv3", "conv3.addend")
+    assert int8.ranges.keys() - fp8.ranges.keys() == {"stem", *(f"conv_1.{name}" for name in convolutions)}
+    assert int8.ranges.keys() == input_ranges(fuse(small_model), batches()).keys()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
