@@ -37,7 +37,7 @@ kernels-report: $(INSTALLED)  ## every kernel compiled for six GPUs: registers, 
 	$(BIN)/python -m benchmarks.kernels_report
 
 gpu: OUT = benchmarks/results/gpu
-gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder STAGES="test ours peers" VARIANTS= BATCH=
+gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder STAGES="test ours quantised peers" VARIANTS= BATCH=
 	$(PYTHON) -m benchmarks.gpu $(STAGES) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(BATCH),--batch $(BATCH))
 
 readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results

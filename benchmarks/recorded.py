@@ -8,12 +8,19 @@ import torch
 
 from conformer_fast import ops
 from conformer_fast.config import ConformerConfig
-from conformer_fast.fuse import LOGITS, fuse
+from conformer_fast.fuse import LOGITS, InferenceConformer, fuse
 from conformer_fast.kernels import _launch, dispatch
 from conformer_fast.model import Conformer
-from conformer_fast.quantization import Quantization, addend_of
+from conformer_fast.quantization import Quantization, addend_of, usually_stored
 
 IMAGE = 224
+
+
+def usual(model: InferenceConformer, precision: str) -> Quantization:
+    """What `calibrate` would put in 8 bits, with ranges that fit values near 1."""
+    names = [name for name in model.quantisable if usually_stored(name, precision)]
+    added = [addend_of(name) for name in names if name.endswith(".conv3")]
+    return Quantization(precision, dict.fromkeys((*names, *added), 4.0))
 
 
 def recorded_calls(
@@ -25,13 +32,12 @@ def recorded_calls(
 ) -> list[dispatch.Call]:
     """Every call for a batch of 224x224 images, in order, on tensors of the device "meta".
 
-    stored: "int8" or "fp8" for all products that can be in 8 bits
+    stored: "int8" or "fp8" for the products that `calibrate` puts in 8 bits
     """
     with torch.device("meta"):
         model = fuse(Conformer(config).eval()).with_outputs(outputs).in_precision(dtype)
         if stored:
-            added = [addend_of(name) for name in model.quantisable if name.endswith(".conv3")]
-            model = model.quantized(Quantization(stored, dict.fromkeys((*model.quantisable, *added), 1.0)))
+            model = model.quantized(usual(model, stored))
         images = torch.empty(batch, config.in_channels, IMAGE, IMAGE, dtype=dtype)
     with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, _launch.recording():
         model(images)

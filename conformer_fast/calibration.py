@@ -35,7 +35,7 @@ from .gate import gate
 from .histograms import BINS, METHODS, Histogram
 from .labelled import PICTURES
 from .observer import Observer, progress
-from .quantization import FORMATS, LEFT_OUT, Quantization
+from .quantization import FORMATS, Quantization, usually_stored
 from .quantization_file import load_quantization, save_quantization
 from .source import Model, load_source
 
@@ -82,7 +82,7 @@ def calibrate(
     ranges = {
         name: histogram.range(precision, method)
         for name, histogram in counts.histograms.items()
-        if name.partition(".")[0] not in LEFT_OUT[precision]
+        if usually_stored(name, precision)
     }
     origin = {
         "conformer_fast": __version__,

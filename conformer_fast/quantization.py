@@ -26,7 +26,7 @@ from torch import Tensor
 from .functional import stored
 
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # by `calibrate`: parts of the model
+LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # parts of the model
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # -128 is not used: symmetric
 SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less than half a step
     torch.float32: torch.finfo(torch.float32).smallest_normal,
@@ -79,6 +79,11 @@ class Quantization:
         scale = _scale(exact.abs().amax(others), self.dtype, weight.dtype)
         shape = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]
         return stored(exact / scale.float().view(shape), self.dtype), scale
+
+
+def usually_stored(product: str, precision: str) -> bool:
+    """Whether `calibrate` puts a product, or what it adds, in the 8 bits of `precision`."""
+    return product.partition(".")[0] not in LEFT_OUT[precision]
 
 
 def addend_of(product: str) -> str:

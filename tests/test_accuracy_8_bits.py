@@ -13,7 +13,7 @@ from benchmarks.trained import Trained, trained
 from conformer_fast.backends import BACKENDS
 from conformer_fast.engines.openvino import native_precisions
 from conformer_fast.fuse import SUM, fuse
-from conformer_fast.quantization import FORMATS, LEFT_OUT
+from conformer_fast.quantization import FORMATS, usually_stored
 from conformer_fast.runners import Job, run
 from conformer_fast.verify import relative_error
 
@@ -74,7 +74,7 @@ def test_held_out_accuracy(implementation, precision, name, subject, held_out, e
 @pytest.mark.parametrize("precision", FORMATS)
 def test_8_bits_are_in_use(precision, subject):
     """The accuracy was not bought by going back to 16 bits."""
-    kept = {product for product in fuse(subject.model).quantisable if product.split(".")[0] not in LEFT_OUT[precision]}
+    kept = {product for product in fuse(subject.model).quantisable if usually_stored(product, precision)}
     assert kept <= subject.quantizations[precision].ranges.keys()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 
@@ -77,11 +78,12 @@ def test_int8_goals(int8):
 
 
 def test_int8_is_as_right_as_nncf():
-    """Up to chance: each disagrees with the reference on about 80 of the 10,000 pictures."""
+    """Up to chance in top-1: of pictures that one of two equally good models alone has right, each has half."""
     rows = {row["implementation"]: row for row in json.loads(render.INT8.read_text())["accuracy"]}
     ours, nncf, exact = rows["conformer_fast int8"], rows["OpenVINO int8 (NNCF)"], rows["reference"]
     assert ours["correct"] >= exact["correct"] - 0.001 * exact["count"]
-    assert ours["correct"] >= nncf["correct"] - 0.001 * nncf["count"]
+    assert nncf["ours_wrong"] - nncf["ours_alone"] <= 1.64 * math.sqrt(nncf["ours_wrong"] + nncf["ours_alone"])  # 5 %
+    assert nncf["correct"] - ours["correct"] == nncf["ours_wrong"] - nncf["ours_alone"]
     assert ours["relative_error"] <= nncf["relative_error"]
 
 
@@ -101,7 +103,7 @@ def test_documents_show_the_stored_results(path):
 def test_every_stored_result_is_shown():
     documents = "".join(path.read_text() for path in render.DOCUMENTS)
     assert all(documents.count(f"<!-- {name} -->\n|") == 1 for name in render.BLOCKS)
-    assert documents.count("| tiny-p16, B") == 4  # speed, int8
+    assert documents.count("| tiny-p16, B") == 8  # speed, int8, floors
 
 
 def test_readmes_example_runs(tmp_path, monkeypatch, capsys):

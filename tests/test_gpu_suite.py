@@ -1,8 +1,10 @@
 """The GPU suite without a GPU: what it counts, how it merges, that whatever fails is a result, and what it prints."""
 
 import ast
+import functools
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,14 +19,30 @@ import torch
 import conformer_fast as cf
 from benchmarks import recorded
 from benchmarks.gpu import __main__ as suite
-from benchmarks.gpu import clock, kernels, points, results, roofline, stages, tables, tree
+from benchmarks.gpu import clock, facts, kernels, points, results, roofline, stages, tables, tree
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.roofline import Ceilings, Operation
+from conformer_fast import functional
 
 ROOT = Path(__file__).parents[1]
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-MACHINE = {"gpu": "NVIDIA Test", "driver": "1", "torch": "2.11", "triton": "3.6", "memory_gib": 80}
-CEILINGS = {"bytes_per_second": 3e12, "flops_per_second": 790e12, "gap": 2e-6}
+MACHINE = {
+    "gpu": "NVIDIA Test",
+    "capability": "9.0",
+    "driver": "1",
+    "torch": "2.11",
+    "triton": "3.6",
+    "memory_gib": 80,
+}
+CEILINGS = {
+    "bytes_per_second": 3e12,
+    "l2_bytes": 25e6,
+    "l2_bytes_per_second": 5e12,
+    "flops_per_second": {"fp16": 790e12, "int8": 1500e12, "fp8": 1500e12},
+    "gap": 2e-6,
+    "dependent_gap": 1e-6,
+}
+PRODUCTS = {"8192x8192x8192": CEILINGS["flops_per_second"]}
 STAMP = {"commit": "abc", "source": "s1"}
 # GMAC, megabytes of weights, and of activations an image in one precision: computed by hand for one kernel a product,
 # the stem's pool and FCU-down's average in kernels of their own, which here they are not
@@ -42,7 +60,7 @@ def total(operations, what):
 
 @pytest.mark.parametrize("variant", stages.VARIANTS)
 def test_what_the_network_must_do(variant):
-    one, two = (roofline.network(variant, batch, torch.float32) for batch in (1, 2))
+    one, two = (roofline.network(variant, batch, "fp32") for batch in (1, 2))
     gmac, weights, activations = BY_HAND[variant]
     assert sum(operation.count for operation in one) == 158
     assert total(one, "flops") / 2e9 == pytest.approx(gmac, abs=0.005)
@@ -52,10 +70,64 @@ def test_what_the_network_must_do(variant):
 
 
 def test_floors():
-    ceilings = Ceilings(bytes_per_second=100, flops_per_second=1000, gap=1)
-    moves, multiplies, tiny = (Operation("", "", {}, 2, *work) for work in ((400, 10), (100, 5000), (10, 10)))
-    assert [operation.bound(ceilings) for operation in (moves, multiplies, tiny)] == ["memory", "products", "launch"]
-    assert roofline.floors([moves, multiplies, tiny], ceilings) == pytest.approx((2 * (4 + 5 + 0.1), 2 * (4 + 5 + 1)))
+    ceilings = Ceilings(
+        bytes_per_second=100,
+        l2_bytes=50,
+        l2_bytes_per_second=500,
+        flops_per_second={"fp16": 1000, "int8": 2000},
+        gap=1,
+        dependent_gap=0.5,
+    )
+    work = {
+        ("memory", 4.0): ("fp16", 200, 200, 10),
+        ("memory", 2.1): ("fp16", 200, 50, 10),  # its activations stay in the L2 cache
+        ("products", 5.0): ("fp16", 50, 50, 5000),
+        ("products", 2.5): ("int8", 50, 50, 5000),
+        ("launch", 0.02): ("fp16", 0, 10, 10),
+    }
+    for (bound, seconds), given in work.items():
+        operation = Operation("", "", {}, 2, *given)
+        assert operation.bound(ceilings) == bound
+        assert operation.floor(ceilings) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("variant", stages.VARIANTS)
+def test_floors_of_the_network(variant):
+    ceilings = Ceilings(**{**CEILINGS, "l2_bytes": 0})
+    plain, large = (roofline.floors(variant, batch, "fp16", ceilings) for batch in (1, 128))
+    assert plain.launch == pytest.approx(158 * 2e-6, rel=0.01)
+    assert plain.dependent_launch < 0.6 * plain.launch
+    assert large.fused < large.floor <= large.dependent_launch <= large.launch
+    in_cache = roofline.floors(variant, 8, "fp16", Ceilings(**CEILINGS))
+    assert in_cache.floor < roofline.floors(variant, 8, "fp16", ceilings).floor
+    without = roofline.floors(variant, 128, "fp16", Ceilings(**{**CEILINGS, "l2_bytes": 0, "dependent_gap": None}))
+    assert (without.dependent_launch, without.floor) == (None, large.floor)
+
+
+@pytest.mark.parametrize("variant", stages.VARIANTS)
+def test_what_fused_bottlenecks_spare(variant):
+    """By hand, in elements an image: of 7 bottlenecks at 56x56 and 8 at 28x28 the map between their last two
+    convolutions, twice, and their result, which is 4 times as wide, once; of the first of both the projected residual,
+    twice. Seen in the floors of a machine that multiplies at no cost."""
+    inner = {"tiny-p16": 16, "small-p32": 64, "small-p16": 64, "base-p16": 96}[variant]  # channels, then twice as many
+    spared = 56**2 * inner * (7 * (2 + 4) + 2 * 4) + 28**2 * 2 * inner * (8 * (2 + 4) + 2 * 4)
+    ceilings = Ceilings(1e9, 0, 1e9, dict.fromkeys(("fp32", "fp16"), math.inf), 0, None)
+    one, two = (roofline.floors(variant, batch, "fp32", ceilings) for batch in (1, 2))
+    assert ((two.floor - one.floor) - (two.fused - one.fused)) * 1e9 == pytest.approx(4 * spared)
+
+
+def test_8_bits_are_counted():
+    """Weights take half the bytes; what is between products is as it was."""
+    fp16, int8, fp8 = (roofline.network("small-p16", 2, precision) for precision in ("fp16", "int8", "fp8"))
+    assert {o.name for o in fp8 if o.precision == "fp16"} == {"stem", "attention", "heads", "conv1x1", "conv3x3"}
+    assert sum(o.count for o in fp8 if o.precision == "fp16") == sum(o.count for o in int8 if o.precision == "fp16") + 5
+    weights = total(int8, "weights") / total(fp16, "weights")
+    assert 0.5 < weights < 0.55
+    assert total(int8, "activations") == total(fp16, "activations")
+    assert total(int8, "flops") == total(fp16, "flops")
+    in_8_bits = sum(o.count * o.flops for o in int8 if o.precision == "int8")
+    assert {o.name for o in int8 if o.precision == "fp16"} == {"attention", "heads"}
+    assert 0.9 < in_8_bits / total(int8, "flops") < 1
 
 
 def test_strided_operations_read_what_they_need():
@@ -76,6 +148,17 @@ def test_random_arguments_are_like_the_recorded_ones():
         else:
             assert value == given
     assert not torch.equal(made[0], roofline.filled(operation.arguments, "cpu", 1)[0])
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@torch.no_grad()
+def test_random_arguments_in_8_bits_give_results_near_1(precision):
+    for operation in roofline.network("tiny-p16", 1, precision):
+        if operation.precision == precision and operation.flops < 1e8:
+            given = roofline.filled(operation.arguments, "cpu", 0)
+            result = getattr(functional, operation.name)(*given)
+            for values in result if isinstance(result, tuple) else [result]:
+                assert 0.1 < values.float().std() < 10, operation.problem
 
 
 # Results
@@ -143,15 +226,16 @@ class Pretended:
         name = (arguments.get("implementation"), arguments.get("variant"), arguments.get("batch"))
         self.asked.append((task, *(part for part in name if part is not None)))
         if task in ("build", "facts"):
-            return {"machine": MACHINE, "ceilings": CEILINGS}
+            return {"machine": MACHINE, "ceilings": CEILINGS, "products": PRODUCTS}
         if name[0] in self.failing:
             return None if name[0] == "torch.compile" else {"failed": "RuntimeError: no luck"}
         if task == "kernels":
             one = {"problem": "linear fp16 M197 N384 K384", "count": 12, "choice": [64, 64, 64, 4, 3], "reason": "rule"}
             one |= {"us": 9.0, "gbs": 900.0, "tflops": 9.0, "floor_us": 3.0, "times_floor": 3.0, "bound": "memory"}
             return {"sum_ms": 0.9, "operations": [{**one, "share": 0.1}] * 38}
-        times = clock.Times(median=1e-3, low=9e-4, high=2e-3, calls=300, speedup=1.0)
-        row = points.figures(times, "digits", name[2], Ceilings(**CEILINGS))
+        median = {"ours int8": 3e-3, "ours fp8": 4e-3}.get(name[0], 1e-3)
+        times = clock.Times(median=median, low=9e-4, high=2e-3, calls=300, speedup=1.0)
+        row = points.figures(times, "digits", name[2], stages.QUANTISED.get(name[0], "fp16"), Ceilings(**CEILINGS))
         row |= {"how": "", "error": 1e-3, "peak_bytes": 1, "build_seconds": 2.0}
         return row | ({} if name[0] == "ours" else {"ours_ms": 0.5, "ours_speedup": 2.0})
 
@@ -171,7 +255,7 @@ def pretended(monkeypatch):
 def start(file):
     def start(source="s1", seconds=100.0, **options):
         store = Results(file, MACHINE, {"commit": "abc", "source": source})
-        store.entry["ceilings"] = CEILINGS
+        store.entry |= {"ceilings": CEILINGS, "products": PRODUCTS}
         return stages.Session(store, {}, file.with_name("log"), seconds, 60.0, say=lambda line: None, **options)
 
     return start
@@ -206,6 +290,24 @@ def test_peers_are_kept_and_one_measured_again(pretended, start):
     assert pretended.measured() == [("point", "torch.compile", "tiny-p16", 1)]
     stages.peers(start("s2", again=True), ["tiny-p16"], [1])
     assert len(pretended.measured()) == len(stages.PEERS)
+
+
+def test_8_bits_are_measured_where_there_are_such_products(pretended, start):
+    session = start()
+    stages.quantised(session, ["tiny-p16"], [1])
+    assert {asked[1:] for asked in pretended.asked if asked[0] == "point"} == {
+        ("ours int8", "tiny-p16", 1),
+        ("ours fp8", "tiny-p16", 1),
+    }
+    assert {row["precision"] for row in session.results.entry["kernels"]} == {"int8", "fp8"}
+    printed = tables.everything(session.results.entry)
+    (line,) = [line for line in printed.splitlines() if line.startswith("tiny-p16 B1 ")]
+    assert line.split()[-2:] == ["3.000", "4.000"]
+    ampere = start("s2")
+    ampere.results.entry["machine"] = {**MACHINE, "capability": "8.6"}
+    pretended.measured()
+    stages.quantised(ampere, ["tiny-p16"], [1])
+    assert [asked[1:] for asked in pretended.measured() if asked[0] == "point"] == [("ours int8", "tiny-p16", 1)]
 
 
 def test_our_failure_is_a_failure(pretended, start):
@@ -257,7 +359,9 @@ def test_tables_fit_what_is_shown(pretended, start):
     lines = printed.splitlines()
     assert lines[0].split() == ["test_kernel_linear.py", "1", "failed", "FAILED"]
     (line,) = [line for line in lines if line.startswith("small-p16 B32")]
-    assert line.split()[2:] == ["1.000"] * 4 + ["2.00"] * 3 + ["32000", *line.split()[-2:]]
+    floors = roofline.floors("digits", 32, "fp16", Ceilings(**CEILINGS))
+    shares = [f"{floor / 1e-3:.0%}" for floor in (floors.floor, floors.fused)]
+    assert line.split()[2:] == [*["1.000"] * 4, *["2.00"] * 3, "32000", *shares, "1e-03", "-", "-"]
     (line,) = [line for line in lines if line.startswith("base-p16 B128 ")]
     assert line.count("2.00*") == 2  # measured against the earlier source
     assert sum(line.startswith("linear fp16") for line in lines) == 4 * suite.SHOWN
@@ -282,12 +386,13 @@ def test_the_whole_suite(command_line, pretended, file, capsys):
     assert command_line() == 0
     assert {task for task, *_ in pretended.measured()} == {"facts", "point", "kernels"}
     (entry,) = json.loads(file.read_text())["machines"]
-    assert (entry["machine"], entry["ceilings"]) == (MACHINE, CEILINGS)
-    assert (len(entry["points"]), len(entry["kernels"])) == (4, 1)
+    assert (entry["machine"], entry["ceilings"], entry["products"]) == (MACHINE, CEILINGS, PRODUCTS)
+    assert (len(entry["points"]), len(entry["kernels"])) == (6, 3)
     outcomes = {row["name"]: row["outcome"] for row in entry["tests"]}
     assert outcomes["test_cuda_graph_gpu.py"] == "5 passed in 1.00s"
-    assert outcomes[stages.SANITIZER[0]] == "absent"
-    assert list(outcomes)[-1] == stages.SANITIZER[0]  # the slowest, and what hangs takes all the time that is left
+    sanitizer = [f"compute-sanitizer {tool}" for tool in ("memcheck", "racecheck")]
+    assert {outcomes[name] for name in sanitizer} == {"absent"}
+    assert list(outcomes)[-2:] == sanitizer  # the slowest, and what hangs takes all the time that is left
     assert {path.name for path in file.parent.iterdir()} == {"gpu.json", "gpu.txt", "gpu.log"}
     printed = capsys.readouterr().out
     assert file.with_suffix(".txt").read_text().splitlines()[:10] == tables.everything(entry).splitlines()[:10]
@@ -317,6 +422,26 @@ def test_how_a_test_file_ended(output, outcome, fails, start, monkeypatch):
     monkeypatch.setattr(stages, "_timed", lambda session, command, environment: (0, output, 1.0))
     row = stages._pytest(start(), "test_tuning.py")
     assert (row["outcome"], "failed" in row) == (outcome, fails)
+
+
+@pytest.mark.parametrize(
+    ("tool", "code", "output", "outcome"),
+    [
+        ("memcheck", 0, "every kernel ran\n========= ERROR SUMMARY: 0 errors", "clean"),
+        ("memcheck", 9, "========= ERROR SUMMARY: 2 errors", "found"),
+        ("racecheck", 0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", "clean"),
+        ("racecheck", 0, "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)", "found"),
+        ("racecheck", 1, "no such device", "did not run"),
+        ("memcheck", 1, "AssertionError: no kernel ran\n========= ERROR SUMMARY: 0 errors", "did not run"),
+    ],
+)
+def test_what_the_sanitizer_found(tool, code, output, outcome, start, monkeypatch):
+    commands = []
+    monkeypatch.setattr(stages.shutil, "which", lambda *_, **__: "compute-sanitizer")
+    monkeypatch.setattr(stages, "_timed", lambda session, command, _: commands.append(command) or (code, output, 1.0))
+    row = stages._sanitize(start(), tool)
+    assert (row["outcome"], "failed" in row) == (outcome, outcome != "clean")
+    assert commands[0][:3] == ["compute-sanitizer", "--tool", tool]
 
 
 def test_a_test_that_hangs_ends_alone(start, monkeypatch):
@@ -458,12 +583,12 @@ def no_gpu_needed(monkeypatch):
     monkeypatch.setattr(clock, "turn", turn)
     monkeypatch.setattr(clock, "ROUNDS", 2)
     monkeypatch.setattr(clock, "of_graph", lambda calls: [call() for call in calls] and 1e-5)
-    for module in (points, kernels):
+    for module in (points, kernels, facts):
         monkeypatch.setattr(module, "DEVICE", "cpu")
     for module in (points, recorded):
         monkeypatch.setattr(module, "IMAGE", 64)
-    roofline.network.cache_clear()
-    gpu = SimpleNamespace(L2_cache_size=1000)
+    roofline._made.cache_clear()
+    gpu = SimpleNamespace(L2_cache_size=1000, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
     reserved = itertools.count(100, 10)
     for name in ("memory_reserved", "max_memory_reserved"):
@@ -471,7 +596,69 @@ def no_gpu_needed(monkeypatch):
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     yield
-    roofline.network.cache_clear()
+    roofline._made.cache_clear()
+
+
+def test_ceilings(no_gpu_needed, monkeypatch):
+    """What is measured, of small products: the clock is the test's."""
+    monkeypatch.setattr(facts, "SHAPES", ((32, 16, 64), (48, 32, 16)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 20, 8 << 20))
+    monkeypatch.setattr(facts, "machine", lambda: MACHINE)
+    launched = []
+    for name in ("empty_kernel", "dependent_kernel"):
+
+        class Kernel:
+            def __getitem__(self, grid, name=name):
+                return lambda **options: launched.append((name, options))
+
+        monkeypatch.setattr(facts, name, Kernel())
+
+    def of_graph(calls):
+        result = calls[0]()
+        if not isinstance(calls[0], functools.partial):
+            return 3e-6 if isinstance(result, torch.Tensor) else 1e-6 if launched[-1][1] else 2e-6
+        return 3e-6 if calls[0].keywords["out"].nbytes == 2 * (1600 // 32) else 4e-6
+
+    monkeypatch.setattr(clock, "of_graph", of_graph)
+    torch.cuda.get_device_properties().L2_cache_size = 1600
+    found = facts.measure()
+    assert launched == [("dependent_kernel", {"launch_pdl": True}), ("empty_kernel", {})]
+    ceilings = Ceilings(**found["ceilings"])
+    assert (ceilings.gap, ceilings.dependent_gap, ceilings.l2_bytes) == (2e-6, 1e-6, 800)
+    assert ceilings.l2_bytes_per_second == pytest.approx(2 * 100 / 1e-6)
+    assert ceilings.l2_bytes_per_second > ceilings.bytes_per_second
+    monkeypatch.setattr(clock, "of_graph", lambda calls: 1e-6)  # a cache too small to tell: no faster than memory
+    again = facts.ceilings(found["products"])
+    assert again["l2_bytes_per_second"] == again["bytes_per_second"]
+    assert list(found["products"]) == ["32x16x64", "48x32x16"]
+    for precision, rate in ceilings.flops_per_second.items():
+        assert rate == max(row[precision] for row in found["products"].values())
+    assert set(ceilings.flops_per_second) == {"fp16", "int8", "fp8"}
+    assert "fp8" not in facts.products((8, 6))["32x16x64"]
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("precision", facts.PRODUCTS)
+def test_products_are_products(precision, monkeypatch):
+    monkeypatch.setattr(facts, "DEVICE", "cpu")
+    product = facts.PRODUCTS[precision](32, 16, 64)
+    x, weight = (torch.as_tensor(cell.cell_contents) for cell in product.__closure__ if cell.cell_contents.ndim == 2)
+    if x.shape != (32, 64):
+        x, weight = weight, x
+    torch.testing.assert_close(product().float(), x.float() @ weight.float().T, rtol=2e-3, atol=1e-2)
+
+
+def test_the_dependent_kernel_compiles_for_hopper():
+    code = (
+        "import triton; from triton.backends.compiler import GPUTarget; from triton.compiler import ASTSource\n"
+        "from benchmarks.gpu.facts import dependent_kernel\n"
+        "source = ASTSource(dependent_kernel, {}, {}, {})\n"
+        "print(triton.compile(source, target=GPUTarget('cuda', 90, 32), options={'launch_pdl': True}).asm['ptx'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    for instruction in ("griddepcontrol.launch_dependents", "griddepcontrol.wait"):
+        assert instruction in printed.stdout, printed.stderr
 
 
 def test_turns_and_their_ratios(no_gpu_needed):
@@ -489,6 +676,7 @@ def test_a_point(no_gpu_needed):
     assert row["peak_bytes"] == 10
     assert row["images_per_second"] == pytest.approx(2e3 / row["ms"])
     assert row["share_of_floor"] == pytest.approx(row["floor_ms"] / row["ms"])
+    assert row["share_of_fused_floor"] == pytest.approx(row["fused_floor_ms"] / row["ms"])
     assert row["tflops"] == pytest.approx(row["flops"] / row["ms"] / 1e9)
     assert "ours_failed" in row or row["ours_speedup"] > 0
     json.dumps(row, allow_nan=False)
@@ -505,9 +693,10 @@ def test_launches_share_all_but_the_weights(no_gpu_needed):
     assert set(zip(gelu, residual, strict=True)) == {(True, None)}
 
 
-def test_a_table_of_kernels(no_gpu_needed, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_a_table_of_kernels(precision, no_gpu_needed, monkeypatch):
     monkeypatch.setattr(kernels.dispatch, "choose", lambda plan, gpu: (kernels.dispatch.PYTORCH, "for this test"))
-    table = kernels.measure("digits", 1, CEILINGS)
+    table = kernels.measure("digits", 1, precision, CEILINGS)
     rows = table["operations"]
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert table["sum_ms"] == pytest.approx(sum(row["count"] for row in rows) * 1e-2)

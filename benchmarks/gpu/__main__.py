@@ -1,7 +1,7 @@
-"""python -m benchmarks.gpu [test] [ours] [peers] [--variants V ...] [--batch B ...] [--out DIR]: the GPU suite.
+"""The GPU suite: python -m benchmarks.gpu [test] [ours] [quantised] [peers] [--variants V ...] [--batch B ...]
 
-Writes DIR/gpu.json, merged with what is there, DIR/gpu.txt, the same as tables, and DIR/gpu.log, what all processes
-printed. Exit status: 0, 1 if a test or one of our points failed, 2 if there is no GPU to run on.
+With --out DIR it writes DIR/gpu.json, merged with what is there, DIR/gpu.txt, the same as tables, and DIR/gpu.log, what
+all processes printed. Exit status: 0, 1 if a test or one of our points failed, 2 if there is no GPU to run on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import stages, tables
 from .results import Results
 from .tree import FOLDERS, commit, fingerprint, installed
 
-STAGES = ("test", "ours", "peers")
+STAGES = ("test", "ours", "quantised", "peers")
 NEEDED = {"torch": (2, 11), "triton": (3, 6)}
 SHOWN = 6  # kernels of each variant in what is printed last
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, environment: dict[str, str]) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    results.entry["ceilings"] = facts["ceilings"]
+    results.entry |= {"ceilings": facts["ceilings"], "products": facts["products"]}
     failures = []
     for stage in STAGES:
         if stage in options.stages or "all" in options.stages:

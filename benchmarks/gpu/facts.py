@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import triton
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from conformer_fast.backends import CAPABILITY_FP8
 
 from . import clock
 
+DEVICE = "cuda"
 COPY_BYTES = 2 << 30  # of the tensor that is copied, unless the GPU is too small
-MATRIX = 8192  # side of the square product
 LAUNCHES = 1000  # of an empty kernel, in one graph
+L2_LAUNCHES = 100
+PRODUCT_LAUNCHES = 20
+TOKENS = 128 * 197  # of a batch of 128, small-p16 and base-p16
+# (M, N, K): a large product, then the transformer's qkv, proj, fc1 and fc2 for 384 and 576 channels
+SHAPES = (
+    (8192, 8192, 8192),
+    *((TOKENS, N * C, K * C) for C in (384, 576) for N, K in ((3, 1), (1, 1), (4, 1), (1, 4))),
+)
 
 
 @triton.jit
@@ -21,8 +35,17 @@ def empty_kernel():
     pass
 
 
+@triton.jit
+def dependent_kernel():
+    """Lets the next one start at once, and waits for the end of the one before."""
+    gdc_launch_dependents()
+    gdc_wait()
+
+
 def measure() -> dict[str, Any]:
-    return {"machine": machine(), "ceilings": ceilings()}
+    gpu = torch.cuda.get_device_properties()
+    rates = products((gpu.major, gpu.minor))
+    return {"machine": machine(), "ceilings": ceilings(rates), "products": rates}
 
 
 def machine() -> dict[str, Any]:
@@ -48,13 +71,67 @@ def driver() -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0].strip() or "unknown"
 
 
-def ceilings() -> dict[str, float]:
-    """The arguments of roofline.Ceilings."""
+def ceilings(rates: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The arguments of roofline.Ceilings. rates: what `products` measured."""
+    gpu = torch.cuda.get_device_properties()
     free, _ = torch.cuda.mem_get_info()
-    source = torch.empty(min(COPY_BYTES, free // 4), dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty(min(COPY_BYTES, free // 4), dtype=torch.uint8, device=DEVICE).random_()
     target = torch.empty_like(source)
-    a, b = (torch.randn(MATRIX, MATRIX, dtype=torch.float16, device="cuda") for _ in range(2))
-    copy = clock.in_turn({"copy": lambda: target.copy_(source)})["copy"].median
-    product = clock.in_turn({"product": lambda: a @ b})["product"].median
-    gap = clock.of_graph([lambda: empty_kernel[(1,)]()] * LAUNCHES)
-    return {"bytes_per_second": 2 * source.numel() / copy, "flops_per_second": 2 * MATRIX**3 / product, "gap": gap}
+    copy = 2 * source.numel() / clock.in_turn({"copy": lambda: target.copy_(source)})["copy"].median
+    dependent_gap = None
+    if gpu.major >= 9:
+        dependent_gap = clock.of_graph([lambda: dependent_kernel[(1,)](launch_pdl=True)] * LAUNCHES)
+    return {
+        "bytes_per_second": copy,
+        "l2_bytes": gpu.L2_cache_size // 2,
+        "l2_bytes_per_second": max(copy, l2_bytes_per_second(gpu.L2_cache_size)),
+        "flops_per_second": {
+            precision: max(shape[precision] for shape in rates.values()) for precision in next(iter(rates.values()))
+        },
+        "gap": clock.of_graph([lambda: empty_kernel[(1,)]()] * LAUNCHES),
+        "dependent_gap": dependent_gap,
+    }
+
+
+def l2_bytes_per_second(cache: int) -> float:
+    """Of kernels in a CUDA graph that read and write tensors within an L2 cache of so many bytes: how much longer twice
+    as many bytes take, which leaves out what a launch takes. 0 where the cache is too small to tell."""
+    sizes = cache // 16, cache // 8  # each read and written: at most a quarter of it is in use
+    seconds = []
+    for size in sizes:
+        source = torch.zeros(size // 2, dtype=torch.float16, device=DEVICE)
+        target = torch.empty_like(source)
+        seconds.append(clock.of_graph([partial(torch.neg, source, out=target)] * L2_LAUNCHES))
+    longer = seconds[1] - seconds[0]
+    return 2 * (sizes[1] - sizes[0]) / longer if longer > 0 else 0.0
+
+
+def products(capability: tuple[int, int]) -> dict[str, dict[str, float]]:
+    """Operations per second of PyTorch's matrix products in a CUDA graph, by shape (SHAPES) and precision."""
+    precisions = [precision for precision in PRODUCTS if precision != "fp8" or capability >= CAPABILITY_FP8]
+    return {
+        f"{M}x{N}x{K}": {
+            precision: 2 * M * N * K / clock.of_graph([PRODUCTS[precision](M, N, K)] * PRODUCT_LAUNCHES)
+            for precision in precisions
+        }
+        for M, N, K in SHAPES
+    }
+
+
+def _fp16(M: int, N: int, K: int) -> Callable[[], Tensor]:
+    x, weight = (torch.randn(rows, K, device=DEVICE).half() for rows in (M, N))
+    return lambda: x @ weight.T
+
+
+def _int8(M: int, N: int, K: int) -> Callable[[], Tensor]:
+    x, weight = (torch.randint(-127, 128, (rows, K), dtype=torch.int8, device=DEVICE) for rows in (M, N))
+    return lambda: torch._int_mm(x, weight.T)
+
+
+def _fp8(M: int, N: int, K: int) -> Callable[[], Tensor]:
+    x, weight = (torch.randn(rows, K, device=DEVICE).to(torch.float8_e4m3fn) for rows in (M, N))
+    one = torch.ones((), device=DEVICE)
+    return lambda: torch._scaled_mm(x, weight.T, one, one, out_dtype=torch.float16, use_fast_accum=True)
+
+
+PRODUCTS = {"fp16": _fp16, "int8": _int8, "fp8": _fp8}

@@ -20,10 +20,10 @@ LEAST, MOST = 20, 200  # launches in one graph
 
 
 @torch.inference_mode()
-def measure(variant: str, batch: int, ceilings: dict[str, float]) -> dict[str, Any]:
+def measure(variant: str, batch: int, precision: str, ceilings: dict[str, Any]) -> dict[str, Any]:
     """The network's operations, the one that loses most against its floor first."""
     limits = Ceilings(**ceilings)
-    rows = [_row(operation, limits) for operation in roofline.network(variant, batch)]
+    rows = [_row(operation, limits) for operation in roofline.network(variant, batch, precision)]
     total = sum(row["count"] * row["us"] for row in rows)
     for row in rows:
         row["share"] = row["count"] * row["us"] / total
@@ -32,9 +32,9 @@ def measure(variant: str, batch: int, ceilings: dict[str, float]) -> dict[str, A
 
 
 @torch.inference_mode()
-def build(variant: str, batch: int) -> dict[str, Any]:
+def build(variant: str, batch: int, precision: str) -> dict[str, Any]:
     """Compiles what the network runs, into Triton's cache on disk."""
-    for operation in roofline.network(variant, batch):
+    for operation in roofline.network(variant, batch, precision):
         _run(operation.name, roofline.filled(operation.arguments, DEVICE, 0))
     torch.cuda.synchronize()
     return {}
@@ -64,10 +64,9 @@ def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
 
 def _launches(operation: Operation) -> list[Callable[[], Any]]:
     """The operation on the same activations and, each time, other weights, together twice as large as the L2 cache."""
-    weights = {name: value for name, value in operation.arguments.items() if name.endswith(("weight", "bias"))}
-    size = sum(value.numel() * value.element_size() for value in weights.values() if value is not None)
+    weights = {name: value for name, value in operation.arguments.items() if roofline.is_weight(name)}
     cache = torch.cuda.get_device_properties().L2_cache_size
-    count = max(LEAST, min(MOST, math.ceil(2 * cache / size))) if size else LEAST
+    count = max(LEAST, min(MOST, math.ceil(2 * cache / operation.weights))) if operation.weights else LEAST
     arguments = dict(zip(operation.arguments, roofline.filled(operation.arguments, DEVICE, 0), strict=True))
     launches = []
     for seed in range(count):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import conformer_fast as cf
 from benchmarks.recorded import IMAGE
+from conformer_fast.fuse import fuse
 from conformer_fast.verify import relative_error
 
 from . import clock, roofline
@@ -24,6 +25,7 @@ from .roofline import Ceilings
 from .tree import ROOT
 
 DEVICE = "cuda"
+CALIBRATION_IMAGES = 4
 EXACT_BATCH = 16  # images at a time in float64
 
 
@@ -37,6 +39,7 @@ class Implementation:
     how: str
     memory_format: torch.memory_format
     build: Callable[[cf.Conformer], Callable[[Tensor], cf.ConformerOutput]]
+    precision: str = "fp16"
 
 
 def _eager(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
@@ -62,6 +65,16 @@ def _ours(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
     return cf.compile(model, backend="triton", precision="fp16")
 
 
+def _quantised(precision: str) -> Implementation:
+    def build(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
+        noise = torch.randn(CALIBRATION_IMAGES, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
+        calibration = cf.calibrate(fuse(model), [noise], precision=precision)  # on the GPU, as `model` is
+        return cf.compile(model, backend="triton", precision=precision, calibration=calibration)
+
+    how = f'conformer_fast.compile(model, backend="triton", precision="{precision}", calibration=of noise)'
+    return Implementation(how, torch.contiguous_format, build, precision)
+
+
 IMPLEMENTATIONS = {
     "eager": Implementation("the reference, .half(), channels_last, cudnn.benchmark", torch.channels_last, _eager),
     "torch.compile": Implementation("torch.compile(eager, dynamic=False)", torch.channels_last, _torch_compile),
@@ -76,10 +89,12 @@ IMPLEMENTATIONS = {
         torch.contiguous_format,
         _ours,
     ),
+    "ours int8": _quantised("int8"),
+    "ours fp8": _quantised("fp8"),
 }
 
 
-def measure(implementation: str, variant: str, batch: int, ceilings: dict[str, float]) -> dict[str, Any]:
+def measure(implementation: str, variant: str, batch: int, ceilings: dict[str, Any]) -> dict[str, Any]:
     """The figures of one point, as results.ABOUT describes them."""
     chosen = IMPLEMENTATIONS[implementation]
     images = random_images(batch)
@@ -112,7 +127,7 @@ def measure(implementation: str, variant: str, batch: int, ceilings: dict[str, f
         beside = {"ours_ms": 1e3 * times["ours"].median, "ours_speedup": times["ours"].speedup}
     return {
         "how": chosen.how,
-        **figures(times[implementation], variant, batch, Ceilings(**ceilings)),
+        **figures(times[implementation], variant, batch, chosen.precision, Ceilings(**ceilings)),
         "error": error if math.isfinite(error) else None,
         "peak_bytes": peak,
         "build_seconds": ready,
@@ -125,11 +140,11 @@ def _built(chosen: Implementation, variant: str) -> Callable[[Tensor], cf.Confor
         return chosen.build(reference(variant).to(DEVICE))
 
 
-def figures(times: clock.Times, variant: str, batch: int, ceilings: Ceilings) -> dict[str, Any]:
-    operations = roofline.network(variant, batch)
+def figures(times: clock.Times, variant: str, batch: int, precision: str, ceilings: Ceilings) -> dict[str, Any]:
+    operations = roofline.network(variant, batch, precision)
     flops = sum(operation.count * operation.flops for operation in operations)
     moved = sum(operation.count * operation.bytes for operation in operations)
-    floor, launch_floor = roofline.floors(operations, ceilings)
+    floors = roofline.floors(variant, batch, precision, ceilings)
     return {
         "ms": 1e3 * times.median,
         "ms_low": 1e3 * times.low,
@@ -140,9 +155,12 @@ def figures(times: clock.Times, variant: str, batch: int, ceilings: Ceilings) ->
         "gbs": moved / times.median / 1e9,
         "flops": flops,
         "bytes": moved,
-        "floor_ms": 1e3 * floor,
-        "launch_floor_ms": 1e3 * launch_floor,
-        "share_of_floor": floor / times.median,
+        "floor_ms": 1e3 * floors.floor,
+        "launch_floor_ms": 1e3 * floors.launch,
+        "dependent_launch_floor_ms": None if floors.dependent_launch is None else 1e3 * floors.dependent_launch,
+        "fused_floor_ms": 1e3 * floors.fused,
+        "share_of_floor": floors.floor / times.median,
+        "share_of_fused_floor": floors.fused / times.median,
     }
 
 

@@ -13,24 +13,37 @@ from pathlib import Path
 from typing import Any
 
 Key = tuple[str | int, ...]
-KEYS = {"points": ("implementation", "variant", "batch"), "kernels": ("variant", "batch"), "tests": ("name",)}
+KEYS = {
+    "points": ("implementation", "variant", "batch"),
+    "kernels": ("variant", "batch", "precision"),
+    "tests": ("name",),
+}
 ABOUT = {
     "machine": "what makes numbers comparable; each machine has its own entry in `machines`",
-    "ceilings": "measured on it: bytes read and written by a device-to-device copy, an fp16 product of 8192x8192 "
-    "matrices, and gap, the seconds that a kernel which does nothing takes in a CUDA graph",
-    "points": "one implementation, variant and batch of 224x224 images, fp16, weights and images random",
+    "ceilings": "measured on it: bytes read and written, by a copy in memory and by torch.neg in the L2 cache, where "
+    "tensors are held to stay up to l2_bytes; flops_per_second, the best of `products` by precision; gap and "
+    "dependent_gap, the seconds that a kernel which does nothing takes in a CUDA graph, without and with programmatic "
+    "dependent launch",
+    "products": "operations per second of PyTorch's matrix products, by MxNxK and precision; int8 writes int32",
+    "points": "one implementation, variant and batch of 224x224 images, fp16 except ours int8 and ours fp8, whose "
+    "products are in 8 bits; weights and images random",
     "kernels": "every different operation of our network alone in a CUDA graph, weights not in the L2 cache",
-    "tests": "test files and compute-sanitizer's memcheck on this GPU",
+    "precision": "of products; what lies between them is in fp16",
+    "tests": "test files and compute-sanitizer's tools on this GPU",
     "commit, source": "of the code that was measured; source is a hash of the package's files",
     "failed": "why there is no figure: the error, the signal it died of, or the time it was stopped after",
     "ms, ms_low, ms_high": "a call, by CUDA events: median, 20 % and 80 % quantile, inputs already on the GPU",
     "ours_speedup, ours_ms": "timed in turn with this peer in one process: the peer's time / ours, median of rounds",
     "previous_ms": "of a point that was measured again: the figure it replaces",
     "flops, bytes": "what the fused network must do: 2 x multiply-adds of its products; each input of each operation "
-    "read once, each output written once. The same for every implementation: tflops and gbs are useful work",
-    "floor_ms": "sum over operations of max(bytes / bytes_per_second, flops / flops_per_second), that run's ceilings",
-    "launch_floor_ms": "the same with no operation shorter than the gap between two kernels of a CUDA graph",
-    "share_of_floor": "floor_ms / ms",
+    "read once, each output written once, tokens in fp32. The same for every implementation of a precision: tflops and "
+    "gbs are useful work",
+    "floor_ms": "sum over operations of the longer of two times, by that run's ceilings: to move its bytes, those of "
+    "activations that fit l2_bytes at the L2 cache's rate, and to do its flops",
+    "launch_floor_ms, dependent_launch_floor_ms": "the same with no operation shorter than gap, or dependent_gap, one "
+    "after another; ours runs some beside others at small batches",
+    "fused_floor_ms": "the same with each 3x3 convolution of the first two stages one kernel with the 1x1 after it",
+    "share_of_floor, share_of_fused_floor": "floor_ms / ms, fused_floor_ms / ms",
     "error": "||x - reference|| / ||reference|| of both heads' summed scores, reference in float64; null: not finite",
     "peak_bytes": "GPU memory that PyTorch holds while it runs, weights included, other processes and CUDA itself not",
     "build_seconds": "from the fp32 model to the third call",

@@ -1,9 +1,12 @@
 """What each operation of the network must do at least, and the time that takes a machine.
 
-The floor of an operation is max(bytes / copy bandwidth, floating-point operations / matrix rate): every input read once
-and every output written once, products at the rate of a large matrix product, both as measured on the machine. The
-network's floor is the sum over its operations. An input that is still in the L2 cache may beat it, small batches do.
-The launch floor replaces, in that sum, operations shorter than the gap between two kernels of a CUDA graph by that gap.
+The floor of an operation is the longer of two times: reading every input once and writing every output once, and its
+floating-point operations at the rate of the best matrix product of its precision, all as measured on the machine
+(facts.py). Weights come from memory; so do activations, unless the operation's fit half the L2 cache.
+
+The network's floor is the sum over its operations. Two others say what could be had in its place: the launch floor, in
+which no operation is shorter than the gap between two kernels of a CUDA graph, and the fused floor, in which each 3x3
+convolution of the first two stages is one kernel with the two or three 1x1 convolutions that follow it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,63 +22,129 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.recorded import recorded_calls
+from benchmarks.recorded import IMAGE, recorded_calls
 from conformer_fast import functional as CF
+from conformer_fast.backends import DTYPES
 from conformer_fast.config import ConformerConfig, get_config
 from conformer_fast.kernels import dispatch
+from conformer_fast.kernels._launch import STORED
+
+LEAST_FUSED = IMAGE // 8  # rows of a map of the second stage
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine reaches. gap: seconds that a kernel which does nothing takes in a CUDA graph."""
+    """What a machine reaches; facts.py measures it.
+
+    bytes_per_second:    read and written together by a copy in memory
+    l2_bytes:            what fits the L2 cache beside other things: half of it
+    l2_bytes_per_second: the same rate within the L2 cache
+    flops_per_second:    of matrix products, by precision: "fp16", "int8" and, where there is such a product, "fp8"
+    gap:                 seconds that a kernel which does nothing takes in a CUDA graph
+    dependent_gap:       the same with programmatic dependent launch, None where there is none
+    """
 
     bytes_per_second: float
-    flops_per_second: float
+    l2_bytes: float
+    l2_bytes_per_second: float
+    flops_per_second: Mapping[str, float]
     gap: float
+    dependent_gap: float | None
+
+    def seconds(self, weights: float, activations: float) -> float:
+        """To move so many bytes."""
+        rate = self.l2_bytes_per_second if activations <= self.l2_bytes else self.bytes_per_second
+        return weights / self.bytes_per_second + activations / rate
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A call that the network makes `count` times. arguments: by name and in order, tensors without data."""
+    """A call that the network makes `count` times. arguments: by name and in order, tensors without data.
+
+    precision:   of its products, "fp16", "int8" or "fp8"
+    weights:     bytes of weights, biases and scales that it reads
+    activations: bytes that it reads and writes besides
+    """
 
     name: str
     problem: str
     arguments: dict[str, Any]
     count: int
-    bytes: int
+    precision: str
+    weights: int
+    activations: int
     flops: int
 
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.activations
+
     def floor(self, ceilings: Ceilings) -> float:
-        return max(self.bytes / ceilings.bytes_per_second, self.flops / ceilings.flops_per_second)
+        return max(self._moving(ceilings), self._multiplying(ceilings))
 
     def bound(self, ceilings: Ceilings) -> str:
         if self.floor(ceilings) < ceilings.gap:
             return "launch"
-        return "memory" if self.bytes / ceilings.bytes_per_second == self.floor(ceilings) else "products"
+        return "memory" if self._moving(ceilings) == self.floor(ceilings) else "products"
+
+    def _moving(self, ceilings: Ceilings) -> float:
+        return ceilings.seconds(self.weights, self.activations)
+
+    def _multiplying(self, ceilings: Ceilings) -> float:
+        return self.flops / ceilings.flops_per_second[self.precision]
+
+
+def network(config: str | ConformerConfig, batch: int, precision: str = "fp16") -> list[Operation]:
+    """The operations that the inference model runs for a batch of 224x224 images, each different one once.
+
+    precision: "fp16" or "fp32"; "int8" and "fp8" are of all products that can be, within fp16
+    """
+    made = _made(config, batch, precision)
+    counts = Counter(operation.problem for operation in made)
+    different = {operation.problem: operation for operation in made}
+    return [replace(operation, count=counts[problem]) for problem, operation in different.items()]
 
 
 @cache
-def network(config: str | ConformerConfig, batch: int, dtype: torch.dtype = torch.float16) -> list[Operation]:
-    """The operations that the inference model runs for a batch of 224x224 images, each different one once."""
-    made = recorded_calls(get_config(config), batch, dtype)
-    counts = Counter(call.plan.problem for call in made)
-    different = {call.plan.problem: call for call in made}
-    return [_operation(call, counts[problem]) for problem, call in different.items()]
+def _made(config: str | ConformerConfig, batch: int, precision: str) -> tuple[Operation, ...]:
+    """The operations in the order in which they are called, one by one."""
+    stored, rest = (None, precision) if precision in DTYPES else (precision, "fp16")
+    made = recorded_calls(get_config(config), batch, DTYPES[rest], stored=stored)
+    return tuple(_operation(call, rest) for call in made)
 
 
-def _operation(call: dispatch.Call, count: int) -> Operation:
+def _operation(call: dispatch.Call, rest: str) -> Operation:
     bound = inspect.signature(getattr(CF, call.operation)).bind(*call.pytorch.args, **call.pytorch.keywords)
     bound.apply_defaults()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         out = call.pytorch()
     outputs = (out,) if isinstance(out, Tensor) else out
-    moved = [*_read(call.operation, **bound.arguments), *outputs]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in moved)
-    return Operation(call.operation, call.plan.problem, bound.arguments, count, size, counter.get_total_flops())
+    read = _read(call.operation, **bound.arguments)
+    weights = sum(_size(value) for name, value in read.items() if is_weight(name))
+    activations = sum(_size(value) for name, value in read.items() if not is_weight(name))
+    return Operation(
+        call.operation,
+        call.plan.problem,
+        bound.arguments,
+        1,
+        next((STORED[value.dtype] for value in read.values() if value.dtype in STORED), rest),
+        weights,
+        activations + sum(map(_size, outputs)),
+        counter.get_total_flops(),
+    )
 
 
-def _read(operation: str, **arguments: Any) -> list[Tensor]:
-    """The parts of the arguments that the operation needs."""
+def is_weight(name: str) -> bool:
+    """Whether an argument of this name belongs to the model."""
+    return name.endswith(("weight", "bias", "scale", "cls_token"))
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _read(operation: str, **arguments: Any) -> dict[str, Tensor]:
+    """The parts of the arguments that the operation needs, by name."""
     if operation == "conv1x1":
         stride = arguments["stride"]
         arguments["feature_map"] = arguments["feature_map"][:, ::stride, ::stride]
@@ -83,23 +152,76 @@ def _read(operation: str, **arguments: Any) -> list[Tensor]:
         arguments["tokens"] = arguments["tokens"][:, 0]
     elif operation == "fcu_up":
         arguments["tokens"] = arguments["tokens"][:, 1:]
-    return [value for value in arguments.values() if isinstance(value, Tensor)]
+    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
 
 
-def floors(operations: Sequence[Operation], ceilings: Ceilings) -> tuple[float, float]:
-    """The network's floor and its launch floor, in seconds."""
-    floor = sum(operation.count * operation.floor(ceilings) for operation in operations)
-    launch = sum(operation.count * max(operation.floor(ceilings), ceilings.gap) for operation in operations)
-    return floor, launch
+@dataclass(frozen=True)
+class Floors:
+    """Of a network, in seconds. dependent_launch: the launch floor by the smaller gap, None where there is none."""
+
+    floor: float
+    launch: float
+    dependent_launch: float | None
+    fused: float
+
+
+def floors(config: str | ConformerConfig, batch: int, precision: str, ceilings: Ceilings) -> Floors:
+    """The network's floor and those that could be had in its place."""
+    made = _made(config, batch, precision)
+    times = [operation.floor(ceilings) for operation in made]
+    gaps = (ceilings.gap, ceilings.dependent_gap)
+    launch, dependent = (None if gap is None else sum(max(time, gap) for time in times) for gap in gaps)
+    assert launch is not None
+    return Floors(sum(times), launch, dependent, _fused(made, ceilings))
+
+
+def _fused(made: Sequence[Operation], ceilings: Ceilings) -> float:
+    """The sum of floors if a 3x3 convolution of the first two stages, the 1x1 that projects the residual where there is
+    one, the 1x1 that adds it and the next bottleneck's first 1x1 are one kernel. The map between the first two is then
+    neither written nor read, nor is the projected residual; and what the last one reads is only written."""
+    alone = dict(enumerate(made))
+    total = 0.0
+    for index, first in enumerate(made):
+        if not first.name.startswith("conv3x3") or _out_height(first) < LEAST_FUSED:
+            continue
+        following = [other for other in range(index + 1, len(made)) if made[other].name == "conv1x1"]
+        last = next(place for place, other in enumerate(following) if _reduces(made[other]))
+        group = [index, *following[: last + 1]]
+        *_, expand, reduce = (made[member].arguments for member in group)
+        spared = 2 * _size(expand["feature_map"]) + _size(reduce["feature_map"])
+        if len(group) == 4:
+            spared += 2 * _size(expand["residual"])
+        taken = [alone.pop(member) for member in group]
+        activations = sum(operation.activations for operation in taken) - spared
+        moving = ceilings.seconds(sum(operation.weights for operation in taken), activations)
+        multiplying = sum(operation.flops / ceilings.flops_per_second[operation.precision] for operation in taken)
+        total += max(moving, multiplying)
+    return total + sum(operation.floor(ceilings) for operation in alone.values())
+
+
+def _out_height(convolution: Operation) -> int:
+    return -(-convolution.arguments["feature_map"].shape[1] // convolution.arguments["stride"])
+
+
+def _reduces(convolution: Operation) -> bool:
+    """Whether it is the first 1x1 of a bottleneck."""
+    return convolution.arguments["relu"] and convolution.arguments["residual"] is None
 
 
 def filled(arguments: Mapping[str, Any], device: str, seed: int) -> list[Any]:
-    """The same arguments, in order, with random values. Weights are scaled so that results are near 1."""
+    """The same arguments, in order, with random values. Weights are scaled, and what 8 bits stand for, so that
+    results are near 1."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def values(name: str, tensor: Tensor) -> Tensor:
         full = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-        is_matrix = name.endswith("weight") and tensor.ndim > 1
-        return full.normal_(generator=generator).mul_(tensor[0].numel() ** -0.5 if is_matrix else 1.0)
+        if name.endswith("scale"):
+            return full.fill_(2**-10 if name == "weight_scale" else 2**-5)
+        normal = torch.empty_strided(tensor.shape, tensor.stride(), device=device).normal_(generator=generator)
+        if tensor.dtype in STORED:
+            normal *= 32
+        elif name.endswith("weight") and tensor.ndim > 1:
+            normal *= tensor[0].numel() ** -0.5
+        return full.copy_(normal)
 
     return [values(name, a) if isinstance(a, Tensor) else a for name, a in arguments.items()]

@@ -1,13 +1,16 @@
-"""Every kernel once, on a small network: what compute-sanitizer watches."""
+"""Every kernel in every precision, on a small network: what compute-sanitizer watches."""
 
 from __future__ import annotations
 
 import torch
 
+from benchmarks.recorded import usual
+from conformer_fast.backends import CAPABILITY_FP8, DTYPES
 from conformer_fast.config import ConformerConfig
 from conformer_fast.fuse import fuse
 from conformer_fast.kernels import dispatch
 from conformer_fast.model import Conformer
+from conformer_fast.quantization import FORMATS
 
 CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
 
@@ -15,13 +18,18 @@ CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, ml
 def main() -> None:
     fused = fuse(Conformer(CONFIG).eval())
     images = torch.randn(2, 3, 64, 48, device="cuda")
-    for dtype in (torch.float16, torch.float32):
-        model = fused.with_outputs(fused.output_names).in_precision(dtype).cuda()
+    for precision in ("fp32", "fp16", *FORMATS):
+        if precision == "fp8" and torch.cuda.get_device_capability() < CAPABILITY_FP8:
+            continue
+        model = fused.with_outputs(fused.output_names).in_precision(DTYPES.get(precision, torch.float16))
+        if precision in FORMATS:
+            model = model.quantized(usual(model, precision))
+        model = model.cuda()
         with torch.inference_mode(), dispatch.calls() as made:
             model(images)
         torch.cuda.synchronize()
         missing = set(dispatch.PLANS) - {call.operation for call in made if call.choice != dispatch.PYTORCH}
-        assert not missing, f"no kernel ran for {missing}"
+        assert not missing, f"no kernel ran in {precision} for {missing}"
     print("every kernel ran")
 
 

@@ -1,4 +1,4 @@
-"""What is run: tests, ours, peers. Every measurement is a process of its own, which may fail, crash or hang.
+"""What is run: tests, ours, quantised, peers. Every measurement is a process of its own, which may fail, crash or hang.
 
 A stage ends when its time is over, and says what it left for the next run. That run measures only what is missing and,
 of what it keeps, the point measured longest ago once more: another figure for the same point shows how far to trust.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,14 +23,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from conformer_fast.backends import CAPABILITY_FP8
+
 from .results import Key, Results
 from .tree import ROOT, fingerprint
 
 VARIANTS = ("tiny-p16", "small-p32", "small-p16", "base-p16")
 BATCHES = (1, 8, 32, 128)
+QUANTISED = {"ours int8": "int8", "ours fp8": "fp8"}
 PEERS = ("eager", "torch.compile", "torch.compile max-autotune")
 LEAST_SECONDS = 20.0  # with less left, nothing is started
-SANITIZER = ("compute-sanitizer memcheck",)
+SANITIZER = {  # by tool: what it prints of a program without faults
+    "memcheck": "ERROR SUMMARY: 0 errors",
+    "racecheck": "RACECHECK SUMMARY: 0 hazards displayed",
+}
 ALONE = ("test_cuda_graph_gpu.py", "test_tuning.py")  # they measure free memory, or time: nothing beside them
 TEST_SECONDS = 240  # for one test, after which it hangs
 GIB_A_PROCESS = 8  # what one of several processes on the GPU may need
@@ -140,16 +146,32 @@ def why(code: int, output: str) -> str:
 
 
 def ours(session: Session, variants: Sequence[str], batches: Sequence[int]) -> None:
-    """Our points, then the table of kernels for each. Kept are those of the same source."""
-    wanted: list[Key] = [(variant, batch) for variant in variants for batch in batches]
+    """Our points in 16 bits, then the table of kernels for each."""
+    _own(session, {"ours": "fp16"}, variants, batches)
+
+
+def quantised(session: Session, variants: Sequence[str], batches: Sequence[int]) -> None:
+    """The same in 8 bits, beside ours in 16."""
+    precisions = dict(QUANTISED)
+    if tuple(map(int, session.results.entry["machine"]["capability"].split("."))) < CAPABILITY_FP8:
+        del precisions["ours fp8"]
+    _own(session, precisions, variants, batches)
+
+
+def _own(session: Session, precisions: Mapping[str, str], variants: Sequence[str], batches: Sequence[int]) -> None:
+    """Kept is what was measured of the same source."""
+    places = [(variant, batch) for variant in variants for batch in batches]
     source = session.results.stamp["source"]
 
     def fits(row: dict[str, Any]) -> bool:
-        return row["source"] == source and "failed" not in row and not session.again
+        return row["source"] == source and "failed" not in row and "ours_failed" not in row and not session.again
 
-    points = session.results.due("points", [("ours", *key) for key in wanted], fits)
-    tables = session.results.due("kernels", wanted, fits)
-    build(session, {*(key[1:] for key in points), *tables})
+    points = session.results.due("points", [(name, *place) for place in places for name in precisions], fits)
+    tables = session.results.due(
+        "kernels", [(*place, precision) for place in places for precision in precisions.values()], fits
+    )
+    fp16 = {(*place, "fp16") for _, *place in points if "ours" not in precisions}
+    build(session, {(variant, batch, precisions[str(name)]) for name, variant, batch in points} | {*tables} | fp16)
     session.each(points, lambda key: session.put("points", key, _point(session, *key)))
     session.each(tables, lambda key: session.put("kernels", key, _kernels(session, *key)))
 
@@ -158,7 +180,7 @@ def peers(session: Session, variants: Sequence[str], batches: Sequence[int]) -> 
     """Each peer at each point, beside ours. Kept is all that this machine has measured, failures too."""
     keys: list[Key] = [(peer, variant, batch) for peer in PEERS for variant in variants for batch in batches]
     due = session.results.due("points", keys, lambda row: "ours_failed" not in row and not session.again)
-    build(session, {key[1:] for key in due})
+    build(session, {(variant, batch, "fp16") for _, variant, batch in due})
     session.each(due, lambda key: session.put("points", key, _point(session, *key), may_fail=True))
 
 
@@ -167,17 +189,21 @@ def _point(session: Session, implementation: Any, variant: Any, batch: Any) -> d
     return session.work("point", implementation=implementation, variant=variant, batch=batch, ceilings=ceilings)
 
 
-def _kernels(session: Session, variant: Any, batch: Any) -> dict[str, Any]:
-    return session.work("kernels", variant=variant, batch=batch, ceilings=session.results.entry["ceilings"])
+def _kernels(session: Session, variant: Any, batch: Any, precision: Any) -> dict[str, Any]:
+    ceilings = session.results.entry["ceilings"]
+    return session.work("kernels", variant=variant, batch=batch, precision=precision, ceilings=ceilings)
 
 
 def build(session: Session, keys: Collection[Key]) -> None:
-    """Compiles our kernels for these variants and batches, in parallel; a failure will show where they are used."""
+    """Compiles our kernels for these variants, batches and precisions, in parallel; a failure will show where they are
+    used."""
     with ThreadPoolExecutor(processes(session.results)) as pool, tempfile.TemporaryDirectory() as folder:
 
         def one(key: Key) -> None:
+            variant, batch, precision = key
             with suppress(OutOfTimeError):
-                session.work("build", Path(folder, "-".join(map(str, key))), variant=key[0], batch=key[1])
+                log = Path(folder, "-".join(map(str, key)))
+                session.work("build", log, variant=variant, batch=batch, precision=precision)
 
         list(pool.map(one, keys))
 
@@ -197,10 +223,12 @@ def tests(session: Session) -> None:
         return row is not None and "failed" not in row and version.items() <= row.items()
 
     def test(key: Key) -> None:
-        row = _sanitize(session) if key == SANITIZER else _pytest(session, str(key[0]))
+        name = str(key[0])
+        tool = name.removeprefix("compute-sanitizer ")
+        row = _sanitize(session, tool) if tool in SANITIZER else _pytest(session, name)
         session.put("tests", key, {**row, "tests": version["tests"]})
 
-    keys: list[Key] = [*((file.name,) for file in files), SANITIZER]
+    keys: list[Key] = [*((file.name,) for file in files), *((f"compute-sanitizer {tool}",) for tool in SANITIZER)]
     again = [key for key in keys if passed(key)]
     session.each([key for key in keys if key not in again], test)
     session.failures += [f"{name}: not run" for name in session.left]
@@ -228,15 +256,19 @@ def _pytest(session: Session, file: str) -> dict[str, Any]:
     return row
 
 
-def _sanitize(session: Session) -> dict[str, Any]:
-    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    if tool is None:
+def _sanitize(session: Session, tool: str) -> dict[str, Any]:
+    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if program is None:
         return {"outcome": "absent"}
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", f"{__package__}.sanitize"]
+    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", f"{__package__}.sanitize"]
     code, output, seconds = _timed(session, command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-    if code == 0 and "ERROR SUMMARY: 0 errors" in output:
+    if code == 0 and SANITIZER[tool] in output:
         return {"outcome": "clean", "seconds": seconds}
-    return {"outcome": "found" if code == 9 else "did not run", "seconds": seconds, "failed": why(code, output)}
+    return {
+        "outcome": "found" if " SUMMARY: " in output and SANITIZER[tool] not in output else "did not run",
+        "seconds": seconds,
+        "failed": why(code, output),
+    }
 
 
 def _timed(session: Session, command: Sequence[str], environment: dict[str, str]) -> tuple[int, str, float]:

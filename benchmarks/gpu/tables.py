@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from .stages import PEERS
+from .stages import PEERS, QUANTISED
 
 
 def points_table(entry: dict[str, Any]) -> list[str]:
-    """A line for each variant and batch: milliseconds, how many times faster ours is, its share of the floor.
+    """A line for each variant and batch: milliseconds, how many times faster ours is, its share of two floors, and what
+    8 bits make of it.
 
     *: than the version of ours that was measured in turn with that peer, which is another one.
     """
     rows = {(row["implementation"], row["variant"], row["batch"]): row for row in entry["points"]}
     names = ("eager", "compile", "autotune")
-    head = "".join(f"{name:>10}" for name in (*names, "ours")) + "".join(f"{f'x {name}':>12}" for name in names)
-    lines = [f"{'milliseconds':<15}{head}{'images/s':>10}{'of floor':>9}{'error':>9}"]
+    head = "".join(f"{name:>9}" for name in (*names, "ours")) + "".join(f"{f'x {name}':>11}" for name in names)
+    head += f"{'images/s':>9}{'of floor':>9}{'of fused':>9}{'error':>8}"
+    lines = [f"{'milliseconds':<15}{head}" + "".join(f"{precision:>8}" for precision in QUANTISED.values())]
     for variant, batch in sorted({key[1:] for key in rows}):
         own = rows.get(("ours", variant, batch))
         found = [rows.get((peer, variant, batch)) for peer in PEERS]
-        times = "".join(f"{_number(row, 'ms', '.3f'):>10}" for row in (*found, own))
-        gains = "".join(f"{_number(row, 'ours_speedup', '.2f') + _older(row, own):>12}" for row in found)
-        rate = f"{_number(own, 'images_per_second', '.0f'):>10}{_number(own, 'share_of_floor', '.0%'):>9}"
-        lines.append(f"{f'{variant} B{batch}':<15}{times}{gains}{rate}{_number(own, 'error', '.1e'):>9}")
+        times = "".join(f"{_number(row, 'ms', '.3f'):>9}" for row in (*found, own))
+        gains = "".join(f"{_number(row, 'ours_speedup', '.2f') + _older(row, own):>11}" for row in found)
+        rate = f"{_number(own, 'images_per_second', '.0f'):>9}{_number(own, 'share_of_floor', '.0%'):>9}"
+        rate += f"{_number(own, 'share_of_fused_floor', '.0%'):>9}{_number(own, 'error', '.0e'):>8}"
+        stored = "".join(f"{_number(rows.get((name, variant, batch)), 'ms', '.3f'):>8}" for name in QUANTISED)
+        lines.append(f"{f'{variant} B{batch}':<15}{times}{gains}{rate}{stored}")
     return lines
 
 
@@ -40,7 +44,7 @@ def _older(row: dict[str, Any] | None, own: dict[str, Any] | None) -> str:
 
 def kernels_table(row: dict[str, Any], most: int | None = None) -> list[str]:
     """The operations that lose most against their floors, first; what to do next is the first line."""
-    title = f"{row['variant']} B{row['batch']}"
+    title = f"{row['variant']} B{row['batch']}, {row['precision']}"
     if "failed" in row:
         return [f"{title}: {row['failed']}"]
     title += f", {row['sum_ms']:.3f} ms"
@@ -59,19 +63,32 @@ def tests_table(entry: dict[str, Any]) -> list[str]:
 
 def ceilings_line(entry: dict[str, Any]) -> str:
     machine, ceilings = entry["machine"], entry["ceilings"]
+    rates = ", ".join(f"{rate / 1e12:.0f} T/s {precision}" for precision, rate in ceilings["flops_per_second"].items())
+    dependent = ceilings["dependent_gap"]
     return (
         f"{machine['gpu']}, driver {machine['driver']}, torch {machine['torch']}, triton {machine['triton']}: "
-        f"{ceilings['bytes_per_second'] / 1e12:.2f} TB/s, {ceilings['flops_per_second'] / 1e12:.0f} TFLOP/s fp16, "
+        f"{ceilings['bytes_per_second'] / 1e12:.2f} TB/s, {ceilings['l2_bytes_per_second'] / 1e12:.2f} in L2, {rates}, "
         f"{ceilings['gap'] * 1e6:.2f} us between kernels"
+        + (f", {dependent * 1e6:.2f} with dependent launch" if dependent is not None else "")
     )
+
+
+def products_table(entry: dict[str, Any]) -> list[str]:
+    """What PyTorch's matrix products reach, TFLOP/s (or 10^12 integer operations)."""
+    rates = entry["products"]
+    precisions = next(iter(rates.values()))
+    lines = [f"{'PyTorch products, 10^12/s':<28}" + "".join(f"{precision:>8}" for precision in precisions)]
+    return lines + [
+        f"{shape:<28}" + "".join(f"{rate / 1e12:>8.0f}" for rate in row.values()) for shape, row in rates.items()
+    ]
 
 
 def everything(entry: dict[str, Any], most: int | None = None) -> str:
     """All tables; with `most`, that many kernels of each variant's largest batch only."""
-    tables = {(row["variant"], row["batch"]): row for row in entry["kernels"]}
+    tables = {(row["variant"], row["precision"], row["batch"]): row for row in entry["kernels"]}
     if most is not None:
-        largest = dict(sorted(tables))
-        tables = {key: row for key, row in tables.items() if largest[key[0]] == key[1]}
-    parts = [tests_table(entry), [ceilings_line(entry)], points_table(entry)]
+        largest = {(variant, precision): batch for variant, precision, batch in sorted(tables)}
+        tables = {key: row for key, row in tables.items() if key[1] == "fp16" and largest[key[:2]] == key[2]}
+    parts = [tests_table(entry), [ceilings_line(entry)], products_table(entry), points_table(entry)]
     parts += [kernels_table(row, most) for row in tables.values()]
     return "\n\n".join("\n".join(part) for part in parts if part)
