@@ -76,12 +76,12 @@ def test_products_in_8_bits(tmp_path):
     rows = report(
         tmp_path, "--precision", "int8", "fp8", "--batch", "128", "--chips", "80", "90", "--variants", "tiny-p16"
     )
-    for precision, chips in (("int8", (80, 90)), ("fp8", (90,))):
+    for precision, chips, left_out in (("int8", (80, 90), set()), ("fp8", (90,), {"stem"})):
         stored = [row for row in rows if row["problem"].split()[1] == f"{precision}-fp16"]
         assert {row["chip"] for row in stored} == set(chips)
         assert {row["problem"].split()[0] for row in stored} == {
             "conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "patch_embed", "stem"
-        }  # fmt: skip
+        } - left_out  # fmt: skip
     faults = [
         f"sm_{row['chip']} {row['problem']} {row['tile']}: {', '.join(row['faults'])}" for row in rows if row["faults"]
     ]
