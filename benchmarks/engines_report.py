@@ -16,14 +16,13 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.backends import DTYPES
-from conformer_fast.calibration import input_ranges
 from conformer_fast.engines.export import onnx_from_model
 from conformer_fast.engines.flavours import Flavour, get_flavour
 from conformer_fast.engines.openvino import describe_cpu
 from conformer_fast.engines.tensorrt import engine_from_onnx
 from conformer_fast.fuse import fuse
 from conformer_fast.profile import Profile
-from conformer_fast.quantization import FORMATS, Quantization
+from conformer_fast.quantization import FORMATS
 
 
 class Engine(NamedTuple):
@@ -69,12 +68,12 @@ def build(flavour: Flavour, engines: Iterable[Engine]) -> Iterator[tuple[bytes, 
 
 
 def onnx_of(engine: Engine) -> bytes:
-    """The typed graph, with random weights; in 8 bits with the ranges that noise gives."""
+    """The typed graph, with random weights; in 8 bits calibrated with noise."""
     torch.manual_seed(0)
     fused = fuse(cf.create_model(engine.variant))
     typed = fused.in_precision(DTYPES.get(engine.precision, torch.float16))
     if engine.precision in FORMATS:
-        typed = typed.quantized(Quantization(engine.precision, input_ranges(fused, [torch.randn(1, 3, 64, 64)])))
+        typed = typed.quantized(cf.calibrate(fused, [torch.randn(1, 3, 64, 64)], precision=engine.precision))
     return onnx_from_model(typed).SerializeToString()
 
 

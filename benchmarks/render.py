@@ -214,12 +214,13 @@ def preprocessing() -> str:
 
 def floors() -> str:
     """Computed, not measured: for the ceilings that are assumed of a GPU until one has been measured."""
-    lines = ["| | floor | fused floor | launch floor | with dependent launch |", "|---" * 5 + "|"]
+    lines = ["| | floor | int8 | fused floor | launch floor | with dependent launch |", "|---" * 6 + "|"]
     for variant in VARIANTS:
         for batch in BATCHES:
             found = roofline.floors(variant, batch, "fp16", ASSUMED)
             assert found.dependent_launch is not None
-            times = (found.floor, found.fused, found.launch, found.dependent_launch)
+            int8 = roofline.floors(variant, batch, "int8", ASSUMED).floor
+            times = (found.floor, int8, found.fused, found.launch, found.dependent_launch)
             cells = " | ".join(f"{1e3 * seconds:.3g}" for seconds in times)
             lines.append(f"| {variant}, B{batch} | {cells} |")
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """What is run: tests, ours, quantised, peers. Every measurement is a process of its own, which may fail, crash or hang.
 
+Nothing of ours is imported here: only the processes that are started have it installed.
+
 A stage ends when its time is over, and says what it left for the next run. That run measures only what is missing and,
 of what it keeps, the point measured longest ago once more: another figure for the same point shows how far to trust.
 """
@@ -22,8 +24,6 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from conformer_fast.backends import CAPABILITY_FP8
 
 from .results import Key, Results
 from .tree import ROOT, fingerprint
@@ -151,10 +151,9 @@ def ours(session: Session, variants: Sequence[str], batches: Sequence[int]) -> N
 
 
 def quantised(session: Session, variants: Sequence[str], batches: Sequence[int]) -> None:
-    """The same in 8 bits, beside ours in 16."""
-    precisions = dict(QUANTISED)
-    if tuple(map(int, session.results.entry["machine"]["capability"].split("."))) < CAPABILITY_FP8:
-        del precisions["ours fp8"]
+    """The same in the 8 bits that this GPU multiplies, beside ours in 16."""
+    there = session.results.entry["ceilings"]["flops_per_second"]
+    precisions = {name: precision for name, precision in QUANTISED.items() if precision in there}
     _own(session, precisions, variants, batches)
 
 
