@@ -5,19 +5,23 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= benchmarks/results/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run test lint format bench kernels-report gpu readme dev clean
+.PHONY: run test lint resolve format bench kernels-report gpu readme dev clean
 
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
 
-test: $(INSTALLED)  ## the whole CPU suite, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## the whole CPU suite, on two cores
+	OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+resolve: $(INSTALLED)  ## constraints.txt resolves from the public registry alone and pins all that is installed
+	$(BIN)/python .ci/resolve.py 3.11 3.12 3.13
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -33,12 +37,14 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.held_out $(OUT)/held_out.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 
-kernels-report: $(INSTALLED)  ## every kernel compiled for six GPUs: registers, spills, shared memory; needs no GPU
+kernels-report: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.kernels_report
 
 gpu: OUT = benchmarks/results/gpu
-gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder STAGES="test ours quantised peers" VARIANTS= BATCH=
-	$(PYTHON) -m benchmarks.gpu $(STAGES) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(BATCH),--batch $(BATCH))
+gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder SECONDS=530 STEPS="check tune ..." RESUME=gpu.json
+	$(PYTHON) -m benchmarks.gpu $(STEPS) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) \
+		$(if $(BATCH),--batch $(BATCH)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RESUME),--resume $(RESUME))
 
 readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results
 	$(BIN)/python -m benchmarks.render
@@ -49,6 +55,12 @@ dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit ho
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+# The oldest Triton that pyproject.toml allows, beside the pinned one. Its interpreter takes no newer NumPy.
+$(OLDEST_TRITON)/.installed: Makefile | $(INSTALLED)
+	rm -rf $(OLDEST_TRITON)
+	$(PIP) install -q --no-deps --target $(OLDEST_TRITON) triton==3.6.0 numpy==2.3.5
 	touch $@
 
 clean:

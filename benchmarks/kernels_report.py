@@ -1,11 +1,11 @@
 """What the compiler makes of every kernel, for every shape of the four variants on six chips, without a GPU.
 
-    python -m benchmarks.kernels_report [--chips 90 100] [--batch 1 128] [--precision int8 fp8] [--json FILE]
+    python -m benchmarks.kernels_report [--chips 90] [--precision int8 fp8] [--batch 1 128] [--size 224] [--json FILE]
 
-Each launch of the four inference models (tensors without data) is compiled ahead of time. Reported per kernel and
-shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit status is 1 if a kernel spills,
-needs more shared memory than the chip has, multiplies matrices without matrix instructions or one by one, or may
-overwrite what they still read.
+Each launch of the four inference models (tensors without data) is compiled ahead of time, by the Triton that Python
+finds. Reported per kernel and shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit
+status is 1 if a kernel spills, needs more shared memory than the chip has, multiplies matrices without matrix
+instructions or one by one, or may overwrite what they still read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.recorded import recorded_calls
+from benchmarks.recorded import IMAGE, recorded_calls
+from conformer_fast.backends import DTYPES
 from conformer_fast.config import VARIANTS
 from conformer_fast.fuse import LOGITS
 from conformer_fast.kernels import _chips, _launch
@@ -43,8 +44,12 @@ from conformer_fast.quantization import FORMATS
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
 TYPES |= {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
+PRECISIONS = (*DTYPES, "tf32", *FORMATS)
+SIZES = (IMAGE, 384, 1344)  # pixels a side; 1344: COCO's longer side, in whole patches
+EXACT = r"tt\.dot (?!.*inputPrecision = tf32).*: tensor<\w+xf32> \*"  # in Triton's own form: products of fp32
 SERIALIZED = r"\(C751[45]\)"  # ptxas: "wgmma.mma_async instructions are serialized"
 SPILLED = 8  # bytes that are no fault: one value parked across a loop, to fit one more block on a multiprocessor
+SPILLED_EXACT = 20  # of products in exact fp32, which hold more: up to five values, parked across the loop too
 MATRIX = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",
@@ -54,14 +59,17 @@ MATRIX = {
 
 @dataclass(frozen=True)
 class Row:
-    """One launch on one chip. spilled: bytes a thread. matrix: the matrix instruction that its products use, None if it
-    has none; products: whether it multiplies matrices. serialized: whether each of Hopper's matrix instructions waits
-    for the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next
-    step may overwrite registers that they still read (`_launch.must_wait`)."""
+    """One launch on one chip. triton: its version. size: of the images, pixels a side. spilled: bytes a thread. matrix:
+    the matrix instruction that its products use, None if it has none; products: whether it multiplies matrices other
+    than exactly in fp32, for which there is none. serialized: whether each of Hopper's matrix instructions waits for
+    the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next step
+    may overwrite registers that they still read (`_launch.must_wait`)."""
 
+    triton: str
     chip: int
     variant: str
     batch: int
+    size: int
     problem: str
     kernel: str
     tile: tuple[int, ...]
@@ -77,7 +85,8 @@ class Row:
     def faults(self) -> list[str]:
         limit = _chips.CHIPS[self.chip].shared
         found = []
-        if self.spilled > SPILLED:
+        exact = self.problem.split()[1:2] == ["fp32"]
+        if self.spilled > (SPILLED_EXACT if exact else SPILLED):
             found.append(f"spills {self.spilled} bytes a thread")
         if self.shared > limit:
             found.append(f"needs {self.shared} bytes of shared memory, there are {limit}")
@@ -148,7 +157,7 @@ def compiled(binary: Binary) -> dict[str, Any]:
         "overtaken": bool(from_registers and re.search(r"warp_group_dot_wait .*pendings = [1-9]", ttgir)),
         "shared": result.metadata.shared,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),
-        "products": "tt.dot" in result.asm["ttir"],
+        "products": any(not re.match(EXACT, product) for product in re.findall(r"tt\.dot.*", result.asm["ttir"])),
     }
 
 
@@ -159,21 +168,38 @@ def _found(pattern: str, log: io.StringIO) -> str:
 
 
 def launches(
-    variants: Sequence[str], chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]
-) -> Iterator[tuple[int, str, int, str, _launch.Launch]]:
-    """(chip, variant, batch, problem, launch) of every kernel of these variants, in fp16 or with their products in 8
-    bits among it, and of preprocessing."""
-    for variant, chip, batch, precision in itertools.product(variants, chips, batches, precisions):
-        config, stored = VARIANTS[variant], None if precision == "fp16" else precision
+    variants: Sequence[str],
+    chips: Sequence[int],
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    sizes: Sequence[int],
+) -> Iterator[tuple[int, str, int, int, str, _launch.Launch]]:
+    """(chip, variant, batch, size, problem, launch) of every kernel of these variants, and of preprocessing. Around
+    products in 8 bits it is fp16. Batches are of images of 224x224; of any other size there is one image."""
+    points = [(batch, size) for size in sizes for batch in (batches if size == IMAGE else (1,))]
+    for variant, chip, precision, (batch, size) in itertools.product(variants, chips, precisions, points):
+        config, stored = VARIANTS[variant], precision if precision in FORMATS else None
+        dtype = torch.float32 if precision == "tf32" else DTYPES.get(precision, torch.float16)
         pooled = [f"{block}.pooled" for block in config.feature_blocks]  # as mmpretrain's backbone returns them
-        with _chips.assuming(_chips.CHIPS[chip]):
-            for call in recorded_calls(config, batch, outputs=(*LOGITS, *pooled), stored=stored):
+        with _chips.assuming(_chips.CHIPS[chip]), products_of_fp32("tf32" if precision == "tf32" else "ieee"):
+            for call in recorded_calls(config, batch, dtype, (*LOGITS, *pooled), stored, size):
                 with _launch.recording() as made:
                     call.run(call.choice)
                 for launch in made:
-                    yield chip, variant, batch, call.plan.problem, launch
+                    yield chip, variant, batch, size, call.plan.problem, launch
         for problem, launch in preprocessing():
-            yield chip, variant, batch, problem, launch
+            yield chip, variant, batch, size, problem, launch
+
+
+@contextmanager
+def products_of_fp32(precision: str) -> Iterator[None]:
+    """Inside, PyTorch is told that products of fp32 may be "tf32", or must be exact: "ieee"."""
+    matmul = torch.backends.cuda.matmul
+    kept, matmul.fp32_precision = matmul.fp32_precision, precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = kept
 
 
 def preprocessing() -> Iterator[tuple[str, _launch.Launch]]:
@@ -189,40 +215,46 @@ def preprocessing() -> Iterator[tuple[str, _launch.Launch]]:
 
 
 def report(
-    variants: Sequence[str], chips: Sequence[int], batches: Sequence[int], precisions: Sequence[str]
+    variants: Sequence[str],
+    chips: Sequence[int],
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    sizes: Sequence[int],
 ) -> list[Row]:
     """One row for each different kernel, shape and chip."""
     unique = {
-        (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, binary_of(launch, chip))
-        for chip, variant, batch, problem, launch in launches(variants, chips, batches, precisions)
+        (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, size, binary_of(launch, chip))
+        for chip, variant, batch, size, problem, launch in launches(variants, chips, precisions, batches, sizes)
     }
-    binaries = list(dict.fromkeys(binary for _, binary in unique.values()))
+    binaries = list(dict.fromkeys(binary for _, _, binary in unique.values()))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         progress = tqdm(
             pool.map(compiled, binaries, chunksize=4), "kernels", len(binaries), disable=not sys.stderr.isatty()
         )
         figures = dict(zip(binaries, progress, strict=True))
     return [
-        Row(chip, variant, batch, problem, kernel, tuple(tile), **figures[binary])
-        for (chip, variant, problem, kernel, tile), (batch, binary) in unique.items()
+        Row(triton.__version__, chip, variant, batch, size, problem, kernel, tuple(tile), **figures[binary])
+        for (chip, variant, problem, kernel, tile), (batch, size, binary) in unique.items()
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("kernels_report", description=__doc__.partition("\n")[0])
     parser.add_argument("--chips", nargs="+", type=int, default=list(_chips.CHIPS), choices=list(_chips.CHIPS))
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128])
-    parser.add_argument("--precision", nargs="+", default=["fp16"], choices=["fp16", *FORMATS])
+    parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128], help="of images of 224x224")
+    parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="of images; one each beside 224")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="MODEL")
     options = parser.parse_args(arguments)
-    rows = report(options.variants, options.chips, options.batch, options.precision)
+    rows = report(options.variants, options.chips, options.precision, options.batch, options.size)
     if options.json:
         Path(options.json).write_text(
             json.dumps([{**asdict(row), "faults": row.faults} for row in rows], indent=1) + "\n"
         )
     for chip in options.chips:
-        print(f"\n{_chips.CHIPS[chip].name} (sm_{chip}), {_chips.CHIPS[chip].shared} bytes of shared memory a block")
+        name, shared = _chips.CHIPS[chip].name, _chips.CHIPS[chip].shared
+        print(f"\n{name} (sm_{chip}), {shared} bytes of shared memory a block; Triton {triton.__version__}")
         print(f"{'problem':<64}{'tile':<24}{'registers':>9}{'spilled':>8}{'shared':>8}  matrix")
         for row in sorted(
             {(r.problem, r.tile, r.kernel): r for r in rows if r.chip == chip}.values(), key=lambda r: r.problem

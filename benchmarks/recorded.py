@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -27,18 +27,26 @@ def recorded_calls(
     config: ConformerConfig,
     batch: int,
     dtype: torch.dtype = torch.float16,
-    outputs: Sequence[str] = LOGITS,
+    outputs: tuple[str, ...] = LOGITS,
     stored: str | None = None,
+    size: int | None = None,
 ) -> list[dispatch.Call]:
-    """Every call for a batch of 224x224 images, in order, on tensors of the device "meta".
+    """Every call for a batch of images, in order, on tensors of the device "meta".
 
     stored: "int8" or "fp8" for the products that `calibrate` puts in 8 bits
+    size:   pixels a side; None: IMAGE
     """
+    size = size or IMAGE
+    images = torch.empty(batch, config.in_channels, size, size, dtype=dtype, device="meta")
+    with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, _launch.recording():
+        _model(config, dtype, outputs, stored)(images)
+    return made
+
+
+@cache
+def _model(
+    config: ConformerConfig, dtype: torch.dtype, outputs: tuple[str, ...], stored: str | None
+) -> InferenceConformer:
     with torch.device("meta"):
         model = fuse(Conformer(config).eval()).with_outputs(outputs).in_precision(dtype)
-        if stored:
-            model = model.quantized(usual(model, stored))
-        images = torch.empty(batch, config.in_channels, IMAGE, IMAGE, dtype=dtype)
-    with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, _launch.recording():
-        model(images)
-    return made
+        return model.quantized(usual(model, stored)) if stored else model

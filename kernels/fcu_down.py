@@ -21,7 +21,7 @@ from ._math import add_product, gelu, inverse_of, scaled, stored, zero_sums
 from ._tiles import Tile, ceil_div, power_of_two
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "T", "width"])  # one binary for all batches and image sizes
 def fcu_down_kernel(
     x_ptr,  # in  (B, H, W, K)
     tokens_ptr,  # in  (B, T, C)
