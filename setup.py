@@ -53,7 +53,10 @@ setup(
         "conformer_fast.kernels": "kernels",
     },
     include_package_data=False,
-    package_data={"conformer_fast": ["data/*", "py.typed", "*.pyi"]},
+    package_data={
+        "conformer_fast": ["data/*", "py.typed", "*.pyi"],
+        "conformer_fast.kernels": ["tuned/*.json"],  # written by `make gpu STEPS=tune`
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuild},
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .gpu import roofline
-from .gpu.stages import BATCHES, VARIANTS
+from .gpu.steps import BATCHES, VARIANTS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "speed.json"

@@ -118,7 +118,7 @@ def tune(
     def measure(call: Call) -> Choice:
         problem = call.plan.problem
         if problem in problems and problem not in found:
-            found[problem] = _measured(call, timer, weights)
+            found[problem] = measured(call, timer, weights)
             progress.update()
         return PYTORCH
 
@@ -158,7 +158,8 @@ def random_images(model: InferenceConformer, rows: int, height: int, width: int)
     return torch.randn(shape, generator=generator, dtype=bias.dtype, device=bias.device)
 
 
-def _measured(call: Call, timer: Timer, weights: Container[int]) -> Tuned:
+def measured(call: Call, timer: Timer, weights: Container[int]) -> Tuned:
+    """What was measured of one call, whose tensors in the memory of `weights` are a model's."""
     rule, candidates = call.plan.tiles[0], (*call.plan.tiles, PYTORCH)
     rounds: Mapping[Choice, Sequence[float]] = {}
     try:
@@ -335,21 +336,27 @@ def save(gpu: str, found: Iterable[Tuned]) -> Path:
     file = table_file(gpu)
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
-        try:
-            table = _read(file, gpu)
-        except (FileNotFoundError, ValueError):
-            table = {}
-        table = {name: table.get(name, {}) for name in ENTRIES}
-        for tuned in found:
-            if tuned.seconds:
-                table["choices"][tuned.problem] = tuned.choice
-                for name in ("times_us", "dropped"):
-                    table[name][tuned.problem] = tuned.facts[name]
-        table["dropped"] = {problem: why for problem, why in table["dropped"].items() if why}
-        text = json.dumps({"gpu": gpu, **versions(), "driver": _driver(), **table}, indent=1)
-        text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda tile: "[" + " ".join(tile[1].split()) + "]", text)  # on one line
-        replace_file(file, f"{text}\n".encode())
+        replace_file(file, with_added(file, gpu, found))
     return file
+
+
+def with_added(file: Path, gpu: str, found: Iterable[Tuned]) -> bytes:
+    """The table in `file`, if it was measured here by these versions, with what was measured in place of the same
+    problems' entries."""
+    try:
+        table = _read(file, gpu)
+    except (FileNotFoundError, ValueError):
+        table = {}
+    table = {name: table.get(name, {}) for name in ENTRIES}
+    for tuned in found:
+        if tuned.seconds:
+            table["choices"][tuned.problem] = tuned.choice
+            for name in ("times_us", "dropped"):
+                table[name][tuned.problem] = tuned.facts[name]
+    table["dropped"] = {problem: why for problem, why in table["dropped"].items() if why}
+    text = json.dumps({"gpu": gpu, **versions(), "driver": _driver(), **table}, indent=1)
+    text = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda tile: "[" + " ".join(tile[1].split()) + "]", text)  # on one line
+    return f"{text}\n".encode()
 
 
 def gpu_name(device: torch.device) -> str:

@@ -140,6 +140,10 @@ class FakeGraph(TorchDispatchMode):
         self.unjoined: set[FakeStream] = set()
         self.held = False  # its pool
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # it would be imported, which takes longer than what is tested
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
             self.cuda.wait_on_the_host()
@@ -180,6 +184,8 @@ class FakeGraph(TorchDispatchMode):
         with torch.inference_mode(), torch.autocast(DEVICE.type, enabled=False):  # a GPU's replay knows no modes
             for func, args, kwargs, recorded in self.steps:
                 for new, old in zip(tree_leaves(func(*args, **kwargs)), tree_leaves(recorded), strict=True):
+                    if not isinstance(new, torch.Tensor):
+                        continue
                     if new.data_ptr() != old.data_ptr():  # else it is a view, or was written in place
                         old.copy_(new)
 

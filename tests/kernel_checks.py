@@ -1,13 +1,11 @@
-"""How every kernel is judged: against its oracle in float64, by the error that PyTorch itself makes in that precision.
+"""Samples of calls, and the judge of kernels (benchmarks/judge.py) as an assertion.
 
 On a machine without a GPU the kernels run in Triton's interpreter on the CPU, with one the same tests run on it.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,11 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from conformer_fast import functional as CF
-from conformer_fast.cuda_graph import tf32_as_asked
+from benchmarks.judge import FLOOR, judge
 from conformer_fast.kernels import _launch, dispatch
 from conformer_fast.kernels._tiles import Tile
-from conformer_fast.quantization import Quantization
 
 
 def _dot_of_bfloat16(create_dot=interpreter.InterpreterBuilder.create_dot):
@@ -73,13 +69,6 @@ interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16()
 interpreter.InterpreterBuilder.cast_impl = _rounding_to_bfloat16()
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-STORED = (torch.int8, torch.float8_e4m3fn)
-ALLOWANCE = 2.0  # times PyTorch's own error
-FLOOR = {  # relative error that is always allowed: PyTorch happens to be exact on some small sums
-    torch.float32: 1e-6,  # some roundings of 6e-8
-    torch.float16: 5e-4,  # one rounding, 2^-11
-    torch.bfloat16: 4e-3,  # one rounding, 2^-8
-}
 DTYPES = pytest.mark.parametrize("dtype", FLOOR, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
@@ -121,65 +110,13 @@ def make(sample: Sample, dtype: torch.dtype, seed: int = 0) -> list[Any]:
     return [tensor(argument) if isinstance(argument, Shape) else argument for argument in sample.arguments]
 
 
-def in_8_bits(operation: str, arguments: list[Any], quantization: Quantization) -> list[Any]:
-    """The same call in 8 bits: its weight stored, and the scales of the ranges of "input" and "addend"."""
-    call = inspect.signature(getattr(CF, operation)).bind(*arguments)
-    call.apply_defaults()
-    weight = call.arguments["weight"]
-    numbers, scale = quantization.weight(weight, axis=0)
-    call.arguments |= {"weight": numbers.to(DEVICE), "weight_scale": scale.to(DEVICE)}
-    call.arguments["input_scale"] = quantization.scale("input", weight.dtype).to(DEVICE)
-    if call.arguments.get("residual") is not None and "addend_scale" in call.arguments:
-        call.arguments["addend_scale"] = quantization.scale("addend", weight.dtype).to(DEVICE)
-    return list(call.arguments.values())
-
-
-def outputs(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (value,) if isinstance(value, Tensor) else tuple(value)
-
-
-def error(value: Tensor, exact: Tensor) -> float:
-    """||value - exact|| / ||exact||; NaN if anything is not finite."""
-    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-300)).item()
-
-
 def check(operation: str, arguments: list[Any], tile: Tile | None = None, floor: float = 0.0) -> None:
-    """Runs the kernel of `operation` and asserts that it errs at most ALLOWANCE times as much as functional.py, or by
-    FLOOR or `floor`."""
+    """Asserts that the kernel of `operation`, with this tile or the rule's, is within `judge`'s bounds."""
     plan = dispatch.PLANS[operation](*arguments)
     assert plan.unsupported is None, plan.unsupported
-    oracle = getattr(CF, operation)
-    exact = outputs(oracle(*(finest(a) if isinstance(a, Tensor) else a for a in arguments)))
-    with tf32_as_asked(torch.float32):  # cuDNN would use it, and its error would hide ours
-        eager = outputs(oracle(*arguments))
-    with poisoned_memory():
-        ours = outputs(plan.launch(tile or plan.tiles[0]))
-    assert len(ours) == len(eager)
-    for index, (value, same, true) in enumerate(zip(ours, eager, exact, strict=True)):
-        assert value.shape == same.shape
-        assert value.dtype == same.dtype
-        assert value.is_contiguous()
-        bound = ALLOWANCE * error(same, true) + max(FLOOR[same.dtype], floor)
-        assert error(value, true) <= bound, f"output {index}: {error(value, true):.2e} > {bound:.2e}; {tile}"
-
-
-def finest(tensor: Tensor) -> Tensor:
-    """In float64; numbers in 8 bits as they are."""
-    return tensor if tensor.dtype in STORED else tensor.double()
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty returns NaN, or the largest integers, inside, so that an element that is not written shows."""
-    empty = torch.empty
-
-    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-        values = empty(*args, **kwargs)
-        return values.fill_(torch.nan if values.is_floating_point() else torch.iinfo(values.dtype).max)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "empty", poisoned)
-        yield
+    tile = tile or plan.tiles[0]
+    for index, verdict in enumerate(judge(operation, plan, arguments, tile, floor)):
+        assert verdict.within, f"output {index}: {verdict.error:.2e} > {verdict.bound:.2e}; {tile}"
 
 
 def layouts(arguments: list[Any]) -> Iterator[list[Any]]:

@@ -18,6 +18,8 @@ from conformer_fast.backends import BACKENDS, DTYPES
 from conformer_fast.cuda_graph import GPUMemoryError, activation_bytes
 from conformer_fast.verify import relative_error
 
+MODELS, WARM_MODELS = 1000, 20  # that are made and dropped, after some others
+SIDE = 224  # of larger images
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -26,6 +28,7 @@ def on_gpu(precision: str = "fp16", config: ConformerConfig = TINY, **options) -
     return cf.compile(model, backend="triton", precision=precision)
 
 
+@pytest.mark.slow  # it compiles every kernel in three precisions
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("size", [(1, 32, 32), (3, 40, 48), (9, 64, 33)], ids=str)
 def test_gpu_every_tensor_inside_is_within_its_bound(precision, size, small_config):
@@ -39,11 +42,12 @@ def test_gpu_every_tensor_inside_is_within_its_bound(precision, size, small_conf
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_gpu_tiny_is_within_its_bound(precision, batch):
-    report = on_gpu(precision, cf.VARIANTS["tiny-p16"]).verify(images(batch, 3, 224, 224, device="cuda"))
+    report = on_gpu(precision, cf.VARIANTS["tiny-p16"]).verify(images(batch, 3, SIDE, SIDE, device="cuda"))
     assert report.within, str(report)
     assert all(row.within for row in report.blocks), str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 def test_gpu_features(precision, small_config):
     for module in (
@@ -258,33 +262,34 @@ def test_gpu_thousand_models_leave_nothing():
         free, total = torch.cuda.mem_get_info()
         return torch.cuda.memory_allocated(), total - free
 
-    for _ in range(20):
+    for _ in range(WARM_MODELS):
         cycle()
     allocated, used = held()
-    for _ in range(1000):
+    for _ in range(MODELS):
         cycle()
     allocated_after, used_after = held()
     assert allocated_after == allocated
     assert used_after - used < 64 << 20  # of the driver, which rounds up; 1 MB a model would be 1000
 
 
+@pytest.mark.slow
 def test_gpu_out_of_memory():
     fast = on_gpu()
-    batch = images(2, 3, 224, 224, device="cuda")
+    batch = images(2, 3, SIDE, SIDE, device="cuda")
     expected = fast(batch)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
-    large = torch.zeros(1, device="cuda").expand(256, 3, 224, 224)
+    large = torch.zeros(1, device="cuda").expand(96, 3, SIDE, SIDE)
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (100 << 20)) / total)
     try:
         with pytest.raises(torch.OutOfMemoryError) as caught:
             fast(large)
         error = caught.value
         assert isinstance(error, GPUMemoryError)
-        assert error.needed == activation_bytes(fast._engine._model, 256, 224, 224)
+        assert error.needed == activation_bytes(fast._engine._model, 96, SIDE, SIDE)
         assert error.total == total
-        assert re.search(r"256 224x224 images needs [\d,]+ bytes .* cuda:\d has [\d,]+ bytes free", str(error))
+        assert re.search(rf"96 {SIDE}x{SIDE} images needs [\d,]+ bytes .* cuda:\d has [\d,]+ bytes free", str(error))
         assert_same(fast(batch), expected, 1e-6)
         fast(batch[:1])
     finally:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import lookalikes
 import pytest
 import torch
-from kernel_checks import ALLOWANCE, DEVICE, DTYPES, FLOOR, error, poisoned_memory
+from kernel_checks import DEVICE, DTYPES
 
+from benchmarks.judge import ALLOWANCE, FLOOR, error, poisoned_memory
 from conformer_fast import create_model, ops
 from conformer_fast.calibration import input_ranges
 from conformer_fast.cuda_graph import tf32_as_asked
@@ -18,13 +19,18 @@ from conformer_fast.outputs import observed_outputs
 from conformer_fast.quantization import FORMATS, Quantization
 
 
+def by_pytorch():
+    """Inside, PyTorch computes what kernels would, on a GPU too."""
+    return dispatch.deciding(lambda call: PYTORCH)
+
+
 def check_network(config, images, dtype, **kind):
     model = lookalikes.fill(Conformer(config, **kind)).eval().to(DEVICE)
     fused = fuse(model)
     names = fused.output_names
     typed = fused.with_outputs(names).in_precision(dtype)
     with torch.inference_mode(), ops.on_kernels():
-        with dispatch.deciding(lambda call: PYTORCH), tf32_as_asked(dtype):
+        with by_pytorch(), tf32_as_asked(dtype):
             eager = typed(images)
         with poisoned_memory(), dispatch.calls() as made:
             ours = typed(images)
@@ -61,7 +67,7 @@ def test_a_network_in_8_bits(precision, small_model):
     typed = fused.quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
     with torch.inference_mode(), ops.on_kernels(), poisoned_memory(), dispatch.calls() as made:
         ours = typed(images)
-    with torch.inference_mode(), tf32_as_asked(torch.float32):
+    with torch.inference_mode(), by_pytorch(), tf32_as_asked(torch.float32):
         same, exact = typed(images), fused.double().with_outputs(LOGITS)(images.double())
     for value, other, true in zip(ours, same, exact, strict=True):
         assert error(value, other.double()) <= 0.1 * error(other, true)
@@ -83,7 +89,8 @@ def test_digits_in_8_bits(precision):
     typed = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
     images = split.test_images[:8].to(DEVICE)
     with torch.inference_mode():
-        expected = sum(typed(images)).argmax(-1)
+        with by_pytorch():
+            expected = sum(typed(images)).argmax(-1)
         with ops.on_kernels(), poisoned_memory():
             found = sum(typed(images)).argmax(-1)
     assert torch.equal(found, expected)

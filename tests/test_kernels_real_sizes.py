@@ -3,11 +3,14 @@
 import lookalikes
 import pytest
 import torch
-from kernel_checks import check, error, in_8_bits, poisoned_memory
+from eight_bits import in_8_bits
+from kernel_checks import check
 from test_kernel_8_bits import RANGES, TIES
 
 import conformer_fast as cf
 from benchmarks.gpu.roofline import filled, network
+from benchmarks.judge import error, finest, poisoned_memory
+from conformer_fast import functional as CF
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels._chips import chip_of
 from conformer_fast.kernels._tiles import Tile
@@ -20,18 +23,20 @@ pytestmark = [
 ]
 SEEDS = pytest.mark.parametrize("seed", range(3))
 EACH_VARIANT = pytest.mark.parametrize("variant", cf.VARIANTS)
-LARGE = {  # an input or output of each has more than 2^31 elements
-    "conv1x1": ((2800, 56, 56, 64), (256, 64), (256,)),
-    "conv3x3": ((2800, 56, 56, 64), (256, 64, 3, 3), (256,)),
-    "linear": ((12000, 197, 384), (1152, 384), (1152,)),
-    "attention": ((9500, 197, 1152), 6, 1.0),
+SIDE = 224  # of images
+LARGE_BATCH = 12000  # with which an input or output of each has more than 2^31 elements
+LARGE = {
+    "conv1x1": ((28, 28, 64), (256, 64), (256,)),
+    "conv3x3": ((28, 28, 64), (256, 64, 3, 3), (256,)),
+    "linear": ((197, 384), (1152, 384), (1152,)),
+    "attention": ((197, 1152), 6, 1.0),
 }
 
 
-def check_calls(variant, batch, seed, dtype=torch.float16, stored=None):
+def check_calls(variant, batch, seed, precision="fp16", stored=None):
     """Each as the network would run it here: by the tuned tile if there is one. stored: "int8" or "fp8"."""
     wrong = []
-    for operation in network(variant, batch, dtype):
+    for operation in network(variant, batch, precision):
         try:
             arguments = filled(operation.arguments, "cuda", seed)
             if stored and "weight_scale" in operation.arguments:
@@ -64,10 +69,10 @@ def test_calls_of_a_large_batch(variant):
     check_calls(variant, 128, seed=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @EACH_VARIANT
-def test_calls_in_other_precisions(variant, dtype):
-    check_calls(variant, 2, seed=0, dtype=dtype)
+def test_calls_in_other_precisions(variant, precision):
+    check_calls(variant, 2, seed=0, precision=precision)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -82,14 +87,15 @@ def test_calls_in_8_bits(variant, precision, batch):
 @pytest.mark.parametrize("operation", LARGE)
 def test_more_elements_than_32_bits_count(operation):
     needs_memory(16)
+    image, *weights = LARGE[operation]
     arguments = [
         torch.randn(argument, dtype=torch.float16, device="cuda") if isinstance(argument, tuple) else argument
-        for argument in LARGE[operation]
+        for argument in ((LARGE_BATCH, *image), *weights)
     ]
     plan = dispatch.PLANS[operation](*arguments)
     last = plan.launch(plan.tiles[0])[-1:]
-    alone = getattr(torch.ops.conformer_fast, operation)(arguments[0][-1:], *arguments[1:])
-    assert error(last, alone.double()) < 1e-3
+    alone = [finest(a) if isinstance(a, torch.Tensor) else a for a in (arguments[0][-1:], *arguments[1:])]
+    assert error(last, getattr(CF, operation)(*alone)) < 1e-3
 
 
 @EACH_VARIANT
@@ -100,5 +106,5 @@ def test_networks(variant):
         fast = cf.compile(model, backend="triton", precision="fp16")
         for seed, batch in enumerate((1, 5, 8)):
             torch.manual_seed(seed)
-            report = fast.verify(torch.randn(batch, 3, 224, 224, device="cuda"))
+            report = fast.verify(torch.randn(batch, 3, SIDE, SIDE, device="cuda"))
             assert all(row.within for row in (*report.results, *report.blocks)), str(report)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from kernel_checks import in_8_bits
+from eight_bits import in_8_bits
 from torch import Tensor
 
 from conformer_fast import functional as CF

@@ -1,8 +1,10 @@
-"""The GPU suite: tests, then benchmarks, on a bare machine with CUDA, PyTorch and Triton. Run by `make gpu`.
+"""The GPU suite: one run that checks and measures on a bare machine with CUDA, PyTorch and Triton. See `make gpu`.
 
-__main__     the command line and what it prints
-stages       what is run and measured, each part in a process of its own, and for how long
-worker       that process: one of the tasks in facts, points and kernels
-results      the result file, merged
+__main__     the command line
+steps        what a run consists of, in order; checking, pytest_runs, profiling and tuning are the longer ones
+session      a run's time, its processes at work, its rows
+processes    process groups with limits; watchdog ends what a killed suite leaves
+results      the result file, merged and resumed
 tables       the same for people
+worker       a process of the suite: one task of facts, checks, points, kernels or candidates; sanitize is another
 """

@@ -1,7 +1,9 @@
-"""The GPU suite: python -m benchmarks.gpu [test] [ours] [quantised] [peers] [--variants V ...] [--batch B ...]
+"""The GPU suite: python -m benchmarks.gpu [STEP ...] --out DIR [--seconds 530] [--resume FILE]
 
-With --out DIR it writes DIR/gpu.json, merged with what is there, DIR/gpu.txt, the same as tables, and DIR/gpu.log, what
-all processes printed. Exit status: 0, 1 if a test or one of our points failed, 2 if there is no GPU to run on.
+Writes DIR/gpu.json after every measurement, DIR/gpu.txt, the same as tables, DIR/gpu.log, what all processes printed,
+and prints in its last 100 lines what is known. A second run goes on from DIR/gpu.json, or from the file it resumes, and
+from what was compiled. Exit status: 0, 1 if a test, a check or one of our points failed, 2 if there is no GPU to run
+on, 128 + N after signal N.
 """
 
 from __future__ import annotations
@@ -9,42 +11,59 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from . import stages, tables
+from . import steps, tables
+from .processes import Processes
 from .results import Results
+from .session import Job, Session
 from .tree import FOLDERS, commit, fingerprint, installed
 
-STAGES = ("test", "ours", "quantised", "peers")
 NEEDED = {"torch": (2, 11), "triton": (3, 6)}
-SHOWN = 6  # kernels of each variant in what is printed last
+FIRST_SECONDS = 60.0  # for the machine's facts and one small kernel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    end = time.monotonic() + options.seconds
     reason = unusable()
     if reason:
         print(f"the GPU suite cannot run here: {reason}", file=sys.stderr)
         return 2
     sys.stdout.reconfigure(line_buffering=True)  # a run that is cut short has said what it measured
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended, and the folder removed
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     options.out.mkdir(parents=True, exist_ok=True)
-    with installed() as environment:
-        return run(options, environment)
+    log = options.out / "gpu.log"
+    log.write_text("")
+    with installed() as (environment, site), Processes(environment, log) as processes:
+        return run(options, processes, site, end)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("benchmarks.gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("stages", nargs="*", default="all", choices=(*STAGES, "all"))
-    parser.add_argument("--variants", nargs="+", default=stages.VARIANTS, choices=stages.VARIANTS)
-    parser.add_argument("--batch", nargs="+", type=int, default=stages.BATCHES)
+    described = "\n".join(f"  {name:<10} {step.about}" for name, step in steps.STEPS.items())
+    parser = argparse.ArgumentParser(
+        "benchmarks.gpu",
+        description=f"{__doc__.partition(chr(10))[0]}\n\n{described}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("steps", nargs="*", type=_step, metavar="STEP", help="default: all but tune")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=8, help="for each stage")
-    parser.add_argument("--point-seconds", type=float, default=300, help="after which one point has failed")
-    parser.add_argument("--again", action="store_true", help="measure everything again, keep nothing")
+    parser.add_argument("--seconds", type=float, default=530, help="for all of it (default 530)")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="a result file to go on from")
+    parser.add_argument("--variants", nargs="+", default=steps.VARIANTS, choices=steps.VARIANTS)
+    parser.add_argument("--batch", nargs="+", type=int, default=steps.BATCHES)
     return parser
+
+
+def _step(name: str) -> str:
+    if name not in steps.STEPS:
+        raise argparse.ArgumentTypeError(f"{name!r} is no step; there are {', '.join(steps.STEPS)}")
+    return name
 
 
 def unusable() -> str | None:
@@ -62,37 +81,38 @@ def unusable() -> str | None:
     return None if torch.cuda.is_available() else f"PyTorch {torch.__version__} sees no CUDA device"
 
 
-def run(options: argparse.Namespace, environment: dict[str, str]) -> int:
-    log = options.out / "gpu.log"
-    log.write_text("")
-    facts = stages.work("facts", {}, environment, options.point_seconds, log)
-    if facts is None or "failed" in facts:
-        print(f"the GPU's ceilings could not be measured: {facts}; see {log}", file=sys.stderr)
+def run(options: argparse.Namespace, processes: Processes, site: Path, end: float) -> int:
+    folder = site.with_name("results")
+    folder.mkdir()
+    first = Job(processes, folder, "first", {}).wait(min(FIRST_SECONDS, end - time.monotonic()))
+    if "machine" not in first:
+        print(f"the GPU does not answer: {first['failed']}; see {processes.log}", file=sys.stderr)
         return 1
     stamp = {"commit": commit(), "source": fingerprint(*FOLDERS)}
     try:
-        results = Results(options.out / "gpu.json", facts["machine"], stamp)
+        results = Results(options.out / "gpu.json", first["machine"], stamp, options.resume)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    results.entry |= {"ceilings": facts["ceilings"], "products": facts["products"]}
-    failures = []
-    for stage in STAGES:
-        if stage in options.stages or "all" in options.stages:
-            limits = 60 * options.minutes, options.point_seconds
-            session = stages.Session(results, environment, log, *limits, options.again)
-            print(f"{stage}: at most {options.minutes:g} minutes")
-            if stage == "test":
-                stages.tests(session)
-            else:
-                getattr(stages, stage)(session, options.variants, options.batch)
-            if session.left:
-                print(f"{stage}: no time left for {', '.join(session.left)}; run it again")
-            failures += session.failures
-            results.path.with_suffix(".txt").write_text(tables.everything(results.entry) + "\n", encoding="utf-8")
-    print(f"\n{tables.everything(results.entry, SHOWN)}")
-    print("".join(f"\nFAILED {failure}" for failure in failures))
-    return 1 if failures else 0
+    results.entry["settings"] = first["settings"]
+    session = Session(results, processes, folder, site, end, options.variants, options.batch)
+    print(results.origin)
+    try:
+        _machine(session, first)
+        for name in options.steps or steps.WHOLE:
+            session.step(name, steps.STEPS[name].seconds, steps.STEPS[name].run)
+    finally:  # after a signal too
+        (options.out / "gpu.txt").write_text(tables.everything(results.entry) + "\n", encoding="utf-8")
+        print(f"\n{tables.summary(results.entry, session.failures, session.left)}")
+    return 1 if session.failures else 0
+
+
+def _machine(session: Session, first: dict[str, Any]) -> None:
+    """The first row: whether one small kernel runs."""
+    row = {"outcome": "one kernel ran", **first.get("kernel", {})}
+    if "failed" in first:
+        row |= {"outcome": "one kernel failed", "failed": first["failed"]}
+    session.put("steps", ("machine",), row)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,10 +45,29 @@ def dependent_kernel():
     gdc_wait()
 
 
+def first() -> Iterator[dict[str, Any]]:
+    """What the machine is; then the error of one small product by our kernel, and the seconds from its call to its
+    result, its compilation included."""
+    found = {"machine": machine(), "settings": settings()}
+    yield found
+    from conformer_fast.kernels import dispatch
+
+    x, weight = (torch.randn(64, 64, device=DEVICE).half() for _ in range(2))
+    start = time.perf_counter()
+    plan = dispatch.PLANS["linear"](x, weight, weight[0])
+    ours = plan.launch(plan.tiles[0]).double()
+    torch.cuda.synchronize()
+    exact = torch.nn.functional.linear(x.double(), weight.double(), weight[0].double())
+    error = ((ours - exact).norm() / exact.norm()).item()
+    yield found | {"kernel": {"error": error, "seconds": time.perf_counter() - start}}
+    if not error < 1e-3:
+        raise ValueError(f"a 64x64x64 product in fp16 is off by {error:.1e}")
+
+
 def measure() -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties()
     rates = products((gpu.major, gpu.minor))
-    return {"machine": machine(), "ceilings": ceilings(rates), "products": rates}
+    return {"ceilings": ceilings(rates), "products": rates}
 
 
 def machine() -> dict[str, Any]:
@@ -65,10 +87,27 @@ def machine() -> dict[str, Any]:
 
 def driver() -> str:
     """The driver's version, or "unknown" where nvidia-smi is missing."""
+    return _queried("driver_version") or "unknown"
+
+
+def settings() -> dict[str, Any]:
+    """What else may matter to a reader: clocks and power limit as nvidia-smi words them, the tools that are there."""
+    words = ("clocks.max.sm", "clocks.max.mem", "clocks.sm", "clocks.mem", "power.limit", "temperature.gpu")
+    tools = ("nvcc", "ncu", "compute-sanitizer", "make", "git", "gcc")
+    return {
+        **{word: _queried(word) for word in words},
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "tools": [tool for tool in tools if shutil.which(tool)],
+    }
+
+
+def _queried(word: str) -> str | None:
+    """nvidia-smi's answer for the first GPU."""
     if not shutil.which("nvidia-smi"):
-        return "unknown"
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0].strip() or "unknown"
+        return None
+    command = ["nvidia-smi", f"--query-gpu={word}", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0].strip() or None
 
 
 def ceilings(rates: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,16 +19,20 @@ DEVICE = "cuda"
 LEAST, MOST = 20, 200  # launches in one graph
 
 
-@torch.inference_mode()
-def measure(variant: str, batch: int, precision: str, ceilings: dict[str, Any]) -> dict[str, Any]:
-    """The network's operations, the one that loses most against its floor first."""
-    limits = Ceilings(**ceilings)
-    rows = [_row(operation, limits) for operation in roofline.network(variant, batch, precision)]
+def measure(variant: str, batch: int, precision: str, ceilings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The network's operations as far as they are measured, the one that loses most against its floor first."""
+    limits, rows = Ceilings(**ceilings), []
+    for operation in roofline.network(variant, batch, precision):
+        with torch.inference_mode():
+            rows.append(_row(operation, limits))
+        yield _table(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     total = sum(row["count"] * row["us"] for row in rows)
-    for row in rows:
-        row["share"] = row["count"] * row["us"] / total
-    rows.sort(key=lambda row: row["count"] * (row["floor_us"] - row["us"]))
-    return {"sum_ms": total / 1e3, "operations": rows}
+    shares = [{**row, "share": row["count"] * row["us"] / total} for row in rows]
+    shares.sort(key=lambda row: row["count"] * (row["floor_us"] - row["us"]))
+    return {"sum_ms": total / 1e3, "operations": shares}
 
 
 @torch.inference_mode()
@@ -40,13 +44,30 @@ def build(variant: str, batch: int, precision: str) -> dict[str, Any]:
     return {}
 
 
+@torch.inference_mode()
+def run_once(variant: str, batch: int, precision: str, problems: list[str]) -> dict[str, Any]:
+    """These operations once each after a warm-up, between marks at which a profiler starts and stops."""
+    chosen = [operation for operation in roofline.network(variant, batch, precision) if operation.problem in problems]
+    launches = [partial(_run, o.name, roofline.filled(o.arguments, DEVICE, 0)) for o in chosen]
+    for launch in launches:
+        launch()
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaProfilerStart()
+    for launch in launches:
+        launch()
+        torch.cuda.synchronize()
+    torch.cuda.cudart().cudaProfilerStop()
+    return {}
+
+
 def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
     """As in the network: weights come from memory, since all others were read in between, and activations from the L2
-    cache as far as they fit, since the operation before has just written them."""
+    cache as far as they fit, since the operation before has just written them. PyTorch's row is the same call by
+    functional.py."""
     launches = _launches(operation)
     with dispatch.calls() as made:
         launches[0]()
-    seconds = clock.of_graph(launches)
+    seconds, pytorch = clock.of_graph(launches), clock.of_graph([partial(_by_pytorch, launch) for launch in launches])
     floor = max(operation.floor(ceilings), ceilings.gap)
     return {
         "problem": operation.problem,
@@ -54,12 +75,18 @@ def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
         "choice": made[0].choice,
         "reason": made[0].reason,
         "us": 1e6 * seconds,
+        "pytorch_us": 1e6 * pytorch,
         "gbs": operation.bytes / seconds / 1e9,
         "tflops": operation.flops / seconds / 1e12,
         "floor_us": 1e6 * floor,
         "times_floor": seconds / floor,
         "bound": operation.bound(ceilings),
     }
+
+
+def _by_pytorch(launch: Callable[[], Any]) -> Any:
+    with dispatch.deciding(lambda call: dispatch.PYTORCH):
+        return launch()
 
 
 def _launches(operation: Operation) -> list[Callable[[], Any]]:

@@ -14,12 +14,17 @@ from typing import Any
 
 Key = tuple[str | int, ...]
 KEYS = {
+    "steps": ("name",),
+    "checks": ("problem",),
     "points": ("implementation", "variant", "batch"),
     "kernels": ("variant", "batch", "precision"),
+    "counters": ("problem", "kernel"),
     "tests": ("name",),
 }
 ABOUT = {
     "machine": "what makes numbers comparable; each machine has its own entry in `machines`",
+    "settings": "what else there was when the last run began, as nvidia-smi words it",
+    "steps": "how each step of the suite went, in the order in which they ended",
     "ceilings": "measured on it: bytes read and written, by a copy in memory and by torch.neg in the L2 cache, where "
     "tensors are held to stay up to l2_bytes; flops_per_second, the best of `products` by precision; gap and "
     "dependent_gap, the seconds that a kernel which does nothing takes in a CUDA graph, without and with programmatic "
@@ -29,7 +34,13 @@ ABOUT = {
     "products are in 8 bits; weights and images random",
     "kernels": "every different operation of our network alone in a CUDA graph, weights not in the L2 cache",
     "precision": "of products; what lies between them is in fp16",
-    "tests": "test files and compute-sanitizer's tools on this GPU",
+    "checks": "every different operation in fp16 at its real size: error and bound are relative, against float64",
+    "bound": "of a check, twice PyTorch's own error or a few roundings; of a kernel, which term of its floor is the "
+    "larger one: memory, products or launch",
+    "counters": "the heaviest kernels under ncu, at the clocks as they are: its metrics, in its words",
+    "tests": "test files on this GPU, with the tests that failed, and compute-sanitizer's tools",
+    "ceilings, of a row": "assumed, an H100's: none were measured; see steps.ASSUMED",
+    "cut": "the suite's time was over first: nothing is known",
     "commit, source": "of the code that was measured; source is a hash of the package's files",
     "failed": "why there is no figure: the error, the signal it died of, or the time it was stopped after",
     "ms, ms_low, ms_high": "a call, by CUDA events: median, 20 % and 80 % quantile, inputs already on the GPU",
@@ -48,7 +59,7 @@ ABOUT = {
     "peak_bytes": "GPU memory that PyTorch holds while it runs, weights included, other processes and CUDA itself not",
     "build_seconds": "from the fp32 model to the third call",
     "us, floor_us, times_floor": "an operation, its floor (the gap at least), and the quotient",
-    "bound": "which term of the floor is the larger one: memory, products or launch",
+    "pytorch_us": "the same call by PyTorch, in a CUDA graph too",
     "choice": "the tile m, n, k, warps, stages of our kernel, or pytorch",
 }
 
@@ -56,21 +67,40 @@ ABOUT = {
 class Results:
     """The entry of one machine in the file at `path`; `stamp` (commit, source) is put on every new row.
 
-    Raises ValueError if the file is there and is no result file.
+    resume: another result file, whose entries the new one begins with
+    origin: what they are, for the reader
+
+    Raises ValueError if either is no result file, or if both are there.
     """
 
-    def __init__(self, path: Path, machine: dict[str, Any], stamp: dict[str, str]) -> None:
+    def __init__(self, path: Path, machine: dict[str, Any], stamp: dict[str, str], resume: Path | None = None) -> None:
         self.path, self.stamp = path, stamp
+        if resume and path.exists() and not path.samefile(resume):
+            raise ValueError(f"{path} is there already: it would be lost by resuming {resume}; give another folder")
+        earlier = resume or path
         self._all: dict[str, Any] = {"about": ABOUT, "machines": []}
-        if path.exists():
-            try:
-                self._all["machines"] = json.loads(path.read_text(encoding="utf-8"))["machines"]
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path} is not a result file of this suite; move it away") from None
+        if earlier.exists():
+            self._all["machines"] = _read(earlier)
+        elif resume:
+            raise ValueError(f"{resume} is not there, so nothing can be resumed")
         same = [entry for entry in self._all["machines"] if entry["machine"] == machine]
-        self.entry: dict[str, Any] = same[0] if same else {"machine": machine, **{section: [] for section in KEYS}}
+        self.entry: dict[str, Any] = same[0] if same else {"machine": machine}
+        for section in KEYS:
+            self.entry.setdefault(section, [])
         if not same:
             self._all["machines"].append(self.entry)
+        self.origin = self._described(earlier, machine)
+
+    def _described(self, earlier: Path, machine: dict[str, Any]) -> str:
+        others = [entry["machine"] for entry in self._all["machines"] if entry is not self.entry]
+        rows = [row for section in KEYS for row in self.entry[section]]
+        if rows:
+            same = sum(row["source"] == self.stamp["source"] for row in rows)
+            return f"resumes {earlier}: this machine, {same} of {len(rows)} rows of this source"
+        if others:
+            differing = {name: value for name, value in machine.items() if others[-1].get(name) != value}
+            return f"resumes {earlier}, which has other machines only: here {differing}"
+        return "begins anew"
 
     def find(self, section: str, key: Key) -> dict[str, Any] | None:
         return next((row for row in self.entry[section] if _key(section, row) == key), None)
@@ -100,6 +130,13 @@ class Results:
         draft = self.path.with_suffix(".part")
         draft.write_text(json.dumps(self._all, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["machines"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a result file of this suite; move it away") from None
 
 
 def _key(section: str, row: dict[str, Any]) -> Key:

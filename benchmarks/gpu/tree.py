@@ -13,33 +13,42 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"conformer_fast": "conformer_fast", "engines": "conformer_fast/engines", "kernels": "conformer_fast/kernels"}
+CACHES = ROOT / "build" / "gpu-suite"  # of compilers: a second run finds what the first compiled
 _UNWANTED = shutil.ignore_patterns("__pycache__")
 
 
 @contextmanager
-def installed() -> Iterator[dict[str, str]]:
+def installed() -> Iterator[tuple[dict[str, str], Path]]:
     """The environment of processes that import the checkout as it would be installed (see setup.py), from a temporary
-    folder, and `benchmarks` from the checkout. Downloads and engines are kept in that folder too."""
+    folder, and `benchmarks` from the checkout; and where the package is. Downloads and engines are kept in that folder
+    too, compiled kernels in CACHES."""
     with tempfile.TemporaryDirectory(prefix="conformer-fast-") as folder:
         site = Path(folder, "site")
-        for source, target in FOLDERS.items():
-            shutil.copytree(ROOT / source, site / target, ignore=_UNWANTED, dirs_exist_ok=True)
+        copy_to(site)
         environment = os.environ | {
             "CONFORMER_FAST_CACHE": str(Path(folder, "cache")),
+            "TRITON_CACHE_DIR": str(CACHES / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
             "PYTHONPATH": os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "PYTHONSAFEPATH": "1",  # the current folder holds a conformer_fast/ without engines and kernels
             "PYTHONUNBUFFERED": "1",
         }
         environment.pop("TRITON_INTERPRET", None)
-        yield environment
+        yield environment, site
+
+
+def copy_to(site: Path) -> None:
+    """The package's folders as they are now."""
+    for source, target in FOLDERS.items():
+        shutil.copytree(ROOT / source, site / target, ignore=_UNWANTED, dirs_exist_ok=True)
 
 
 def fingerprint(*folders: str) -> str:
-    """Of all files in these folders of the checkout, by name and content."""
+    """Of all files in these folders of the checkout, by name and content, but for what is built here."""
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted((ROOT / folder).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix not in (".so", ".pyd"):
                 digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 

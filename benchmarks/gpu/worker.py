@@ -1,26 +1,53 @@
-"""One task in a process of its own: worker.py TASK ARGUMENTS RESULT, both JSON. What fails is a result too."""
+"""One task in a process of its own: worker.py TASK ARGUMENTS RESULT, both JSON. What fails is a result too.
+
+A task may be a generator: each value that it yields is the result so far, so that one which is killed leaves the last.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-TASKS = {"facts": "facts.measure", "point": "points.measure", "kernels": "kernels.measure", "build": "kernels.build"}
+TASKS = {
+    "first": "facts.first",
+    "facts": "facts.measure",
+    "check": "checks.run",
+    "warm": "points.warm",
+    "point": "points.measure",
+    "kernels": "kernels.measure",
+    "build": "kernels.build",
+    "counters": "kernels.run_once",
+    "candidates": "candidates.build",
+    "tune": "candidates.measure",
+}
 
 
 def main(task: str, arguments: str, result: str) -> int:
     module, function = TASKS[task].split(".")
+    value: dict[str, Any] = {}
     try:
-        value = getattr(import_module(f"{__package__}.{module}"), function)(**json.loads(arguments))
+        made = getattr(import_module(f"{__package__}.{module}"), function)(**json.loads(arguments))
+        for value in made if isinstance(made, Iterator) else [made]:
+            write(Path(result), value)
     except Exception as error:  # compilers, drivers and peers raise anything
         traceback.print_exc()
         first_line = (str(error).strip().splitlines() or [""])[0]
-        value = {"failed": f"{type(error).__name__}: {first_line}"[:300]}
-    Path(result).write_text(json.dumps(value))
-    return 1 if "failed" in value else 0
+        write(Path(result), value | {"failed": f"{type(error).__name__}: {first_line}"[:300]})
+        return 1
+    return 0
+
+
+def write(result: Path, value: dict[str, Any]) -> None:
+    """The file is whole at any time."""
+    draft = result.with_suffix(".part")
+    draft.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(draft, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Processes that end in time: each leads a group of its own, has a limit, and none outlives the suite.
+
+However the suite ends, SIGKILL included, `watchdog.py` sees its pipe closed and kills the groups that are left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .tree import ROOT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended. code: its exit status, -N after signal N, None when its time was over. output: what it
+    printed."""
+
+    code: int | None
+    output: str
+    seconds: float
+
+    @property
+    def why(self) -> str:
+        """In a line, for a process that did not end well."""
+        if self.code is None:
+            return f"stopped after {self.seconds:.0f} s"
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        died = f"died of {signal.Signals(-self.code).name}" if self.code < 0 else f"exit status {self.code}"
+        return f"{died}: {lines[-1].strip()[:250] if lines else 'no output'}"
+
+
+class Processes:
+    """Starts them from the checkout's root, in `environment`, with the watchdog beside them. A context manager: at its
+    end none runs.
+
+    log: gets what each has printed when it ends; until then that is in a file `running-*.log` beside it
+    """
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.environment, self.log = environment, log
+        self._live: list[Process] = []
+
+    def __enter__(self) -> Processes:
+        watchdog = [sys.executable, "-S", "-E", str(Path(__file__).with_name("watchdog.py"))]
+        self._watchdog = subprocess.Popen(watchdog, stdin=subprocess.PIPE, start_new_session=True)
+        assert self._watchdog.stdin
+        self._pipe = self._watchdog.stdin.fileno()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in list(self._live):
+            process.wait(0)
+        assert self._watchdog.stdin
+        self._watchdog.stdin.close()
+        self._watchdog.wait()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
+        process = Process(self, command, {**self.environment, **(environment or {})})
+        self._live.append(process)
+        return process
+
+    def run(self, command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Ended:
+        return self.start(command, environment).wait(seconds)
+
+    def watch(self) -> None:
+        """Called in the new process, as the leader of its group, before the command."""
+        os.write(self._pipe, b"+%d\n" % os.getpid())
+
+    def forget(self, process: Process, group: int) -> None:
+        self._live.remove(process)
+        os.write(self._pipe, b"-%d\n" % group)
+
+
+class Process:
+    """A running command, made by Processes.start."""
+
+    def __init__(self, processes: Processes, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._processes, self._command, self._began = processes, command, time.monotonic()
+        descriptor, name = tempfile.mkstemp(".log", "running-", processes.log.parent)
+        self._output = Path(name)
+        with os.fdopen(descriptor, "wb") as out:
+            self._popen = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=processes.watch,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._began
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def wait(self, seconds: float) -> Ended:
+        """Its end, or after so many seconds its group's. What it had started and left behind ends too."""
+        try:
+            code: int | None = self._popen.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            code = None
+        lasted = self.seconds
+        with suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)  # what waits for a GPU takes no other signal
+        self._popen.wait()
+        self._processes.forget(self, self._popen.pid)
+        ended = Ended(code, self._output.read_text(encoding="utf-8", errors="replace"), lasted)
+        with self._processes.log.open("a", encoding="utf-8") as log:
+            log.write(f"===== {' '.join(self._command)}\n{ended.output}===== {code}, {lasted:.1f} s\n")
+        self._output.unlink()
+        return ended

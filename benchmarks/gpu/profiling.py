@@ -1,0 +1,98 @@
+"""The steps that run kernels under NVIDIA's tools: `ncu`, `memcheck` and `racecheck`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from .session import Session
+
+HEAVIEST = 4  # operations that are profiled
+SECTIONS = ("SpeedOfLight", "LaunchStats", "Occupancy", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis")
+CLEAN = {  # by tool: what it prints of a program without faults
+    "memcheck": "ERROR SUMMARY: 0 errors",
+    "racecheck": "RACECHECK SUMMARY: 0 hazards displayed",
+}
+# Hopper's asynchronous products look like hazards of a lower level to racecheck.
+OPTIONS = {"memcheck": [], "racecheck": ["--racecheck-detect-level", "error"]}
+
+
+def ncu(session: Session) -> str:
+    """The operations that take most of the table of kernels which takes most. At the clocks as they are: nobody's
+    machine is changed."""
+    program = _found("ncu")
+    tables = [row for row in session.results.entry["kernels"] if row["precision"] == "fp16" and "failed" not in row]
+    if program is None or not tables:
+        return "ncu is not installed" if tables else "there is no table of kernels yet"
+    table = max(tables, key=lambda row: row["sum_ms"])
+    heaviest = sorted(table["operations"], key=lambda one: -one["count"] * one["us"])[:HEAVIEST]
+    place = {name: table[name] for name in ("variant", "batch", "precision")}
+    arguments = {**place, "problems": [one["problem"] for one in heaviest]}
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.csv")
+        command = [program, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "details"]
+        command += [word for section in SECTIONS for word in ("--section", section)]
+        command += ["--log-file", str(report), sys.executable, "-m", f"{__package__}.worker", "counters"]
+        command += [json.dumps(arguments), str(Path(folder, "result.json"))]
+        ended = session.processes.run(command, session.seconds_left)
+        lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+    profiles = profiles_of(lines)
+    for problem, (kernel, metrics) in zip(arguments["problems"], profiles, strict=False):
+        session.put("counters", (problem, kernel), {**place, "metrics": metrics, "outcome": "profiled"})
+    if ended.code != 0 or not profiles:
+        session.failures.append(f"ncu: {ended.why}")
+        return ended.why
+    return f"{len(profiles)} kernels"
+
+
+def profiles_of(lines: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """(kernel, metrics with their units) of each launch in ncu's page `details` as CSV, in order."""
+    table = csv.DictReader(line for line in lines if line.startswith('"'))  # not ncu's own messages
+    launches: dict[str, tuple[str, dict[str, str]]] = {}
+    for row in table:
+        _, metrics = launches.setdefault(row["ID"], (row["Kernel Name"], {}))
+        if row.get("Metric Name"):  # else it is a rule's advice
+            metrics[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+    return list(launches.values())
+
+
+def memcheck(session: Session) -> str:
+    return _sanitized(session, "memcheck")
+
+
+def racecheck(session: Session) -> str:
+    """Its hazards are stored and no failure: some are known to be none on Hopper. What does not run is one."""
+    return _sanitized(session, "racecheck")
+
+
+def _sanitized(session: Session, tool: str) -> str:
+    key = (f"compute-sanitizer {tool}",)
+    row = session.results.find("tests", key)
+    if row and session.kept(row):
+        return f"{row['outcome']} (kept)"
+    program = _found("compute-sanitizer")
+    if program is None:
+        return "compute-sanitizer is not installed"
+    command = [program, "--tool", tool, *OPTIONS[tool], "--error-exitcode", "9"]
+    command += [sys.executable, "-m", f"{__package__}.sanitize"]
+    ended = session.processes.run(command, session.seconds_left, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    row = {"outcome": "clean", "seconds": ended.seconds}
+    if ended.code is None:
+        row |= {"outcome": "cut short", "failed": ended.why, "cut": True}
+    elif ended.code != 0 or CLEAN[tool] not in ended.output:
+        found = " SUMMARY: " in ended.output and CLEAN[tool] not in ended.output
+        lines = [line for line in ended.output.splitlines() if line.startswith("=========")]
+        row |= {"outcome": "found" if found else "did not run", "report": lines[:40]}
+        if tool == "memcheck" or not found:
+            row["failed"] = ended.why
+    session.put("tests", key, row)
+    return str(row["outcome"])
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program) or shutil.which(program, path="/usr/local/cuda/bin")

@@ -1,0 +1,87 @@
+"""How a kernel is judged: against its oracle in float64, by the error that PyTorch itself makes in that precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from conformer_fast import functional as CF
+from conformer_fast.cuda_graph import tf32_as_asked
+from conformer_fast.kernels._launch import Plan
+from conformer_fast.kernels._tiles import Tile
+
+STORED = (torch.int8, torch.float8_e4m3fn)
+ALLOWANCE = 2.0  # times PyTorch's own error
+FLOOR = {  # relative error that is always allowed: PyTorch happens to be exact on some small sums
+    torch.float32: 1e-6,  # some roundings of 6e-8
+    torch.float16: 5e-4,  # one rounding, 2^-11
+    torch.bfloat16: 4e-3,  # one rounding, 2^-8
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one output: the kernel's relative error and the most that is allowed."""
+
+    error: float
+    bound: float
+
+    @property
+    def within(self) -> bool:
+        """False for NaN too."""
+        return self.error <= self.bound
+
+
+def judge(operation: str, plan: Plan, arguments: list[Any], tile: Tile, floor: float = 0.0) -> list[Verdict]:
+    """Runs the plan with this tile, its outputs in poisoned memory: each may err ALLOWANCE times as much as
+    functional.py in the same precision, or by FLOOR or `floor`.
+
+    Raises AssertionError if an output has another shape, dtype or memory order than it should.
+    """
+    oracle = getattr(CF, operation)
+    exact = outputs(oracle(*(finest(a) if isinstance(a, Tensor) else a for a in arguments)))
+    with tf32_as_asked(torch.float32):  # cuDNN would use it, and its error would hide ours
+        eager = outputs(oracle(*arguments))
+    with poisoned_memory():
+        ours = outputs(plan.launch(tile))
+    assert len(ours) == len(eager)
+    verdicts = []
+    for value, same, true in zip(ours, eager, exact, strict=True):
+        assert (value.shape, value.dtype, value.device) == (same.shape, same.dtype, same.device)
+        assert value.is_contiguous()
+        bound = ALLOWANCE * error(same, true) + max(FLOOR[same.dtype], floor)
+        verdicts.append(Verdict(error(value, true), bound))
+    return verdicts
+
+
+def outputs(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def error(value: Tensor, exact: Tensor) -> float:
+    """||value - exact|| / ||exact||; NaN if anything is not finite."""
+    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-300)).item()
+
+
+def finest(tensor: Tensor) -> Tensor:
+    """In float64; numbers in 8 bits as they are."""
+    return tensor if tensor.dtype in STORED else tensor.double()
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty returns NaN, or the largest integers, inside, so that an element that is not written shows."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        values = empty(*args, **kwargs)
+        return values.fill_(torch.nan if values.is_floating_point() else torch.iinfo(values.dtype).max)
+
+    with mock.patch.object(torch, "empty", poisoned):
+        yield
