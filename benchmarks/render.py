@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .gpu import roofline
+from .gpu.session import PEERS
 from .gpu.steps import BATCHES, VARIANTS
+from .gpu.tables import ceilings_line, machine_line, number, older
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "speed.json"
@@ -21,6 +23,7 @@ ENGINES = RESULTS.with_name("engines.json")
 HELD_OUT = RESULTS.with_name("held_out.json")
 INT8 = RESULTS.with_name("int8.json")
 PREPROCESSING = RESULTS.with_name("preprocessing.json")
+GPUS = ROOT / "benchmarks" / "results"  # a folder a GPU
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("accuracy", "deploying", "images", "kernels", "performance")),
@@ -244,6 +247,30 @@ def floor_parts() -> str:
     return "\n".join(lines)
 
 
+def gpus() -> str:
+    """A table for each machine in benchmarks/results/*/gpu.json, written by `make gpu`."""
+    files = sorted(GPUS.glob("*/gpu.json"))
+    entries = [entry for file in files for entry in json.loads(file.read_text())["machines"]]
+    return "\n\n".join(map(_gpu, entries)) or "No GPU has run this yet."
+
+
+def _gpu(entry: dict[str, Any]) -> str:
+    """Milliseconds a batch, and how many times faster ours was than each peer, in turn with it."""
+    rows = {(row["implementation"], row["variant"], row["batch"]): row for row in entry["points"]}
+    lines = [f"{machine_line(entry)}; {ceilings_line(entry)}.", ""]
+    head = [*PEERS, "**ours**", *(f"ours / {peer}" for peer in PEERS), "of the floor", "error"]
+    lines += ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for variant, batch in [(variant, batch) for variant in VARIANTS for batch in BATCHES]:
+        own = rows.get(("ours", variant, batch))
+        beside = [rows.get((peer, variant, batch)) for peer in PEERS]
+        if own or any(beside):
+            cells = [number(row, "ms", ".3f") for row in (*beside, own)]
+            cells += [number(row, "ours_speedup", ".2f") + older(row, own) for row in beside]
+            cells += [number(own, "share_of_floor", ".0%"), number(own, "error", ".0e")]
+            lines.append(f"| {variant}, B{batch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "accuracy": accuracy,
@@ -254,6 +281,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "preprocessing": preprocessing,
     "floors": floors,
     "floor-parts": floor_parts,
+    "gpus": gpus,
 }
 
 

@@ -9,10 +9,12 @@ import statistics
 
 import pytest
 import torch
+from gpu_suite_samples import CEILINGS, MACHINE, STAMP
 from PIL import Image
 
 import conformer_fast as cf
 from benchmarks import render
+from benchmarks.gpu.results import Results
 from benchmarks.peers import PEERS, rival_of
 from conformer_fast.engines.openvino import native_precisions
 from conformer_fast.verify import relative_error
@@ -102,7 +104,8 @@ def test_documents_show_the_stored_results(path):
 
 def test_every_stored_result_is_shown():
     documents = "".join(path.read_text() for path in render.DOCUMENTS)
-    assert all(documents.count(f"<!-- {name} -->\n|") == 1 for name in render.BLOCKS)
+    assert all(documents.count(f"<!-- {name} -->\n") == 1 for name in render.BLOCKS)
+    assert all(f"<!-- {name} -->\n|" in documents for name in render.BLOCKS if name != "gpus")
     assert documents.count("| tiny-p16, B") == 8  # speed, int8, floors
 
 
@@ -116,3 +119,18 @@ def test_readmes_example_runs(tmp_path, monkeypatch, capsys):
     assert names["probabilities"].shape == (1, 10)
     assert names["report"].within
     assert "within the bound" in capsys.readouterr().out
+
+
+def test_what_gpus_have_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(render, "GPUS", tmp_path)
+    assert render.gpus() == "No GPU has run this yet."
+    store = Results(tmp_path / "test" / "gpu.json", MACHINE, STAMP)
+    store.entry["ceilings"] = CEILINGS
+    store.put("points", ("ours", "tiny-p16", 1), {"ms": 1.0, "share_of_floor": 0.5, "error": 1e-3})
+    store.put("points", ("eager", "tiny-p16", 1), {"ms": 2.0, "ours_speedup": 2.1})
+    store.put("points", ("torch.compile", "tiny-p16", 1), {"failed": "no luck"})
+    store.stamp["source"] = "s2"
+    store.put("points", ("ours", "tiny-p16", 1), {"ms": 0.9, "share_of_floor": 0.55, "error": 1e-3})
+    assert "NVIDIA Test, driver 1, torch 2.11, triton 3.6; ceilings: 3.00 TB/s" in render.gpus()
+    cells = ["2.000", "fails", "-", "0.900", "2.10*", "fails", "-", "55%", "1e-03"]
+    assert render.gpus().splitlines()[-1] == f"| tiny-p16, B1 | {' | '.join(cells)} |"

@@ -1,6 +1,7 @@
 """The GPU suite's result file: merged, resumed, never mixed, never lost."""
 
 import json
+import math
 
 import pytest
 from gpu_suite_samples import MACHINE, STAMP
@@ -25,6 +26,12 @@ def test_results_are_merged(file):
         ("ours", 0.5, "def", 1.0),
     }
     assert [path.name for path in file.parent.iterdir()] == ["gpu.json"]
+
+
+def test_what_is_not_finite_is_null(file):
+    Results(file, MACHINE, STAMP).put("checks", ("a",), {"error": math.nan, "inside": [{"us": math.inf}, 1.0]})
+    (row,) = json.loads(file.read_text())["machines"][0]["checks"]
+    assert (row["error"], row["inside"]) == (None, [{"us": None}, 1.0])
 
 
 def test_machines_never_mix(file):

@@ -25,6 +25,7 @@ DATA = {
     "conformer_fast/data/imagenet_classes.txt",
     "conformer_fast/data/digits.safetensors",
 }
+TUNED = "kernels/tuned/NVIDIA-Test.json"  # as `make gpu STEPS=tune` writes them
 EXTENSION = f"conformer_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 FOLDERS = {"conformer_fast": "conformer_fast", "engines": "conformer_fast/engines", "kernels": "conformer_fast/kernels"}
 
@@ -51,6 +52,9 @@ def built(tmp_path_factory) -> Built:
     folder = tmp_path_factory.mktemp("build")
     unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "benchmarks")
     shutil.copytree(ROOT, folder / "checkout", ignore=unwanted)
+    tuned = folder / "checkout" / TUNED
+    tuned.parent.mkdir(exist_ok=True)
+    tuned.write_text('{"choices": {}}')
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "checkout", cwd=folder)
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return Built(sdist, wheel)
@@ -73,7 +77,8 @@ def shipped_modules() -> set[str]:
 def test_wheel_holds_the_package_and_nothing_else(built):
     names = set(zipfile.ZipFile(built.wheel).namelist())
     files = {name for name in names if ".dist-info/" not in name}
-    assert files == shipped_modules() | DATA | {EXTENSION}
+    tuned = {f"kernels/tuned/{file.name}" for file in (ROOT / "kernels" / "tuned").glob("*.json")} | {TUNED}
+    assert files == shipped_modules() | DATA | {EXTENSION} | {f"conformer_fast/{name}" for name in tuned}
     assert {name.partition("/")[0] for name in files} == {"conformer_fast"}
 
 

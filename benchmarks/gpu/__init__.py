@@ -6,5 +6,5 @@ session      a run's time, its processes at work, its rows
 processes    process groups with limits; watchdog ends what a killed suite leaves
 results      the result file, merged and resumed
 tables       the same for people
-worker       a process of the suite: one task of facts, checks, points, kernels or candidates; sanitize is another
+worker       a process of the suite: one task of facts, checks, points, kernels, candidates or sanitize
 """

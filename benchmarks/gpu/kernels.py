@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from conformer_fast import functional as CF
-from conformer_fast.kernels import dispatch
+from conformer_fast.kernels import _launch, dispatch
 
 from . import clock, roofline
 from .roofline import Ceilings, Operation
@@ -46,18 +46,27 @@ def build(variant: str, batch: int, precision: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def run_once(variant: str, batch: int, precision: str, problems: list[str]) -> dict[str, Any]:
-    """These operations once each after a warm-up, between marks at which a profiler starts and stops."""
-    chosen = [operation for operation in roofline.network(variant, batch, precision) if operation.problem in problems]
-    launches = [partial(_run, o.name, roofline.filled(o.arguments, DEVICE, 0)) for o in chosen]
-    for launch in launches:
-        launch()
+    """These operations once each, in order, after a warm-up, between marks at which a profiler starts and stops.
+
+    kernels: (problem, name) of each kernel of ours that is launched, in order
+    """
+    operations = {operation.problem: operation for operation in roofline.network(variant, batch, precision)}
+    launches, kernels = [], []
+    for problem in problems:
+        operation = operations[problem]
+        arguments = roofline.filled(operation.arguments, DEVICE, 0)
+        launches.append(partial(_run, operation.name, arguments))
+        launches[-1]()
+        with _launch.recording() as recorded:
+            launches[-1]()
+        kernels += [(problem, launch.kernel.fn.__name__) for launch in recorded]
     torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStart()
     for launch in launches:
         launch()
         torch.cuda.synchronize()
     torch.cuda.cudart().cudaProfilerStop()
-    return {}
+    return {"kernels": kernels}
 
 
 def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:

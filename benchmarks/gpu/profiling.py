@@ -34,19 +34,22 @@ def ncu(session: Session) -> str:
     place = {name: table[name] for name in ("variant", "batch", "precision")}
     arguments = {**place, "problems": [one["problem"] for one in heaviest]}
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.csv")
+        report, result = Path(folder, "report.csv"), Path(folder, "result.json")
         command = [program, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "details"]
         command += [word for section in SECTIONS for word in ("--section", section)]
         command += ["--log-file", str(report), sys.executable, "-m", f"{__package__}.worker", "counters"]
-        command += [json.dumps(arguments), str(Path(folder, "result.json"))]
+        command += [json.dumps(arguments), str(result)]
         ended = session.processes.run(command, session.seconds_left)
         lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
-    profiles = profiles_of(lines)
-    for problem, (kernel, metrics) in zip(arguments["problems"], profiles, strict=False):
+        ours = json.loads(result.read_text()).get("kernels", []) if result.exists() else []
+    names = {name for _, name in ours}
+    profiles = [(kernel, metrics) for kernel, metrics in profiles_of(lines) if kernel in names]  # not PyTorch's
+    if ended.code != 0 or not profiles or [name for _, name in ours] != [kernel for kernel, _ in profiles]:
+        why = ended.why if ended.code != 0 else f"it profiled {len(profiles)} of {len(ours)} kernels"
+        session.failures.append(f"ncu: {why}")
+        return why
+    for (problem, kernel), (_, metrics) in zip(ours, profiles, strict=True):
         session.put("counters", (problem, kernel), {**place, "metrics": metrics, "outcome": "profiled"})
-    if ended.code != 0 or not profiles:
-        session.failures.append(f"ncu: {ended.why}")
-        return ended.why
     return f"{len(profiles)} kernels"
 
 
@@ -79,8 +82,9 @@ def _sanitized(session: Session, tool: str) -> str:
     if program is None:
         return "compute-sanitizer is not installed"
     command = [program, "--tool", tool, *OPTIONS[tool], "--error-exitcode", "9"]
-    command += [sys.executable, "-m", f"{__package__}.sanitize"]
-    ended = session.processes.run(command, session.seconds_left, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    with tempfile.TemporaryDirectory() as folder:
+        command += [sys.executable, "-m", f"{__package__}.worker", "sanitize", "{}", str(Path(folder, "result.json"))]
+        ended = session.processes.run(command, session.seconds_left, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     row = {"outcome": "clean", "seconds": ended.seconds}
     if ended.code is None:
         row |= {"outcome": "cut short", "failed": ended.why, "cut": True}

@@ -6,6 +6,7 @@ Results of different machines (GPU, driver or versions) stand side by side in it
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -109,7 +110,7 @@ class Results:
         """Adds a row or replaces the one with the same key, and writes the file."""
         before = self.find(section, key)
         named = dict(zip(KEYS[section], key, strict=True))
-        row = {**named, **row, **self.stamp, "date": datetime.now(UTC).isoformat(timespec="microseconds")}
+        row = {**named, **_finite(row), **self.stamp, "date": datetime.now(UTC).isoformat(timespec="microseconds")}
         if before is not None:
             self.entry[section].remove(before)
             if "ms" in before and "ms" in row:
@@ -130,6 +131,15 @@ class Results:
         draft = self.path.with_suffix(".part")
         draft.write_text(json.dumps(self._all, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null in place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

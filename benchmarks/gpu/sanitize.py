@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from benchmarks.recorded import usual
@@ -15,7 +17,7 @@ from conformer_fast.quantization import FORMATS
 CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
 
 
-def main() -> None:
+def run() -> dict[str, Any]:
     fused = fuse(Conformer(CONFIG).eval())
     images = torch.randn(2, 3, 64, 48, device="cuda")
     for precision in ("fp32", "fp16", *FORMATS):
@@ -30,8 +32,4 @@ def main() -> None:
         torch.cuda.synchronize()
         missing = set(dispatch.PLANS) - {call.operation for call in made if call.choice != dispatch.PYTORCH}
         assert not missing, f"no kernel ran in {precision} for {missing}"
-    print("every kernel ran")
-
-
-if __name__ == "__main__":
-    main()
+    return {}

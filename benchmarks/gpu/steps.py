@@ -42,7 +42,10 @@ class Step:
 
 
 def check(session: Session) -> str:
-    """Meanwhile torch.compile compiles what `headline` measures, with the time that is left of all cores."""
+    """Meanwhile torch.compile compiles what `headline` measures, and we what the sanitizers watch, with the time that
+    is left of all cores."""
+    if session.missing("tests", [("compute-sanitizer memcheck",)]):
+        session.background.append(session.start("sanitize", nice=True))
     for variant, batch in FIRST:
         if session.missing("points", [("torch.compile", variant, batch)]):
             warm = session.start("warm", nice=True, implementation="torch.compile", variant=variant, batch=batch)

@@ -23,16 +23,17 @@ def points_table(entry: dict[str, Any]) -> list[str]:
     for variant, batch in sorted({key[1:] for key in rows}):
         own = rows.get(("ours", variant, batch))
         found = [rows.get((peer, variant, batch)) for peer in PEERS]
-        times = "".join(f"{_number(row, 'ms', '.3f'):>9}" for row in (*found, own))
-        gains = "".join(f"{_number(row, 'ours_speedup', '.2f') + _older(row, own):>11}" for row in found)
-        rate = f"{_number(own, 'images_per_second', '.0f'):>9}{_number(own, 'share_of_floor', '.0%'):>9}"
-        rate += f"{_number(own, 'share_of_fused_floor', '.0%'):>9}{_number(own, 'error', '.0e'):>8}"
-        stored = "".join(f"{_number(rows.get((name, variant, batch)), 'ms', '.3f'):>8}" for name in QUANTIZED)
+        times = "".join(f"{number(row, 'ms', '.3f'):>9}" for row in (*found, own))
+        gains = "".join(f"{number(row, 'ours_speedup', '.2f') + older(row, own):>11}" for row in found)
+        rate = f"{number(own, 'images_per_second', '.0f'):>9}{number(own, 'share_of_floor', '.0%'):>9}"
+        rate += f"{number(own, 'share_of_fused_floor', '.0%'):>9}{number(own, 'error', '.0e'):>8}"
+        stored = "".join(f"{number(rows.get((name, variant, batch)), 'ms', '.3f'):>8}" for name in QUANTIZED)
         lines.append(f"{f'{variant} B{batch}':<15}{times}{gains}{rate}{stored}")
     return lines
 
 
-def _number(row: dict[str, Any] | None, name: str, form: str) -> str:
+def number(row: dict[str, Any] | None, name: str, form: str) -> str:
+    """A figure of a row, or why there is none."""
     if row is None:
         return "-"
     if "failed" in row:
@@ -40,7 +41,8 @@ def _number(row: dict[str, Any] | None, name: str, form: str) -> str:
     return "-" if row.get(name) is None else format(row[name], form)
 
 
-def _older(row: dict[str, Any] | None, own: dict[str, Any] | None) -> str:
+def older(row: dict[str, Any] | None, own: dict[str, Any] | None) -> str:
+    """A star where a peer was measured in turn with another version of ours."""
     return "*" if row and own and "ours_speedup" in row and row["source"] != own["source"] else ""
 
 

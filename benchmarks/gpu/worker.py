@@ -23,6 +23,7 @@ TASKS = {
     "kernels": "kernels.measure",
     "build": "kernels.build",
     "counters": "kernels.run_once",
+    "sanitize": "sanitize.run",
     "candidates": "candidates.build",
     "tune": "candidates.measure",
 }
