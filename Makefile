@@ -12,8 +12,8 @@ OLDEST_TRITON := $(VENV)/triton-3.6.0
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
 
-test: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## the whole CPU suite, on two cores
-	OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## the whole CPU suite, on two cores, one for each process of pytest
+	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def processes(tmp_path):
-    with Processes(os.environ, tmp_path / "log") as processes:
+    with Processes(os.environ, tmp_path / "log", tmp_path) as processes:
         yield processes
 
 
@@ -85,7 +85,7 @@ def test_what_a_process_leaves_behind_is_ended(processes, tmp_path):
 
 def test_the_log_has_what_all_have_printed(tmp_path):
     log = tmp_path / "log"
-    with Processes(os.environ, log) as processes:
+    with Processes(os.environ, log, tmp_path) as processes:
         hangs = processes.start(python("import time; print('first', flush=True); time.sleep(60)"))
         while "first" not in "".join(file.read_text() for file in tmp_path.glob("running-*.log")):
             time.sleep(0.05)
@@ -105,7 +105,7 @@ def test_none_outlives_the_suite(number, tmp_path):
     suite = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom benchmarks.gpu.processes import Processes\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        f"with Processes(os.environ, Path({str(tmp_path / 'log')!r})) as processes:\n"
+        f"with Processes(os.environ, Path({str(tmp_path / 'log')!r}), Path({str(tmp_path)!r})) as processes:\n"
         f"    processes.run([sys.executable, '-c', {code!r}], 60)\n"
     )
     suite = subprocess.Popen(python(suite), cwd=ROOT)

@@ -43,7 +43,18 @@ def test_machines_never_mix(file):
     assert [(entry["machine"]["driver"], entry["points"][0]["ms"]) for entry in entries] == [("1", 5.0), ("2", 6.0)]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"machines": '])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"machines": ',
+        '{"machines": 5}',
+        '{"machines": [{}]}',
+        '{"machines": [{"machine": {}, "points": [{}]}]}',
+    ],
+)
 def test_a_foreign_file_is_not_overwritten(file, text):
     file.parent.mkdir()
     file.write_text(text)

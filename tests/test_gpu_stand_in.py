@@ -51,8 +51,9 @@ def pytest_on_stand_in(*files, **environment):
 
 
 def test_every_test_file_runs_up_to_the_launch():
+    """But for the executor's quick tests, which the suite runs below."""
     files = [file for file in sorted((ROOT / "tests").glob("test_*.py")) if on_gpu(file.read_text(encoding="utf-8"))]
-    code, output = pytest_on_stand_in(*files)
+    code, output = pytest_on_stand_in(*files, "-m", "not gpu or slow")
     assert code == 0, output[-6000:]
     assert int(re.search(r"(\d+) passed", output)[1]) > 1000
     for line in re.findall(r"^SKIPPED .*", output, re.MULTILINE):
@@ -99,6 +100,9 @@ def test_a_wrong_argument_of_a_launch_is_refused():
 # The whole suite
 
 
+NAMES = [name for name in steps.WHOLE if name not in ("ours", "peers", "tests")]
+
+
 def suite(out, *names):
     options = ("--out", out, "--variants", "small-p16", "--batch", "2", "--seconds", "500")
     return on_stand_in("-m", "benchmarks.gpu", *names, *options)
@@ -106,10 +110,9 @@ def suite(out, *names):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A whole run but for `tests`, whose files run above: status, output and folder."""
+    """A run of all but what is more of the same, and `tests`, whose files run above: status, output and folder."""
     out = tmp_path_factory.mktemp("first")
-    names = [name for name in steps.WHOLE if name != "tests"]
-    return *suite(out, *names), out
+    return *suite(out, *NAMES), out
 
 
 def entry_of(out):
@@ -121,9 +124,9 @@ def entry_of(out):
 def test_the_whole_suite_runs(first):
     code, output, out = first
     assert code == 0, output[-6000:]
-    assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.txt", "gpu.log"}
+    assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.txt", "gpu.log", "ncu.csv"}
     entry = entry_of(out)
-    assert [row["name"] for row in entry["steps"]] == ["machine", *(name for name in steps.WHOLE if name != "tests")]
+    assert [row["name"] for row in entry["steps"]] == ["machine", *NAMES]
     for section in ("steps", "checks", "points", "kernels", "counters", "tests"):
         assert entry[section]
         assert not [row for row in entry[section] if "failed" in row or "ours_failed" in row]
@@ -162,22 +165,47 @@ def test_a_second_run_goes_on_and_tunes(first, tmp_path):
         if (row["implementation"], row["variant"], row["batch"]) == ("ours", "small-p16", 2)
     ]
     assert "previous_ms" in row
-    (tables,) = [row for row in entry["kernels"] if (row["variant"], row["batch"]) == ("small-p16", 2)]
+    place = ("small-p16", 2, "fp16")
+    (tables,) = [row for row in entry["kernels"] if (row["variant"], row["batch"], row["precision"]) == place]
     reasons = [operation["reason"] for operation in tables["operations"]]
     assert reasons.count("measured fastest on NVIDIA Stand-In") >= 1
 
 
-def test_a_suite_that_is_ended_says_what_it_knows(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_suite_that_is_ended_says_what_it_knows(number, tmp_path):
+    """And one that would write into the same folder is refused."""
     environment = {**os.environ, "PYTHONPATH": str(STAND_IN)}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", "benchmarks.gpu", "check", "--out", tmp_path]
     running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "gpu.log").exists():
+        time.sleep(0.01)
+    code, output = suite(tmp_path, "check")
+    assert (code, output) == (2, f"another run writes into {tmp_path}; give OUT another folder, or wait\n")
     while not (tmp_path / "gpu.json").exists() or not entry_of(tmp_path)["checks"]:
         assert running.poll() is None
-        time.sleep(0.1)
-    running.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    running.send_signal(number)
+    running.send_signal(number)  # impatience changes nothing
     output, _ = running.communicate(timeout=30)
-    assert running.returncode == 143
+    assert running.returncode == 128 + number
     assert "operations are within their bounds" in output.rpartition("NVIDIA Stand-In")[2]
     (row,) = [row for row in entry_of(tmp_path)["steps"] if row["name"] == "check"]
     assert row["failed"] == "the suite was ended while this ran"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--resume", "missing.json"), "missing.json is not there, so nothing can be resumed"),
+        (("--resume", "setup.py"), "setup.py is not a result file of this suite; move it away"),
+        (("--out", "setup.py"), "cannot write into setup.py"),
+        (("--seconds", "0"), "'0' is no whole number from 1 on"),
+        (("--batch", "0"), "'0' is no whole number from 1 on"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_said_at_once(options, message, tmp_path):
+    code, output = on_stand_in("-m", "benchmarks.gpu", "check", "--out", tmp_path, *options)
+    assert code == 2
+    assert message in output.splitlines()[-1]

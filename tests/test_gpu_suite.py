@@ -71,7 +71,7 @@ class Pretended(Session):
         row |= {"how": "", "error": 1e-3, "peak_bytes": 1, "build_seconds": 2.0}
         return row | ({} if name[0] == "ours" else {"ours_ms": 0.5, "ours_speedup": 2.0})
 
-    def together(self, task, arguments):
+    def together(self, task, arguments, most, seconds=0):
         self.asked += [(task, given["variant"], given["batch"]) for given in arguments]
         return []
 
@@ -90,7 +90,8 @@ def start(tmp_path):
         if ceilings:
             store.entry |= {"ceilings": ceilings, "products": PRODUCTS}
         end = time.monotonic() + seconds
-        return Pretended(store, SimpleNamespace(), tmp_path, tmp_path, end, variants, batches)
+        processes = SimpleNamespace(end=lambda but: None)
+        return Pretended(store, processes, tmp_path, tmp_path, end, variants, batches)
 
     return start
 
@@ -129,15 +130,22 @@ def test_peers_are_kept_and_one_measured_again(start):
     assert third.measured() == [("point", "torch.compile max-autotune", "tiny-p16", 1)]
 
 
+def test_a_peer_that_took_too_long_is_tried_again(start):
+    session = start()
+    session.results.put("points", ("eager", "tiny-p16", 1), {"failed": "stopped after 75 s", "stopped": True})
+    steps.peers(session)
+    assert ("point", "eager", "tiny-p16", 1) in session.asked
+
+
 def test_headline_is_small_at_128_and_1_then_what_is_beside_it(start):
     session = start()
     steps.headline(session)
     places = [("small-p16", 128), ("small-p16", 1)]
     own = [(task, *name, *place) for place in places for task, name in (("point", ("ours",)), ("kernels", ()))]
     peers = [("point", peer, *place) for peer in ("torch.compile", "eager") for place in places]
-    assert session.asked == own + peers + [("point", "ours", "base-p16", 128), ("kernels", "base-p16", 128)]
+    assert session.asked == [*own, *peers, ("point", "ours", "base-p16", 128)]
     steps.headline(again := start("s2"))
-    assert again.asked == [*own, ("point", "ours", "base-p16", 128), ("kernels", "base-p16", 128)]
+    assert again.asked == [*own, ("point", "ours", "base-p16", 128)]
 
 
 def test_8_bits_are_measured_where_there_are_such_products(start):
@@ -146,7 +154,7 @@ def test_8_bits_are_measured_where_there_are_such_products(start):
     assert measured == [("ours int8", "tiny-p16", 1), ("ours fp8", "tiny-p16", 1)]
     assert {row["precision"] for row in session.results.entry["kernels"]} == {"int8", "fp8"}
     (line,) = [
-        line for line in tables.everything(session.results.entry).splitlines() if line.startswith("tiny-p16 B1 ")
+        line for line in tables.everything(session.results.entry, "s1").splitlines() if line.startswith("tiny-p16 B1 ")
     ]
     assert line.split()[-2:] == ["3.000", "4.000"]
     ampere = start("s2", ceilings={**CEILINGS, "flops_per_second": {"fp16": 270e12, "int8": 540e12}})
@@ -185,7 +193,7 @@ def test_what_there_is_no_time_for_is_left(start):
 def test_floors_that_were_assumed_are_computed_again(start):
     steps.ours(session := start(ceilings=None))
     assert session.results.find("points", ("ours", "tiny-p16", 1))["ceilings"] == "assumed"
-    assert "floors are by an H100's, assumed" in tables.everything(session.results.entry)
+    assert "floors are by an H100's, assumed" in tables.everything(session.results.entry, "s1")
     steps.ours(again := start())
     assert len(again.measured()) == 2
     assert "ceilings" not in again.results.find("points", ("ours", "tiny-p16", 1))
@@ -290,8 +298,14 @@ def test_each_checked_operation_is_a_row(check):
         (Shard([{"rows": [row("a")], "now": now("b")}], failed="died of SIGSEGV: oh"), "died of SIGSEGV: oh"),
         (Shard([{"rows": [row("a")], "now": now("b")}], hangs=True), "stopped after 45 s"),
         (Shard([{"rows": [row("a"), row("b", failed="illegal address")], "broken": True}]), "illegal address"),
+        (
+            Shard(
+                [{"rows": [row("a"), row("b", failed="illegal address")], "broken": True}], failed="died of SIGABRT: x"
+            ),
+            "illegal address",
+        ),
     ],
-    ids=["crash", "hang", "broken GPU"],
+    ids=["crash", "hang", "broken GPU", "broken GPU that crashes at its end"],
 )
 def test_what_one_operation_does_costs_that_one(first, why, check):
     session, outcome, started = check(first, Shard([{"rows": [row("c")]}]))
@@ -299,7 +313,7 @@ def test_what_one_operation_does_costs_that_one(first, why, check):
     assert outcome == "3 operations, 1 failed, 0 of them kept"
     assert session.results.find("checks", ("b",))["failed"] == why
     assert session.failures == [f"check of b: {why}"]
-    printed = tables.everything(session.results.entry)
+    printed = tables.everything(session.results.entry, "s1")
     assert "checks: 2 of 3 operations are within their bounds; nearest: 0.10 of it, a" in printed
     assert f"  b: {why}" in printed
 
@@ -308,6 +322,12 @@ def test_a_process_that_does_not_begin_is_not_started_again(check):
     session, outcome, started = check(Shard([{}], failed="exit status 1: no torch"))
     assert (outcome, started) == ("0 operations, 0 failed, 0 of them kept", [[]])
     assert session.failures == ["check 0: exit status 1: no torch"]
+
+
+def test_a_process_may_take_long_to_begin(check):
+    """A machine that has just started reads PyTorch from its disk."""
+    session, outcome, _ = check(Shard([{}] * 2000 + [{"rows": [row("a")]}]))
+    assert (outcome, session.failures) == ("1 operations, 0 failed, 0 of them kept", [])
 
 
 def test_check_is_cut_by_the_time(check):
@@ -338,7 +358,7 @@ def running(start):
                 Path(environment["GPU_SUITE_OUTCOMES"]).write_text(lines)
             return end
 
-        session.processes = SimpleNamespace(run=run)
+        session.processes = SimpleNamespace(run=run, end=lambda but: None)
         return session
 
     return running
@@ -436,6 +456,25 @@ def test_what_the_sanitizer_found(tool, end, outcome, failed, running, monkeypat
     assert ("--racecheck-detect-level" in session.commands[0]) == (tool == "racecheck")
 
 
+def test_what_is_known_once_is_not_measured_again(start):
+    session = start()
+    assert steps.ceilings(session) == "kept"
+    assert session.asked == []
+    without = start(ceilings=None)
+    without.results.entry.pop("ceilings", None)
+    assert steps.ceilings(without) == "3.00 TB/s"
+    assert without.asked == [("facts",)]
+
+
+def test_compiling_that_hangs_costs_its_own_time(start):
+    session = start()
+    jobs = [Shard([{}], hangs=True) for _ in range(3)]
+    begun = iter(jobs)
+    session.start = lambda task, **arguments: next(begun)
+    assert len(Session.together(session, "build", [{}] * 3, most=2, seconds=0.1)) == 2
+    assert [job.process.running for job in jobs] == [False, False, True]  # the third was not begun
+
+
 def test_tools_that_are_not_there(running, monkeypatch):
     monkeypatch.setattr(profiling.shutil, "which", lambda *_, **__: None)
     session = running(ended(0))
@@ -461,6 +500,37 @@ def test_profiles_are_read():
     assert profiling.profiles_of(["==ERROR== no GPU"]) == []
 
 
+LAUNCHED = {"kernels": [["linear 0", "linear_kernel"], ["linear 1", "linear_kernel"]]}
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "outcome", "stored"),
+    [
+        (0, ["linear_kernel", "elementwise_kernel", "linear_kernel"], "2 kernels", 2),
+        (0, ["linear_kernel", "renamed_kernel"], "1 of 2 kernels of ours are in ncu.csv", 1),
+        (1, "==ERROR== ERR_NVGPUCTRPERM", "==ERROR== ERR_NVGPUCTRPERM", 0),
+    ],
+)
+def test_what_the_profiler_found(code, lines, outcome, stored, running, monkeypatch):
+    monkeypatch.setattr(profiling.shutil, "which", lambda *_, **__: "ncu")
+    session = running(ended(code))
+    steps._tables(session, [("tiny-p16", 1, "fp16")])
+
+    def run(command, seconds, environment=None):
+        head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+        rows = [f'"{index}","{name}","Duration","us","1.5"' for index, name in enumerate(lines)]
+        report = lines if isinstance(lines, str) else head + "\n".join(rows)
+        Path(command[command.index("--log-file") + 1]).write_text(report)
+        Path(command[-1]).write_text(json.dumps(LAUNCHED))
+        return ended(code)
+
+    session.processes.run = run
+    assert profiling.ncu(session) == outcome
+    assert len(session.results.entry["counters"]) == stored
+    assert bool(session.failures) == (stored < 2)
+    assert session.results.path.with_name("ncu.csv").exists()
+
+
 # tune
 
 
@@ -478,7 +548,7 @@ def test_what_loses_most_is_tuned_and_what_pytorch_runs_faster():
 
 
 def test_nothing_is_tuned_without_a_table(start):
-    assert "run headline or ours first" in tuning.tune(start())
+    assert tuning.tune(start()) == "there is no table of kernels to tune by: headline or ours makes one"
 
 
 # What is printed
@@ -515,7 +585,7 @@ def full(start):
 
 
 def test_the_last_lines_hold_the_whole_result(full):
-    printed = tables.summary(full.results.entry, full.failures, full.left)
+    printed = tables.summary(full.results.entry, "s1", full.failures, full.left)
     lines = printed.splitlines()
     assert len(lines) <= MOST_LINES
     assert len(printed) < SHOWN_CHARACTERS
@@ -525,12 +595,12 @@ def test_the_last_lines_hold_the_whole_result(full):
     assert line.split()[2:] == [*["1.000"] * 4, *["2.00"] * 3, "32000", *shares, "1e-03", "3.000", "4.000"]
     for beginning in ("NVIDIA Test", "ceilings: 3.00 TB/s", "headline ", "checks: 0 of 20", "FAILED test_kernel_0.py"):
         assert any(line.startswith(beginning) for line in lines), beginning
-    for beginning in ("  and 17 more in gpu.json", "linear 0: Duration 123.4 us, DRAM", "left: something 0"):
+    for beginning in ("  and 17 more in gpu.json", "linear 7: Duration 123.4 us, DRAM", "left: something 0"):
         assert any(line.startswith(beginning) for line in lines), beginning
     kernels = [line for line in lines if line.startswith("linear fp16")]
     assert 3 <= len(kernels) < 3 * 38
     assert kernels[0].split()[6:10] == ["9.0", "8.0<", "3.0", "0.072"]  # PyTorch's is faster
-    assert len(tables.everything(full.results.entry).splitlines()) > 16 * 38
+    assert len(tables.everything(full.results.entry, "s1").splitlines()) > 16 * 38
 
 
 def test_a_speedup_over_another_version_of_ours_is_marked(start):
@@ -540,8 +610,21 @@ def test_a_speedup_over_another_version_of_ours_is_marked(start):
     assert line.count("2.00*") == 2
 
 
+def test_what_is_printed_is_of_this_source_and_this_run(start):
+    first = start()
+    first.step("check", 100, lambda session: "done")
+    for problem in ("a", "b"):
+        first.results.put("checks", (problem,), {"error": 1e-4, "bound": None})
+    second = start("s2")
+    second.results.put("checks", ("a",), {"error": 1e-4, "bound": 1e-3})
+    printed = tables.summary(second.results.entry, "s2", [], [])
+    assert "checks: 1 of 1 operations" in printed
+    assert "check  " not in printed
+    assert "milliseconds" not in printed  # there are no points
+
+
 def test_an_empty_result_can_be_printed(start):
-    assert tables.summary(start(ceilings=None).results.entry, [], []).startswith("NVIDIA Test, driver 1")
+    assert tables.summary(start(ceilings=None).results.entry, "s1", [], []).startswith("NVIDIA Test, driver 1")
 
 
 # The command line, the tree

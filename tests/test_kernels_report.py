@@ -1,4 +1,4 @@
-"""Kernels, compiled for six GPUs without one: no spills, within shared memory, on matrix instructions.
+"""Kernels, compiled for four GPUs without one: no spills, within shared memory, on matrix instructions.
 
 Here one batch of one variant in fp16; test_oldest_triton.py has other precisions, sizes and variants, for one GPU.
 `make kernels-report` compiles all of them.
@@ -14,7 +14,7 @@ import pytest
 import triton
 
 ROOT = Path(__file__).parents[1]
-CHIPS = (80, 86, 89, 90, 100, 120)
+CHIPS = (80, 90, 100, 120)  # of the six: 86 and 89 have 80's instructions and 120's shared memory
 OPERATIONS = {
     "attention",
     "conv1x1",
@@ -54,6 +54,7 @@ def faults(rows):
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     options = ("--variants", "base-p16", "--precision", "fp16", "--batch", "128", "--size", "224")
+    options += ("--chips", *map(str, CHIPS))
     return report(tmp_path_factory.mktemp("report"), *options)
 
 
@@ -69,7 +70,7 @@ def test_every_kernel_compiles_for_every_chip_without_faults(rows):
 @pytest.mark.slow
 def test_large_products_use_the_chips_own_matrix_instructions(rows):
     """The heads' are not large: a program takes 8 images, and the time goes into reading maps and weights."""
-    own = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
+    own = {80: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
     large = [row for row in rows if row["products"] and row["kernel"] != "heads_kernel"]
     assert {row["chip"] for row in large} == set(CHIPS)
     others = [row for row in large if row["matrix"] != own[row["chip"]]]

@@ -522,6 +522,7 @@ def test_times_are_of_a_launch_in_a_graph_after_the_weights_are_evicted(monkeypa
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
 def test_on_a_gpu():
     device = torch.device("cuda", torch.cuda.current_device())

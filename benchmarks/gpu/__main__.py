@@ -2,29 +2,30 @@
 
 Writes DIR/gpu.json after every measurement, DIR/gpu.txt, the same as tables, DIR/gpu.log, what all processes printed,
 and prints in its last 100 lines what is known. A second run goes on from DIR/gpu.json, or from the file it resumes, and
-from what was compiled. Exit status: 0, 1 if a test, a check or one of our points failed, 2 if there is no GPU to run
-on, 128 + N after signal N.
+from what was compiled. Exit status: 0, 1 if something failed, 2 if it cannot run here, 128 + N after signal N.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from . import steps, tables
 from .processes import Processes
-from .results import Results
+from .results import Results, read
 from .session import Job, Session
 from .tree import FOLDERS, commit, fingerprint, installed
 
 NEEDED = {"torch": (2, 11), "triton": (3, 6)}
-FIRST_SECONDS = 60.0  # for the machine's facts and one small kernel
+FIRST_SECONDS = 120.0  # for the machine's facts and one small kernel, on a machine that has read nothing yet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +36,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the GPU suite cannot run here: {reason}", file=sys.stderr)
         return 2
     sys.stdout.reconfigure(line_buffering=True)  # a run that is cut short has said what it measured
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
-    options.out.mkdir(parents=True, exist_ok=True)
-    log = options.out / "gpu.log"
-    log.write_text("")
-    with installed() as (environment, site), Processes(environment, log) as processes:
+    try:
+        for earlier in (options.resume, options.out / "gpu.json"):
+            if earlier and (earlier == options.resume or earlier.exists()):
+                read(earlier)
+        options.out.mkdir(parents=True, exist_ok=True)
+        log = (options.out / "gpu.log").open("a", encoding="utf-8")
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"another run writes into {options.out}; give OUT another folder, or wait", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"the GPU suite cannot write into {options.out}: {error}", file=sys.stderr)
+        return 2
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _stop)
+    with log, installed() as (environment, site), Processes(environment, Path(log.name), site.parent) as processes:
         return run(options, processes, site, end)
+
+
+def _stop(number: int, _: object) -> None:
+    """Ends the run in order: tables are printed, processes ended. Another signal changes nothing."""
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,11 +71,17 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("steps", nargs="*", type=_step, metavar="STEP", help="default: all but tune")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu"), metavar="DIR")
-    parser.add_argument("--seconds", type=float, default=530, help="for all of it (default 530)")
+    parser.add_argument("--seconds", type=_positive, default=530, help="for all of it (default 530)")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="a result file to go on from")
     parser.add_argument("--variants", nargs="+", default=steps.VARIANTS, choices=steps.VARIANTS)
-    parser.add_argument("--batch", nargs="+", type=int, default=steps.BATCHES)
+    parser.add_argument("--batch", nargs="+", type=_positive, default=steps.BATCHES, metavar="N")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _step(name: str) -> str:
@@ -102,8 +126,10 @@ def run(options: argparse.Namespace, processes: Processes, site: Path, end: floa
         for name in options.steps or steps.WHOLE:
             session.step(name, steps.STEPS[name].seconds, steps.STEPS[name].run)
     finally:  # after a signal too
-        (options.out / "gpu.txt").write_text(tables.everything(results.entry) + "\n", encoding="utf-8")
-        print(f"\n{tables.summary(results.entry, session.failures, session.left)}")
+        source = results.stamp["source"]
+        print(f"\n{tables.summary(results.entry, source, session.failures, session.left)}")
+        with suppress(OSError):
+            (options.out / "gpu.txt").write_text(tables.everything(results.entry, source) + "\n", encoding="utf-8")
     return 1 if session.failures else 0
 
 

@@ -10,7 +10,7 @@ from .session import Job, Session
 
 PLACES = [["small-p16", 1], ["small-p16", 128], ["base-p16", 128], ["base-p16", 1]]
 PLACES += [["tiny-p16", 1], ["small-p32", 1], ["tiny-p16", 128], ["small-p32", 128]]
-OPERATION_SECONDS = 45.0  # after which it hangs: compiling takes seconds
+OPERATION_SECONDS = 60.0  # after which it hangs: compiling takes seconds
 LOOK_SECONDS = 0.1
 
 
@@ -57,18 +57,18 @@ def check(session: Session) -> str:
         time.sleep(LOOK_SECONDS)
         for shard in list(running):
             look(shard)
-            hangs = time.monotonic() - shard.since > OPERATION_SECONDS
+            hangs = shard.now is not None and time.monotonic() - shard.since > OPERATION_SECONDS
             if shard.job.process.running and not hangs:
                 continue
             running.remove(shard)
             ended = shard.job.wait(0)
             so_far = look(shard)
-            if "failed" in ended and shard.now is None:
-                session.failures.append(f"check {shard.index}: {ended['failed']}")  # before its first operation
-                continue
-            if "failed" in ended:
-                store({**(shard.now or {}), "failed": ended["failed"]})
-            if "failed" in ended or "broken" in so_far:
+            if "broken" not in so_far and "failed" in ended:
+                if shard.now is None:  # it checked nothing, or everything
+                    session.failures.append(f"check {shard.index}: {ended['failed']}")
+                    continue
+                store({**shard.now, "failed": ended["failed"]})
+            if "broken" in so_far or "failed" in ended:
                 running.append(start(shard.index))
     for shard in running:
         shard.job.wait(0)

@@ -15,6 +15,7 @@ WARM_UPS = 3
 SECONDS = 0.3  # that each candidate is timed for, at least
 ROUNDS = 10  # in which candidates take turns
 MOST_CALLS = 1000  # in one turn
+GRAPH_ROUNDS = 3  # of a graph, which holds many calls: hundreds of graphs are timed
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,21 @@ class Times:
     speedup: float
 
 
-def in_turn(candidates: Mapping[str, Callable[[], Any]], seconds: float = SECONDS) -> dict[str, Times]:
+def in_turn(
+    candidates: Mapping[str, Callable[[], Any]],
+    seconds: float = SECONDS,
+    rounds: int | None = None,
+    warm_ups: int | None = None,
+) -> dict[str, Times]:
     """Times every candidate, in rounds, so that a clock that drifts hits all of them."""
-    calls = {}
+    rounds, warm_ups, calls = rounds or ROUNDS, warm_ups or WARM_UPS, {}
     for name, call in candidates.items():
-        turn(call, WARM_UPS)
-        calls[name] = min(MOST_CALLS, math.ceil(seconds / ROUNDS / statistics.median(turn(call, WARM_UPS))))
-    rounds = [{name: turn(call, calls[name]) for name, call in candidates.items()} for _ in range(ROUNDS)]
+        turn(call, warm_ups)
+        calls[name] = min(MOST_CALLS, math.ceil(seconds / rounds / statistics.median(turn(call, warm_ups))))
+    turns = [{name: turn(call, calls[name]) for name, call in candidates.items()} for _ in range(rounds)]
     first = next(iter(candidates))
-    medians = [{name: statistics.median(times) for name, times in one.items()} for one in rounds]
-    times = {name: sorted(time for one in rounds for time in one[name]) for name in candidates}
+    medians = [{name: statistics.median(times) for name, times in one.items()} for one in turns]
+    times = {name: sorted(time for one in turns for time in one[name]) for name in candidates}
     return {
         name: Times(
             median=statistics.median(own),
@@ -73,4 +79,5 @@ def of_graph(calls: Sequence[Callable[[], Any]], seconds: float = 0.05) -> float
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    return in_turn({"graph": graph.replay}, seconds)["graph"].median / len(calls)
+    times = in_turn({"graph": graph.replay}, seconds, GRAPH_ROUNDS, warm_ups=1)["graph"]
+    return times.median / len(calls)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -64,10 +64,17 @@ def first() -> Iterator[dict[str, Any]]:
         raise ValueError(f"a 64x64x64 product in fp16 is off by {error:.1e}")
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Iterator[dict[str, Any]]:
+    """What is known so far; dependent launch last: no ceiling depends on it."""
     gpu = torch.cuda.get_device_properties()
     rates = products((gpu.major, gpu.minor))
-    return {"ceilings": ceilings(rates), "products": rates}
+    yield {"products": rates}
+    found = {"ceilings": {**ceilings(rates), "dependent_gap": None}, "products": rates}
+    yield found
+    if gpu.major >= 9:
+        launches = [lambda: dependent_kernel[(1,)](launch_pdl=True)] * LAUNCHES
+        found["ceilings"]["dependent_gap"] = clock.of_graph(launches)
+        yield found
 
 
 def machine() -> dict[str, Any]:
@@ -77,7 +84,7 @@ def machine() -> dict[str, Any]:
         "capability": f"{gpu.major}.{gpu.minor}",
         "multiprocessors": gpu.multi_processor_count,
         "memory_gib": round(gpu.total_memory / 2**30),
-        "driver": driver(),
+        "driver": queried().get("driver_version") or "unknown",
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "torch": torch.__version__,
@@ -85,41 +92,41 @@ def machine() -> dict[str, Any]:
     }
 
 
-def driver() -> str:
-    """The driver's version, or "unknown" where nvidia-smi is missing."""
-    return _queried("driver_version") or "unknown"
+QUERIED = ("driver_version", "clocks.max.sm", "clocks.max.mem", "clocks.sm", "clocks.mem", "power.limit")
+QUERIED += ("temperature.gpu",)
 
 
 def settings() -> dict[str, Any]:
     """What else may matter to a reader: clocks and power limit as nvidia-smi words them, the tools that are there."""
-    words = ("clocks.max.sm", "clocks.max.mem", "clocks.sm", "clocks.mem", "power.limit", "temperature.gpu")
     tools = ("nvcc", "ncu", "compute-sanitizer", "make", "git", "gcc")
     return {
-        **{word: _queried(word) for word in words},
+        **queried(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "tools": [tool for tool in tools if shutil.which(tool)],
     }
 
 
-def _queried(word: str) -> str | None:
-    """nvidia-smi's answer for the first GPU."""
+@cache
+def queried() -> dict[str, str]:
+    """nvidia-smi's answers for the first GPU, in one call, which may take a second; none where it has none."""
     if not shutil.which("nvidia-smi"):
-        return None
-    command = ["nvidia-smi", f"--query-gpu={word}", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0].strip() or None
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERIED)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return {}
+    return dict(zip(QUERIED, map(str.strip, done.stdout.partition("\n")[0].split(",")), strict=False))
 
 
 def ceilings(rates: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The arguments of roofline.Ceilings. rates: what `products` measured."""
+    """The arguments of roofline.Ceilings but for dependent_gap. rates: what `products` measured."""
     gpu = torch.cuda.get_device_properties()
     free, _ = torch.cuda.mem_get_info()
     source = torch.empty(min(COPY_BYTES, free // 4), dtype=torch.uint8, device=DEVICE).random_()
     target = torch.empty_like(source)
     copy = 2 * source.numel() / clock.in_turn({"copy": lambda: target.copy_(source)})["copy"].median
-    dependent_gap = None
-    if gpu.major >= 9:
-        dependent_gap = clock.of_graph([lambda: dependent_kernel[(1,)](launch_pdl=True)] * LAUNCHES)
     return {
         "bytes_per_second": copy,
         "l2_bytes": gpu.L2_cache_size // 2,
@@ -128,7 +135,6 @@ def ceilings(rates: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
             precision: max(shape[precision] for shape in rates.values()) for precision in next(iter(rates.values()))
         },
         "gap": clock.of_graph([lambda: empty_kernel[(1,)]()] * LAUNCHES),
-        "dependent_gap": dependent_gap,
     }
 
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .tree import ROOT
+
+DYING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Processes:
     """Starts them from the checkout's root, in `environment`, with the watchdog beside them. A context manager: at its
     end none runs.
 
-    log: gets what each has printed when it ends; until then that is in a file `running-*.log` beside it
+    log:    gets what each has printed when it ends
+    folder: has that until then, a file each
     """
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self.environment, self.log = environment, log
+    def __init__(self, environment: Mapping[str, str], log: Path, folder: Path) -> None:
+        self.environment, self.log, self.folder = environment, log, folder
         self._live: list[Process] = []
 
     def __enter__(self) -> Processes:
@@ -57,8 +60,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in list(self._live):
-            process.wait(0)
+        self.end()
         assert self._watchdog.stdin
         self._watchdog.stdin.close()
         self._watchdog.wait()
@@ -70,6 +72,11 @@ class Processes:
 
     def run(self, command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Ended:
         return self.start(command, environment).wait(seconds)
+
+    def end(self, but: Collection[Process] = ()) -> None:
+        """Ends all that run, but those."""
+        for process in [process for process in self._live if process not in but]:
+            process.wait(0)
 
     def watch(self) -> None:
         """Called in the new process, as the leader of its group, before the command."""
@@ -85,7 +92,7 @@ class Process:
 
     def __init__(self, processes: Processes, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._processes, self._command, self._began = processes, command, time.monotonic()
-        descriptor, name = tempfile.mkstemp(".log", "running-", processes.log.parent)
+        descriptor, name = tempfile.mkstemp(".log", "running-", processes.folder)
         self._output = Path(name)
         with os.fdopen(descriptor, "wb") as out:
             self._popen = subprocess.Popen(
@@ -117,7 +124,8 @@ class Process:
         lasted = self.seconds
         with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)  # what waits for a GPU takes no other signal
-        self._popen.wait()
+        with suppress(subprocess.TimeoutExpired):  # one that a driver holds does not even die; the suite goes on
+            self._popen.wait(DYING_SECONDS)
         self._processes.forget(self, self._popen.pid)
         ended = Ended(code, self._output.read_text(encoding="utf-8", errors="replace"), lasted)
         with self._processes.log.open("a", encoding="utf-8") as log:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .session import Session
 
@@ -18,13 +19,13 @@ CLEAN = {  # by tool: what it prints of a program without faults
     "memcheck": "ERROR SUMMARY: 0 errors",
     "racecheck": "RACECHECK SUMMARY: 0 hazards displayed",
 }
-# Hopper's asynchronous products look like hazards of a lower level to racecheck.
-OPTIONS = {"memcheck": [], "racecheck": ["--racecheck-detect-level", "error"]}
+# Errors that CUDA returns are PyTorch's to handle; Hopper's asynchronous products look like hazards of a lower level.
+OPTIONS = {"memcheck": ["--report-api-errors", "no"], "racecheck": ["--racecheck-detect-level", "error"]}
 
 
 def ncu(session: Session) -> str:
     """The operations that take most of the table of kernels which takes most. At the clocks as they are: nobody's
-    machine is changed."""
+    machine is changed. The whole report lies beside the results."""
     program = _found("ncu")
     tables = [row for row in session.results.entry["kernels"] if row["precision"] == "fp16" and "failed" not in row]
     if program is None or not tables:
@@ -33,24 +34,30 @@ def ncu(session: Session) -> str:
     heaviest = sorted(table["operations"], key=lambda one: -one["count"] * one["us"])[:HEAVIEST]
     place = {name: table[name] for name in ("variant", "batch", "precision")}
     arguments = {**place, "problems": [one["problem"] for one in heaviest]}
+    report = session.results.path.with_name("ncu.csv")
+    report.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        report, result = Path(folder, "report.csv"), Path(folder, "result.json")
+        result = Path(folder, "result.json")
         command = [program, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "details"]
         command += [word for section in SECTIONS for word in ("--section", section)]
-        command += ["--log-file", str(report), sys.executable, "-m", f"{__package__}.worker", "counters"]
+        command += ["--log-file", str(report.absolute()), sys.executable, "-m", f"{__package__}.worker", "counters"]
         command += [json.dumps(arguments), str(result)]
         ended = session.processes.run(command, session.seconds_left)
         lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
-        ours = json.loads(result.read_text()).get("kernels", []) if result.exists() else []
-    names = {name for _, name in ours}
-    profiles = [(kernel, metrics) for kernel, metrics in profiles_of(lines) if kernel in names]  # not PyTorch's
-    if ended.code != 0 or not profiles or [name for _, name in ours] != [kernel for kernel, _ in profiles]:
-        why = ended.why if ended.code != 0 else f"it profiled {len(profiles)} of {len(ours)} kernels"
-        session.failures.append(f"ncu: {why}")
-        return why
-    for (problem, kernel), (_, metrics) in zip(ours, profiles, strict=True):
-        session.put("counters", (problem, kernel), {**place, "metrics": metrics, "outcome": "profiled"})
-    return f"{len(profiles)} kernels"
+        launched = json.loads(result.read_text()).get("kernels", []) if result.exists() else []
+    profiles = profiles_of(lines)
+    for problem, kernel in launched:
+        index = next((index for index, (name, _) in enumerate(profiles) if name == kernel), None)
+        if index is not None:
+            metrics = profiles.pop(index)[1]
+            session.put("counters", (problem, kernel), {**place, "metrics": metrics, "outcome": "profiled"})
+    found = [row for row in session.results.entry["counters"] if [row["problem"], row["kernel"]] in launched]
+    if ended.code == 0 and launched and len(found) == len(launched):
+        return f"{len(found)} kernels"
+    said = next((line for line in lines if line.startswith(("==ERROR==", "==WARNING=="))), ended.why)
+    why = said if ended.code != 0 else f"{len(found)} of {len(launched)} kernels of ours are in {report.name}"
+    session.failures.append(f"ncu: {why}")
+    return why
 
 
 def profiles_of(lines: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
@@ -75,9 +82,9 @@ def racecheck(session: Session) -> str:
 
 def _sanitized(session: Session, tool: str) -> str:
     key = (f"compute-sanitizer {tool}",)
-    row = session.results.find("tests", key)
-    if row and session.kept(row):
-        return f"{row['outcome']} (kept)"
+    kept = session.kept_row("tests", key)
+    if kept:
+        return f"{kept['outcome']} (kept)"
     program = _found("compute-sanitizer")
     if program is None:
         return "compute-sanitizer is not installed"
@@ -85,7 +92,7 @@ def _sanitized(session: Session, tool: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command += [sys.executable, "-m", f"{__package__}.worker", "sanitize", "{}", str(Path(folder, "result.json"))]
         ended = session.processes.run(command, session.seconds_left, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-    row = {"outcome": "clean", "seconds": ended.seconds}
+    row: dict[str, Any] = {"outcome": "clean", "seconds": ended.seconds}
     if ended.code is None:
         row |= {"outcome": "cut short", "failed": ended.why, "cut": True}
     elif ended.code != 0 or CLEAN[tool] not in ended.output:

@@ -48,9 +48,9 @@ def on_gpu(source: str) -> bool:
 def _file(session: Session, name: str, arguments: Sequence[str], processes: int) -> str:
     """Its outcome, which is stored, and what was known of it if it was cut."""
     version = {"tests": fingerprint("tests")}
-    row = session.results.find("tests", (name,))
-    if row and session.kept(row) and version.items() <= row.items():
-        return f"{row['outcome']} (kept)"
+    kept = session.kept_row("tests", (name,), **version)
+    if kept:
+        return f"{kept['outcome']} (kept)"
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder, "events")
         command = [sys.executable, "-m", "pytest", "-c", "tests/gpu.ini", "-p", "no:cacheprovider", *arguments]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ KEYS = {
 ABOUT = {
     "machine": "what makes numbers comparable; each machine has its own entry in `machines`",
     "settings": "what else there was when the last run began, as nvidia-smi words it",
-    "steps": "how each step of the suite went, in the order in which they ended",
+    "steps": "how each step of the suite went, in the order in which they ended; earlier: in a run before the last",
     "ceilings": "measured on it: bytes read and written, by a copy in memory and by torch.neg in the L2 cache, where "
     "tensors are held to stay up to l2_bytes; flops_per_second, the best of `products` by precision; gap and "
     "dependent_gap, the seconds that a kernel which does nothing takes in a CUDA graph, without and with programmatic "
@@ -41,6 +40,7 @@ ABOUT = {
     "counters": "the heaviest kernels under ncu, at the clocks as they are: its metrics, in its words",
     "tests": "test files on this GPU, with the tests that failed, and compute-sanitizer's tools",
     "ceilings, of a row": "assumed, an H100's: none were measured; see steps.ASSUMED",
+    "stopped": "it took longer than it may",
     "cut": "the suite's time was over first: nothing is known",
     "commit, source": "of the code that was measured; source is a hash of the package's files",
     "failed": "why there is no figure: the error, the signal it died of, or the time it was stopped after",
@@ -80,10 +80,8 @@ class Results:
             raise ValueError(f"{path} is there already: it would be lost by resuming {resume}; give another folder")
         earlier = resume or path
         self._all: dict[str, Any] = {"about": ABOUT, "machines": []}
-        if earlier.exists():
-            self._all["machines"] = _read(earlier)
-        elif resume:
-            raise ValueError(f"{resume} is not there, so nothing can be resumed")
+        if resume or path.exists():
+            self._all["machines"] = read(earlier)
         same = [entry for entry in self._all["machines"] if entry["machine"] == machine]
         self.entry: dict[str, Any] = same[0] if same else {"machine": machine}
         for section in KEYS:
@@ -119,12 +117,10 @@ class Results:
         self.write()
         return row
 
-    def due(self, section: str, keys: Sequence[Key], fits: Callable[[dict[str, Any]], bool]) -> list[Key]:
-        """What is to be measured of `keys`: those without a row that `fits`, then the one measured longest ago."""
-        rows = {key: self.find(section, key) for key in keys}
-        kept = {key: row for key, row in rows.items() if row is not None and fits(row)}
-        again = [min(kept, key=lambda key: kept[key]["date"])] if kept else []
-        return [key for key in keys if key not in kept] + again
+    def update(self, values: dict[str, Any]) -> None:
+        """Sets values of the entry, and writes the file."""
+        self.entry |= _finite(values)
+        self.write()
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,11 +138,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, Any]]:
+    """The entries of a result file. Raises ValueError, naming it, if it is none, or is not there."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["machines"]
-    except (ValueError, KeyError, TypeError):
+        entries = json.loads(path.read_text(encoding="utf-8"))["machines"]
+        for entry in entries:
+            assert isinstance(entry["machine"], dict)
+            assert all(row["source"] for section in KEYS for row in entry.get(section, []))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there, so nothing can be resumed") from None
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
         raise ValueError(f"{path} is not a result file of this suite; move it away") from None
+    return entries
 
 
 def _key(section: str, row: dict[str, Any]) -> Key:

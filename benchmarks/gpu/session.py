@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 from .processes import Ended, Process, Processes
 from .results import Key, Results
+from .tree import CACHES
 
 POINT_SECONDS = 75.0  # for one measurement, after which it has failed
 LEAST_SECONDS = 12.0  # with less left, nothing is started
@@ -45,6 +47,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self._step_end = self.end
+        for row in self.results.entry["steps"]:
+            row["earlier"] = True
 
     @property
     def seconds_left(self) -> float:
@@ -68,6 +72,7 @@ class Session:
             row = {"outcome": "failed", "failed": f"{type(error).__name__}: {error}"[:300]}
             self.failures.append(f"step {name}: {row['failed']}")
         finally:
+            self.processes.end(but=[job.process for job in self.background])  # what an error left running
             row["seconds"] = time.monotonic() - start
             row["failures"] = len(self.failures) - failures
             self._note(name, row)
@@ -88,18 +93,21 @@ class Session:
         return Job(self.processes, self.folder, task, arguments, nice)
 
     def work(self, task: str, seconds: float = POINT_SECONDS, **arguments: Any) -> dict[str, Any]:
-        """The result of a task of worker.py; with "failed", why, if it did not end well within so many seconds, and
-        "cut" if the time of the step was over first."""
+        """The result of a task of worker.py; with "failed", why, if it did not end well, "stopped" if it took longer
+        than so many seconds, and "cut" if the time of the step was over first."""
         limit = min(seconds, self.seconds_left)
         job = self.start(task, **arguments)
         row = job.wait(limit)
-        return row | {"cut": True} if job.ended.code is None and limit < seconds else row
+        return row | {"cut" if limit < seconds else "stopped": True} if job.ended.code is None else row
 
-    def together(self, task: str, arguments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The results of a task for each of these arguments, several at a time, as far as there is time."""
+    def together(
+        self, task: str, arguments: Iterable[dict[str, Any]], most: int, seconds: float = math.inf
+    ) -> list[dict[str, Any]]:
+        """The results of a task for each of these arguments, so many at a time, as far as they end in time."""
         waiting, running, results = list(arguments), [], []
-        while (waiting or running) and self.seconds_left > 0:
-            while waiting and len(running) < self.at_a_time:
+        until = time.monotonic() + min(seconds, self.seconds_left)
+        while (waiting or running) and time.monotonic() < until:
+            while waiting and len(running) < most:
                 running.append(self.start(task, **waiting.pop(0)))
             ended = [job for job in running if not job.process.running]
             running = [job for job in running if job not in ended]
@@ -110,8 +118,11 @@ class Session:
     @property
     def at_a_time(self) -> int:
         """How many processes may use the GPU and the CPU at a time."""
-        memory = self.results.entry["machine"]["memory_gib"] // GIB_A_PROCESS
-        return max(1, min(os.cpu_count() or 1, memory, MOST_PROCESSES))
+        return min(self.fitting(GIB_A_PROCESS), MOST_PROCESSES)
+
+    def fitting(self, gib: int) -> int:
+        """How many of such a size the cores and the GPU's memory hold."""
+        return max(1, min(os.cpu_count() or 1, self.results.entry["machine"]["memory_gib"] // gib))
 
     def put(self, section: str, key: Key, row: dict[str, Any], may_fail: bool = False) -> None:
         """Stores a row, prints it and, unless it may fail or was cut, notes its failure."""
@@ -123,18 +134,23 @@ class Session:
             self.failures.append(f"{name}: {row['failed']}")
         self.say(f"{name}: {row.get('failed') or brief(row)}")
 
-    def kept(self, row: dict[str, Any] | None) -> bool:
-        """Whether a stored row still holds. A peer's does whatever our source is, and if the peer fails."""
-        if row is None or "ours_failed" in row or row.get("cut"):
+    def kept(self, row: dict[str, Any]) -> bool:
+        """Whether a stored row still holds. A peer's does whatever our source is, and if the peer fails by itself."""
+        if "ours_failed" in row or row.get("cut"):
             return False
         if "ceilings" in row and "ceilings" in self.results.entry:
             return False  # its floors were assumed, better ones are known now
         if row.get("implementation") in PEERS:
-            return True
+            return "stopped" not in row
         return "failed" not in row and row["source"] == self.results.stamp["source"]
 
+    def kept_row(self, section: str, key: Key, **same: Any) -> dict[str, Any] | None:
+        """The stored row if it still holds and has these values."""
+        row = self.results.find(section, key)
+        return row if row and self.kept(row) and same.items() <= row.items() else None
+
     def missing(self, section: str, keys: Sequence[Key]) -> list[Key]:
-        return [key for key in keys if not self.kept(self.results.find(section, key))]
+        return [key for key in keys if not self.kept_row(section, key)]
 
     def quiet(self) -> None:
         """Returns when nothing of ours runs in the background: what is timed is alone."""
@@ -142,6 +158,8 @@ class Session:
         while self.background:
             job = self.background.pop()
             row = job.wait(until - time.monotonic())
+            for choice in (CACHES / "inductor").rglob("*.best_config"):  # torch.compile's, timed beside other work
+                choice.unlink()
             self.say(f"{job.name}: {row.get('failed', 'compiled')} after {job.process.seconds:.0f} s in the background")
 
 

@@ -19,6 +19,8 @@ def points_table(entry: dict[str, Any]) -> list[str]:
     names = ("eager", "compile", "autotune")
     head = "".join(f"{name:>9}" for name in (*names, "ours")) + "".join(f"{f'x {name}':>11}" for name in names)
     head += f"{'images/s':>9}{'of floor':>9}{'of fused':>9}{'error':>8}"
+    if not rows:
+        return []
     lines = [f"{'milliseconds':<15}{head}" + "".join(f"{precision:>8}" for precision in QUANTIZED.values())]
     for variant, batch in sorted({key[1:] for key in rows}):
         own = rows.get(("ours", variant, batch))
@@ -70,15 +72,16 @@ def steps_table(entry: dict[str, Any]) -> list[str]:
         f"{row['name']:<10}{row.get('seconds', 0):>6.0f} s  {row['outcome']}"
         + (f"  FAILED: {row['failed']}" if "failed" in row else "")
         for row in entry["steps"]
+        if "earlier" not in row
     ]
 
 
-def checks_table(entry: dict[str, Any], most: int | None = None) -> list[str]:
-    """How many operations are within their bounds, the one nearest to it, and those that are not."""
-    rows = entry["checks"]
+def checks_table(entry: dict[str, Any], source: str, most: int | None = None) -> list[str]:
+    """How many operations are within their bounds, the one nearest to it, and those that are not; of this source."""
+    rows = [row for row in entry["checks"] if row["source"] == source]
     if not rows:
         return []
-    judged = [row for row in rows if row.get("error") is not None]
+    judged = [row for row in rows if row.get("error") is not None and row.get("bound") is not None]
     failed = [row for row in rows if "failed" in row]
     lines = [f"checks: {len(rows) - len(failed)} of {len(rows)} operations are within their bounds"]
     if judged:
@@ -99,12 +102,12 @@ def files_table(entry: dict[str, Any], most: int | None = None) -> list[str]:
 
 
 def counters_table(entry: dict[str, Any]) -> list[str]:
-    """What ncu says first of each kernel that was profiled."""
+    """What ncu says first of each kernel that was profiled, the last first."""
     words = ("Duration", "Compute (SM) Throughput", "DRAM Throughput", "L2 Cache Throughput", "Registers Per Thread")
     words += ("Achieved Occupancy", "Issued Warp Per Scheduler")
     return [
         f"{row['problem'][:40]}: " + ", ".join(f"{w} {row['metrics'][w]}" for w in words if w in row["metrics"])
-        for row in entry["counters"]
+        for row in sorted(entry["counters"], key=lambda row: row["date"], reverse=True)
     ]
 
 
@@ -139,14 +142,14 @@ def products_table(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def everything(entry: dict[str, Any]) -> str:
+def everything(entry: dict[str, Any], source: str) -> str:
     """All tables, whole."""
     tables = {(row["variant"], row["precision"], row["batch"]): row for row in entry["kernels"]}
     return _joined(
         [
             [machine_line(entry)],
             steps_table(entry),
-            checks_table(entry),
+            checks_table(entry, source),
             files_table(entry),
             [ceilings_line(entry)],
             products_table(entry),
@@ -162,7 +165,7 @@ WIDEST = 140  # characters of a line of the summary
 TABLES_SHOWN = (("small-p16", "fp16", 128), ("small-p16", "fp16", 1), ("base-p16", "fp16", 128))
 
 
-def summary(entry: dict[str, Any], failures: Sequence[str], left: Sequence[str]) -> str:
+def summary(entry: dict[str, Any], source: str, failures: Sequence[str], left: Sequence[str]) -> str:
     """All that is known within SUMMARY_LINES and SUMMARY_CHARACTERS: of long tables their first rows; the tables of
     kernels get what the others leave."""
     tables = {(row["variant"], row["precision"], row["batch"]): row for row in entry["kernels"]}
@@ -170,7 +173,7 @@ def summary(entry: dict[str, Any], failures: Sequence[str], left: Sequence[str])
     before = [
         [machine_line(entry), ceilings_line(entry)],
         steps_table(entry),
-        checks_table(entry, most=4),
+        checks_table(entry, source, most=4),
         files_table(entry, most=6),
         products_table(entry),
         points_table(entry),

@@ -22,7 +22,7 @@ def installed() -> Iterator[tuple[dict[str, str], Path]]:
     """The environment of processes that import the checkout as it would be installed (see setup.py), from a temporary
     folder, and `benchmarks` from the checkout; and where the package is. Downloads and engines are kept in that folder
     too, compiled kernels in CACHES."""
-    with tempfile.TemporaryDirectory(prefix="conformer-fast-") as folder:
+    with tempfile.TemporaryDirectory(prefix="conformer-fast-", ignore_cleanup_errors=True) as folder:
         site = Path(folder, "site")
         copy_to(site)
         environment = os.environ | {

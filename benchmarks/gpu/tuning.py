@@ -6,11 +6,13 @@ import shutil
 from typing import Any
 
 from .session import Session
-from .tree import FOLDERS, ROOT, copy_to, fingerprint
+from .tree import FOLDERS, ROOT, commit, copy_to, fingerprint
 
 TABLES = ROOT / "kernels" / "tuned"  # ships with the package
 MOST = 24  # problems, those that lose most
-SECONDS_A_PROBLEM = 10.0  # one process measures all of them
+GIB_A_PROCESS = 4  # that compiles candidates
+COMPILING = 0.4  # of the time, at most
+AGAIN_SECONDS = 75.0  # to measure ours again
 FASTER = 0.95  # of our time: then PyTorch's makes a problem worth measuring wherever it stands
 
 
@@ -19,22 +21,24 @@ def tune(session: Session) -> str:
     session.quiet()
     places = losing(session.results.entry["kernels"])
     if not places:
-        return "there is no table of kernels: run headline or ours first, or resume a run that did"
-    shards = session.at_a_time
-    session.together("candidates", [{"places": places, "shard": index, "shards": shards} for index in range(shards)])
-    found = session.work("tune", SECONDS_A_PROBLEM * len(places), places=places, tables=str(TABLES))
+        return "there is no table of kernels to tune by: headline or ours makes one"
+    shards = session.fitting(GIB_A_PROCESS)  # all cores
+    arguments = [{"places": places, "shard": index, "shards": shards} for index in range(shards)]
+    session.together("candidates", arguments, shards, COMPILING * session.seconds_left)
+    seconds = session.seconds_left - min(AGAIN_SECONDS, session.seconds_left / 2)
+    found = session.work("tune", seconds, places=places, tables=str(TABLES))
     problems = found.get("problems", [])
-    if "failed" in found and not found.get("cut"):
-        session.failures.append(f"tune: {found['failed']}")
     if not problems:
-        return found.get("failed", "nothing was measured")
+        session.failures.append(f"tune: {found.get('failed', 'nothing was measured')}")
+        return session.failures[-1]
     shutil.copy(found["file"], session.results.path.parent)
     copy_to(session.site)
-    session.results.stamp["source"] = fingerprint(*FOLDERS)  # what runs has changed
+    session.results.stamp |= {"commit": commit(), "source": fingerprint(*FOLDERS)}  # what runs has changed
     changed = [one for one in problems if one["choice"] != one["rule"]]
     for one in changed:
         session.say(f"{one['problem']}: {one['choice']}, {one['gain'] or float('nan'):.2f}x the rule's {one['rule']}")
-    return f"{len(problems)} of {len(places)} problems, {len(changed)} with another choice than the rule's"
+    why = f", then {found['failed']}" if "failed" in found else ""
+    return f"{len(problems)} of {len(places)} problems, {len(changed)} with another choice than the rule's{why}"
 
 
 def losing(tables: list[dict[str, Any]]) -> list[list[Any]]:
