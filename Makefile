@@ -58,7 +58,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	touch $@
 
 # The oldest Triton that pyproject.toml allows, beside the pinned one. Its interpreter takes no newer NumPy.
-$(OLDEST_TRITON)/.installed: Makefile | $(INSTALLED)
+$(OLDEST_TRITON)/.installed: | $(INSTALLED)
 	rm -rf $(OLDEST_TRITON)
 	$(PIP) install -q --no-deps --target $(OLDEST_TRITON) triton==3.6.0 numpy==2.3.5
 	touch $@

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .gpu import roofline
+from .gpu import roofline, steps
 from .gpu.session import PEERS
 from .gpu.steps import BATCHES, VARIANTS
 from .gpu.tables import ceilings_line, machine_line, number, older
@@ -39,14 +39,7 @@ COLUMNS = {
     "conformer_fast fp32": "**ours fp32**",
     "conformer_fast bf16": "**ours bf16**",
 }
-ASSUMED = roofline.Ceilings(  # of an H200: some 90 % of its memory's data sheet, 80 % of its products'
-    bytes_per_second=4.2e12,
-    l2_bytes=30e6,
-    l2_bytes_per_second=5.5e12,
-    flops_per_second={"fp16": 790e12, "int8": 1550e12, "fp8": 1550e12},
-    gap=2e-6,
-    dependent_gap=1e-6,
-)
+ASSUMED = roofline.Ceilings(**steps.ASSUMED)
 LEAST_SHARE = 0.02  # of all four floors together
 Points = dict[tuple[str, int], dict[str, dict[str, Any]]]
 

@@ -83,6 +83,15 @@ class FakeCUDA:
         self.log.append(("wait on the host", None))
         self.finished |= self.runs if after is None else after
 
+    @contextmanager
+    def on(self, stream: FakeStream) -> Iterator[None]:
+        """As torch.cuda.stream."""
+        before, self.current.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.current.stream = before
+
     def streams(self, what: str) -> list[Any]:
         return [stream for kind, stream in self.log if kind == what]
 
@@ -223,14 +232,6 @@ def fake_cuda() -> Iterator[FakeCUDA]:
     pools = itertools.count(1)
 
     @contextmanager
-    def on_stream(stream: FakeStream) -> Iterator[None]:
-        before, cuda.current.stream = cuda.stream, stream
-        try:
-            yield
-        finally:
-            cuda.current.stream = before
-
-    @contextmanager
     def on_device(device: torch.device) -> Iterator[None]:
         yield
 
@@ -241,7 +242,7 @@ def fake_cuda() -> Iterator[FakeCUDA]:
         "graph_pool_handle": lambda: (0, next(pools)),
         "current_stream": lambda: cuda.stream,
         "is_current_stream_capturing": lambda: cuda.stream.recording is not None,
-        "stream": on_stream,
+        "stream": cuda.on,
         "device": on_device,
         "synchronize": cuda.wait_on_the_host,
         "empty_cache": lambda: None,

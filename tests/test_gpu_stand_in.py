@@ -53,6 +53,7 @@ def pytest_on_stand_in(*files, **environment):
 def test_every_test_file_runs_up_to_the_launch():
     """But for the executor's quick tests, which the suite runs below."""
     files = [file for file in sorted((ROOT / "tests").glob("test_*.py")) if on_gpu(file.read_text(encoding="utf-8"))]
+    files.append(ROOT / "tests" / "test_runtime_gpu.py")  # TensorRT's, which is not part of the suite
     code, output = pytest_on_stand_in(*files, "-m", "not gpu or slow")
     assert code == 0, output[-6000:]
     assert int(re.search(r"(\d+) passed", output)[1]) > 1000

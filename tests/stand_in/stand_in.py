@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import math
@@ -32,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+CUDA: Any = None
 ERROR = float(os.environ.get("STAND_IN_ERROR", "0"))
 MAY_MIX = ("copy_", "_to_copy", "index", "index_put", "index_put_", "set_", "_has_compatible_shallow_copy_type")
 _local = threading.local()
@@ -213,7 +215,8 @@ def _device(value: Any) -> torch.device | None:
 # torch.cuda
 
 
-def _pretend_cuda() -> None:
+def _pretend_cuda() -> Any:
+    """What fake_cuda.py keeps of it."""
     import fake_cuda
     import triton
     from triton.runtime.jit import JITFunction
@@ -253,14 +256,6 @@ def _pretend_cuda() -> None:
         gc.freeze()
 
     @contextmanager
-    def on_stream(stream: Any):
-        before, cuda.current.stream = cuda.stream, stream
-        try:
-            yield
-        finally:
-            cuda.current.stream = before
-
-    @contextmanager
     def on_device(device: Any):
         assert device is None or torch.device("cuda", device if isinstance(device, int) else device.index or 0) == GPU
         yield
@@ -285,7 +280,7 @@ def _pretend_cuda() -> None:
         "graph_pool_handle": lambda: (0, next(pools)),
         "current_stream": lambda device=None: cuda.stream,
         "is_current_stream_capturing": lambda: cuda.stream.recording is not None,
-        "stream": on_stream,
+        "stream": cuda.on,
         "device": on_device,
         "synchronize": lambda device=None: cuda.wait_on_the_host(),
         "empty_cache": lambda: None,
@@ -310,6 +305,7 @@ def _pretend_cuda() -> None:
     utils = type("Utils", (), {"get_device_properties": lambda _, index: shared})()
     triton.runtime.driver.set_active(type("Driver", (), {"utils": utils})())
     _pretend_compile()
+    return cuda
 
 
 class Generator(torch.Generator):
@@ -394,6 +390,37 @@ def _preprocessed(preprocess_gpu: Any) -> None:
     preprocess_gpu.preprocess_on_gpu = preprocess_on_gpu
 
 
+def _pretended_tensorrt(test_runtime_gpu: Any) -> None:
+    """TensorRT is fake_tensorrt.py's, and its engines run the fused model."""
+    import fake_tensorrt
+
+    from conformer_fast.engines import export, flavours, tensorrt
+
+    trt, fused = fake_tensorrt.TensorRT(CUDA), []
+    onnx_from_model = export.onnx_from_model
+
+    def export_and_keep(model: Any, *args: Any, **kwargs: Any) -> Any:
+        fused.append(copy.deepcopy(model).float().cuda())
+        return onnx_from_model(model, *args, **kwargs)
+
+    def build(onnx: bytes, profiles: Any, *_: Any) -> bytes:
+        sides = [zip(profile.batch, profile.height, profile.width, strict=True) for profile in profiles]
+        shapes = [[(batch, 3, height, width) for batch, height, width in side] for side in sides]
+        return fake_tensorrt.plan(shapes, outputs=list(fused[-1].outputs))
+
+    def expected(images: Tensor) -> dict[str, Tensor]:
+        return dict(zip(fused[-1].outputs, fused[-1](images.float().cuda()), strict=True))
+
+    @cache
+    def shapes(images: tuple[int, ...], models: int) -> dict[str, list[int]]:
+        return {name: [*tensor.shape] for name, tensor in expected(torch.zeros(images)).items()}
+
+    fake_tensorrt.expected = expected
+    fake_tensorrt.Context.get_tensor_shape = lambda self, name: shapes(tuple(self.shape), len(fused))[name]
+    export.onnx_from_model, tensorrt.engine_from_onnx = export_and_keep, build
+    test_runtime_gpu.get_flavour = flavours.get_flavour = lambda name="auto": trt.flavour
+
+
 def _set(**values: Any) -> Callable[[Any], None]:
     def change(module: Any) -> None:
         for name, value in values.items():
@@ -419,6 +446,7 @@ SMALLER: dict[str, Callable[[Any], None]] = {
 SMALLER_TESTS = {
     "test_cuda_graph_gpu": _set(MODELS=2, WARM_MODELS=1, SIDE=64),
     "test_kernels_real_sizes": _set(LARGE_BATCH=2, SIDE=64),
+    "test_runtime_gpu": _pretended_tensorrt,
 }
 
 
@@ -459,7 +487,8 @@ def install() -> None:
     os.environ["PYTEST_PLUGINS"] = __name__
     torch.set_num_threads(1)  # for small tensors: others would wait for each other
     sys.meta_path.insert(0, Changing)  # before anything of ours is imported
-    _pretend_cuda()
+    global CUDA
+    CUDA = _pretend_cuda()
     torch.Generator = Generator
     threading.Thread.run = _with_modes(threading.Thread.run)
     Devices().__enter__()
