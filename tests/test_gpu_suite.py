@@ -1,5 +1,5 @@
 """The GPU suite's steps and command line, with pretended measurements: what is kept, what is cut, what fails, what is
-printed. tests/test_gpu_stand_in.py runs the real ones on a pretended GPU."""
+printed. tests/test_gpu_whole_suite.py runs the real ones on a pretended GPU."""
 
 import ast
 import json
