@@ -131,10 +131,11 @@ def test_peers_are_kept_and_one_measured_again(start):
 
 
 def test_a_peer_that_took_too_long_is_tried_again(start):
-    session = start()
-    session.results.put("points", ("eager", "tiny-p16", 1), {"failed": "stopped after 75 s", "stopped": True})
-    steps.peers(session)
-    assert ("point", "eager", "tiny-p16", 1) in session.asked
+    key = ("eager", "tiny-p16", 1)
+    for failure, missing in [({"stopped": True}, [key]), ({}, [])]:
+        session = start()
+        session.results.put("points", key, {"failed": "no figure", **failure})
+        assert session.missing("points", [key]) == missing
 
 
 def test_headline_is_small_at_128_and_1_then_what_is_beside_it(start):
