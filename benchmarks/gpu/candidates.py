@@ -11,6 +11,7 @@ import torch
 
 from conformer_fast import functional as CF
 from conformer_fast import tuning
+from conformer_fast.files import replace_file
 from conformer_fast.kernels import dispatch
 
 from . import roofline
@@ -50,7 +51,7 @@ def measure(places: list[Place], tables: str) -> Iterator[dict[str, Any]]:
                 if isinstance(value, torch.Tensor) and roofline.is_weight(name)
             }
             found.append(tuning.measured(call, timer, weights))
-        tuning.replace_file(file, tuning.with_added(file, gpu, found))
+        replace_file(file, tuning.with_added(file, gpu, found))
         yield {"file": str(file), "problems": [tuned.facts for tuned in found]}
 
 

@@ -159,10 +159,9 @@ def _tables(session: Session, keys: Sequence[Key], again: bool = False) -> None:
 
 
 def _due(session: Session, section: str, keys: Sequence[Key], again: bool) -> list[Key]:
-    missing = session.missing(section, keys)
-    kept = {key: session.results.find(section, key) for key in keys if key not in missing}
-    oldest = [min(kept, key=lambda key: kept[key]["date"])] if kept and again else []  # type: ignore[index]
-    return missing + oldest
+    kept = {key: row for key in keys if (row := session.kept_row(section, key))}
+    oldest = [min(kept, key=lambda key: kept[key]["date"])] if kept and again else []
+    return [key for key in keys if key not in kept] + oldest
 
 
 def _own(session: Session, precisions: Mapping[str, str]) -> str:
