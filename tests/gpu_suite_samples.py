@@ -1,5 +1,7 @@
 """What the tests of the GPU suite share: a machine that is not there, and its ceilings."""
 
+from types import MappingProxyType
+
 MACHINE = {
     "gpu": "NVIDIA Test",
     "capability": "9.0",
@@ -17,4 +19,4 @@ CEILINGS = {
     "dependent_gap": 1e-6,
 }
 PRODUCTS = {"8192x8192x8192": CEILINGS["flops_per_second"]}
-STAMP = {"commit": "abc", "source": "s1"}
+STAMP = MappingProxyType({"commit": "abc", "source": "s1"})  # a test that changed it would change every other one

@@ -75,7 +75,7 @@ class Results:
     """
 
     def __init__(self, path: Path, machine: dict[str, Any], stamp: dict[str, str], resume: Path | None = None) -> None:
-        self.path, self.stamp = path, stamp
+        self.path, self.stamp = path, dict(stamp)
         if resume and path.exists() and not path.samefile(resume):
             raise ValueError(f"{path} is there already: it would be lost by resuming {resume}; give another folder")
         earlier = resume or path
