@@ -6,7 +6,7 @@ csrc/ makes conformer_fast._C. It is optional: without pybind11 or a C++17 compi
 import sys
 from glob import glob
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
@@ -14,6 +14,21 @@ try:
     from pybind11.setup_helpers import Pybind11Extension
 except ImportError:
     Pybind11Extension = None
+
+
+FOLDERS = {
+    "conformer_fast": "conformer_fast",
+    "conformer_fast.engines": "engines",
+    "conformer_fast.kernels": "kernels",
+}
+
+
+def packages():
+    return [
+        f"{name}{inner}"
+        for name, folder in FOLDERS.items()
+        for inner in ("", *(f".{p}" for p in find_packages(folder)))
+    ]
 
 
 class OptionalBuild(build_ext):
@@ -46,12 +61,8 @@ def extensions():
 
 
 setup(
-    packages=["conformer_fast", "conformer_fast.engines", "conformer_fast.kernels"],
-    package_dir={
-        "conformer_fast": "conformer_fast",
-        "conformer_fast.engines": "engines",
-        "conformer_fast.kernels": "kernels",
-    },
+    packages=packages(),
+    package_dir=FOLDERS,
     include_package_data=False,
     package_data={
         "conformer_fast": ["data/*", "py.typed", "*.pyi"],

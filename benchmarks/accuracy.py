@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 import conformer_fast as cf
-from conformer_fast.backends import BACKENDS
-from conformer_fast.digits import load_digits_split
-from conformer_fast.verify import relative_error
+from conformer_fast.datasets.digits import load_digits_split
+from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.model.distance import relative_error
 
 
 def main(path: Path) -> None:

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import torch
 
 import conformer_fast as cf
-from conformer_fast.backends import DTYPES
-from conformer_fast.engines.export import onnx_from_model
-from conformer_fast.engines.flavours import Flavour, get_flavour
-from conformer_fast.engines.openvino import describe_cpu
-from conformer_fast.engines.tensorrt import engine_from_onnx
-from conformer_fast.fuse import fuse
-from conformer_fast.profile import Profile
-from conformer_fast.quantization import FORMATS
+from conformer_fast.engines.onnx.export import onnx_from_model
+from conformer_fast.engines.openvino.engine import describe_cpu
+from conformer_fast.engines.tensorrt.flavors import Flavour, get_flavour
+from conformer_fast.engines.tensorrt.plan import engine_from_onnx
+from conformer_fast.inference.lower import fuse
+from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.model.shapes import Profile
 
 
 class Engine(NamedTuple):

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_fast.backends import BACKENDS, BackendError
-from conformer_fast.fuse import SUM, fuse
-from conformer_fast.runners import INTERPRET, Job, interprets_kernels, run
+from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.errors import BackendError
+from conformer_fast.inference.lower import fuse
+from conformer_fast.model.outputs import SUM
+from conformer_fast.verification.implementations import INTERPRET, Job, interprets_kernels, run
 
 from .trained import Trained, trained
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import conformer_fast as cf
-from conformer_fast.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
-from conformer_fast.engines.openvino import describe_cpu, native_precisions
-from conformer_fast.preprocess import preprocess
-from conformer_fast.timing import time_in_turn
-from conformer_fast.verify import relative_error
+from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
+from conformer_fast.engines.openvino.engine import describe_cpu, native_precisions
+from conformer_fast.model.distance import relative_error
+from conformer_fast.preprocessing.cpu import preprocess
+from conformer_fast.verification.timing import time_in_turn
 
 from .peers import nncf_peers
 

@@ -11,10 +11,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from conformer_fast import functional as CF
-from conformer_fast.cuda_graph import tf32_as_asked
-from conformer_fast.kernels._launch import Plan
-from conformer_fast.kernels._tiles import Tile
+from conformer_fast.kernels.launch import Plan
+from conformer_fast.kernels.tiles import Tile
+from conformer_fast.model import functional as CF
+from conformer_fast.model.precision import tf32_as_asked
 
 STORED = (torch.int8, torch.float8_e4m3fn)
 ALLOWANCE = 2.0  # times PyTorch's own error

@@ -34,12 +34,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.recorded import IMAGE, recorded_calls
-from conformer_fast.backends import DTYPES
-from conformer_fast.config import VARIANTS
-from conformer_fast.fuse import LOGITS
-from conformer_fast.kernels import _chips, _launch
+from conformer_fast.kernels import chips as chips_module
+from conformer_fast.kernels import launch as launch_module
 from conformer_fast.kernels.preprocess import Pass, launch_preprocess
-from conformer_fast.quantization import FORMATS
+from conformer_fast.model.config import VARIANTS
+from conformer_fast.model.outputs import LOGITS
+from conformer_fast.model.precision import DTYPES, FORMATS
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
@@ -83,7 +83,7 @@ class Row:
 
     @property
     def faults(self) -> list[str]:
-        limit = _chips.CHIPS[self.chip].shared
+        limit = chips_module.CHIPS[self.chip].shared
         found = []
         exact = self.problem.split()[1:2] == ["fp32"]
         if self.spilled > (SPILLED_EXACT if exact else SPILLED):
@@ -113,7 +113,7 @@ class Binary:
     stages: int
 
 
-def binary_of(launch: _launch.Launch, chip: int) -> Binary:
+def binary_of(launch: launch_module.Launch, chip: int) -> Binary:
     """What Triton would compile for this launch: it specialises on dtypes, on 1 and on multiples of 16."""
     signature, constants, divisible = [], [], []
     for index, parameter in enumerate(launch.kernel.params):
@@ -143,7 +143,7 @@ def compiled(binary: Binary) -> dict[str, Any]:
     attributes = {(index,): [["tt.divisibility", 16]] for index in binary.divisible}
     kernel = getattr(module, binary.kernel)
     source = ASTSource(kernel, dict(binary.signature), dict(binary.constants), attributes)
-    options = {"num_warps": binary.warps, "num_stages": binary.stages, **_launch.OPTIONS}
+    options = {"num_warps": binary.warps, "num_stages": binary.stages, **launch_module.OPTIONS}
     triton.knobs.compilation.always_compile = True  # the log is the assembler's, which does not run for a cached binary
     triton.knobs.nvidia.dump_ptxas_log = True
     with redirect_stdout(io.StringIO()) as log:
@@ -173,7 +173,7 @@ def launches(
     precisions: Sequence[str],
     batches: Sequence[int],
     sizes: Sequence[int],
-) -> Iterator[tuple[int, str, int, int, str, _launch.Launch]]:
+) -> Iterator[tuple[int, str, int, int, str, launch_module.Launch]]:
     """(chip, variant, batch, size, problem, launch) of every kernel of these variants, and of preprocessing. Around
     products in 8 bits it is fp16. Batches are of images of 224x224; of any other size there is one image."""
     points = [(batch, size) for size in sizes for batch in (batches if size == IMAGE else (1,))]
@@ -181,9 +181,12 @@ def launches(
         config, stored = VARIANTS[variant], precision if precision in FORMATS else None
         dtype = torch.float32 if precision == "tf32" else DTYPES.get(precision, torch.float16)
         pooled = [f"{block}.pooled" for block in config.feature_blocks]  # as mmpretrain's backbone returns them
-        with _chips.assuming(_chips.CHIPS[chip]), products_of_fp32("tf32" if precision == "tf32" else "ieee"):
+        with (
+            chips_module.assuming(chips_module.CHIPS[chip]),
+            products_of_fp32("tf32" if precision == "tf32" else "ieee"),
+        ):
             for call in recorded_calls(config, batch, dtype, (*LOGITS, *pooled), stored, size):
-                with _launch.recording() as made:
+                with launch_module.recording() as made:
                     call.run(call.choice)
                 for launch in made:
                     yield chip, variant, batch, size, call.plan.problem, launch
@@ -202,16 +205,16 @@ def products_of_fp32(precision: str) -> Iterator[None]:
         matmul.fp32_precision = kept
 
 
-def preprocessing() -> Iterator[tuple[str, _launch.Launch]]:
+def preprocessing() -> Iterator[tuple[str, launch_module.Launch]]:
     """(problem, launch) of the kernel that preprocesses images: what each pass may write."""
     with torch.device("meta"):
         pixels, tables = torch.empty(1, dtype=torch.uint8), torch.empty(1, dtype=torch.int32)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             one = Pass(0, 4, 4, 1, 1, 0, 1, 0, False)
-            with _launch.recording() as made:
+            with launch_module.recording() as made:
                 launch_preprocess(pixels, [one], [one], tables, torch.empty((3, 256), dtype=dtype), 22)
             yield "preprocess levels", made[0]
-            yield f"preprocess {_launch.DTYPES[dtype]}", made[1]
+            yield f"preprocess {launch_module.DTYPES[dtype]}", made[1]
 
 
 def report(
@@ -240,7 +243,9 @@ def report(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("kernels_report", description=__doc__.partition("\n")[0])
-    parser.add_argument("--chips", nargs="+", type=int, default=list(_chips.CHIPS), choices=list(_chips.CHIPS))
+    parser.add_argument(
+        "--chips", nargs="+", type=int, default=list(chips_module.CHIPS), choices=list(chips_module.CHIPS)
+    )
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128], help="of images of 224x224")
     parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="of images; one each beside 224")
@@ -253,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dumps([{**asdict(row), "faults": row.faults} for row in rows], indent=1) + "\n"
         )
     for chip in options.chips:
-        name, shared = _chips.CHIPS[chip].name, _chips.CHIPS[chip].shared
+        name, shared = chips_module.CHIPS[chip].name, chips_module.CHIPS[chip].shared
         print(f"\n{name} (sm_{chip}), {shared} bytes of shared memory a block; Triton {triton.__version__}")
         print(f"{'problem':<64}{'tile':<24}{'registers':>9}{'spilled':>8}{'shared':>8}  matrix")
         for row in sorted(

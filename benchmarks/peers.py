@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
-from conformer_fast.engines.openvino import core, images_at_once
+from conformer_fast.engines.openvino.engine import core, images_at_once
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}

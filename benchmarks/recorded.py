@@ -6,12 +6,14 @@ from functools import cache
 
 import torch
 
-from conformer_fast import ops
-from conformer_fast.config import ConformerConfig
-from conformer_fast.fuse import LOGITS, InferenceConformer, fuse
-from conformer_fast.kernels import _launch, dispatch
-from conformer_fast.model import Conformer
-from conformer_fast.quantization import Quantization, addend_of, usually_stored
+from conformer_fast.inference import ops
+from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.inference.quantization import Quantization, addend_of, usually_stored
+from conformer_fast.kernels import dispatch, launch
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.outputs import LOGITS
+from conformer_fast.model.reference import Conformer
 
 IMAGE = 224
 
@@ -38,7 +40,7 @@ def recorded_calls(
     """
     size = size or IMAGE
     images = torch.empty(batch, config.in_channels, size, size, dtype=dtype, device="meta")
-    with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, _launch.recording():
+    with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, launch.recording():
         _model(config, dtype, outputs, stored)(images)
     return made
 

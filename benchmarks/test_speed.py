@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import conformer_fast as cf
-from conformer_fast.verify import relative_error
+from conformer_fast.model.distance import relative_error
 
 from .peers import PEERS, rival_of
 

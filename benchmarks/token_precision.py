@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 import conformer_fast as cf
-from conformer_fast.fuse import fuse
-from conformer_fast.verify import relative_error
+from conformer_fast.inference.lower import fuse
+from conformer_fast.model.distance import relative_error
 
 RECIPE = Path(__file__).parent.parent / "tests" / "data" / "recipe.py"
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}

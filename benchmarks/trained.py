@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
-from conformer_fast import digit_pairs
-from conformer_fast.calibration import images_in
-from conformer_fast.datasets import open_dataset
-from conformer_fast.digits import digit_image, load_pixels, split_indices
-from conformer_fast.preprocess import load_batch
-from conformer_fast.quantization import FORMATS
+from conformer_fast.datasets import digit_pairs
+from conformer_fast.datasets.batches import images_in
+from conformer_fast.datasets.dataset import open_dataset
+from conformer_fast.datasets.digits import digit_image, load_pixels, split_indices
+from conformer_fast.model.precision import FORMATS
+from conformer_fast.preprocessing.cpu import load_batch
 
 DIGIT_PAIRS = Path(__file__).parent.parent / "tests" / "data" / "digit_pairs.safetensors"
 SIZE = 64  # of both models' inputs

@@ -8,24 +8,26 @@ fast.verify(images)  # how much the two differ
 fast.save("folder")  # and later, or elsewhere: fast = cf.load("folder")
 """
 
-__version__ = "0.1.0"
-
-from .backends import BackendError
-from .builder import build
-from .bundle import load
-from .calibration import calibrate
-from .compiler import CompiledConformer, compile
-from .config import VARIANTS, ConformerConfig
-from .dialects import CheckpointError
-from .download import DownloadError
-from .engines.flavours import EngineError
-from .evaluation import evaluate
-from .manifest import BundleError, EngineMismatchError
-from .model import Conformer, ConformerFeatures, ConformerOutput, create_model
-from .profile import Profile
-from .quantization import Quantization
-from .quantization_file import load_quantization, save_quantization
-from .weights import convert, load_weights, read_state_dict, save_weights
+from .calibration.calibrate import calibrate
+from .checkpoints.create import create_model
+from .checkpoints.weights import convert, load_weights, read_state_dict, save_weights
+from .deploy.build import build
+from .deploy.compile import CompiledConformer, compile
+from .deploy.load import load
+from .errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    DownloadError,
+    EngineError,
+    EngineMismatchError,
+)
+from .evaluation.evaluate import evaluate
+from .inference.quantization import Quantization, load_quantization, save_quantization
+from .model.config import VARIANTS, ConformerConfig
+from .model.reference import Conformer, ConformerFeatures, ConformerOutput
+from .model.shapes import Profile
+from .version import __version__
 
 __all__ = [
     "VARIANTS",
@@ -42,6 +44,7 @@ __all__ = [
     "EngineMismatchError",
     "Profile",
     "Quantization",
+    "__version__",
     "build",
     "calibrate",
     "compile",

@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from conformer_fast.files import replace_file
-from conformer_fast.paths import cache_root
+from conformer_fast.storage.atomic import replace_file
+from conformer_fast.storage.paths import cache_root
 
 LIMIT_BYTES = 4 << 30  # of all entries together; the least recently used go first
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 import conformer_fast as cf
-from conformer_fast import cli
-from conformer_fast.backends import BACKENDS
-from conformer_fast.digits import load_digits_split
-from conformer_fast.labels import labels_for
-from conformer_fast.preprocess import load_batch
-from conformer_fast.verify import relative_error
+from conformer_fast.cli import main as main_module
+from conformer_fast.datasets.digits import load_digits_split
+from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.model.class_names import labels_for
+from conformer_fast.model.distance import relative_error
+from conformer_fast.preprocessing.cpu import load_batch
 
 PHOTO_MODEL = "small-p16"
 
@@ -29,7 +29,7 @@ def main() -> None:
     os.environ["CONFORMER_FAST_OFFLINE"] = "1"
     torch.manual_seed(0)
     title("This machine")
-    cli.main(["info"])
+    main_module.main(["info"])
     title("Accuracy: handwritten digits, the fifth that training never saw")
     digits = show_accuracy()
     title(f"Predictions: photographs through {PHOTO_MODEL}")
@@ -38,7 +38,7 @@ def main() -> None:
     fast = cf.compile(digits)
     fast.verify(load_digits_split().test_images[:32].to(fast.device))
     title("Speed: reference (eager fp32) against compiled")
-    cli.main(["bench", "--rounds", "3"])
+    main_module.main(["bench", "--rounds", "3"])
     print(f"\n{time.perf_counter() - start:.0f} seconds in all")
 
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 from train_digits import MAX_GRAD_NORM, WEIGHT_DECAY, evaluate, learning_rate_factor
 
-from conformer_fast.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
-from conformer_fast.model import Conformer, create_model
-from conformer_fast.preprocess import MEAN, STD, preprocess
+from conformer_fast.checkpoints.create import create_model
+from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
+from conformer_fast.model.reference import Conformer
+from conformer_fast.preprocessing.cpu import MEAN, STD, preprocess
 
 BATCH = 96
 PEAK_LEARNING_RATE = 1e-3

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from conformer_fast.digits import load_digits_split
-from conformer_fast.model import Conformer, create_model
+from conformer_fast.checkpoints.create import create_model
+from conformer_fast.datasets.digits import load_digits_split
+from conformer_fast.model.reference import Conformer
 
 BATCH = 64
 PEAK_LEARNING_RATE = 1e-3

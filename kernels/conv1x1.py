@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._launch import Plan, Scales
-from ._tiles import ceil_div
+from .launch import Plan, Scales
 from .linear import Rows, plan_product
+from .tiles import ceil_div
 
 
 def plan_conv1x1(

@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _tiles
-from ._chips import chip_of
-from ._launch import Plan, Scales, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
+from . import tiles as tiles_module
 from ._math import add_product, inverse_of, relu, scaled, stored, zero_sums
-from ._tiles import Tile, ceil_div
+from .chips import chip_of
+from .launch import Plan, Scales, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
+from .tiles import Tile, ceil_div
 
 
 @triton.jit(do_not_specialize=["M", "H", "W", "height", "width"])  # one binary for all batches and image sizes
@@ -151,7 +151,7 @@ def _plan(
     height, width = ceil_div(H, stride), ceil_div(W, stride)
     M = B * height * width
     computed = token_map is not None or scales.weight is not None  # on the way into the product
-    tiles = _tiles.for_matmul(
+    tiles = tiles_module.for_matmul(
         M,
         N,
         9 * K,

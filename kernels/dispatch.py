@@ -15,19 +15,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ._chips import chip_of
-from ._launch import Plan
-from ._tiles import Tile
 from .attention import plan_attention
+from .chips import chip_of
 from .conv1x1 import plan_conv1x1
 from .conv3x3 import plan_conv3x3, plan_conv3x3_pool
 from .fcu_down import plan_fcu_down
 from .fcu_up import plan_fcu_up
 from .heads import plan_heads
+from .launch import Plan
 from .linear import plan_linear
 from .patch_embed import plan_patch_embed
 from .pool import plan_pool
 from .stem import plan_stem
+from .tiles import Tile
 
 PLANS: dict[str, Callable[..., Plan]] = {
     "attention": plan_attention,

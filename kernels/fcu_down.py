@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._chips import Chip, chip_of
-from ._launch import Plan, Scales, dot_precision, launch, product_type, unsupported_dtype
 from ._math import add_product, gelu, inverse_of, scaled, stored, zero_sums
-from ._tiles import Tile, ceil_div, power_of_two
+from .chips import Chip, chip_of
+from .launch import Plan, Scales, dot_precision, launch, product_type, unsupported_dtype
+from .tiles import Tile, ceil_div, power_of_two
 
 
 @triton.jit(do_not_specialize=["M", "T", "width"])  # one binary for all batches and image sizes

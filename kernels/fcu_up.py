@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._launch import Plan, Scales
+from .launch import Plan, Scales
 from .linear import Rows, plan_product
 
 

@@ -18,9 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _tiles
-from ._chips import chip_of
-from ._launch import Plan, Scales, dot_precision, launch, must_wait, product_type, unsupported_dtype
+from . import tiles as tiles_module
 from ._math import (
     add_product,
     gelu,
@@ -33,7 +31,9 @@ from ._math import (
     through_8_bits,
     zero_sums,
 )
-from ._tiles import Tile, ceil_div
+from .chips import chip_of
+from .launch import Plan, Scales, dot_precision, launch, must_wait, product_type, unsupported_dtype
+from .tiles import Tile, ceil_div
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_image", "width"])  # one binary for all batches and image sizes
@@ -169,7 +169,7 @@ def plan_product(
 ) -> Plan:
     """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`."""
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
-    tiles = _tiles.for_matmul(
+    tiles = tiles_module.for_matmul(
         M,
         N,
         K,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._launch import Plan, Scales, prepared
-from ._tiles import Tile
+from .launch import Plan, Scales, prepared
 from .linear import Rows, plan_product
+from .tiles import Tile
 
 
 def plan_patch_embed(

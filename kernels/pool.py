@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._chips import Chip, chip_of
-from ._launch import Plan, launch, product_type, unsupported_dtype
 from ._math import normalise, row_statistics
-from ._tiles import Tile, ceil_div, power_of_two
+from .chips import Chip, chip_of
+from .launch import Plan, launch, product_type, unsupported_dtype
+from .tiles import Tile, ceil_div, power_of_two
 
 
 @triton.jit

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
-from ._tiles import Tile, ceil_div
+from .launch import launch
+from .tiles import Tile, ceil_div
 
 TILE = Tile(512, 1, 1, 4, 1)  # elements of a program
 

@@ -28,10 +28,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._chips import Chip, chip_of
-from ._launch import Plan, Scales, dot_precision, launch, prepared, product_type, unsupported_dtype
 from ._math import inverse_of, maximum, relu, scaled, stored, zero_sums
-from ._tiles import Tile, ceil_div, power_of_two
+from .chips import Chip, chip_of
+from .launch import Plan, Scales, dot_precision, launch, prepared, product_type, unsupported_dtype
+from .tiles import Tile, ceil_div, power_of_two
 
 SQUARE = 16  # elements of a square: 2 lines, 2 columns, 4 channels
 TAPS = 4 * SQUARE  # elements of a window's line of squares

@@ -11,8 +11,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: they run on the CPU, in Triton's interpreter
 
-from conformer_fast.config import ConformerConfig
-from conformer_fast.model import Conformer
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.reference import Conformer
 
 
 def pytest_terminal_summary(terminalreporter):

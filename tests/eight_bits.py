@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from conformer_fast import functional as CF
-from conformer_fast.quantization import Quantization
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model import functional as CF
+
+RANGES = {"input": 3.0, "addend": 3.0}  # of values around 1: the largest are beyond, and held back
+TIES = 2e-3  # relative error that float64 has too: a value near a tie may round the other way after another norm or sum
 
 
 def in_8_bits(operation: str, arguments: list[Any], quantization: Quantization) -> list[Any]:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from conformer_fast import Conformer, ConformerConfig
-from conformer_fast.fuse import InferenceConformer, fuse
-from conformer_fast.verify import relative_error
+from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.model.distance import relative_error
 
 TINY = ConformerConfig(embed_dim=32, num_heads=2, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=7)
 

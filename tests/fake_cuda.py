@@ -22,8 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conformer_fast import cuda_graph
-from conformer_fast.backends import BACKENDS
+from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.triton import graphs as graphs_module
 
 DEVICE = torch.device("cpu")  # where the pretended GPU is
 FREE, TOTAL = 1_000_000, 80_000_000  # bytes of its memory
@@ -254,7 +254,7 @@ def fake_cuda() -> Iterator[FakeCUDA]:
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)  # torch.cuda.graph calls it
         patch.setitem(BACKENDS, "triton", triton)
-        patch.setattr(cuda_graph, "_devices", {})
+        patch.setattr(graphs_module, "_devices", {})
         yield cuda
-        for device in cuda_graph._devices.values():
+        for device in graphs_module._devices.values():
             device._collect = lambda: None  # for engines that outlive the pretence

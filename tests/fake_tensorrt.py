@@ -19,7 +19,7 @@ import torch
 from fake_cuda import FakeCUDA
 from torch import Tensor
 
-from conformer_fast.engines.flavours import Flavour
+from conformer_fast.engines.tensorrt.flavors import Flavour
 
 OUTPUTS = ["conv_logits", "trans_logits", "sizes"]
 SCRATCH = 4096  # bytes

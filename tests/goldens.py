@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conformer_fast.model import Conformer, create_model
+from conformer_fast.checkpoints.create import create_model
+from conformer_fast.model.reference import Conformer
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}

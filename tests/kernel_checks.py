@@ -15,8 +15,8 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from benchmarks.judge import FLOOR, judge
-from conformer_fast.kernels import _launch, dispatch
-from conformer_fast.kernels._tiles import Tile
+from conformer_fast.kernels import dispatch, launch
+from conformer_fast.kernels.tiles import Tile
 
 
 def _dot_of_bfloat16(create_dot=interpreter.InterpreterBuilder.create_dot):
@@ -63,7 +63,7 @@ def _from_fp8(handle: interpreter.TensorHandle) -> Any:
     return torch.from_numpy(handle.data.copy()).view(torch.float8_e4m3fn).float().numpy()
 
 
-_launch.interpreted = lambda: False  # as it is corrected here, it may run FP8
+launch.interpreted = lambda: False  # as it is corrected here, it may run FP8
 interpreter.InterpreterBuilder.create_fp_to_fp = _rounding_to_fp8()
 interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16()
 interpreter.InterpreterBuilder.cast_impl = _rounding_to_bfloat16()
@@ -135,10 +135,10 @@ def layouts(arguments: list[Any]) -> Iterator[list[Any]]:
         yield [layout(a) if isinstance(a, Tensor) else a for a in arguments]
 
 
-def launches(operation: str, arguments: list[Any]) -> list[_launch.Launch]:
+def launches(operation: str, arguments: list[Any]) -> list[launch.Launch]:
     """What the operation would launch, on tensors without data."""
     meta = [a.to("meta") if isinstance(a, Tensor) else a for a in arguments]
     plan = dispatch.PLANS[operation](*meta)
-    with _launch.recording() as recorded:
+    with launch.recording() as recorded:
         plan.launch(plan.tiles[0])
     return recorded

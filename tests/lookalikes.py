@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from conformer_fast.config import ConformerConfig
-from conformer_fast.model import Conformer, ConvTransBlock, TransformerBlock
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.reference import Conformer, ConvTransBlock, TransformerBlock
 
 recipe_tensor = runpy.run_path(str(Path(__file__).parent / "data" / "recipe.py"))["tensor"]
 

@@ -27,4 +27,5 @@ def on_stand_in(*command, cwd=ROOT, timeout=600, **environment):
 
 
 def pytest_on_stand_in(*files, **environment):
-    return on_stand_in("-m", "pytest", "-c", "tests/gpu.ini", "-p", "no:cacheprovider", *files, **environment)
+    options = ("-c", "tests/gpu.ini", "--rootdir", ".", "-p", "no:cacheprovider")
+    return on_stand_in("-m", "pytest", *options, *files, **environment)

@@ -16,7 +16,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import conformer_fast
-from conformer_fast.digits import digit_image
+from conformer_fast.datasets.digits import digit_image
 
 ROOT = Path(__file__).parents[1]
 DATA = {
@@ -101,7 +101,7 @@ def test_metadata(built):
     assert metadata["Version"] == conformer_fast.__version__
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert "conformer-fast = conformer_fast.cli:main" in entry_points
+    assert "conformer-fast = conformer_fast.cli.main:main" in entry_points
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     packages = {line.partition(">=")[0] for line in required}
     assert packages == {"torch", "numpy", "safetensors", "pillow", "filelock", "platformdirs", "tqdm"}
@@ -111,10 +111,11 @@ def test_installed_wheel_runs(installed, tmp_path):
     code = """
 import sys, torch
 import conformer_fast as cf
-import conformer_fast.labels, conformer_fast.engines.cache
+import conformer_fast.engines.cache
+from conformer_fast.model.class_names import imagenet_labels
 model = cf.create_model("digits", weights="bundled")
 out = cf.compile(model, backend="reference")(torch.zeros(2, 3, 64, 64))
-print(tuple(out.logits.shape), bool(out.logits.isfinite().all()), len(conformer_fast.labels.imagenet_labels()))
+print(tuple(out.logits.shape), bool(out.logits.isfinite().all()), len(imagenet_labels()))
 print(*sorted(module.__file__ for name, module in sys.modules.items() if name.startswith("conformer_fast")))
 """
     printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
@@ -128,7 +129,7 @@ IMAGE = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]  # it would find _C
 from PIL import Image
-from conformer_fast.preprocess import image_path, preprocess
+from conformer_fast.preprocessing.cpu import image_path, preprocess
 print(image_path())
 print(preprocess(Image.linear_gradient("L").rotate(30), 64).numpy().tobytes().hex())
 """
@@ -182,5 +183,5 @@ def test_a_prediction_from_an_empty_environment(built, tmp_path):
 
 def test_editable_installation_follows_the_checkout(tmp_path):
     """This suite's own environment is one: the mapped folder engines/ is imported from the checkout."""
-    code = "import conformer_fast.engines.export as module; print(module.__file__)"
+    code = "import conformer_fast.engines.onnx.export as module; print(module.__file__)"
     assert Path(run(sys.executable, "-c", code, cwd=tmp_path).strip()) == ROOT / "engines" / "export.py"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from conformer_fast import functional as CF
-from conformer_fast import tuning
-from conformer_fast.files import replace_file
+from conformer_fast.engines.triton import tuning
 from conformer_fast.kernels import dispatch
+from conformer_fast.model import functional as CF
+from conformer_fast.storage.atomic import replace_file
 
 from . import roofline
 

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.judge import judge
 from conformer_fast.kernels import dispatch
-from conformer_fast.kernels._chips import chip_of
-from conformer_fast.kernels._tiles import Tile
+from conformer_fast.kernels.chips import chip_of
+from conformer_fast.kernels.tiles import Tile
 
 from .roofline import Operation, filled, network
 

@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from conformer_fast.backends import CAPABILITY_FP8
+from conformer_fast.engines.registry import CAPABILITY_FP8
 
 from . import clock
 

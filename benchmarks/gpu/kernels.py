@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from conformer_fast import functional as CF
-from conformer_fast.kernels import _launch, dispatch
+from conformer_fast.kernels import dispatch
+from conformer_fast.kernels import launch as launch_module
+from conformer_fast.model import functional as CF
 
 from . import clock, roofline
 from .roofline import Ceilings, Operation
@@ -57,7 +58,7 @@ def run_once(variant: str, batch: int, precision: str, problems: list[str]) -> d
         arguments = roofline.filled(operation.arguments, DEVICE, 0)
         launches.append(partial(_run, operation.name, arguments))
         launches[-1]()
-        with _launch.recording() as recorded:
+        with launch_module.recording() as recorded:
             launches[-1]()
         kernels += [(problem, launch.kernel.fn.__name__) for launch in recorded]
     torch.cuda.synchronize()

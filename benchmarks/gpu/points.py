@@ -17,8 +17,8 @@ from torch import Tensor
 
 import conformer_fast as cf
 from benchmarks.recorded import IMAGE
-from conformer_fast.fuse import fuse
-from conformer_fast.verify import relative_error
+from conformer_fast.inference.lower import fuse
+from conformer_fast.model.distance import relative_error
 
 from . import clock, roofline
 from .roofline import Ceilings

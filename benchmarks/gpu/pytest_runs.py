@@ -14,8 +14,8 @@ from typing import Any
 from .session import Session
 from .tree import ROOT, fingerprint
 
-EXECUTOR = "test_cuda_graph_gpu.py"
-ALONE = (EXECUTOR, "test_tuning.py")  # they measure free memory, or time: nothing beside them
+EXECUTOR = "engines/triton/test_graphs_gpu.py"
+ALONE = (EXECUTOR, "engines/triton/test_tuning.py")  # they measure free memory, or time: nothing beside them
 TEST_SECONDS = 240  # for one test, after which it hangs
 
 
@@ -27,7 +27,8 @@ def executor(session: Session) -> str:
 def everything(session: Session) -> str:
     """Each file; of the executor's, what `executor` leaves out."""
     session.quiet()
-    names = [file.name for file in sorted((ROOT / "tests").glob("test_*.py")) if on_gpu(file.read_text("utf-8"))]
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = [str(file.relative_to(ROOT / "tests")) for file in files if on_gpu(file.read_text("utf-8"))]
     outcomes = []
     for name in names:
         if session.seconds_left < 20:
@@ -53,7 +54,18 @@ def _file(session: Session, name: str, arguments: Sequence[str], processes: int)
         return f"{kept['outcome']} (kept)"
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder, "events")
-        command = [sys.executable, "-m", "pytest", "-c", "tests/gpu.ini", "-p", "no:cacheprovider", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            "tests/gpu.ini",
+            "--rootdir",
+            ".",
+            "-p",
+            "no:cacheprovider",
+            *arguments,
+        ]
         command += ["-p", f"{__package__}.outcomes"]
         if find_spec("xdist"):  # which goes on with the next test when one ends its process
             command += ["-n", str(processes)]
@@ -84,6 +96,6 @@ def row_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
         running.pop(event["test"], None)
         counts[event["outcome"]] += 1
         if event["outcome"] == "failed":
-            failures.append({"test": event["test"].rpartition("/")[2], "why": event["why"]})
+            failures.append({"test": event["test"].removeprefix("tests/"), "why": event["why"]})
     outcome = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no test ended"
     return {"outcome": outcome, "passed": counts["passed"], "failures": failures, "running": list(running)}

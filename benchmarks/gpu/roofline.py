@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.recorded import IMAGE, recorded_calls
-from conformer_fast import functional as CF
-from conformer_fast.backends import DTYPES
-from conformer_fast.config import ConformerConfig, get_config
 from conformer_fast.kernels import dispatch
-from conformer_fast.kernels._launch import STORED
+from conformer_fast.kernels.launch import STORED
+from conformer_fast.model import functional as CF
+from conformer_fast.model.config import ConformerConfig, get_config
+from conformer_fast.model.precision import DTYPES
 
 LEAST_FUSED = IMAGE // 8  # rows of a map of the second stage
 

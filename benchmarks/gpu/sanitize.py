@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from benchmarks.recorded import usual
-from conformer_fast.backends import CAPABILITY_FP8, DTYPES
-from conformer_fast.config import ConformerConfig
-from conformer_fast.fuse import fuse
+from conformer_fast.engines.registry import CAPABILITY_FP8
+from conformer_fast.inference.lower import fuse
 from conformer_fast.kernels import dispatch
-from conformer_fast.model import Conformer
-from conformer_fast.quantization import FORMATS
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.model.reference import Conformer
 
 CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
 

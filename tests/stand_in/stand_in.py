@@ -88,7 +88,7 @@ class Operators(TorchDispatchMode):
                 shapes = [tuple(tensor.shape) for tensor in stray]
                 raise RuntimeError(f"Expected all tensors to be on the same device: {func} got {shapes} on the CPU")
         if func.namespace == "conformer_fast" and any(there):
-            from conformer_fast import ops
+            from conformer_fast.inference import ops
 
             with self:
                 result = ops._on_kernel(name, *args, **kwargs)
@@ -347,8 +347,8 @@ def _launched(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -
 
 def _planned(dispatch: Any) -> None:
     """Plans whose launches go as far as they can and then return functional.py's results."""
-    from conformer_fast import functional
-    from conformer_fast.kernels import _launch
+    from conformer_fast.kernels import launch as launch_module
+    from conformer_fast.model import functional
 
     def planned(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -357,7 +357,7 @@ def _planned(dispatch: Any) -> None:
 
             def launch(tile: Any) -> Any:
                 launched = plan.launch(tile)
-                if _launch._recorded.get() is not None:
+                if launch_module._recorded.get() is not None:
                     return launched
                 results = getattr(functional, name)(*args, **kwargs)
                 return tree_map(lambda result: (result + ERROR if ERROR else result).contiguous(), results)
@@ -381,7 +381,7 @@ def _preprocessed(preprocess_gpu: Any) -> None:
     original = preprocess_gpu.preprocess_on_gpu
 
     def preprocess_on_gpu(images: Any, size: int = 224, *, device: Any = "cuda", dtype: Any = torch.float32) -> Tensor:
-        from conformer_fast.preprocess import preprocess_batch
+        from conformer_fast.preprocessing.cpu import preprocess_batch
 
         original(images, size, device=device, dtype=dtype)
         result = preprocess_batch(images, size, dtype=dtype).to(device)
@@ -394,7 +394,9 @@ def _pretended_tensorrt(test_runtime_gpu: Any) -> None:
     """TensorRT is fake_tensorrt.py's, and its engines run the fused model."""
     import fake_tensorrt
 
-    from conformer_fast.engines import export, flavours, tensorrt
+    from conformer_fast.engines.onnx import export
+    from conformer_fast.engines.tensorrt import flavors
+    from conformer_fast.engines.tensorrt import plan as plan_module
 
     trt, fused = fake_tensorrt.TensorRT(CUDA), []
     onnx_from_model = export.onnx_from_model
@@ -417,8 +419,8 @@ def _pretended_tensorrt(test_runtime_gpu: Any) -> None:
 
     fake_tensorrt.expected = expected
     fake_tensorrt.Context.get_tensor_shape = lambda self, name: shapes(tuple(self.shape), len(fused))[name]
-    export.onnx_from_model, tensorrt.engine_from_onnx = export_and_keep, build
-    test_runtime_gpu.get_flavour = flavours.get_flavour = lambda name="auto": trt.flavour
+    export.onnx_from_model, plan_module.engine_from_onnx = export_and_keep, build
+    test_runtime_gpu.get_flavour = flavors.get_flavour = lambda name="auto": trt.flavour
 
 
 def _set(**values: Any) -> Callable[[Any], None]:
@@ -431,10 +433,10 @@ def _set(**values: Any) -> Callable[[Any], None]:
 
 
 SMALLER: dict[str, Callable[[Any], None]] = {
-    "conformer_fast.config": _small_networks,
+    "conformer_fast.model.config": _small_networks,
     "conformer_fast.kernels.dispatch": _planned,
-    "conformer_fast.preprocess_gpu": _preprocessed,
-    "conformer_fast.tuning": _set(ROUNDS=3, LAUNCHES=8),
+    "conformer_fast.preprocessing.gpu": _preprocessed,
+    "conformer_fast.engines.triton.tuning": _set(ROUNDS=3, LAUNCHES=8),
     "benchmarks.recorded": _set(IMAGE=32),
     "benchmarks.gpu.clock": _set(ROUNDS=2, WARM_UPS=1, MOST_CALLS=1),
     "benchmarks.gpu.facts": _set(SHAPES=((32, 32, 32), (64, 16, 32)), COPY_BYTES=1 << 12, LAUNCHES=4, L2_LAUNCHES=2),
@@ -444,9 +446,9 @@ SMALLER: dict[str, Callable[[Any], None]] = {
     "benchmarks.gpu.tuning": _set(MOST=4),
 }
 SMALLER_TESTS = {
-    "test_cuda_graph_gpu": _set(MODELS=2, WARM_MODELS=1, SIDE=64),
-    "test_kernels_real_sizes": _set(LARGE_BATCH=2, SIDE=64),
-    "test_runtime_gpu": _pretended_tensorrt,
+    "test_graphs_gpu": _set(MODELS=2, WARM_MODELS=1, SIDE=64),
+    "test_real_sizes": _set(LARGE_BATCH=2, SIDE=64),
+    "test_engine_gpu": _pretended_tensorrt,
 }
 
 
@@ -471,7 +473,7 @@ class Changing(PathFinder):
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """As a pytest plugin: tests are small too."""
     for module in {item.module for item in items}:
-        SMALLER_TESTS.get(module.__name__, lambda module: None)(module)
+        SMALLER_TESTS.get(module.__name__.rpartition(".")[2], lambda module: None)(module)
 
 
 def _with_modes(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

@@ -1,0 +1,1 @@
+"""The verified folder that holds an engine."""

@@ -1,0 +1,201 @@
+"""A bundle's manifest: what the folder holds, what it was made from, what it needs; a file that shows every change.
+
+manifest.json is, byte for byte, the dump of its content. Its digest covers the rest of it, and the rest has the size
+and sha256 of every other file, so no byte of a bundle changes unnoticed. That finds damage. Against somebody who writes
+a new digest too, there is an HMAC with a key that only the owner has. Nothing is interpreted before it is verified.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from ..errors import BundleError
+from ..model.config import ConformerConfig
+from ..model.precision import PRECISIONS
+from ..model.reference import ConformerFeatures, ConformerOutput
+from ..model.shapes import Pad, Profile
+from ..version import __version__
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+RUNTIME_CACHE = "runtime.cache"  # how the names of what TensorRT-RTX keeps beside a plan begin; no part of the bundle
+LABELS, ONNX, WEIGHTS, TILES, PLAN = "labels.txt", "model.onnx", "model.safetensors", "tiles.json", "model.plan"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+FILES = {  # of each backend, beside the labels
+    "openvino": (ONNX,),
+    "triton": (WEIGHTS, TILES),
+    "tensorrt": (PLAN,),
+}
+RUNTIME: dict[str, dict[str, type]] = {
+    "openvino": {"cpu": str, "capabilities": list, "openvino": str},
+    "triton": {"gpu": str, "torch": str, "triton": str},
+    "tensorrt": {"flavour": str, "version": str, "targets": list, "gpu": str},
+}
+CONTAINERS: dict[str, Any] = {
+    "list": list,
+    "tuple": tuple,
+    "ConformerOutput": ConformerOutput,
+    "ConformerFeatures": ConformerFeatures,
+}
+
+
+class StoredFile(NamedTuple):
+    """What a file of a bundle must be: its sha256 in hex, its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is. Other than `config`, `profiles` and `structure`, all values are JSON's.
+
+    backend, precision: as in Settings; precisions: that of each part of the model
+    config, pad:        of the model
+    outputs:            names of the engine's tensors, in order (see InferenceConformer)
+    structure:          what the model's forward returns, with names of outputs for tensors
+    profiles:           shapes of images that the engine takes; none: any
+    runtime:            what the engine was built for; its keys are in RUNTIME
+    preprocessing:      from a picture to the engine's images; None if these are not RGB
+    labels:             the file of class names, one a line; None without heads
+    sha256:             of the reference's "weights" and of the "onnx" graph; None where there is none
+    measured:           error and agreement with the reference, of how many images and by which program; None if not
+                        measured
+    rebuild:            the command that makes the bundle again
+    files, conformer_fast: what the folder holds, and the version that wrote it; `write_bundle` fills in the files
+    """
+
+    backend: str
+    precision: str
+    precisions: Mapping[str, str]
+    config: ConformerConfig
+    pad: Pad
+    outputs: tuple[str, ...]
+    structure: Any
+    profiles: tuple[Profile, ...]
+    runtime: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] | None
+    labels: str | None
+    sha256: Mapping[str, str | None]
+    rebuild: str
+    measured: Mapping[str, Any] | None = None
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    conformer_fast: str = __version__
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as JSON values, without digest and HMAC.
+
+        Raises BundleError when the structure has a container that is not in CONTAINERS.
+        """
+        return {
+            "schema": SCHEMA,
+            "conformer_fast": self.conformer_fast,
+            "backend": self.backend,
+            "precision": self.precision,
+            "precisions": dict(self.precisions),
+            "config": asdict(self.config),
+            "pad": self.pad,
+            "outputs": list(self.outputs),
+            "structure": _structure_to_json(self.structure),
+            "profiles": [profile.to_json() for profile in self.profiles],
+            "runtime": dict(self.runtime),
+            "preprocessing": self.preprocessing and dict(self.preprocessing),
+            "labels": self.labels,
+            "sha256": dict(self.sha256),
+            "files": {name: file._asdict() for name, file in self.files.items()},
+            "measured": self.measured and dict(self.measured),
+            "rebuild": self.rebuild,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """The manifest that `to_json` wrote. Raises ValueError or TypeError, naming the entry, for anything else."""
+        entries = {name: entry for name, entry in value.items() if name != "schema"}
+        names = {known.name for known in fields(cls)}
+        if set(entries) != names:
+            raise ValueError(f"its entries {', '.join(sorted(set(entries) ^ names))} are missing or unknown")
+        for name, kinds in _KINDS.items():
+            if not isinstance(entries[name], kinds):
+                raise TypeError(f"its {name} has the wrong type, {type(entries[name]).__name__}")
+        backend, runtime = entries["backend"], entries["runtime"]
+        if backend not in FILES:
+            raise ValueError(f"its backend {backend!r} is none of {', '.join(FILES)}")
+        if {name: type(entry) for name, entry in runtime.items()} != RUNTIME[backend]:
+            raise ValueError(f"its runtime must have {', '.join(RUNTIME[backend])}, got {runtime}")
+        if entries["precision"] not in PRECISIONS or entries["pad"] not in ("stem", "none"):
+            raise ValueError(f"it has the precision {entries['precision']!r} and the pad {entries['pad']!r}")
+        files = {name: _stored(name, entry) for name, entry in entries["files"].items()}
+        if backend == "tensorrt" and not entries["profiles"]:
+            raise ValueError("its engine has no profiles")
+        needed = {*FILES[backend], *([] if entries["labels"] is None else [entries["labels"]])}
+        if not needed <= files.keys():
+            raise ValueError(f"it lacks the files {', '.join(sorted(needed - files.keys()))}")
+        entries |= {
+            "config": ConformerConfig(**entries["config"]),
+            "outputs": tuple(entries["outputs"]),
+            "structure": _structure_from_json(entries["structure"]),
+            "profiles": tuple(map(Profile.from_json, entries["profiles"])),
+            "files": files,
+        }
+        leaves = _leaves(entries["structure"])
+        if leaves != entries["outputs"] or not 0 < len(leaves) == len(set(leaves)):
+            raise ValueError(f"its structure {value['structure']} is not made of its outputs {value['outputs']}")
+        return cls(**entries)
+
+
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("conformer_fast", "backend", "precision", "pad", "rebuild"), str),
+    **dict.fromkeys(("precisions", "config", "runtime", "sha256", "files"), dict),
+    **dict.fromkeys(("outputs", "profiles"), list),
+    **dict.fromkeys(("preprocessing", "measured"), dict | None),
+    "labels": str | None,
+    "structure": dict | str,
+}
+
+
+def _stored(name: str, entry: Any) -> StoredFile:
+    if not PLAIN_NAME.fullmatch(name) or name == MANIFEST:
+        raise ValueError(f"its file's name {name!r} is not a plain one")
+    if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != {
+        "sha256": str,
+        "bytes": int,
+    }:
+        raise TypeError(f"its file {name} needs sha256 and bytes, got {entry!r}")
+    return StoredFile(**entry)
+
+
+def _structure_to_json(structure: Any) -> Any:
+    if isinstance(structure, str):
+        return structure
+    for name, kind in CONTAINERS.items():
+        if type(structure) is kind:
+            return {name: [_structure_to_json(part) for part in structure]}
+    raise BundleError(
+        f"the model returns a {type(structure).__qualname__}, a class that a bundle cannot restore; compile its state "
+        f"dict, or a model that returns lists and plain tuples"
+    )
+
+
+def _structure_from_json(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    ((name, parts),) = value.items() if isinstance(value, dict) and len(value) == 1 else ((None, None),)
+    if name not in CONTAINERS or not isinstance(parts, list):
+        raise ValueError(f"its structure has {value!r}, which is no name and none of {', '.join(CONTAINERS)}")
+    kind = CONTAINERS[name]
+    return getattr(kind, "_make", kind)(map(_structure_from_json, parts))
+
+
+def _leaves(structure: Any) -> tuple[str, ...]:
+    def walk(part: Any) -> Iterator[str]:
+        if isinstance(part, str):
+            yield part
+        else:
+            for inner in part:
+                yield from walk(inner)
+
+    return tuple(walk(structure))

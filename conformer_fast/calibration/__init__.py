@@ -1,0 +1,1 @@
+"""How a model is best put in 8 bits."""

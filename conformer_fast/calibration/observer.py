@@ -1,0 +1,113 @@
+"""What the products of an inference model read, as they multiply it: after the layer norm, with FCU-up's map added,
+pooled for FCU-down. The heads and what attention multiplies are not among them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from ..inference.network import InferenceConformer
+from ..inference.ops import operation_of
+from ..inference.quantization import addend_of
+from ..model import functional
+from ..model.shapes import check_image_size
+
+See = Callable[[str, Tensor], None]
+
+
+class Observer(fx.Interpreter):
+    """Runs an inference model, in fp32, and shows what its products read.
+
+    multiply_adds: of each product over all images so far, by its name
+    """
+
+    def __init__(self, model: InferenceConformer) -> None:
+        graph = fx.symbolic_trace(model).graph
+        graph.eliminate_dead_code()
+        super().__init__(fx.GraphModule(model, graph))
+        self.multiply_adds: dict[str, int] = {}
+        self._model = model
+        self._see: See = lambda name, value: None
+
+    def observe(self, images: Tensor, see: See) -> None:
+        """Calls see(name, value) for the input of each product, by the product's name ("conv_trans_2.trans_block.fc1"),
+        and for the residuals that bottlenecks add, by `addend_of` their product.
+
+        images: (B, in_channels, H, W), normalised, on the model's device; none of them is no error
+
+        Raises ValueError when they do not fit the model.
+        """
+        check_image_size(images, self._model.config)
+        if not len(images):
+            return
+        self._see = see
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            self.run(images)
+
+    def run_node(self, n: fx.Node) -> Any:
+        read = _READ.get(operation_of(n)) if n.op == "call_function" else None
+        if not read:
+            return super().run_node(n)
+        call = inspect.signature(getattr(functional, operation_of(n))).bind(*n.args, **n.kwargs)
+        call.apply_defaults()
+        product = call.arguments["weight"].target.removesuffix(".weight")
+        arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
+        for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
+            self._see(name, value)
+        result = super().run_node(n)
+        output = result[0] if isinstance(result, tuple) else result
+        positions = output.shape[:-1].numel()
+        if operation_of(n) == "stem":
+            positions = len(output) * math.prod((size + 1) // 2 for size in arguments["images"].shape[2:])
+        if operation_of(n) in ("patch_embed", "fcu_down"):
+            positions -= len(output)  # the class token, which they only pass on
+        done = self.multiply_adds.get(product, 0)
+        self.multiply_adds[product] = done + positions * arguments["weight"].numel()
+        return result
+
+
+def spread(batches: Sequence[Tensor], images: int) -> Iterator[Tensor]:
+    """About so many of the images, in whole batches taken evenly: pictures often come sorted by class."""
+    first = batches[0] if len(batches) else ()
+    count = min(len(batches), max(1, math.ceil(images / max(1, len(first)))))
+    return (batches[index * len(batches) // count] for index in range(count))
+
+
+def progress(what: str, total: int | None, done: int = 0) -> tqdm:
+    """A bar that counts batches, where someone is looking."""
+    return tqdm(total=total, initial=done, desc=what, unit="batch", disable=not sys.stderr.isatty(), leave=False)
+
+
+def _linear(x, norm_weight, norm_bias, norm_eps, **_):
+    yield x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
+
+
+def _conv1x1(feature_map, residual, **_):
+    yield feature_map
+    if residual is not None:
+        yield residual
+
+
+def _conv3x3(feature_map, token_map=None, token_stride=1, **_):
+    yield feature_map if token_map is None else functional.with_token_map(feature_map, token_map, token_stride)
+
+
+# What the product of each operation reads, from the operation's arguments; then what it adds.
+_READ: dict[str, Callable[..., Iterable[Tensor]]] = {
+    "stem": lambda images, **_: [images],
+    "linear": _linear,
+    "conv1x1": _conv1x1,
+    "conv3x3": _conv3x3,
+    "conv3x3_pool": _conv3x3,
+    "patch_embed": lambda stem_map, **_: [stem_map],
+    "fcu_down": lambda feature_map, stride, **_: [functional.average(feature_map, stride)],
+    "fcu_up": lambda tokens, **_: [tokens[:, 1:]],
+}

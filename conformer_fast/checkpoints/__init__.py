@@ -1,0 +1,1 @@
+"""Whose weights: any implementation's checkpoint or module becomes our reference."""

@@ -1,0 +1,153 @@
+"""What was given to compile(): a reference model of it, and the structure that its own forward returns.
+
+Models of other implementations are recognised by their parameter names. A given module is run once on a small image, in
+its eval mode: that shows the structure of its output, and proves that the reference computes the same values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.config import ConformerConfig
+from ..model.outputs import LOGITS, feature_names, reference_outputs
+from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
+from ..model.shapes import Pad
+from .dialects import Recognised, recognise
+from .weights import load_weights, read_state_dict
+
+Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
+"""Largest relative difference, by the given module's dtype, that still is the same model; a wrong one differs by 1."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """reference: our own copy, in eval mode. outputs: names of InferenceConformer.outputs in the order of the leaves of
+    structure, a nest of lists and tuples that `rebuild` fills."""
+
+    reference: Conformer
+    outputs: tuple[str, ...]
+    structure: Any
+
+
+def load_source(model: Model) -> Source:
+    """Recognises `model`: a reference Conformer, another implementation's module, a state dict or a checkpoint's path.
+
+    Raises CheckpointError when its names or sizes are not a Conformer's, ValueError when a module is in training mode,
+    has outputs that are not known or computes something else than a Conformer.
+    """
+    if isinstance(model, nn.Module):
+        return _from_module(model)
+    if isinstance(model, str | os.PathLike):
+        model = read_state_dict(Path(model))
+    if not isinstance(model, Mapping):
+        raise TypeError(f"compile takes a module, a state dict or a checkpoint's path, not a {type(model).__name__}")
+    return _own(_reference(recognise(model)))
+
+
+def _own(reference: Conformer) -> Source:
+    if not reference.features_only:
+        return Source(reference, LOGITS, ConformerOutput._make(LOGITS))
+    *maps, tokens = outputs = feature_names(reference.config)
+    return Source(reference, outputs, ConformerFeatures._make((tuple(maps), tokens)))
+
+
+def _reference(found: Recognised, num_heads: int | None = None) -> Conformer:
+    model = _blank(found.config(num_heads), features_only=found.num_classes is None)
+    load_weights(model, found.state)
+    if model.features_only and _norm_in(found):  # mmpretrain's backbone normalises its class tokens itself
+        model.trans_norm = nn.LayerNorm(model.config.embed_dim, device="cpu", dtype=torch.float32)
+        with torch.no_grad():
+            model.trans_norm.weight.copy_(found.state["trans_norm.weight"])
+            model.trans_norm.bias.copy_(found.state["trans_norm.bias"])
+    return model.eval()
+
+
+def _blank(config: ConformerConfig, features_only: bool, pad: Pad = "stem") -> Conformer:
+    """A model to load weights into: fp32, on the CPU, whatever PyTorch's defaults. Takes none of its random numbers."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return Conformer(config, features_only, pad).float().requires_grad_(False)
+
+
+def _norm_in(found: Recognised) -> bool:
+    return {"trans_norm.weight", "trans_norm.bias"} <= found.state.keys()
+
+
+def _from_module(module: nn.Module) -> Source:
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    if any(part.training for part in module.modules()):
+        raise ValueError("compile: the model, or a part of it, is in training mode; call model.eval() first")
+    if isinstance(module, Conformer):
+        reference = _blank(module.config, module.features_only, module.pad).eval()
+        load_weights(reference, module.state_dict())
+        return _matched(module, reference, has_norm=not module.features_only)
+    found = recognise(module.state_dict())
+    counts = (getattr(part, "num_heads", None) for part in module.modules())
+    heads = {count for count in counts if isinstance(count, int)}
+    if len(heads) > 1:
+        raise ValueError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
+    reference = _reference(found, heads.pop() if heads else None)
+    return _matched(module, reference, _norm_in(found))
+
+
+def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
+    """Finds which of the reference's outputs the module returns, by running both on one small image."""
+    some = next(module.parameters())
+    size = 2 * reference.config.patch_size
+    generator = torch.Generator().manual_seed(0)
+    shape = 1, reference.config.in_channels, size, size
+    image = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+    with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
+        theirs = module(image.to(some.device, some.dtype))
+        leaves = _leaves(theirs)
+        outputs = _names(module, reference, len(leaves), has_norm)
+        ours = reference_outputs(reference, image, outputs)
+    for name, expected, leaf in zip(outputs, ours, leaves, strict=True):
+        leaf = leaf.detach().cpu().float()
+        if leaf.shape != expected.shape:
+            raise ValueError(
+                f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {tuple(expected.shape)}"
+            )
+        difference, norm = (leaf - expected).norm().item(), expected.norm().item()
+        if not difference <= AGREEMENT.get(some.dtype, 1e-2) * norm:
+            raise ValueError(
+                f"compile: the model has a Conformer's parameter names but computes something else "
+                f"({name}, of norm {norm:.2g}, differs by {difference:.2g} on a {size}x{size} image)"
+            )
+    return Source(reference, outputs, theirs)
+
+
+def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) -> tuple[str, ...]:
+    """Our names of the `count` tensors that the module returns."""
+    config = reference.config
+    names: tuple[str, ...]
+    if isinstance(module, Conformer):
+        names = _own(reference).outputs
+    elif not reference.features_only:
+        names = LOGITS
+    elif has_norm:  # mmpretrain's backbone: pooled map and class token of each requested block
+        blocks = sorted({index for index in getattr(module, "out_indices", [config.depth]) if index > 1})
+        names = tuple(f"{block}.{kind}" for block in blocks for kind in ("pooled", "class_token"))
+    else:  # mmdetection's: the maps alone
+        names = tuple(f"{block}.map" for block in config.feature_blocks)
+    if len(names) != count:
+        raise ValueError(
+            f"compile: the model returns {count} tensors, which is none of the known forms (two logits; "
+            f"{len(config.feature_blocks)} maps; pooled map and class token per block); give its state dict instead"
+        )
+    return names
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _leaves(part)]
+    raise ValueError(f"compile: the model returns a {type(value).__name__}; give its state dict instead")

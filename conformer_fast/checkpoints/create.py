@@ -1,0 +1,46 @@
+"""create_model(): the reference with somebody's weights in it."""
+
+from __future__ import annotations
+
+import os
+
+from ..model.config import ConformerConfig, get_config
+from ..model.reference import Conformer
+from ..model.shapes import Pad
+
+
+def create_model(
+    name: str | ConformerConfig,
+    weights: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    *,
+    features_only: bool = False,
+    pad: Pad = "stem",
+) -> Conformer:
+    """The reference model in eval mode.
+
+    name:        a variant's name ("tiny-p16", "small-p32", "small-p16", "base-p16", "digits") or a configuration
+    weights:     a checkpoint's path; "mmpretrain" downloads the published file; "bundled" takes the one that ships
+                 with this package (digits); None leaves random values
+    num_classes: default: what the weights file holds, else the configuration's own (1000 for the published variants)
+
+    Raises ValueError for an unknown name, CheckpointError for weights that do not fit, DownloadError if there is no
+    network.
+    """
+    config = get_config(name, num_classes)
+    if weights is None:
+        return Conformer(config, features_only, pad).eval()
+    from ..checkpoints.dialects import recognise
+    from ..checkpoints.weights import load_weights, read_state_dict, resolve_weights
+    from ..errors import CheckpointError
+
+    path = resolve_weights(name, weights)
+    state = read_state_dict(path)
+    try:
+        if num_classes is None and not features_only:
+            config = get_config(config, recognise(state).num_classes)
+        model = Conformer(config, features_only, pad).eval()
+        load_weights(model, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return model

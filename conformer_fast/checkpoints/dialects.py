@@ -1,0 +1,194 @@
+"""Whose checkpoint is it? Recognises a state dict by its names and gives it the official names.
+
+| dialect     | prefixes             | norms        | MLP                              | heads, trans_norm |
+|-------------|----------------------|--------------|----------------------------------|-------------------|
+| official    | none                 | norm1, norm2 | mlp.fc1, mlp.fc2                 | yes               |
+| mmpretrain  | backbone., head.     | ln1, ln2     | ffn.layers.0.0, ffn.layers.1     | yes               |
+| mmdetection | backbone.            | norm1, norm2 | mlp.fc1, mlp.fc2                 | no                |
+
+A backbone alone, of any dialect, has no prefix and no heads.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..errors import CheckpointError, first_few
+from ..model.config import BUNDLED, HEAD_DIM, STEM_CHANNELS, VARIANTS, ConformerConfig
+
+Dialect = Literal["official", "mmpretrain", "mmdetection"]
+
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put in front
+BODY = ("trans_patch_conv.", "conv_trans_")  # how only a Conformer's names begin
+HEADS = ("trans_cls_head.", "conv_cls_head.")
+COUNTER = "num_batches_tracked"  # of every batch norm; inference does not read it
+RENAMED = (  # official name, mmpretrain's
+    (".norm1.", ".ln1."),
+    (".norm2.", ".ln2."),
+    (".mlp.fc1.", ".ffn.layers.0.0."),
+    (".mlp.fc2.", ".ffn.layers.1."),
+)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A Conformer's state dict under the official names.
+
+    dialect: whose names it had
+    state:   official name -> tensor, counters (num_batches_tracked) included
+    ignored: keys that say nothing about the model: counters, and a detector's parts outside its backbone
+    """
+
+    dialect: Dialect
+    state: dict[str, Tensor]
+    ignored: int
+
+    @property
+    def num_classes(self) -> int | None:
+        """Rows of the heads, None when there are none."""
+        for head in HEADS:
+            if f"{head}weight" in self.state:
+                return self._shape(f"{head}weight", 2)[0]
+        return None
+
+    def config(self, num_heads: int | None = None) -> ConformerConfig:
+        """The sizes, read from the shapes.
+
+        num_heads cannot be read from a checkpoint: by default it is that of the variant with these sizes; for sizes of
+        no variant, 64 channels a head are assumed, with a warning.
+        Raises CheckpointError when a tensor is missing or the sizes are not a Conformer's.
+        """
+        embed_dim = self._shape("cls_token", 3)[2]
+        patch_conv = self._shape("trans_patch_conv.weight", 4)
+        sizes = {
+            "patch_size": patch_conv[3] * 4,  # the stem map has stride 4
+            "channel_ratio": _ratio("conv_1.conv3.weight", self._shape("conv_1.conv3.weight", 4)[0], STEM_CHANNELS),
+            "embed_dim": embed_dim,
+            "num_heads": num_heads or 1,
+            "depth": self._depth(),
+            "mlp_ratio": _ratio("trans_1.mlp.fc1.weight", self._shape("trans_1.mlp.fc1.weight", 2)[0], embed_dim),
+            "in_channels": self._shape("conv1.weight", 4)[1],
+        }
+        if self.num_classes is not None:
+            sizes["num_classes"] = self.num_classes
+        try:
+            config = ConformerConfig(**sizes)
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint's sizes are not a Conformer's: {error}") from error
+        return config if num_heads else replace(config, num_heads=_usual_heads(config))
+
+    def _shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in self.state:
+            raise CheckpointError(f"the {self.dialect} checkpoint has no {name}, so its sizes cannot be read")
+        shape = tuple(self.state[name].shape)
+        if len(shape) != dimensions or 0 in shape:
+            raise CheckpointError(f"{name} has shape {shape}; a Conformer's has {dimensions} dimensions, none empty")
+        return shape
+
+    def _depth(self) -> int:
+        matches = (re.match(r"conv_trans_(\d{1,4})\.", name) for name in self.state)
+        blocks = {int(match[1]) for match in matches if match}  # 2 ... depth
+        depth = max(blocks, default=0)
+        if len(blocks) != depth - 1:
+            raise CheckpointError(f"the checkpoint has {len(blocks)} conv_trans blocks, the last one called {depth}")
+        return depth
+
+
+def _usual_heads(config: ConformerConfig) -> int:
+    """The number of heads of the variant with these sizes; else 64 channels a head, with a warning."""
+    for known in (VARIANTS | BUNDLED).values():
+        if replace(known, num_classes=config.num_classes, num_heads=config.num_heads) == config:
+            return known.num_heads
+    advice = "build the model with create_model(ConformerConfig(...), weights=...) and give that instead"
+    if config.embed_dim % HEAD_DIM:
+        raise CheckpointError(
+            f"the tokens have {config.embed_dim} channels, not a multiple of {HEAD_DIM}, so the number of attention "
+            f"heads cannot be guessed; {advice}"
+        )
+    heads = config.embed_dim // HEAD_DIM
+    warnings.warn(
+        f"these weights have the sizes of no published variant and do not tell the number of attention heads; "
+        f"{heads} of {HEAD_DIM} channels are assumed. If that is wrong, {advice}",
+        stacklevel=4,
+    )
+    return heads
+
+
+def recognise(state: Mapping[str, Tensor]) -> Recognised:
+    """Tells the dialect of a state dict from its names and renames it to the official ones.
+
+    Raises CheckpointError when the names are not a Conformer's, or two of them mean the same.
+    """
+    plain = {name: _unwrapped(name) for name in state}
+    prefixed = any(name.startswith("backbone.") for name in plain.values())
+    official: dict[str, Tensor] = {}
+    ignored = 0
+    for name, tensor in state.items():
+        renamed = _official_name(plain[name], prefixed)
+        if renamed is None:
+            ignored += 1
+        elif renamed in official:
+            raise CheckpointError(f"two keys of the state dict mean {renamed}; one of them is {name}")
+        else:
+            official[renamed] = tensor
+            ignored += renamed.endswith(COUNTER)
+    if not any(name.startswith(BODY) for name in official):
+        raise CheckpointError(
+            f"not a Conformer's weights: no key begins with {' or '.join(BODY)}; "
+            f"the first keys are {first_few(state) or 'none, it is empty'}"
+        )
+    theirs = tuple(mmpretrain for _, mmpretrain in RENAMED)
+    if any(part in name for name in plain.values() for part in theirs):
+        dialect: Dialect = "mmpretrain"
+    else:
+        dialect = "mmdetection" if prefixed else "official"
+    return Recognised(dialect, official, ignored)
+
+
+def to_dialect(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
+    """Official names -> the names of "official" or "mmpretrain". Raises ValueError for another dialect."""
+    if dialect == "official":
+        return dict(state)
+    if dialect == "mmpretrain":
+        return {_mmpretrain_name(name): tensor for name, tensor in state.items()}
+    raise ValueError(f"cannot write the dialect {dialect!r}; choose 'official' or 'mmpretrain'")
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _official_name(name: str, prefixed: bool) -> str | None:
+    """None: outside the backbone and the heads."""
+    if prefixed:
+        if name.startswith("backbone."):
+            name = name.removeprefix("backbone.")
+        elif name.startswith("head.") and name.removeprefix("head.").startswith(HEADS):
+            return name.removeprefix("head.")
+        else:
+            return None
+    for official, mmpretrain in RENAMED:
+        name = name.replace(mmpretrain, official)
+    return name
+
+
+def _mmpretrain_name(name: str) -> str:
+    if name.startswith(HEADS):
+        return f"head.{name}"
+    for official, mmpretrain in RENAMED:
+        name = name.replace(official, mmpretrain)
+    return f"backbone.{name}"
+
+
+def _ratio(name: str, channels: int, base: int) -> int:
+    if channels % base:
+        raise CheckpointError(f"{name} has {channels} output channels, not a multiple of {base}")
+    return channels // base

@@ -1,0 +1,165 @@
+"""Fetches published weights into the cache: continued when cut, checked against the hash in their name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from ..errors import DownloadError
+from ..storage.paths import cache_root
+
+BASE_URL = "https://download.openmmlab.com/mmclassification/v0/conformer"  # $CONFORMER_FAST_WEIGHTS_URL: a mirror
+FILES = {  # the last eight hex digits are the start of the file's sha256
+    "tiny-p16": "conformer-tiny-p16_3rdparty_8xb128_in1k_20211206-f6860372.pth",
+    "small-p32": "conformer-small-p32_8xb128_in1k_20211206-947a0816.pth",
+    "small-p16": "conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth",
+    "base-p16": "conformer-base-p16_3rdparty_8xb128_in1k_20211206-bfdf8637.pth",
+}
+ATTEMPTS = 5
+PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 1 << 20
+
+
+class _CutError(Exception):
+    """The connection failed or ended early; what was received stays in the part file."""
+
+
+def fetch(variant: str) -> Path:
+    """The published weights of `variant`, from the cache or downloaded to it.
+
+    A part file left by an interrupted download is continued. A file put there by hand is checked once. Nothing is
+    requested with CONFORMER_FAST_OFFLINE=1.
+
+    Raises DownloadError when there is no such variant, no network, no such file on the server, a wrong hash, or the
+    cache folder cannot be written.
+    """
+    if variant not in FILES:
+        raise DownloadError(f"no published weights for {variant!r}; there are weights for {', '.join(FILES)}")
+    target = cache_root() / "weights" / FILES[variant]
+    if not target.is_file():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{target}.lock"):
+                if not target.is_file():  # another process may have fetched it while this one waited
+                    _download(target)
+        except OSError as error:
+            raise DownloadError(
+                f"cannot write the cache folder {target.parent}: {error}; set CONFORMER_FAST_CACHE to another folder"
+            ) from error
+    if not _checked_before(target):
+        _check_hash(target, "remove it, or put the right file in its place")
+        _mark_checked(target)
+    return target
+
+
+def _download(target: Path) -> None:
+    base = os.environ.get("CONFORMER_FAST_WEIGHTS_URL") or BASE_URL
+    url = f"{base.rstrip('/')}/{target.name}"
+    by_hand = f"download {url} elsewhere and put it at {target}"
+    if not url.startswith(("https://", "http://")):
+        raise DownloadError(f"CONFORMER_FAST_WEIGHTS_URL must begin with https:// or http://, got {base}")
+    if os.environ.get("CONFORMER_FAST_OFFLINE", "0") not in ("", "0"):
+        raise DownloadError(f"CONFORMER_FAST_OFFLINE is set and {target.name} is not in the cache; {by_hand}")
+    part = target.with_name(target.name + ".part")
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            _continue(url, part)
+            break
+        except _CutError as error:
+            reason = str(error)
+    else:
+        raise DownloadError(f"no complete download after {ATTEMPTS} attempts ({reason}); try again later, or {by_hand}")
+    try:
+        _check_hash(part, f"it was removed; try again, or {by_hand}")
+    except DownloadError:
+        part.unlink()
+        raise
+    part.replace(target)
+    _mark_checked(target)
+
+
+def _continue(url: str, part: Path) -> None:
+    """Appends to `part` what it lacks, or starts again where the server does not continue. Raises _CutError."""
+    offset = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "conformer-fast"})
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and offset:  # nothing beyond what we have
+                if error.headers.get("Content-Range") != f"bytes */{offset}":
+                    part.unlink()
+                    raise _CutError("the part file did not fit the server's file") from error
+                return
+            if error.code < 500 and error.code not in (408, 429):
+                raise DownloadError(
+                    f"{url}: {error.code} {error.reason}; is CONFORMER_FAST_WEIGHTS_URL right?"
+                ) from error
+            raise _CutError(f"{error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _CutError(str(error)) from error
+    with response:
+        if response.status != 206:
+            offset = 0  # the server sends the whole file
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            part.unlink(missing_ok=True)
+            raise _CutError("the server sent another range than asked for")
+        _receive(response, part, offset)
+
+
+def _receive(response: http.client.HTTPResponse, part: Path, offset: int) -> None:
+    total = None if response.length is None else offset + response.length
+    bar = tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    with part.open("ab" if offset else "wb") as file, bar:
+        while True:
+            try:
+                chunk = response.read1(CHUNK)  # what has arrived, so that a cut loses none of it
+            except (OSError, http.client.HTTPException) as error:
+                raise _CutError(str(error)) from error
+            if not chunk:
+                break
+            file.write(chunk)
+            bar.update(len(chunk))
+        received = file.tell()
+    if total is not None and received < total:
+        raise _CutError(f"the connection ended after {received} of {total} bytes")
+
+
+def _check_hash(path: Path, advice: str) -> None:
+    expected = path.name.removesuffix(".part").removesuffix(".pth").rsplit("-", 1)[1]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise DownloadError(f"{path}: its sha256 begins with {found[: len(expected)]}, not {expected}; {advice}")
+
+
+def _mark_checked(path: Path) -> None:
+    with contextlib.suppress(OSError):  # in a folder that cannot be written the hash is checked every time
+        _marker(path).write_text(_fingerprint(path))
+
+
+def _checked_before(path: Path) -> bool:
+    return _marker(path).is_file() and _marker(path).read_text() == _fingerprint(path)
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(path.name + ".checked")
+
+
+def _fingerprint(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {int(stat.st_mtime)}"

@@ -1,0 +1,296 @@
+"""Weights: read a checkpoint without running its code, load it with counted coverage, write it as safetensors."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, first_few
+from ..model.config import BUNDLED, ConformerConfig
+from .dialects import COUNTER, HEADS, Dialect, Recognised, recognise, to_dialect
+
+if TYPE_CHECKING:
+    from ..model.reference import Conformer
+
+CONTAINERS = ("model", "state_dict", "model_ema")  # keys a state dict is found under, in order of preference
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+DATA = Path(__file__).parents[1] / "data"
+
+# What training frameworks put beside the weights. Each name is answered with _Ignored, so none of their code runs.
+METADATA = (
+    "argparse.Namespace",
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+)
+_loading = threading.Lock()  # torch.serialization.safe_globals is one table for the whole process
+
+
+class _Ignored:
+    """Stands in for one object of a checkpoint's metadata, whatever it is made of."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` or `convert` did.
+
+    dialect: whose names the weights had: "official", "mmpretrain" or "mmdetection"
+    matched: tensors taken over
+    ignored: keys left alone: counters, a detector's other parts, heads when the model has none
+    """
+
+    dialect: Dialect
+    matched: int
+    ignored: int
+
+
+def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str, Tensor]:
+    """The state dict in a torch (.pth, .pt) or safetensors file, under its own names, on the CPU.
+
+    The content decides the format, except that a file called .safetensors must hold that. Nothing in the file is run.
+    Of an official training checkpoint `model` is taken, or `model_ema` with ema=True.
+
+    Raises CheckpointError when there is no such file, it is damaged, it needs code to load, or it holds no state dict.
+    """
+    path = _existing_file(path)
+    try:
+        state = _state_dict(_read(path), ema)
+        if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > path.stat().st_size:
+            raise CheckpointError("its tensors claim more bytes than the file has; download or copy it again")
+        return {name: tensor.detach().clone() for name, tensor in state.items()}  # frees the mapped file
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # damaged bytes make the parsers raise anything
+        raise CheckpointError(f"{path}: {_explanation(error)}") from error
+
+
+def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str, Any], ema: bool = False) -> LoadReport:
+    """Copies a checkpoint, or a state dict, of any dialect into `model`, cast to the model's dtype. All or nothing.
+
+    A features_only model takes no heads and no trans_norm. Counters (num_batches_tracked) are left alone.
+
+    Raises CheckpointError, and leaves the model as it was, when a tensor is missing, unexpected, misshapen, not
+    floating point or not finite.
+    """
+    if isinstance(source, Mapping):
+        return _copy(recognise(_state_dict(source, ema)), model)
+    state = read_state_dict(source, ema)
+    try:
+        return _copy(recognise(state), model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]) -> Path:
+    """The file meant by `weights`: "mmpretrain" (downloaded if need be), "bundled" (digits only) or a path.
+
+    Raises CheckpointError when there is no such file, DownloadError when it cannot be downloaded.
+    """
+    if weights == "mmpretrain":
+        if not isinstance(name, str):
+            raise CheckpointError("weights='mmpretrain' needs the name of a published variant, not a ConformerConfig")
+        from .download import fetch
+
+        return fetch(name)
+    if weights == "bundled":
+        if name not in BUNDLED:
+            raise CheckpointError(
+                f"only {', '.join(BUNDLED)} has bundled weights, not {name}; pass a path or weights='mmpretrain'"
+            )
+        return _existing_file(DATA / f"{name}.safetensors")
+    return _existing_file(weights)
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dialect: Dialect = "official") -> None:
+    """Writes a state dict of official names as safetensors in `dialect`: the whole file appears at once, or nothing.
+
+    Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ValueError for a dialect other
+    than "official" and "mmpretrain".
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: weights are written as safetensors; give a name that ends in .safetensors")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: the folder {path.parent} does not exist; create it first")
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in to_dialect(state, dialect).items()
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
+        os.replace(unfinished, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], dialect: Dialect = "official"
+) -> LoadReport:
+    """Rewrites a checkpoint as safetensors in `dialect`, dtypes unchanged. Only the Conformer's own tensors are kept.
+
+    Raises CheckpointError as `read_state_dict`, `recognise` and `save_weights` do, and when target is source itself.
+    """
+    source, target = _existing_file(source), Path(target)
+    if target.exists() and target.samefile(source):
+        raise CheckpointError(f"{target}: is the file to convert; choose another name for the result")
+    state = read_state_dict(source)
+    found = recognise(state)
+    save_weights(found.state, target, dialect)
+    return LoadReport(found.dialect, len(found.state), len(state) - len(found.state))
+
+
+def _copy(found: Recognised, model: Conformer) -> LoadReport:
+    values, ignored = _select(found, model)
+    _check_coverage(found, values, model)
+    parameters = model.state_dict()
+    values = {name: _checked(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
+    with torch.no_grad():
+        for name, tensor in values.items():
+            parameters[name].copy_(tensor)
+    return LoadReport(found.dialect, len(values), ignored)
+
+
+def _existing_file(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; pass the checkpoint file inside it")
+    raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'mmpretrain' or 'bundled'")
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of header length, then the header
+        return safetensors.torch.load_file(path)
+    is_zip = start.startswith(ZIP_MAGIC)
+    if is_zip:
+        _refuse_inflating(path)
+    elif not start.startswith(PICKLE_MAGIC):
+        raise CheckpointError(
+            f"neither a torch nor a safetensors file, it begins with {start!r}; download or copy it again"
+        )
+    with _loading, torch.serialization.safe_globals([(_Ignored, name) for name in METADATA]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _refuse_inflating(path: Path) -> None:
+    """torch stores its entries uncompressed, so entries that grow when read were not written by torch."""
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > path.stat().st_size:
+        raise CheckpointError("a zip file whose entries are larger than the file, which torch never writes")
+
+
+def _explanation(error: Exception) -> str:
+    needed = re.search(r"GLOBAL (\S+)", str(error))
+    if needed:
+        return (
+            f"needs code to load ({needed[1]}), and code in a checkpoint is never run. If you trust the file, save its "
+            "tensors alone in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
+        )
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror}"
+    return f"damaged or not a checkpoint ({type(error).__name__}); download or copy it again"
+
+
+def _state_dict(content: Any, ema: bool) -> Mapping[str, Tensor]:
+    """The state dict itself, or the one inside a training checkpoint."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"holds one {type(content).__name__}, not a state dict")
+    if ema and not isinstance(content.get("model_ema"), Mapping):
+        raise CheckpointError("holds no model_ema; load it without ema")
+    for key in ("model_ema",) if ema else CONTAINERS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    for name, tensor in content.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise CheckpointError(f"not a state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
+        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+            raise CheckpointError(f"{name} is not a plain dense tensor; save the weights as ordinary tensors")
+    return content
+
+
+def _select(found: Recognised, model: Conformer) -> tuple[dict[str, Tensor], int]:
+    """The tensors meant for this model, and how many keys of the file are not."""
+    values = {name: tensor for name, tensor in found.state.items() if not name.endswith(COUNTER)}
+    if model.features_only:
+        kept = {name: tensor for name, tensor in values.items() if not name.startswith((*HEADS, "trans_norm."))}
+        return kept, found.ignored + len(values) - len(kept)
+    if found.num_classes is None:
+        raise CheckpointError(
+            f"{found.dialect} weights without classification heads; build the model with features_only=True"
+        )
+    if found.num_classes != model.config.num_classes:
+        raise CheckpointError(
+            f"{found.dialect} weights for {found.num_classes} classes, but the model has {model.config.num_classes}; "
+            f"build it with num_classes={found.num_classes}"
+        )
+    return values, found.ignored
+
+
+def _check_coverage(found: Recognised, values: Mapping[str, Tensor], model: Conformer) -> None:
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
+    shared = [name for name in wanted if name in values]
+    problems = {
+        "missing": [name for name in wanted if name not in values],
+        "unexpected": [name for name in values if name not in wanted],
+        "misshapen": [
+            f"{name} {tuple(values[name].shape)} for {tuple(wanted[name])}"
+            for name in shared
+            if values[name].shape != wanted[name]
+        ],
+    }
+    if not any(problems.values()):
+        return
+    matched = len(shared) - len(problems["misshapen"])
+    text = [f"{found.dialect} weights do not fit: {matched} of the model's {len(wanted)} tensors match"]
+    text += [f"{len(names)} {kind}: {first_few(names)}" for kind, names in problems.items() if names]
+    raise CheckpointError("; ".join(text + _size_differences(found, model.config)))
+
+
+def _size_differences(found: Recognised, config: ConformerConfig) -> list[str]:
+    """In words, for an error: what the file's own sizes are where they differ from the model's."""
+    try:
+        sizes = asdict(found.config(num_heads=1))
+    except CheckpointError:
+        return []
+    return [
+        f"the file has {name}={sizes[name]}, the model {name}={size}"
+        for name, size in asdict(config).items()
+        if name not in ("num_heads", "num_classes") and sizes[name] != size
+    ]
+
+
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} holds {tensor.dtype} values, not weights in floating point")
+    tensor = tensor.to(dtype)
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinite values as {dtype}; the checkpoint is damaged or diverged")
+    return tensor

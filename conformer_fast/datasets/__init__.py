@@ -1,0 +1,1 @@
+"""Labelled pictures, one by one or in batches."""

@@ -1,0 +1,79 @@
+"""Images in batches that are read whenever one is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+from torch import Tensor
+
+from .labels import PICTURES
+
+
+def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Pictures:
+    """The pictures below a folder, `limit` of them, taken evenly from all by name so that subfolders have their share.
+
+    Raises ValueError when there is none.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder} of pictures for calibration")
+    pictures = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in pictures if not path.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
+    count = min(limit, len(paths))
+    return Pictures([paths[index * len(paths) // count] for index in range(count)], size, batch)
+
+
+class Batches(Sequence[Tensor]):
+    """Batches of images that are read whenever one is asked for."""
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """Batch `index`, 0 ... len - 1."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Tells these images, in these batches, from any others."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        chosen = range(len(self))[index]
+        return self.read(chosen) if isinstance(chosen, int) else list(map(self.read, chosen))
+
+
+class Pictures(Batches):
+    """Picture files as batches (B, 3, size, size) of the published preprocessing, read whenever one is asked for.
+
+    Reading one raises ImageError for a picture that cannot be used.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, batch: int = 8) -> None:
+        self.paths = tuple(paths)
+        self.size, self.batch = size, batch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.paths) / self.batch)
+
+    def read(self, index: int) -> Tensor:
+        from ..preprocessing.cpu import load_batch
+
+        return load_batch(self.paths[index * self.batch : (index + 1) * self.batch], self.size)
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the files' contents, in order, and of how they are read."""
+        digest = hashlib.sha256(f"{self.size} {self.batch}".encode())
+        for path in self.paths:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()

@@ -1,0 +1,199 @@
+"""Labelled pictures to evaluate on: a folder, tar files or parquet files, read where they are, in a fixed order."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError, first_few
+from .archives import Listed, ParquetRows, list_parquet, list_tar
+from .labels import Picture, classes_of_folders, is_picture, labels_from_file
+
+SHARDS = (".tar", ".parquet")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}.*\.parquet")  # how Hugging Face calls its files
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled pictures in a fixed order. Any of them can be read, by any process that has a copy of this.
+
+    source:   what was opened
+    kind:     "folder", "tar" or "parquet"
+    pictures: where each one's bytes are
+    labels:   each one's class
+    """
+
+    source: str
+    kind: str
+    pictures: tuple[Picture, ...]
+    labels: tuple[int, ...]
+    _rows: ParquetRows = field(default_factory=ParquetRows, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, index: int) -> bytes:
+        """The file of picture `index`. Raises OSError or DatasetError when it cannot be read."""
+        picture = self.pictures[index]
+        if self.kind == "parquet":
+            return self._rows.read(picture)
+        with open(picture.file, "rb") as file:
+            file.seek(picture.start)
+            return file.read(picture.size)
+
+    def input(self, index: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Picture `index` as the network's input, (3, size, size), as `conformer_fast.preprocess` makes it; in uint8,
+        the pixels before normalisation.
+
+        Raises ImageError, which names the picture, when it cannot be read or used.
+        """
+        from ..errors import ImageError
+        from ..preprocessing.cpu import load_image, preprocess_batch  # needs Pillow, the package's import does not
+
+        name = self.pictures[index].name
+        try:
+            return preprocess_batch([load_image(BytesIO(self.read(index)))], size, dtype=dtype, threads=1)[0]
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+        except DatasetError as error:
+            raise ImageError(str(error)) from error
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror}); get the file again") from error
+
+    def evenly(self, count: int) -> Dataset:
+        """At most `count` of the pictures, evenly from all in their order, so that each class has its share."""
+        count = min(count, len(self))
+        taken = [index * len(self) // count for index in range(count)]
+        pictures = tuple(self.pictures[index] for index in taken)
+        return Dataset(self.source, self.kind, pictures, tuple(self.labels[index] for index in taken))
+
+    def sha256(self) -> str:
+        """A digest of every picture's name, place, size and label: it tells whether this is the same data set."""
+        digest = hashlib.sha256(self.kind.encode())
+        for picture, label in zip(self.pictures, self.labels, strict=True):
+            digest.update(f"\0{picture.name}\0{picture.start}\0{picture.size}\0{label}".encode())
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_rows": ParquetRows()}  # open files stay in their process
+
+
+def open_dataset(
+    path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None, num_classes: int | None = None
+) -> Dataset:
+    """Lists the pictures at `path` with their classes.
+
+    path:        a folder with one folder of pictures a class; a folder of pictures, with `labels`; a tar or parquet
+                 file; a folder of such; or a pattern of such, as "val-*.tar", "val-{0000..0049}.tar"
+    labels:      a text file of names and labels (labelled.labels_from_file), which then count; not for parquet
+    num_classes: of the model, which the classes must fit; None: not known
+
+    The order is that of the paths; inside a tar or parquet file, the file's own.
+
+    Raises DatasetError when there are no pictures, a label is missing or none of the model's classes, a file is
+    damaged, or it is not clear what is meant. Pictures themselves are not read.
+    """
+    kind, files = _found(os.fspath(path))
+    if kind == "folder":
+        listed = _list_folder(Path(path), num_classes, own_labels=labels is None)
+    elif kind == "tar":
+        listed = list_tar(files, num_classes, own_labels=labels is None)
+    elif labels is not None:
+        raise DatasetError(f"{path}: parquet files have their labels inside; leave out the label file {labels}")
+    else:
+        listed = list_parquet(files, num_classes)
+    if not listed.pictures:
+        raise DatasetError(f"{path} has no pictures; name a folder, a tar or a parquet file that has some")
+    if labels is not None:
+        classes = labels_from_file(labels, listed.pictures, num_classes)
+    elif listed.labels is None:
+        raise DatasetError(
+            f"{path} has {len(listed.pictures)} pictures without a label: they are not in a folder for each class; "
+            f"give a label file too"
+        )
+    else:
+        classes = listed.labels
+    return Dataset(os.fspath(path), kind, tuple(listed.pictures), tuple(classes))
+
+
+def _found(path: str) -> tuple[str, list[Path]]:
+    """What kind of data is at `path`, and which tar or parquet files."""
+    if os.path.isdir(path):
+        files = [entry for entry in sorted(Path(path).iterdir()) if _is_shard(entry)]
+        if not files:
+            return "folder", []
+    elif os.path.exists(path):
+        files = [Path(path)]
+    else:
+        files = [Path(name) for pattern in _expanded(path) for name in sorted(glob.glob(pattern)) or [pattern]]
+        absent = [str(file) for file in files if not file.is_file()]
+        if absent:
+            raise DatasetError(f"there is no file or folder {first_few(absent)}; name where the pictures are")
+    kinds = {file.suffix.lower() for file in files}
+    if len(kinds) > 1 or not kinds <= {*SHARDS}:
+        advice = "unpack it" if any(file.name.lower().endswith(COMPRESSED) for file in files) else "name one kind"
+        raise DatasetError(
+            f"{path}: {first_few(file.name for file in files)}: give a folder of pictures, tar files or parquet files; "
+            f"{advice}"
+        )
+    splits = {match[1] for match in map(SPLIT.fullmatch, (file.name for file in files)) if match}
+    if len(splits) > 1:
+        raise DatasetError(
+            f"{path} has the splits {', '.join(sorted(splits))}; name one of them, as in '{max(splits)}-*.parquet'"
+        )
+    return kinds.pop().removeprefix("."), files
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix.lower() in SHARDS and not path.name.startswith(".") and path.is_file()
+
+
+def _expanded(pattern: str) -> list[str]:
+    """ "a-{08..10}.tar" -> ["a-08.tar", "a-09.tar", "a-10.tar"]; numbers keep the first one's width."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not match:
+        return [pattern]
+    first, last = match[1], match[2]
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [
+        name for number in numbers for name in _expanded(pattern[: match.start()] + number + pattern[match.end() :])
+    ]
+
+
+def _list_folder(folder: Path, num_classes: int | None, own_labels: bool) -> Listed:
+    """Pictures directly in `folder` and in its folders; these folders are the classes, if their labels count."""
+    pictures = _pictures(folder, folder, below=False)
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    loose = len(pictures)
+    for name in classes:
+        pictures += _pictures(folder / name, folder, below=True)
+    if not own_labels or not pictures or loose == len(pictures):
+        return Listed(pictures, None)
+    if loose:
+        raise DatasetError(
+            f"{folder} has {loose} pictures beside its class folders, first {pictures[0].name}; take them away, or "
+            f"give a label file"
+        )
+    index = classes_of_folders(classes, num_classes, str(folder))
+    return Listed(pictures, [index[picture.name.partition("/")[0]] for picture in pictures])
+
+
+def _pictures(folder: Path, root: Path, below: bool) -> list[Picture]:
+    """The pictures in a folder, and in those below it, called by their path from the root."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for name in filter(is_picture, names):
+            file = Path(place, name)
+            found.append(Picture(file.relative_to(root).as_posix(), str(file), 0, file.stat().st_size))
+        if not below:
+            break
+    return sorted(found, key=lambda picture: picture.name)

@@ -1,0 +1,1 @@
+"""compile, build, export, predict, save, load, serve."""

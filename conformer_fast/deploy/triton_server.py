@@ -1,0 +1,148 @@
+"""A bundle as a model of NVIDIA Triton Inference Server (no relation to the language of our kernels).
+
+The server wants folder/<model>/config.pbtxt and folder/<model>/1/model.plan. What clients send and get is the engine's:
+"images", fp32 and normalised, and its outputs. Requests that wait are batched, up to the engine's largest batch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..bundles.folder import read_bundle
+from ..bundles.manifest import PLAN, Manifest
+from ..errors import BundleError
+from ..model.config import EXPANSION, ConformerConfig
+from ..model.outputs import LOGITS, SUM
+from ..model.shapes import Profile, Range
+
+CONFIGURATION = "config.pbtxt"
+QUEUE_MICROSECONDS = 500  # how long a request waits for others: about what an engine takes for one image
+
+
+def write_model(
+    bundle: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    name: str,
+    instances: int = 1,
+    key: bytes | None = None,
+) -> Path:
+    """Adds the engine in `bundle` to a model repository, and returns the model's folder.
+
+    repository: a folder; it may exist
+    name:       what clients call the model: letters, digits, "_", "-" and "."
+    instances:  how many batches run at once on each GPU, each in its own working memory
+    key:        the bundle's HMAC key, if that is to be verified
+
+    Raises BundleError when the bundle is damaged, is not TensorRT's or takes no single images, or the repository has
+    such a model or cannot be written; ValueError for a name or number that cannot be.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
+    if instances < 1:
+        raise ValueError(f"instances must be at least 1, got {instances}")
+    read = read_bundle(bundle, key)
+    manifest = read.manifest
+    kind = manifest.runtime.get("flavour", manifest.backend)
+    if kind != "tensorrt":
+        raise BundleError(
+            f"{bundle} holds an engine for {kind}, and the server's TensorRT backend reads those of TensorRT only: "
+            f"build one with --flavour tensorrt on a machine with the GPU"
+        )
+    batches = _batches(manifest.profiles)
+    if len(batches) > 1:
+        raise BundleError(
+            f"{bundle} takes other batches for other images ({sorted(batches)}), and the server knows only one "
+            f"largest batch: build one whose profiles have the same"
+        )
+    smallest, largest = batches.pop()
+    if smallest > 1:
+        raise BundleError(
+            f"{bundle} takes {smallest} images or more, and the server passes single ones on when no others wait: "
+            f"build one with --batch 1,{smallest},{largest}"
+        )
+    folder = Path(repository) / name
+    files = {f"1/{PLAN}": read.read(PLAN), CONFIGURATION: configuration(manifest, name, instances).encode()}
+    if manifest.labels:
+        files[manifest.labels] = read.read(manifest.labels)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        try:
+            unfinished.chmod(0o755)
+            (unfinished / "1").mkdir()
+            for file, content in files.items():
+                (unfinished / file).write_bytes(content)
+            unfinished.rename(folder)  # fails where there is a folder that is not empty
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be written: {error}; remove it, or choose another name") from error
+    return folder
+
+
+def _batches(profiles: Sequence[Profile]) -> set[tuple[int, int]]:
+    """The smallest and the largest batch of each size of images; one pair if they are all the same."""
+    of_size: dict[tuple[Range, Range], list[Range]] = {}
+    for profile in profiles:
+        of_size.setdefault((profile.height, profile.width), []).append(profile.batch)
+    return {(min(low for low, _, _ in taken), max(high for _, _, high in taken)) for taken in of_size.values()}
+
+
+def configuration(manifest: Manifest, name: str, instances: int) -> str:
+    """The text of config.pbtxt, a ModelConfig of the server. The batch is none of its dimensions."""
+    profiles, config = manifest.profiles, manifest.config
+    height = _dimension([limit for profile in profiles for limit in profile.height])
+    width = _dimension([limit for profile in profiles for limit in profile.width])
+    outputs = [_tensor(output, _sizes(output, config), manifest.labels) for output in manifest.outputs]
+    tuned = sorted({profile.batch[1] for profile in profiles})
+    separator = ",\n"
+    indices = ", ".join(f'"{index}"' for index in range(len(profiles)))
+    return f"""\
+name: "{name}"
+platform: "tensorrt_plan"
+max_batch_size: {max(profile.batch[2] for profile in profiles)}
+input [
+{_tensor("images", [config.in_channels, height, width])}
+]
+output [
+{separator.join(outputs)}
+]
+dynamic_batching {{
+  preferred_batch_size: {tuned}
+  max_queue_delay_microseconds: {QUEUE_MICROSECONDS}
+}}
+instance_group [
+  {{ kind: KIND_GPU, count: {instances}, profile: [ {indices} ] }}
+]
+"""
+
+
+def _tensor(name: str, sizes: list[int], labels: str | None = None) -> str:
+    label = f', label_filename: "{labels}"' if labels and name in (*LOGITS, SUM) else ""
+    return f'  {{ name: "{name}", data_type: TYPE_FP32, dims: {sizes}{label} }}'
+
+
+def _dimension(limits: list[int]) -> int:
+    """The one size there is, or -1, which is any."""
+    return limits[0] if len(set(limits)) == 1 else -1
+
+
+def _sizes(output: str, config: ConformerConfig) -> list[int]:
+    """The dimensions behind the batch of one of the model's outputs; -1 is any."""
+    if output in (*LOGITS, SUM):
+        return [config.num_classes]
+    block, _, kind = output.partition(".")
+    channels = config.map_channels(int(block))
+    return {
+        "map": [channels, -1, -1],
+        "pooled": [channels],
+        "class_token": [config.embed_dim],
+        "tokens": [-1, config.embed_dim],
+        "fcu_down": [-1, config.embed_dim],
+        "fcu_up": [-1, channels // EXPANSION],
+    }[kind]

@@ -1,0 +1,66 @@
+"""Every error of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+class BackendError(RuntimeError):
+    """A backend or precision that cannot be had here, with what to install or choose."""
+
+
+class GPUMemoryError(torch.OutOfMemoryError):
+    """A batch that the GPU has no room for; `needed`, `free` and `total` are bytes. Smaller batches still run."""
+
+    def __init__(self, message: str, needed: int, free: int, total: int) -> None:
+        super().__init__(message)
+        self.needed, self.free, self.total = needed, free, total
+
+
+class CheckpointError(ValueError):
+    """A weights file or state dict that cannot be used, with what is wrong and what to do."""
+
+
+def first_few(names: Iterable[str]) -> str:
+    """The first five names, and how many there are beyond."""
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+class DownloadError(RuntimeError):
+    """Weights that could not be downloaded, with where they are published and where to put them by hand."""
+
+
+class DatasetError(ValueError):
+    """Labelled pictures that cannot be used, with which file, what is wrong and what to do."""
+
+
+class BundleError(RuntimeError):
+    """A folder that is no bundle, is damaged, or cannot be read or written; the message says which and what to do."""
+
+
+class EngineMismatchError(BundleError):
+    """A sound bundle that does not fit this machine: of `field` it needs `expected`, and here is `found`.
+
+    rebuild: the command that builds it for this machine
+    """
+
+    def __init__(self, field: str, expected: str, found: str, rebuild: str) -> None:
+        super().__init__(field, expected, found, rebuild)
+        self.field, self.expected, self.found, self.rebuild = field, expected, found, rebuild
+
+    def __str__(self) -> str:
+        return (
+            f"the engine does not fit this machine: {self.field} must be {self.expected}, here it is {self.found}; "
+            f"build it again here: {self.rebuild}"
+        )
+
+
+class ImageError(ValueError):
+    """An image that cannot be used. The message says which file (if it came from one), what is wrong and what to do."""
+
+
+class EngineError(RuntimeError):
+    """An engine that could not be built or loaded, with what TensorRT's logger said."""

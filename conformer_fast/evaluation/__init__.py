@@ -1,0 +1,1 @@
+"""How often an engine is right on labelled pictures."""

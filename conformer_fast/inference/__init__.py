@@ -1,0 +1,1 @@
+"""The lowered network that every engine computes."""

@@ -1,0 +1,346 @@
+"""The reference model rewritten for inference: every algebraic rewrite, once. All are exact up to rounding.
+
+1. Batch norms are folded into the convolution before them (`fold_batch_norm`).
+2. FCU-down pools before its 1x1 projection: both are linear, so they commute, and S * S fewer products remain. The
+   convolution before it returns its map pooled too.
+3. FCU-up projects and activates at token resolution; no upsampled map is written, conv3x3 reads [h // S, w // S].
+4. The attention scale is folded into the query rows of the joint projection (`fold_attention_scale`).
+5. The class token's doubling in each coupled block is explicit in `fcu_down`.
+6. Only the class row of the last token norm is computed.
+7. Both heads are one operation.
+8. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`equalised`).
+
+The result is a plain module of operators (ops.py) on channels-last maps. Its weights are buffers: nothing trains here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..model.outputs import LOGITS, SUM, feature_names
+from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
+from . import ops
+from .fold import _as_matrix, fold_attention_scale, fold_batch_norm
+from .quantization import Quantization, addend_of
+from .streams import beside, join
+
+READ_A_NORM = ("qkv", "fc1")  # products of a transformer block
+
+
+class InferenceConformer(nn.Module):
+    """images (B, in_channels, H, W) -> a tuple of the tensors named in `outputs`.
+
+    Names: "conv_logits", "trans_logits" and "logits", their sum, each (B, classes); for a block k "k.map" (B, K, H, W),
+    "k.tokens" (B, T, C), "k.pooled" (B, K) and "k.class_token" (B, C); inside coupled blocks "k.fcu_down" (B, T, C),
+    the transformer's input, and "k.fcu_up" (B, N, K), the convolution's addition at token resolution. See
+    `output_names`.
+    """
+
+    def __init__(self, model: Conformer) -> None:
+        super().__init__()
+        config = model.config
+        self.config = config
+        self.outputs: tuple[str, ...] = feature_names(config) if model.features_only else LOGITS
+        self.stem = Weights(*fold_batch_norm(model.conv1, model.bn1))
+        self.cls_token = nn.Buffer(model.cls_token.clone())
+        assert model.trans_patch_conv.bias is not None
+        self.patch_embed = Weights(model.trans_patch_conv.weight, model.trans_patch_conv.bias)
+        self.conv_1 = InferenceBottleneck(model.conv_1)
+        self.trans_1 = InferenceTransformer(model.trans_1)
+        for index in range(2, config.depth + 1):
+            self.add_module(f"conv_trans_{index}", InferenceBlock(model.coupled_block(index)))
+        self.norm = Norm(model.trans_norm) if hasattr(model, "trans_norm") else None
+        if not model.features_only:
+            self.conv_head = Weights(model.conv_cls_head.weight, model.conv_cls_head.bias)
+            self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
+
+    def with_outputs(self, outputs: Sequence[str]) -> InferenceConformer:
+        """The same model, sharing its weights, returning these outputs.
+
+        Raises ValueError for an unknown name, a name given twice, or none.
+        """
+        unknown = [name for name in outputs if name not in self.output_names]
+        if unknown:
+            raise ValueError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
+        if len(set(outputs)) != len(outputs) or not outputs:
+            raise ValueError(f"outputs must be one or more different names, got {list(outputs)}")
+        other = nn.Module.__new__(type(self))
+        other.__dict__ = self.__dict__.copy()
+        other.outputs = tuple(outputs)
+        return other
+
+    def in_precision(self, dtype: torch.dtype) -> InferenceConformer:
+        """A copy whose products and maps are in `dtype`, and whose tokens and norms are in float32.
+
+        The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
+        it again. Convolutions keep their weights in the memory order of channels-last maps.
+
+        Raises ValueError for a model with products in 8 bits, whose numbers were chosen for the type around them.
+        """
+        if any(isinstance(part, Weights) and part.scales() for part in self.modules()):
+            raise ValueError(
+                "in_precision: the model has products in 8 bits; call in_precision() first, then quantized()"
+            )
+        return copy.deepcopy(self)._cast(dtype)
+
+    def _cast(self, dtype: torch.dtype) -> InferenceConformer:
+        """`in_precision`, of this model itself."""
+        self.float()
+        for part in self.modules():
+            if isinstance(part, Weights):
+                part.to(dtype)
+                if part.weight.ndim == 4:
+                    part.weight = nn.Buffer(part.weight.contiguous(memory_format=torch.channels_last))
+        return self
+
+    @property
+    def quantisable(self) -> tuple[str, ...]:
+        """The names of the products that `quantized` takes: all but the heads'."""
+        outside = getattr(self, "conv_head", None), getattr(self, "trans_head", None)
+        return tuple(name for name, part in self.named_modules() if isinstance(part, Weights) and part not in outside)
+
+    def equalised(self, factors: Mapping[str, Sequence[float]]) -> InferenceConformer:
+        """An equal copy, up to rounding: what a product reads from its layer norm is divided by its factors, one for
+        each channel, and its weight is multiplied by them (equalise.py).
+
+        factors: by the product's name, "trans_1.qkv" or "trans_1.fc1"
+
+        Raises ValueError for other products, and unless the factors are one positive number for each channel.
+        """
+        other = copy.deepcopy(self)
+        for name, values in factors.items():
+            owner, _, product = name.rpartition(".")
+            block = other.get_submodule(owner) if name in self.quantisable else None
+            if product not in READ_A_NORM or not isinstance(block, InferenceTransformer):
+                raise ValueError(
+                    f"equalised: {name} is no product that reads a layer norm; were the factors made for another model?"
+                )
+            if len(values) != self.config.embed_dim or not all(0 < value < math.inf for value in values):
+                raise ValueError(
+                    f"equalised: {name} takes {self.config.embed_dim} positive factors, got {len(values)} of which the "
+                    f"least is {min(values, default=0)}; were they made for another model?"
+                )
+            block.equalise(product, torch.tensor(values, dtype=torch.float64, device=self.cls_token.device))
+        return other
+
+    def quantized(self, quantization: Quantization) -> InferenceConformer:
+        """A copy whose products that `quantization` has ranges of are computed in 8 bits (functional.py), the weight
+        stored in them beside its scales. The others stay as they are, and maps stay in the type that they have.
+
+        What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
+
+        Raises ValueError for ranges of products that the model does not have, or has in 8 bits already.
+        """
+        names = self.quantisable
+        adding = [name for name in names if name.endswith(".conv3")]
+        unknown = set(quantization.ranges) - {*names, *map(addend_of, adding)}
+        if unknown:
+            raise ValueError(
+                f"quantized: the model has no products {sorted(unknown)}; were the ranges measured on another one? "
+                f"It has {', '.join(names)}"
+            )
+        other = self.equalised(quantization.equalisation)
+        for name, part in other.named_modules():
+            if name in quantization.ranges and isinstance(part, Weights):
+                part.quantise(name, quantization)
+        return other
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Every name that `outputs` may hold."""
+        kinds = ("map", "tokens") if self.norm is None else ("map", "tokens", "pooled", "class_token")
+        blocks = range(1, self.config.depth + 1)
+        names = [f"{index}.{kind}" for index in blocks for kind in kinds]
+        names += [f"{index}.{kind}" for index in blocks[1:] for kind in ("fcu_down", "fcu_up")]
+        return (*LOGITS, SUM, *names) if hasattr(self, "conv_head") else tuple(names)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        wanted, found = set(self.outputs), {}
+        config = self.config
+
+        def keep(name: str, value: Tensor) -> None:
+            if name in wanted:
+                found[name] = value
+
+        stem_map = ops.stem(images, *self.stem(), config.stem_stride, **self.stem.scales())  # (B, H / 4, W / 4, 64)
+        with beside():
+            feature_map = self.conv_1(stem_map)
+        tokens = self.trans_1(
+            ops.patch_embed(stem_map, self.cls_token, *self.patch_embed(), **self.patch_embed.scales())
+        )
+        join()
+        for index in range(1, config.depth + 1):
+            if index > 1:
+                feature_map, tokens, down, up = self.get_submodule(f"conv_trans_{index}")(feature_map, tokens)
+                keep(f"{index}.fcu_down", down)
+                keep(f"{index}.fcu_up", up)
+                del down, up  # their memory is free for the next block
+            keep(f"{index}.tokens", tokens)
+            if f"{index}.map" in wanted:
+                keep(f"{index}.map", feature_map.permute(0, 3, 1, 2))
+            if self.norm is not None and {f"{index}.pooled", f"{index}.class_token"} & wanted:
+                pooled, class_token = ops.pool(feature_map, tokens, *self.norm())
+                keep(f"{index}.pooled", pooled)
+                keep(f"{index}.class_token", class_token)
+        if self.norm is not None and wanted & {*LOGITS, SUM}:
+            conv, trans, both = ops.heads(feature_map, tokens, *self.norm(), *self.conv_head(), *self.trans_head())
+            keep("conv_logits", conv)
+            keep("trans_logits", trans)
+            keep(SUM, both)
+        return tuple(found[name] for name in self.outputs)
+
+
+class Weights(nn.Module):
+    """A product's weight and bias; calling it returns both. In 8 bits it has `scales` too, else none."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Buffer(weight.detach().clone()), nn.Buffer(bias.detach().clone())
+        self._scales: tuple[str, ...] = ()
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias
+
+    def scales(self) -> dict[str, Tensor]:
+        """The operators' keywords of a product in 8 bits: "input_scale", "weight_scale" and maybe "addend_scale"."""
+        return {name: self.get_buffer(name) for name in self._scales}
+
+    def quantise(self, name: str, quantization: Quantization) -> None:
+        """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ValueError if it is already."""
+        if self._scales:
+            raise ValueError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
+        dtype, device = self.weight.dtype, self.weight.device
+        order = torch.channels_last if self.weight.ndim == 4 else torch.contiguous_format
+        numbers, scale = quantization.weight(self.weight, axis=0)
+        scales = {"weight_scale": scale, "input_scale": quantization.scale(name, dtype)}
+        if addend_of(name) in quantization.ranges:
+            scales["addend_scale"] = quantization.scale(addend_of(name), dtype)
+        self.weight = nn.Buffer(numbers.to(device).contiguous(memory_format=order))
+        for scale_name, value in scales.items():
+            self.register_buffer(scale_name, value.to(device))
+        self._scales = tuple(scales)
+
+
+class Norm(nn.Module):
+    """A layer norm's weight, bias and eps; calling it returns all three."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Buffer(norm.weight.detach().clone()), nn.Buffer(norm.bias.detach().clone())
+        self.eps = norm.eps
+
+    def forward(self) -> tuple[Tensor, Tensor, float]:
+        return self.weight, self.bias, self.eps
+
+
+class InferenceBottleneck(nn.Module):
+    """(B, H, W, K) -> (B, H', W', K'), in three steps that a coupled block calls one by one."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.stride = block.conv2.stride[0]
+        self.conv1 = Weights(*_as_matrix(*fold_batch_norm(block.conv1, block.bn1)))
+        self.conv2 = Weights(*fold_batch_norm(block.conv2, block.bn2))
+        self.conv3 = Weights(*_as_matrix(*fold_batch_norm(block.conv3, block.bn3)))
+        self.residual = None
+        if block.project:
+            self.residual = Weights(*_as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return self.expand(self.spatial(self.reduce(feature_map)), feature_map)
+
+    def reduce(self, feature_map: Tensor) -> Tensor:
+        return ops.conv1x1(feature_map, *self.conv1(), **self.conv1.scales())
+
+    def spatial(self, inner: Tensor, token_map: Tensor | None = None, token_stride: int = 1) -> Tensor:
+        return ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride, **self.conv2.scales())
+
+    def spatial_and_pooled(self, inner: Tensor, token_stride: int) -> tuple[Tensor, Tensor]:
+        """`spatial` and its mean over each token's pixels, which FCU-down reads."""
+        if token_stride > 1:
+            return ops.conv3x3_pool(inner, *self.conv2(), self.stride, token_stride, **self.conv2.scales())
+        inner = self.spatial(inner)
+        return inner, inner
+
+    def expand(self, inner: Tensor, feature_map: Tensor) -> Tensor:
+        residual = feature_map
+        if self.residual is not None:
+            scales = self.residual.scales()
+            residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False, **scales)
+        return ops.conv1x1(inner, *self.conv3(), residual=residual, **self.conv3.scales())
+
+
+class InferenceTransformer(nn.Module):
+    """(B, T, C) -> (B, T, C)."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        super().__init__()
+        self.num_heads = block.attn.num_heads
+        self.norm1, self.norm2 = Norm(block.norm1), Norm(block.norm2)
+        self.qkv = Weights(*fold_attention_scale(block.attn.qkv, block.attn.num_heads))
+        self.proj = Weights(block.attn.proj.weight, block.attn.proj.bias)
+        self.fc1 = Weights(block.mlp.fc1.weight, block.mlp.fc1.bias)
+        self.fc2 = Weights(block.mlp.fc2.weight, block.mlp.fc2.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        qkv = ops.linear(tokens, *self.qkv(), False, None, *self.norm1(), **self.qkv.scales())  # (B, T, 3C)
+        heads = ops.attention(qkv, self.num_heads, 1.0)
+        tokens = ops.linear(heads, *self.proj(), residual=tokens, **self.proj.scales())
+        hidden = ops.linear(tokens, *self.fc1(), True, None, *self.norm2(), **self.fc1.scales())
+        return ops.linear(hidden, *self.fc2(), residual=tokens, **self.fc2.scales())
+
+    def equalise(self, product: str, factors: Tensor) -> None:
+        """Divides what "qkv" or "fc1" reads from its norm by the factors (C,), and multiplies its weight by them."""
+        norm, weights = (self.norm1, self.qkv) if product == "qkv" else (self.norm2, self.fc1)
+        norm.weight = nn.Buffer((norm.weight / factors).to(norm.weight.dtype))
+        norm.bias = nn.Buffer((norm.bias / factors).to(norm.bias.dtype))
+        weights.weight = nn.Buffer((weights.weight * factors).to(weights.weight.dtype))
+
+
+class InferenceBlock(nn.Module):
+    """(B, H, W, K), (B, T, C) -> the same of the next block, and what the two coupling units passed on."""
+
+    def __init__(self, block: ConvTransBlock) -> None:
+        super().__init__()
+        self.cnn_block = InferenceBottleneck(block.cnn_block)
+        self.down = InferenceFCUDown(block.squeeze_block)
+        self.trans_block = InferenceTransformer(block.trans_block)
+        self.up = _fcu_up(block.expand_block)
+        self.token_stride = block.expand_block.stride
+        self.fusion_block = InferenceBottleneck(block.fusion_block)
+
+    def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        inner = self.cnn_block.reduce(feature_map)
+        inner, pooled = self.cnn_block.spatial_and_pooled(inner, self.token_stride)
+        with beside():
+            cnn_map = self.cnn_block.expand(inner, feature_map)
+            fusion = self.fusion_block.reduce(cnn_map)
+        down = self.down(pooled, tokens)
+        tokens = self.trans_block(down)
+        up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
+        join()
+        fusion = self.fusion_block.spatial(fusion, up, self.token_stride)
+        return self.fusion_block.expand(fusion, cnn_map), tokens, down, up
+
+
+class InferenceFCUDown(nn.Module):
+    """The map at token resolution (B, h, w, K) and tokens (B, T, C) -> the transformer block's input (B, T, C)."""
+
+    def __init__(self, unit: FCUDown) -> None:
+        super().__init__()
+        assert unit.conv_project.bias is not None
+        self.project = Weights(*_as_matrix(unit.conv_project.weight, unit.conv_project.bias))
+        self.norm = Norm(unit.ln)
+
+    def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
+        scales = self.project.scales()
+        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), stride=1, **scales)
+
+
+def _fcu_up(unit: FCUUp) -> Weights:
+    return Weights(*_as_matrix(*fold_batch_norm(unit.conv_project, unit.bn)))

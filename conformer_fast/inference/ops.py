@@ -1,0 +1,160 @@
+"""The inference model's operations as PyTorch custom operators, `torch.ops.conformer_fast.*`.
+
+Each is registered the same way: the schema and the CPU implementation are the function of the same name in
+functional.py, where its shapes are documented; the CUDA implementation is the kernel that kernels/dispatch.py chooses,
+or the same function of functional.py; `register_fake` gives the output's shape. Being operators, they stay whole in a
+traced graph, which is what engines/export.py translates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, fx
+from torch.library import CustomOpDef, custom_op
+
+from ..model import functional as CF
+
+OPS: dict[str, CustomOpDef] = {}
+
+
+def _operator(fake):
+    """Registers functional.<name> as an operator, with `fake` (same arguments) as its shape function."""
+    op = custom_op(f"conformer_fast::{fake.__name__}", getattr(CF, fake.__name__), mutates_args=())
+    op.register_fake(fake)
+    op.register_kernel("cuda")(partial(_on_kernel, fake.__name__))
+    OPS[fake.__name__] = op
+    return op
+
+
+def _on_kernel(name, *args, **kwargs):
+    from ..kernels import dispatch
+
+    return dispatch.run(name, getattr(CF, name), *args, **kwargs)
+
+
+@contextmanager
+def on_kernels() -> Iterator[None]:
+    """Inside, the operators of this module are their kernels on any device: on the CPU for Triton's interpreter, on
+    meta tensors to record what would be launched. For one thread at a time."""
+    try:
+        globals().update({name: partial(_on_kernel, name) for name in OPS})
+        yield
+    finally:
+        globals().update(OPS)
+
+
+def operation_of(node: fx.Node) -> str:
+    """What a traced node calls: the name of one of these operators, of a builtin or of a tensor's method."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._opname
+    return node.target if isinstance(node.target, str) else node.target.__name__
+
+
+@_operator
+def attention(qkv, num_heads, scale):
+    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+
+
+@_operator
+def linear(
+    x,
+    weight,
+    bias,
+    gelu=False,
+    residual=None,
+    norm_weight=None,
+    norm_bias=None,
+    norm_eps=0.0,
+    input_scale=None,
+    weight_scale=None,
+):
+    dtype = bias.dtype if residual is None else torch.promote_types(bias.dtype, residual.dtype)
+    return bias.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+
+
+@_operator
+def stem(images, weight, bias, multiple, input_scale=None, weight_scale=None):
+    B, _, H, W = images.shape
+    H, W = (-(-_halved(_halved(size)) // multiple) * multiple for size in (H, W))
+    return bias.new_empty(B, H, W, weight.shape[0])
+
+
+@_operator
+def patch_embed(stem_map, cls_token, weight, bias, input_scale=None, weight_scale=None):
+    B, H, W, _ = stem_map.shape
+    S = weight.shape[-1]
+    return cls_token.new_empty(B, 1 + (H // S) * (W // S), weight.shape[0])
+
+
+@_operator
+def conv1x1(
+    feature_map,
+    weight,
+    bias,
+    stride=1,
+    relu=True,
+    residual=None,
+    input_scale=None,
+    weight_scale=None,
+    addend_scale=None,
+):
+    return _convolved(feature_map, weight, stride)
+
+
+@_operator
+def conv3x3(feature_map, weight, bias, stride=1, token_map=None, token_stride=1, input_scale=None, weight_scale=None):
+    return _convolved(feature_map, weight, stride)
+
+
+@_operator
+def conv3x3_pool(feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
+    out = _convolved(feature_map, weight, stride)
+    B, H, W, K = out.shape
+    return out, out.new_empty(B, H // pool_stride, W // pool_stride, K)
+
+
+@_operator
+def fcu_down(
+    feature_map,
+    tokens,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    stride,
+    input_scale=None,
+    weight_scale=None,
+):
+    return torch.empty_like(tokens)
+
+
+@_operator
+def fcu_up(tokens, weight, bias, input_scale=None, weight_scale=None):
+    return bias.new_empty(tokens.shape[0], tokens.shape[1] - 1, weight.shape[0])
+
+
+@_operator
+def pool(feature_map, tokens, norm_weight, norm_bias, norm_eps):
+    B, K, C = feature_map.shape[0], feature_map.shape[-1], tokens.shape[-1]
+    return feature_map.new_empty(B, K), tokens.new_empty(B, C)
+
+
+@_operator
+def heads(feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
+    shape = feature_map.shape[0], conv_weight.shape[0]
+    return tokens.new_empty(shape), tokens.new_empty(shape), tokens.new_empty(shape)
+
+
+def _halved(size: int) -> int:
+    """The extent after a layer of stride 2 with 'same' padding."""
+    return (size + 1) // 2
+
+
+def _convolved(feature_map: Tensor, weight: Tensor, stride: int) -> Tensor:
+    B, H, W, _ = feature_map.shape
+    return feature_map.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, weight.shape[0])

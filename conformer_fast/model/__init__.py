@@ -1,0 +1,1 @@
+"""What is correct: the reference Conformer, its sizes, mathematics and names."""

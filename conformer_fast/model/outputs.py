@@ -1,0 +1,69 @@
+"""The reference model's values under the names that the inference model gives its outputs (InferenceConformer)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .config import ConformerConfig
+from .reference import Conformer, ConformerFeatures
+
+LOGITS = ("conv_logits", "trans_logits")
+SUM = "logits"
+COUPLING = (".fcu_down", ".fcu_up")
+
+
+def reference_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """What `fuse(model).with_outputs(names)` returns for `images`, computed by the reference model itself."""
+    found: dict[str, Tensor] = {}
+    for index, (feature_map, tokens) in enumerate(model.forward_blocks(images), start=1):
+        found[f"{index}.map"], found[f"{index}.tokens"] = feature_map, tokens
+        if {f"{index}.pooled", f"{index}.class_token"} & set(names):
+            found[f"{index}.pooled"], found[f"{index}.class_token"] = model.pool(feature_map, tokens)
+    if {*LOGITS, SUM} & set(names):
+        output = model.forward_head(ConformerFeatures((feature_map,), tokens))
+        found.update(zip((*LOGITS, SUM), (*output, output.logits), strict=True))
+    return tuple(found[name] for name in names)
+
+
+def observed_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """The same with the coupling units' "k.fcu_down" and "k.fcu_up" too. It hooks the model: one thread at a time."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for index in range(2, model.config.depth + 1):
+        block = model.coupled_block(index)
+
+        def see_down(module, inputs, name=f"{index}.fcu_down"):
+            seen[name] = inputs[0]
+
+        def see_up(module, inputs, output, name=f"{index}.fcu_up", stride=block.expand_block.stride):
+            seen[name] = output[:, :, ::stride, ::stride].flatten(2).transpose(1, 2)  # (B, N, K), before repetition
+
+        handles.append(block.trans_block.register_forward_pre_hook(see_down))
+        handles.append(block.expand_block.register_forward_hook(see_up))
+    try:
+        others = [name for name in names if not name.endswith(COUPLING)]
+        seen.update(zip(others, reference_outputs(model, images, others), strict=True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(seen[name] for name in names)
+
+
+def feature_names(config: ConformerConfig) -> tuple[str, ...]:
+    """The outputs that ConformerFeatures holds: the maps after `config.feature_blocks` and the last tokens."""
+    return (*(f"{block}.map" for block in config.feature_blocks), f"{config.depth}.tokens")
+
+
+def rebuild(structure: Any, tensors: tuple[Tensor, ...]) -> Any:
+    """`structure` with its leaves replaced by `tensors`, in order."""
+    return _fill(structure, iter(tensors))
+
+
+def _fill(structure: Any, tensors: Any) -> Any:
+    if not isinstance(structure, list | tuple):
+        return next(tensors)
+    parts = [_fill(part, tensors) for part in structure]
+    return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)

@@ -1,0 +1,119 @@
+"""The shapes of images that an engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .config import BUNDLED, DIGITS_SIDE, ConformerConfig
+
+Range = tuple[int, int, int]
+Shape = tuple[int, int, int, int]
+Pad = Literal["stem", "none"]
+SIDE = 224  # pixels of the images that published models are trained on
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch, height and width, each (smallest, the one the engine is tuned for, largest).
+
+    Raises ValueError unless they are whole numbers, at least 1, that do not fall.
+    """
+
+    batch: Range = (1, 8, 64)
+    height: Range = (224, 224, 224)
+    width: Range = (224, 224, 224)
+
+    def __post_init__(self) -> None:
+        for name, limits in self._limits():
+            whole = isinstance(limits, tuple) and len(limits) == 3 and all(type(limit) is int for limit in limits)
+            if not whole or not 1 <= limits[0] <= limits[1] <= limits[2]:
+                raise ValueError(
+                    f"{name} of a profile must be a tuple of three whole numbers, at least 1, that do not fall "
+                    f"(smallest, tuned for, largest), such as (1, 8, 64); got {limits!r}"
+                )
+
+    def shapes(self, channels: int) -> tuple[Shape, Shape, Shape]:
+        """(B, channels, H, W): the smallest, the one to tune for, the largest."""
+        smallest, tuned, largest = (
+            (B, channels, H, W) for B, H, W in zip(self.batch, self.height, self.width, strict=True)
+        )
+        return smallest, tuned, largest
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises ValueError if images of `shape`, (B, C, H, W), are outside; it names the profile that holds them."""
+        if len(shape) != 4 or min(shape) < 1:
+            raise ValueError(f"images must be (batch, channels, height, width) and not empty, got shape {tuple(shape)}")
+        sizes = {"batch": shape[0], "height": shape[2], "width": shape[3]}
+        if all(low <= sizes[name] <= high for name, (low, _, high) in self._limits()):
+            return
+        taken = ", ".join(
+            f"{name} {low} to {high}" if low < high else f"{name} {low}" for name, (low, _, high) in self._limits()
+        )
+        wider = {
+            name: (min(low, sizes[name]), tuned, max(high, sizes[name])) for name, (low, tuned, high) in self._limits()
+        }
+        needed = ", ".join(f"{name}={limits}" for name, limits in wider.items())
+        raise ValueError(
+            f"images of shape {tuple(shape)} do not fit the engine, which takes {taken}; "
+            f"build it again with Profile({needed})"
+        )
+
+    def to_json(self) -> dict[str, list[int]]:
+        """The profile as JSON values; `from_json` reads them."""
+        return {name: list(limits) for name, limits in self._limits()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Profile:
+        """The profile that `to_json` wrote. Raises ValueError for anything else."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise ValueError(f"a profile must have {', '.join(sorted(names))}, got {value!r}")
+        return cls(**{name: tuple(limits) if isinstance(limits, list) else limits for name, limits in value.items()})
+
+    def _limits(self) -> tuple[tuple[str, Range], ...]:
+        return ("batch", self.batch), ("height", self.height), ("width", self.width)
+
+
+def check_profiles(profiles: Sequence[Profile], config: ConformerConfig, pad: Pad) -> None:
+    """Raises ValueError when there is none, or the model takes no images of its sizes."""
+    if not profiles:
+        raise ValueError("an engine needs a profile, which says the shapes that it takes; none was given")
+    for profile in profiles:
+        for shape in profile.shapes(config.in_channels):
+            check_image_size(torch.empty(shape, device="meta"), config, pad)
+
+
+def usual_side(config: ConformerConfig) -> int:
+    """Pixels of the side of the images that such a model is trained on; whole patches."""
+    if config == BUNDLED["digits"]:
+        return DIGITS_SIDE
+    return config.patch_size * max(1, round(SIDE / config.patch_size))
+
+
+def usual_profile(config: ConformerConfig) -> Profile:
+    """Batches of 1 to 64 images of the usual side."""
+    sides = (usual_side(config),) * 3
+    return Profile(height=sides, width=sides)
+
+
+def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:
+    """Raises ValueError unless `images` is (B, in_channels, H, W) of a size that the strides and `pad` allow."""
+    if images.ndim != 4 or images.shape[1] != config.in_channels:
+        raise ValueError(
+            f"images must have shape (batch, {config.in_channels}, height, width), got {tuple(images.shape)}"
+        )
+    H, W = images.shape[-2:]
+    patch = config.patch_size
+    if patch > H or patch > W:
+        raise ValueError(f"images are {H}x{W}, smaller than one {patch}x{patch} patch; resize them first")
+    stem = tuple(-(-size // 4) for size in (H, W))  # two layers of stride 2, each rounding up
+    if pad == "none" and any(size % config.stem_stride for size in stem):
+        raise ValueError(
+            f"a {H}x{W} image gives a {stem[0]}x{stem[1]} stem map, which is not whole {patch}x{patch} patches; "
+            f"resize to multiples of {patch} or build the model with pad='stem'"
+        )

@@ -1,0 +1,1 @@
+"""Files that are whole at any time, hashed and locked."""

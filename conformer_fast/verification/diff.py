@@ -1,0 +1,234 @@
+"""Where error comes in: the same images through every implementation, compared inside the network as well.
+
+Each precision has PyTorch's own run first, which is what the others are judged by: the reference model in that
+precision, or in 8 bits the quantised inference model. All are compared with the reference in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..calibration.resolve import quantization_of
+from ..checkpoints.adopt import Model
+from ..deploy.compile import compile
+from ..errors import BackendError, EngineError
+from ..inference.lower import fuse
+from ..inference.quantization import Quantization
+from ..model.distance import sqnr_db
+from ..model.precision import DTYPES, PRECISIONS
+from ..model.reference import Conformer
+from . import implementations
+from .verify import Report, Row, eager_outputs, exact_outputs, finite, inner_names, report_of
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Fall:
+    """`name` has an SQNR of `after` dB, NaN if it is not finite; the same value of the block before has `before`."""
+
+    name: str
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.after):
+            return f"{self.name} is the first that is not finite"
+        return f"SQNR falls most at {self.name}, from {self.before:.1f} to {self.after:.1f} dB"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One implementation in one precision. how: what ran it, or None; then `unavailable` says why. report: its errors,
+    as `verify` reports them, None if it did not run."""
+
+    implementation: str
+    precision: str
+    how: str | None = None
+    unavailable: str | None = None
+    report: Report | None = None
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Every compared tensor by its name, in the order in which they are computed."""
+        return {row.name: row for row in (*self.report.blocks, *self.report.results)} if self.report else {}
+
+    @property
+    def fall(self) -> Fall | None:
+        """The first value inside whose SQNR falls most from one block to the next; None if none falls.
+
+        What has no block before it is held against PyTorch's in the same precision. The first value that is not finite
+        falls most of all.
+        """
+        rows = self.rows
+        worst, most = None, 0.0
+        for row in self.report.blocks if self.report else ():
+            block, kind = row.name.split(".")
+            earlier = rows.get(f"{int(block) - 1}.{kind}")
+            before = earlier.sqnr_db if earlier else sqnr_db(row.eager_error)
+            drop = math.inf if math.isnan(row.sqnr_db) and not math.isnan(before) else before - row.sqnr_db
+            if drop > most:
+                worst, most = Fall(row.name, before, row.sqnr_db), drop
+        return worst
+
+    @property
+    def summary(self) -> str:
+        """One line: whether the model's results are within their bounds, what is first over its own, and the fall."""
+        who = f"{self.implementation} {self.precision}"
+        if self.report is None:
+            return f"{who}: not run: {self.unavailable}"
+        over = [name for name, row in self.rows.items() if not row.within]
+        parts = [f"{'within' if self.report.within else 'NOT within'} the bound"]
+        parts += [f"{over[0]} is the first of {len(over)} over its own"] if over else []
+        parts += [str(self.fall)] if self.fall else []
+        return f"{who}: {'; '.join(parts)} ({self.how})"
+
+
+@dataclass(frozen=True)
+class Diff:
+    """images (count), height and width: what it was measured on. columns: those of a precision are neighbours, and
+    PyTorch's own run, "reference", is the first of them."""
+
+    images: int
+    height: int
+    width: int
+    columns: tuple[Column, ...]
+
+    @property
+    def within(self) -> bool:
+        """Whether everything that ran returns what is within its bound."""
+        return all(column.report.within for column in self.columns if column.report)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every compared tensor, in the order in which they are computed."""
+        return tuple(self.columns[0].rows)
+
+    @property
+    def by_precision(self) -> dict[str, tuple[Column, ...]]:
+        """The columns of each precision."""
+        precisions = dict.fromkeys(column.precision for column in self.columns)
+        return {
+            precision: tuple(column for column in self.columns if column.precision == precision)
+            for precision in precisions
+        }
+
+    def to_dict(self) -> dict:
+        """The figures as JSON values; one that is not finite is None."""
+        columns = [
+            {**finite(asdict(column)), "fall": finite(asdict(column.fall)) if column.fall else None}
+            for column in self.columns
+        ]
+        return {**asdict(self), "within": self.within, "columns": columns}
+
+    def __str__(self) -> str:
+        size = f"{self.images} image(s) of {self.height}x{self.width}"
+        lines = [f"SQNR in dB against the reference in float64, {size}; * is over its bound, - was not run"]
+        for precision, columns in self.by_precision.items():
+            lines.append(f"{precision:<16}" + "".join(f"{column.implementation:>13}" for column in columns))
+            lines += [f"{name:<16}" + "".join(_cell(column, name) for column in columns) for name in self.names]
+            if columns[0].report and columns[0].report.top1_agreement:
+                lines.append(f"{'top-1 agreement':<16}" + "".join(map(_agreement, columns)))
+            lines += [column.summary for column in columns]
+        return "\n".join(map(str.rstrip, lines))
+
+
+def diff(
+    model: Model,
+    images: Tensor,
+    run: Iterable[tuple[str, str]],
+    *,
+    calibration: Quantization | Iterable[Tensor] | None = None,
+) -> Diff:
+    """Runs images (B, in_channels, H, W) through each implementation and compares all of them.
+
+    model:       what `compile` takes. It is not changed.
+    images:      on the CPU; normalised, or uint8 pixels
+    run:         pairs of implementation and precision. "kernels" are the Triton kernels, on the GPU or else in Triton's
+                 interpreter, for which TRITON_INTERPRET=1 must be set before anything imports them; "onnxruntime" runs
+                 the exported graph as it is written; "engine" is what `compile` takes here, other backends go by their
+                 names. "reference" is PyTorch, which runs in any case.
+    calibration: how "int8" or "fp8" quantise, or batches of images from which their ranges are measured
+
+    What cannot run here is in the result with the reason. Raises ValueError for unknown names, for a calibration that
+    does not fit the precisions, and what `compile` raises for a wrong model or wrong images.
+    """
+    pairs = tuple(run)
+    _check(pairs)
+    plain = compile(model, backend="reference")
+    reference, images = plain.reference, plain.as_input(images)
+    precisions = tuple(dict.fromkeys(precision for _, precision in pairs))
+    quantizations = _quantizations(reference, precisions, calibration)
+    job = implementations.Job(reference, images, plain.outputs, inner_names(reference.config), quantizations)
+    exact = exact_outputs(reference, images, job.names)
+
+    def report(implementation: str, precision: str, values: dict[str, Tensor], eager: dict[str, Tensor]) -> Report:
+        results, inside = ({name: values[name] for name in part} for part in (job.results, job.inside))
+        return report_of(implementation, precision, results, inside, exact, eager)
+
+    others = [(implementation, precision) for implementation, precision in pairs if implementation != REFERENCE]
+    columns = []
+    total = len(precisions) + len(others)
+    with tqdm(total=total, desc="comparing", disable=not sys.stderr.isatty(), leave=False) as progress:
+        for precision in precisions:
+            eager = eager_outputs(reference, images, job.names, precision, quantizations.get(precision))
+            how = "PyTorch, simulated" if precision in quantizations else "PyTorch"
+            columns.append(Column(REFERENCE, precision, how, None, report(REFERENCE, precision, eager, eager)))
+            progress.update()
+            for implementation in [name for name, asked in others if asked == precision]:
+                try:
+                    ran = implementations.run(implementation, precision, job)
+                except (BackendError, EngineError, torch.OutOfMemoryError) as error:
+                    columns.append(Column(implementation, precision, unavailable=str(error)))
+                else:
+                    found = report(ran.implementation, precision, ran.values, eager)
+                    columns.append(Column(ran.implementation, precision, ran.how, report=found))
+                progress.update()
+    B, _, H, W = images.shape
+    return Diff(B, H, W, tuple(columns))
+
+
+def _check(pairs: Sequence[tuple[str, str]]) -> None:
+    if not pairs:
+        raise ValueError("diff: nothing to run; give pairs such as ('onnxruntime', 'fp16')")
+    for implementation, precision in pairs:
+        if implementation not in (REFERENCE, *implementations.RUNNERS):
+            known = ", ".join((REFERENCE, *implementations.RUNNERS))
+            raise ValueError(f"unknown implementation {implementation!r}; choose from {known}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+
+
+def _quantizations(
+    reference: Conformer, precisions: Iterable[str], calibration: Quantization | Iterable[Tensor] | None
+) -> dict[str, Quantization]:
+    """How to quantise for each of the precisions that need it."""
+    in_8_bits = [precision for precision in precisions if precision not in DTYPES]
+    if calibration is not None and not in_8_bits:
+        raise ValueError("calibration is for int8 and fp8; leave it out, or compare one of them too")
+    if calibration is not None and not isinstance(calibration, Quantization | Sequence):
+        calibration = list(calibration)  # it is read for each precision
+    found = {}
+    for precision in in_8_bits:
+        quantization, _ = quantization_of(fuse(reference), precision, calibration)
+        assert quantization is not None
+        found[precision] = quantization
+    return found
+
+
+def _cell(column: Column, name: str) -> str:
+    if column.report is None:
+        return f"{'-':>13}"
+    row = column.rows[name]
+    return f"{row.sqnr_db:>12.1f}{' ' if row.within else '*'}"
+
+
+def _agreement(column: Column) -> str:
+    return f"{column.report.top1_agreement['sum']:>12.1%} " if column.report else f"{'-':>13}"

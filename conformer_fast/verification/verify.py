@@ -1,0 +1,204 @@
+"""How far a compiled model is from the reference, and whether that is within what its precision allows.
+
+The measure is taken against the reference in float64. The bound is not a number picked by hand: the compiled model may
+err twice as much as PyTorch's own run of the reference in the same precision, plus a floor for values on which that
+happens to be exact. PyTorch computes in 8 bits too: the inference model, quantised with the same scales, run by
+functional.py among fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from ..engines.module import Engine, FastConformer
+from ..inference.lower import fuse
+from ..inference.quantization import Quantization
+from ..model.config import ConformerConfig
+from ..model.distance import ALLOWANCE, FLOOR, relative_error, sqnr_db
+from ..model.outputs import LOGITS, observed_outputs
+from ..model.precision import DTYPES, tf32_as_asked
+from ..model.reference import Conformer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared tensor. error and eager_error are ||x - reference|| / ||reference||, of the compiled model and of
+    PyTorch in the same precision, NaN where that is not known and there is no bound; sqnr_db is -20 log10(error)."""
+
+    name: str
+    error: float
+    eager_error: float
+    bound: float
+
+    @property
+    def sqnr_db(self) -> float:
+        return sqnr_db(self.error)
+
+    @property
+    def within(self) -> bool:
+        return self.error <= self.bound
+
+    def __str__(self) -> str:
+        figures = f"{self.error:>10.2e}{self.sqnr_db:>9.1f}{self.eager_error:>10.2e}{self.bound:>10.2e}"
+        return f"{self.name:<16}{figures}{'' if self.within else '  over'}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """results: what the model returns. blocks: both branches and coupling units inside, measured on an engine of the
+    same graph that returns them too; a loaded model has none. top1_agreement: share of images whose highest score
+    agrees with the reference's, for each head and their sum; empty without heads."""
+
+    backend: str
+    precision: str
+    images: int
+    results: tuple[Row, ...]
+    blocks: tuple[Row, ...]
+    top1_agreement: dict[str, float]
+
+    @property
+    def within(self) -> bool:
+        """Whether everything the model returns is within its bound."""
+        return all(row.within for row in self.results)
+
+    @property
+    def verdict(self) -> str:
+        over = (row for row in self.results if not row.within)
+        worst = next(over, max(self.results, key=lambda row: row.error / row.bound))
+        if worst.bound == math.inf:
+            largest = max(self.results, key=lambda row: row.error)
+            return f"no bound is known for {self.precision}: {largest.name} errs by {largest.error:.2g}"
+        figures = f"{worst.name} errs by {worst.error:.2g}, {worst.error / worst.bound:.2f} of its bound"
+        if self.within:
+            return f"within the bound for {self.precision}: {figures}"
+        where = "; see where the blocks above go over" if self.blocks else "; give it other images"
+        return f"NOT within the bound for {self.precision}: {figures}{where}, or use fp32"
+
+    def to_dict(self) -> dict:
+        """The report as JSON values; a figure that is not finite is None."""
+        return {**finite(asdict(self)), "within": self.within, "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.backend} {self.precision} against the reference in float64, {self.images} image(s)",
+            f"{'':<16}{'error':>10}{'SQNR dB':>9}{'eager':>10}{'bound':>10}",
+            *map(str, (*self.blocks, *self.results)),
+        ]
+        if self.top1_agreement:
+            shares = ", ".join(f"{head} {share:.1%}" for head, share in self.top1_agreement.items())
+            lines.append(f"top-1 agreement: {shares}")
+        return "\n".join([*lines, self.verdict])
+
+
+def verify(
+    fast: FastConformer,
+    images: Tensor,
+    reference: Conformer,
+    engine: Callable[[Sequence[str]], Engine] | None = None,
+    quantization: Quantization | None = None,
+) -> Report:
+    """Measures `fast` on images (B, in_channels, H, W). It runs the reference in float64 where they are, slowly.
+
+    reference:    the model that `fast` was made from, in fp32
+    engine:       makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
+    quantization: what `fast` computes in 8 bits; without it such a model has no bound, its errors are only reported
+
+    Raises ValueError when `quantization` is for another precision than that of `fast`.
+    """
+    precision = fast.settings.precision
+    images = fast.as_input(images)
+    ours = dict(zip(fast.outputs, fast.run(images), strict=True))
+    inner = inner_names(reference.config) if engine else ()
+    inside = dict(zip(inner, engine(inner)(images), strict=True)) if engine else {}
+    names = tuple({**ours, **inside})
+    exact = exact_outputs(reference, images, names)
+    eager = eager_outputs(reference, images, names, precision, quantization)
+    return report_of(fast.settings.backend, precision, ours, inside, exact, eager)
+
+
+def report_of(
+    backend: str,
+    precision: str,
+    results: dict[str, Tensor],
+    blocks: dict[str, Tensor],
+    exact: dict[str, Tensor],
+    eager: dict[str, Tensor],
+) -> Report:
+    """Compares what a model returned and what it held inside with `exact_outputs` and `eager_outputs`, by name."""
+
+    def rows(values: dict[str, Tensor]) -> tuple[Row, ...]:
+        return tuple(_row(name, value, exact[name], eager.get(name), precision) for name, value in values.items())
+
+    agreement = _top1_agreement(results, exact) if set(LOGITS) <= set(results) else {}
+    images = len(next(iter(results.values())))
+    return Report(backend, precision, images, rows(results), rows(blocks), agreement)
+
+
+def inner_names(config: ConformerConfig) -> tuple[str, ...]:
+    """Both branches and coupling units of each block, in the order in which they are computed."""
+    coupled = ("fcu_down", "tokens", "fcu_up", "map")
+    return ("1.tokens", "1.map", *(f"{block}.{kind}" for block in range(2, config.depth + 1) for kind in coupled))
+
+
+def exact_outputs(reference: Conformer, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """The reference's values in float64, by name, computed where the images are."""
+    return _run(reference, torch.float64, images, names)
+
+
+def eager_outputs(
+    reference: Conformer, images: Tensor, names: Sequence[str], precision: str, quantization: Quantization | None = None
+) -> dict[str, Tensor]:
+    """What PyTorch computes in `precision`, by name: the reference's values, or in 8 bits those of the quantised
+    inference model on the CPU. Nothing for 8 bits without a quantisation.
+
+    Raises ValueError when `quantization` is for another precision.
+    """
+    if quantization and quantization.precision != precision:
+        raise ValueError(f"the model runs in {precision}, its quantisation is for {quantization.precision}")
+    if precision in DTYPES:
+        return _run(reference, DTYPES[precision], images, names)
+    return _simulated(reference, images, names, quantization) if quantization else {}
+
+
+def finite(figures: dict) -> dict:
+    """The same as JSON values, with None for each number that is not finite."""
+    return json.loads(json.dumps(figures), parse_constant=lambda constant: None)
+
+
+def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor | None, precision: str) -> Row:
+    if eager is None:
+        return Row(name, relative_error(value, exact), math.nan, math.inf)
+    eager_error = relative_error(eager, exact)
+    return Row(name, relative_error(value, exact), eager_error, ALLOWANCE * eager_error + FLOOR[precision])
+
+
+def _run(reference: Conformer, dtype: torch.dtype, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    model = copy.deepcopy(reference).to(images.device, dtype)
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False), tf32_as_asked(dtype):
+        return dict(zip(names, observed_outputs(model, images.to(dtype), names), strict=True))
+
+
+def _simulated(
+    reference: Conformer, images: Tensor, names: Sequence[str], quantization: Quantization
+) -> dict[str, Tensor]:
+    """On the CPU, where the operators are functional.py itself and not the kernels that are being judged."""
+    model = fuse(reference).quantized(quantization).with_outputs(names)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        values = model(images.to("cpu", torch.float32))
+    return {name: value.to(images.device) for name, value in zip(names, values, strict=True)}
+
+
+def _top1_agreement(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    heads = {"conv": LOGITS[:1], "trans": LOGITS[1:], "sum": LOGITS}
+    agreement = {}
+    for head, names in heads.items():
+        mine, true = (torch.stack([scores[name].double() for name in names]).sum(0) for scores in (ours, exact))
+        agreement[head] = (mine.argmax(-1) == true.argmax(-1)).double().mean().item()
+    return agreement

@@ -1,0 +1,123 @@
+"""What compiled and loaded models share: images in, checked and as an engine reads them, and results out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.outputs import rebuild
+from conformer_fast.model.shapes import Pad, check_image_size
+
+from .registry import Settings
+
+Engine = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class FastConformer(nn.Module):
+    """images (B, in_channels, H, W) on `device` -> what the original model's own forward returns, in fp32.
+
+    Images are floating point and normalised, or uint8: the pixels of RGB pictures, which are then normalised as
+    conformer_fast.preprocess does it. On a GPU they are not searched for NaN: the host would have to wait for it.
+
+    Safe to call from several threads. `settings` and `reason` tell how it runs, `config` and `pad` what the model is,
+    `outputs` the names of the tensors it returns, in order (see InferenceConformer). It has no parameters and never
+    trains.
+    """
+
+    _engine: Engine  # set by those who derive from this
+
+    def __init__(
+        self,
+        settings: Settings,
+        reason: str,
+        config: ConformerConfig,
+        pad: Pad,
+        outputs: tuple[str, ...],
+        structure: Any,
+    ) -> None:
+        super().__init__()
+        self.settings, self.reason = settings, reason
+        self.config, self.pad, self.outputs = config, pad, outputs
+        self._structure = structure
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images must be, and its results are."""
+        return torch.device(self.settings.device)
+
+    def forward(self, images: Tensor) -> Any:
+        return rebuild(self._structure, self.run(images))
+
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The tensors called `outputs`, outside the structure that `forward` puts them in."""
+        return self._engine(self.as_input(images))
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """The images as an engine reads them, floating point. Raises what `check_images` raises."""
+        check_images(images, self.config, self.pad, self.device)
+        return images if images.is_floating_point() else _normalised(images)
+
+    def extra_repr(self) -> str:
+        return self.reason
+
+
+def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device) -> None:
+    """Raises ValueError or TypeError, with the values, unless an engine on `device` can run `images`."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch tensor, got {type(images).__name__}")
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(
+            f"images must be floating point and normalised, or uint8, got {images.dtype}; see conformer_fast.preprocess"
+        )
+    if images.layout != torch.strided or images.is_nested:
+        kind = "nested" if images.is_nested else images.layout
+        raise TypeError(f"images must be one dense tensor, got a {kind} one")
+    check_image_size(images, config, pad)
+    if not len(images):
+        raise ValueError(f"the batch is empty: images have shape {tuple(images.shape)}")
+    if images.dtype == torch.uint8 and config.in_channels != 3:
+        raise TypeError(
+            f"uint8 images are pixels of RGB pictures, this model reads {config.in_channels} channel(s); pass "
+            f"floating point, normalised as it was trained"
+        )
+    if images.device.type != device.type or device.index not in (None, images.device.index):
+        place, fix = ("the CPU", "images.cpu()") if device.type == "cpu" else (device, f"images.to('{device}')")
+        raise ValueError(f"this model is compiled for {place}, the images are on {images.device}; pass {fix}")
+    if images.requires_grad and torch.is_grad_enabled():
+        raise ValueError("compiled models do not train: the images require a gradient; pass images.detach()")
+    if device.type == "cpu" and images.is_floating_point():
+        _check_finite(images)
+
+
+def _check_finite(images: Tensor) -> None:
+    """One pass by NumPy: PyTorch's threads would still be spinning while the engine starts, and slow it down."""
+    values = images.detach().float().resolve_neg().numpy()  # what an engine reads: a large float64 is infinite here
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
+    if not np.isfinite(total):  # a sum of finite values may overflow: look again
+        bad = int((~np.isfinite(values)).sum())
+        if bad:
+            raise ValueError(f"{bad} of the images' {images.numel()} values are NaN or infinite in fp32")
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """uint8 pixels -> float32, to the last bit as `preprocess` returns them."""
+    white, mean, std = _imagenet(pixels.device)
+    return (pixels.float() / white - mean) / std
+
+
+@cache
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The constants of `preprocess`, on the device: a GPU multiplies by the inverse of a plain number instead."""
+    from conformer_fast.preprocessing.cpu import MEAN, STD
+
+    with torch.inference_mode(False):
+        white, mean, std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (255, MEAN, STD))
+    return white, mean.view(3, 1, 1), std.view(3, 1, 1)

@@ -1,0 +1,314 @@
+"""The inference model as an ONNX graph: dynamic batch, height and width, standard operators only.
+
+The model is traced symbolically, so no size of any example is baked in: its forward is a straight line of the operators
+of inference/ops.py, and each operator has one translation below. In ONNX, maps are (B, K, H, W) and tokens (B, T, C).
+
+The graph computes in the types that the model's weights have, exactly where functional.py does: products and maps in
+their weights' type, tokens and norms in that of the norms' weights, so `in_precision(torch.float16)` decides both what
+our kernels and what an engine computes. Softmax and the heads are fp32 in any case, images and outputs are always.
+
+Products that the model has in 8 bits (`quantized`) read and have their weight behind a pair of QuantizeLinear and
+DequantizeLinear, of the model's own numbers and scales. The one difference from functional.py: what a product reads is
+rounded to the 16-bit type around it before it is rounded to 8 bits, which matters for images and the fp32 results of
+norms alone. The stem's map is rounded before its pool as well as behind it, which changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import onnx
+import torch
+from torch import Tensor, fx
+
+from conformer_fast.errors import BackendError
+from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.inference.ops import operation_of
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.precision import DTYPES
+
+from .typed_graph import TypedGraph
+
+Products = Literal["matmul", "conv"]
+IMAGES = "images"
+
+
+def onnx_from_model(model: InferenceConformer, products: Products = "matmul") -> onnx.ModelProto:
+    """The ONNX model of `model`: input "images" (B, in_channels, H, W), outputs named as `model.outputs`, all fp32.
+
+    products: how the tokens' projections are written, as matrix products or as the equal 1x1 convolutions
+    """
+    writer = _Writer(products)
+    values: dict[fx.Node, Any] = {}
+    graph = fx.symbolic_trace(model).graph
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = writer.input(IMAGES, torch.float32)
+        elif node.op == "get_attr":
+            values[node] = model.get_buffer(node.target)
+        elif node.op == "output":
+            results = [values[result] for result in node.args[0]]
+        else:
+            arguments = fx.node.map_arg(node.args, values.__getitem__)
+            keywords = dict(fx.node.map_arg(node.kwargs, values.__getitem__))
+            if operation_of(node) == "stem":
+                keywords["map_scale"] = _scale_of_readers(node, model)
+            values[node] = _TRANSLATIONS[operation_of(node)](writer, *arguments, **keywords)
+    for name, value in zip(model.outputs, results, strict=True):
+        writer.node("Identity", [writer.cast(value, torch.float32)], output=name)
+    images = ["batch", model.config.in_channels, "height", "width"]
+    return writer.model({IMAGES: images}, {name: _shape(name) for name in model.outputs})
+
+
+class _Writer(TypedGraph):
+    """Knows how the model's products are written."""
+
+    def __init__(self, products: Products) -> None:
+        super().__init__()
+        self._products = products
+
+    def project(
+        self,
+        tokens: str,
+        weight: Tensor,
+        bias: Tensor,
+        input_scale: Tensor | None,
+        weight_scale: Tensor | None,
+        activation: str | None = None,
+    ) -> str:
+        """activation(tokens weight^T + bias). (B, T, K), (C, K) -> (B, T, C).
+
+        The activation stands next to the product, before any transposition, and so does what the next product reads in
+        8 bits: a runtime can then fuse the three.
+        """
+        tokens = self.cast(tokens, bias.dtype)
+        if self._products == "matmul":
+            tokens = self.quantized(tokens, input_scale, weight.dtype)
+            product = self.node("MatMul", [tokens, self.weight(weight.t(), weight_scale, axis=1)])
+            out = self.node("Add", [product, bias])
+            return self.node(activation, [out]) if activation else out
+        as_map = self.node("Transpose", [self.node("Unsqueeze", [tokens, [1]])], perm=[0, 3, 1, 2])  # (B, K, 1, T)
+        as_map = self.quantized(as_map, input_scale, weight.dtype)
+        kernel = self.weight(weight[:, :, None, None], weight_scale)
+        out = self.node("Conv", [as_map, kernel, bias])  # (B, C, 1, T)
+        if activation:
+            out = self.node(activation, [out])
+        return self.node("Squeeze", [self.node("Transpose", [out], perm=[0, 2, 3, 1]), [1]])
+
+    def convolve(
+        self,
+        feature_map: str,
+        weight: Tensor,
+        bias: Tensor,
+        input_scale: Tensor | None = None,
+        weight_scale: Tensor | None = None,
+        **attributes: Any,
+    ) -> str:
+        """A convolution; the weight is (K', K, S, S), or (K', K) of a 1x1 one."""
+        feature_map = self.quantized(feature_map, input_scale, weight.dtype)
+        kernel = weight if weight.ndim == 4 else weight[:, :, None, None]
+        return self.node("Conv", [feature_map, self.weight(kernel, weight_scale), bias], **attributes)
+
+
+def _scale_of_readers(node: fx.Node, model: InferenceConformer) -> Tensor | None:
+    """The scale at which all that read a node's result in the graph put it in 8 bits, if it is the same."""
+    readers = [reader.kwargs.get("input_scale") for reader in node.users]
+    scales = [model.get_buffer(str(scale.target)) for scale in readers if isinstance(scale, fx.Node)]
+    same = len(scales) == len(readers) and len({scale.item() for scale in scales}) == 1
+    return scales[0] if same else None
+
+
+def _shape(output: str) -> list[str]:
+    """The dimensions' names of one of the model's outputs; other than the batch they are free."""
+    rank = {"map": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(output.partition(".")[2], 2)
+    return ["batch", *(f"{output}.{axis}" for axis in range(1, rank))]
+
+
+def _linear(
+    w,
+    x,
+    weight,
+    bias,
+    gelu=False,
+    residual=None,
+    norm_weight=None,
+    norm_bias=None,
+    norm_eps=0.0,
+    input_scale=None,
+    weight_scale=None,
+):
+    if norm_weight is not None:
+        x = _layer_norm(w, x, norm_weight, norm_bias, norm_eps)
+    out = w.project(x, weight, bias, input_scale, weight_scale, "Gelu" if gelu else None)
+    return out if residual is None else w.add(out, residual)
+
+
+def _layer_norm(w, x, weight, bias, eps):
+    return w.node("LayerNormalization", [w.cast(x, weight.dtype), weight, bias], axis=-1, epsilon=eps)
+
+
+def _attention(w, qkv, num_heads, scale):
+    assert scale == 1.0, "fuse() folds the scale into the query projection"
+    # Split as 3 * heads: along an axis of its own, TensorRT-RTX takes the joint projection apart and out of 8 bits.
+    heads = w.node("Transpose", [w.node("Reshape", [qkv, [0, 0, 3 * num_heads, -1]])], perm=[0, 2, 1, 3])
+    q, k, v = w.split(heads, 3, axis=1)  # each (B, heads, T, D)
+    keys = w.node("Transpose", [k], perm=[0, 1, 3, 2])  # (B, heads, D, T)
+    scores = w.cast(w.node("MatMul", [q, keys]), torch.float32)
+    scores = w.cast(w.node("Softmax", [scores], axis=-1), w.type_of(v))  # (B, heads, T, T)
+    out = w.node("Transpose", [w.node("MatMul", [scores, v])], perm=[0, 2, 1, 3])
+    return w.node("Reshape", [out, [0, 0, -1]])  # (B, T, heads, D) -> (B, T, C)
+
+
+def _stem(w, images, weight, bias, multiple, input_scale=None, weight_scale=None, map_scale=None):
+    options = {"strides": [2, 2], "pads": [3, 3, 3, 3]}
+    out = w.node("Relu", [w.convolve(w.cast(images, bias.dtype), weight, bias, input_scale, weight_scale, **options)])
+    if weight_scale is not None:  # rounded before the pool: the largest of rounded numbers is the largest, rounded
+        out = w.quantized(out, map_scale, weight.dtype)
+    out = w.node("MaxPool", [out], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    size = w.shape(out, start=2)  # height and width
+    # The next multiple, less the size. TensorRT bounds this for wide ranges of sizes; of -size % multiple it cannot.
+    patches = w.node("Div", [w.node("Add", [size, [multiple - 1]]), [multiple]])
+    missing = w.node("Sub", [w.node("Mul", [patches, [multiple]]), size])
+    return w.node("Pad", [out, w.node("Concat", [[0] * 6, missing], axis=0)])
+
+
+def _patch_embed(w, stem_map, cls_token, weight, bias, input_scale=None, weight_scale=None):
+    strides = [weight.shape[-1]] * 2
+    patches = w.convolve(stem_map, weight, bias, input_scale, weight_scale, strides=strides)
+    patches = _map_to_tokens(w, patches, weight.shape[0])
+    batch = w.node("Concat", [w.shape(stem_map, end=1), [1, 1]], axis=0)
+    class_tokens = w.node("Expand", [cls_token, batch])
+    return w.node("Concat", [class_tokens, w.cast(patches, cls_token.dtype)], axis=1)
+
+
+def _map_to_tokens(w, feature_map, channels):
+    # (B, C, H, W) -> (B, N, C). Channels first: on channels-last maps this order moves nothing.
+    return w.node("Reshape", [w.node("Transpose", [feature_map], perm=[0, 2, 3, 1]), [0, -1, channels]])
+
+
+def _conv1x1(
+    w,
+    feature_map,
+    weight,
+    bias,
+    stride=1,
+    relu=True,
+    residual=None,
+    input_scale=None,
+    weight_scale=None,
+    addend_scale=None,
+):
+    out = w.convolve(feature_map, weight, bias, input_scale, weight_scale, strides=[stride, stride])
+    if residual is not None:
+        out = w.add(out, w.quantized(residual, addend_scale, weight.dtype))
+    return w.node("Relu", [out]) if relu else out
+
+
+def _conv3x3(
+    w, feature_map, weight, bias, stride=1, token_map=None, token_stride=1, input_scale=None, weight_scale=None
+):
+    if token_map is not None:
+        S = token_stride
+        grid = w.node("Div", [w.shape(feature_map, start=2), [S]])  # H / S, W / S
+        shape = w.node("Concat", [[0, weight.shape[1]], grid], axis=0)
+        addition = w.node("Reshape", [w.node("Transpose", [token_map], perm=[0, 2, 1]), shape])  # (B, K, H / S, W / S)
+        if S > 1:
+            scales = torch.tensor([1.0, 1.0, S, S])
+            addition = w.node(
+                "Resize",
+                [addition, "", scales],
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            )
+        feature_map = w.node("Add", [feature_map, addition])
+    options = {"strides": [stride, stride], "pads": [1, 1, 1, 1]}
+    return w.node("Relu", [w.convolve(feature_map, weight, bias, input_scale, weight_scale, **options)])
+
+
+def _conv3x3_pool(w, feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
+    out = _conv3x3(w, feature_map, weight, bias, stride, None, 1, input_scale, weight_scale)
+    return out, _average(w, out, pool_stride)
+
+
+def _average(w, feature_map, stride):
+    return w.node("AveragePool", [feature_map], kernel_shape=[stride] * 2, strides=[stride] * 2)
+
+
+def _fcu_down(
+    w,
+    feature_map,
+    tokens,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    stride,
+    input_scale=None,
+    weight_scale=None,
+):
+    if stride > 1:
+        feature_map = _average(w, feature_map, stride)
+    projected = w.convolve(feature_map, weight, bias, input_scale, weight_scale)  # (B, C, H / S, W / S)
+    projected = _map_to_tokens(w, projected, weight.shape[0])
+    patches = w.node("Gelu", [_layer_norm(w, projected, norm_weight, norm_bias, norm_eps)])
+    squeezed = w.node("Concat", [_rows(w, tokens, 0, 1), patches], axis=1)
+    return w.node("Add", [squeezed, tokens])
+
+
+def _fcu_up(w, tokens, weight, bias, input_scale=None, weight_scale=None):
+    return w.project(_rows(w, tokens, 1, _END), weight, bias, input_scale, weight_scale, "Relu")
+
+
+_END = 2**31 - 1  # past the last row, as Slice wants it
+
+
+def _rows(w, tokens, start, end):
+    return w.node("Slice", [tokens, [start], [end], [1]])
+
+
+def _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps):
+    pooled = w.node("ReduceMean", [w.cast(feature_map, torch.float32), [2, 3]], keepdims=0)
+    class_token = w.node("Squeeze", [_rows(w, tokens, 0, 1), [1]])
+    return pooled, _layer_norm(w, class_token, norm_weight, norm_bias, norm_eps)
+
+
+def _heads(w, feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
+    pooled, class_token = _pool(w, feature_map, tokens, norm_weight, norm_bias, norm_eps)
+    conv_logits = w.node("Gemm", [pooled, conv_weight.float(), conv_bias.float()], transB=1)
+    class_token = w.cast(class_token, torch.float32)
+    trans_logits = w.node("Gemm", [class_token, trans_weight.float(), trans_bias.float()], transB=1)
+    return conv_logits, trans_logits, w.node("Add", [conv_logits, trans_logits])
+
+
+_TRANSLATIONS: dict[str, Callable[..., Any]] = {
+    "attention": _attention,
+    "linear": _linear,
+    "stem": _stem,
+    "patch_embed": _patch_embed,
+    "conv1x1": _conv1x1,
+    "conv3x3": _conv3x3,
+    "conv3x3_pool": _conv3x3_pool,
+    "fcu_down": _fcu_down,
+    "fcu_up": _fcu_up,
+    "pool": _pool,
+    "heads": _heads,
+    "getitem": lambda w, values, index: values[index],
+    "permute": lambda w, feature_map, *order: feature_map,  # maps are (B, K, H, W) here already
+}
+
+
+def graph_of(model: InferenceConformer, precision: str, quantization: Quantization | None = None) -> bytes:
+    """The typed ONNX graph of an fp32 inference model; 8-bit products are computed among fp16."""
+    if find_spec("onnx") is None:
+        raise BackendError(
+            'the graph is written with onnx, which is not installed: pip install "conformer-fast[tensorrt]"'
+        )
+    from ..engines.onnx.export import onnx_from_model
+
+    typed = model.in_precision(DTYPES.get(precision, torch.float16))
+    return onnx_from_model(typed.quantized(quantization) if quantization else typed).SerializeToString()

@@ -1,0 +1,225 @@
+"""The CPU engine: the inference graph compiled by OpenVINO.
+
+One engine is built for one image size and runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over streams
+that each run whole images on their share of the cores. That costs no synchronisation inside an image and keeps its maps
+in the caches, so it is faster than one wide batch, and an image's result does not depend on its neighbours. Maps in 8
+bits are small enough for several images at once, which share what each operation and each weight costs.
+
+The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,
+and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x224 image badly, its convolution not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from typing import Any, NamedTuple
+
+import openvino as ov
+import torch
+from torch import Tensor
+
+from conformer_fast.model.precision import FORMATS
+
+from ..cache import cached, key_of
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
+IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
+SIZES_KEPT = 4  # image sizes whose engines stay in memory; then those of the least recently used one are dropped
+
+
+@cache
+def core() -> ov.Core:
+    """OpenVINO's entry point, one for the process and never closed.
+
+    Where the CPU has AMX, it gives the thread that first uses it a stack for signals, and takes that away when it is
+    closed: the next signal, Ctrl-C say, would then end the process with a segmentation fault.
+    """
+    return ov.Core()
+
+
+def native_precisions() -> tuple[str, ...]:
+    """What this CPU computes in hardware, the fastest last."""
+    native = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("fp32", "bf16") if "BF16" in native else ("fp32",)
+
+
+def describe_cpu() -> dict[str, Any]:
+    """What decides whether a built engine may run here: CPU, instruction sets and OpenVINO's version."""
+    return {
+        "cpu": core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "capabilities": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "openvino": ov.__version__,
+    }
+
+
+class Input(NamedTuple):
+    """What one run of an engine takes: so many images at once, of height x width pixels."""
+
+    images: int
+    height: int
+    width: int
+
+
+def engine_file(onnx_sha256: str, precision: str, shape: Input) -> str:
+    """The name in a bundle of the engine that this CPU loads for this input."""
+    fields = {"onnx": onnx_sha256, "precision": precision, **describe_cpu(), **shape._asdict()}
+    return f"{'x'.join(map(str, shape))}-{key_of(fields)}.engine"
+
+
+def streams_for(batch: int, threads: int) -> int:
+    """How many engines run side by side: one a thread, or for a smaller batch the power of two that it fills."""
+    return threads if batch >= threads else 1 << (batch.bit_length() - 1)
+
+
+def images_at_once(batch: int, streams: int, precision: str) -> int:
+    """How many images each of them takes."""
+    return IMAGES_IN_8_BITS if precision in FORMATS and batch >= streams * IMAGES_IN_8_BITS else 1
+
+
+class OpenVINOEngine:
+    """images (B, in_channels, H, W), fp32 on the CPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
+
+    make_onnx:  returns the graph's bytes; called only when an engine is not in the cache
+    identity:   what the graph was made from, as JSON values: part of the cache key
+    precision:  "fp32" or "bf16"; "int8" for a graph that says by Q/DQ pairs what is in 8 bits
+    threads:    cores to use; default: as many as PyTorch uses
+    stored:     returns the engine for an input if it is at hand; asked before the cache
+    """
+
+    def __init__(
+        self,
+        make_onnx: Callable[[], bytes],
+        identity: Mapping[str, Any],
+        precision: str,
+        threads: int | None = None,
+        stored: Callable[[Input], bytes | None] = lambda shape: None,
+    ) -> None:
+        self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
+        self._identity = {**identity, "precision": precision, **describe_cpu()}
+        self._threads = threads or torch.get_num_threads()
+        # By height and width, then by images at once and streams.
+        self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
+        self._building: dict[tuple[Input, int], threading.Lock] = {}  # by the number of streams too
+        self._lock = threading.Lock()  # of both tables; held for look-ups only
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        images = images.to(torch.float32).resolve_neg().contiguous()
+        B, _, H, W = images.shape
+        outputs: list[Tensor] = []
+        done = 0
+        while done < B:  # a batch that does not fill the streams ends in rounds of fewer images, then of fewer streams
+            streams = streams_for(B - done, self._threads)
+            at_once = images_at_once(B - done, streams, self._precision)
+            engine = self._sized(Input(at_once, H, W), streams)
+            outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes]
+            whole = done + (B - done) // (streams * at_once) * streams * at_once
+            engine.run(images[done:whole], [output[done:whole] for output in outputs])
+            done = whole
+        return tuple(outputs)
+
+    def _sized(self, shape: Input, streams: int) -> _SizedEngine:
+        engine = self._kept(shape, streams)
+        if engine is None:
+            with self._lock:
+                building = self._building.setdefault((shape, streams), threading.Lock())
+            with building:  # one thread builds, the others that want the same engine wait for it
+                engine = self._kept(shape, streams)
+                if engine is None:
+                    engine = self._load(shape, streams)
+                    self._keep(engine, shape, streams)
+        return engine
+
+    def _kept(self, shape: Input, streams: int) -> _SizedEngine | None:
+        size = shape.height, shape.width
+        with self._lock:
+            if size not in self._built:
+                return None
+            self._built.move_to_end(size)
+            return self._built[size].get((shape.images, streams))
+
+    def _keep(self, engine: _SizedEngine, shape: Input, streams: int) -> None:
+        size = shape.height, shape.width
+        with self._lock:
+            self._built.setdefault(size, {})[shape.images, streams] = engine
+            self._built.move_to_end(size)
+            if len(self._built) > SIZES_KEPT:
+                self._built.popitem(last=False)
+
+    def engines(self, otherwise: Input) -> dict[Input, bytes]:
+        """The bytes of the engines in memory and, for their sizes, of the one for one image; if there are none, of
+        this one."""
+        with self._lock:
+            shapes = {
+                Input(images, *size)
+                for size, engines in self._built.items()
+                for images in (1, *(i for i, _ in engines))
+            }
+        return {shape: self._bytes(shape, self._options(1)) for shape in shapes or {otherwise}}
+
+    def _load(self, shape: Input, streams: int) -> _SizedEngine:
+        options = self._options(streams)
+        compiled = core().import_model(self._bytes(shape, options), "CPU", options)
+        return _SizedEngine(compiled, streams, shape.images)
+
+    def _options(self, streams: int) -> dict[str, str]:
+        return {
+            "INFERENCE_PRECISION_HINT": PRECISIONS.get(self._precision, PRECISIONS[native_precisions()[-1]]),
+            "NUM_STREAMS": str(streams),
+            "INFERENCE_NUM_THREADS": str(self._threads),
+        }
+
+    def _bytes(self, shape: Input, options: dict[str, str]) -> bytes:
+        def build() -> bytes:
+            model = core().read_model(self._make_onnx())
+            model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
+            return core().compile_model(model, "CPU", options).export_model().getvalue()
+
+        stored = self._stored(shape)
+        return cached({**self._identity, **shape._asdict()}, build) if stored is None else stored
+
+
+class _SizedEngine:
+    """A compiled engine for so many images at once, with a pool of its requests."""
+
+    def __init__(self, compiled: ov.CompiledModel, streams: int, at_once: int) -> None:
+        self._compiled, self._streams, self._at_once = compiled, streams, at_once
+        self.output_shapes = [tuple(output.shape)[1:] for output in compiled.outputs]
+        self._idle: list[ov.InferRequest] = []
+        self._lock = threading.Lock()
+
+    def run(self, images: Tensor, outputs: Sequence[Tensor]) -> None:
+        """Fills `outputs`, one row an image, keeping all streams busy. They are a multiple of what runs at once."""
+        requests = self._take()
+        with ExitStack() as running:  # waits for all, also after an error: the tensors must outlive every run
+            for request in requests:
+                running.callback(request.wait)
+            for index in range(len(images) // self._at_once):
+                request = requests[index % self._streams]
+                request.wait()
+                rows = slice(index * self._at_once, (index + 1) * self._at_once)
+                request.set_input_tensor(_shared(images[rows]))
+                for port, output in enumerate(outputs):
+                    request.set_output_tensor(port, _shared(output[rows]))
+                request.start_async()
+        with self._lock:
+            self._idle += requests
+
+    def _take(self) -> list[ov.InferRequest]:
+        with self._lock:
+            requests, self._idle = self._idle[: self._streams], self._idle[self._streams :]
+        missing = self._streams - len(requests)
+        return requests + [self._compiled.create_infer_request() for _ in range(missing)]
+
+
+def _empty(*shape: int) -> Tensor:
+    """Independent of PyTorch's default dtype and device."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _shared(tensor: Tensor) -> ov.Tensor:
+    """An OpenVINO tensor over the same memory."""
+    return ov.Tensor(tensor.numpy(), shared_memory=True)

@@ -1,0 +1,94 @@
+"""Tile choice: plain data and pure functions of the sizes and the chip. Tuned tables (dispatch.py) override it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .chips import Chip
+
+
+class Tile(NamedTuple):
+    """m, n, k: the block of the product that one program computes, and its step along the sum. warps, stages: Triton's
+    num_warps and num_stages (software pipelining)."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """The smallest power of two that is at least `size` and `least` (16: the smallest side of a matrix instruction)."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+# (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
+_SIDES = ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (64, 16, 4))
+_WIDE = (128, 256, 8)  # half of them: for kernels that hold little else, where operands stay in shared memory
+_SIDES_FP32 = (
+    (64, 64, 8),
+    (64, 32, 4),
+    (32, 32, 4),
+    (64, 16, 4),
+)  # no matrix instructions: operands take registers too
+
+
+def for_matmul(
+    M: int,
+    N: int,
+    K: int,
+    chip: Chip,
+    *,
+    element_size: int,
+    row_size: int | None = None,
+    run: int | None = None,
+    most: int = 128,
+    plain: bool = False,
+) -> tuple[Tile, ...]:
+    """Tiles of an (M, K) by (N, K) product of `element_size` bytes, the one with the smallest estimated time first.
+
+    row_size: bytes that one element of the first operand has in memory, with what is added to it on the way
+    run:      adjacent elements of the sum, which a step along it does not cross
+    most:     elements of a step along the sum, at most
+    plain:    nothing is computed on the way into the product and nothing but bias and ReLU on the way out
+    """
+    row_size, run = row_size or element_size, run or K
+    sides = _SIDES if element_size <= 2 else _SIDES_FP32
+    if plain and element_size == 2 and chip.reads_shared:
+        sides = (_WIDE, *sides)
+    least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
+    k = min(128 // element_size, most, power_of_two(run, least))
+    while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
+        k //= 2
+    tiles = []
+    for m, n, warps in sides:
+        if (n > 16 and n >= 2 * N) or (m > 64 and m >= 2 * M):
+            continue
+        if element_size == 1 and chip.capability == 90 and m > 16 * warps:
+            continue  # each of a warp's two FP8 products would wait for the other's sums
+        step = k * (m * row_size + n * element_size)
+        room = chip.shared - 2048 - (0 if plain else m * k * element_size)  # an operand on its way through registers
+        buffers = min(4, room // step)
+        stages = buffers if chip.reads_shared else buffers + 1
+        tiles.append(Tile(m, n, k, warps, min(4, stages)))
+    return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip, element_size, row_size)))
+
+
+def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip, element_size: int, row_size: int) -> float:
+    """Estimated cycles: the busiest multiprocessor's blocks, each bound by products or by operands from the L2 cache.
+
+    2048 multiply-adds (fp16) and 24 bytes from the L2 cache a cycle are an H100's; 8 stored elements a cycle and 400
+    cycles a block are guesses: no GPU was at hand. In 8 bits products are twice as fast, and some 8 instructions round
+    each element of the first operand, 128 at a time: a guess too.
+    """
+    blocks = ceil_div(ceil_div(M, tile.m) * ceil_div(N, tile.n), chip.sms)
+    if element_size == 1:
+        step = max(tile.m * tile.n / 4096, (tile.m * row_size + tile.n) / 24) + tile.m * 8 / 128
+    else:
+        step = max(tile.m * tile.n / 2048, (tile.m + tile.n) * 2 / 24)
+    return blocks * (ceil_div(K, tile.k) * tile.k * step + tile.m * tile.n / 8 + 400)

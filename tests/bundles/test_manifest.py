@@ -1,0 +1,452 @@
+"""A bundle's folder: written whole or not at all, and no byte of it changes unnoticed."""
+
+import hashlib
+import json
+import os
+import pickle
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conformer_fast import ConformerConfig, ConformerFeatures, ConformerOutput
+from conformer_fast.bundles import manifest as module
+from conformer_fast.bundles.folder import check_writable, read_bundle, write_bundle
+from conformer_fast.bundles.manifest import Manifest
+from conformer_fast.errors import BundleError, EngineMismatchError
+from conformer_fast.model.shapes import Profile
+
+KEY = b"secret"
+FILES = {"model.plan": bytes(range(256)) * 4, "labels.txt": b"cat\ndog\n"}
+MANIFEST = Manifest(
+    backend="tensorrt",
+    precision="int8",
+    precisions={"products": "int8", "tokens": "fp32"},
+    config=ConformerConfig(depth=3, num_classes=2),
+    pad="none",
+    outputs=("3.map", "conv_logits", "trans_logits"),
+    structure=["3.map", (ConformerOutput("conv_logits", "trans_logits"),)],
+    profiles=(Profile(), Profile(batch=(1, 1, 2), width=(224, 320, 448))),
+    runtime={"flavour": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm86", "sm120"], "gpu": ""},
+    preprocessing=None,
+    labels="labels.txt",
+    sha256={"weights": "00", "onnx": None},
+    rebuild="conformer-fast build ...",
+    measured={"error": {"conv_logits": 1e-3}, "images": 8},
+)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A small bundle, unsigned."""
+    return write_bundle(tmp_path / "bundle", MANIFEST, FILES)
+
+
+def dump(content) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def edit(folder: Path, change) -> None:
+    """Changes the manifest as somebody would who knows the digest but no key."""
+    content = json.loads((folder / "manifest.json").read_bytes())
+    del content["digest"]
+    content = change(content) or content
+    content["digest"] = hashlib.sha256(dump(content)).hexdigest()
+    (folder / "manifest.json").write_bytes(dump(content))
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["unsigned", "signed"])
+def test_what_is_written_is_read(key, tmp_path):
+    folder = write_bundle(tmp_path / "deep" / "bundle", MANIFEST, FILES, key)
+    assert folder == tmp_path / "deep" / "bundle"
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"} == FILES
+    bundle = read_bundle(folder, key)
+    assert replace(bundle.manifest, files={}) == MANIFEST
+    assert type(bundle.manifest.structure[1][0]) is ConformerOutput
+    assert bundle.signed is (key is not None)
+    assert {name: bundle.read(name) for name in bundle.manifest.files} == FILES
+    for name, stored in bundle.manifest.files.items():
+        assert stored == (hashlib.sha256(FILES[name]).hexdigest(), len(FILES[name]))
+
+
+def test_entries_of_the_file(folder):
+    content = json.loads((folder / "manifest.json").read_bytes())
+    assert (content["schema"], content["hmac"]) == (1, None)
+    assert content["outputs"] == ["3.map", "conv_logits", "trans_logits"]
+    structure = {"list": ["3.map", {"tuple": [{"ConformerOutput": ["conv_logits", "trans_logits"]}]}]}
+    assert content["structure"] == structure
+    assert content["files"]["labels.txt"] == {"sha256": hashlib.sha256(b"cat\ndog\n").hexdigest(), "bytes": 8}
+    assert content["profiles"][1]["width"] == [224, 320, 448]
+    expected = "schema conformer_fast backend precision precisions config pad outputs structure profiles runtime "
+    expected += "preprocessing labels sha256 files measured rebuild hmac digest"
+    assert list(content) == expected.split()
+
+
+def test_key(tmp_path):
+    signed, unsigned = (write_bundle(tmp_path / str(key), MANIFEST, FILES, key) for key in (KEY, None))
+    read_bundle(signed)
+    with pytest.raises(BundleError, match="is not signed with this key; get the bundle from its owner"):
+        read_bundle(signed, b"another")
+    with pytest.raises(BundleError, match="is not signed, and a key was given"):
+        read_bundle(unsigned, KEY)
+    for signature in ("0" * 64, "\u00e9\ud800", ["a list"], 0):
+        edit(signed, lambda content, signature=signature: {**content, "hmac": signature})
+        with pytest.raises(BundleError, match="is not signed with this key"):
+            read_bundle(signed, KEY)
+
+
+def test_a_new_digest_does_not_help_against_a_key(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", MANIFEST, FILES, KEY)
+    edit(folder, lambda content: {**content, "rebuild": "rm -r /"})
+    assert read_bundle(folder).manifest.rebuild == "rm -r /"
+    with pytest.raises(BundleError, match="is not signed with this key"):
+        read_bundle(folder, KEY)
+
+
+@pytest.mark.parametrize(("key", "error"), [("text", TypeError), (b"", ValueError)], ids=repr)
+def test_keys_are_bytes(key, error, folder):
+    with pytest.raises(error, match="a bundle's key must "):
+        read_bundle(folder, key)
+    with pytest.raises(error, match="a bundle's key must "):
+        write_bundle(folder, MANIFEST, FILES, key)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("bit", [0, 5])
+def test_no_bit_of_the_manifest_changes_unnoticed(bit, key, tmp_path):
+    """Of the signature neither, without the key."""
+    folder = write_bundle(tmp_path / "bundle", MANIFEST, FILES, key)
+    path = folder / "manifest.json"
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :])
+        with pytest.raises(BundleError):
+            read_bundle(folder)
+    path.write_bytes(content)
+    read_bundle(folder, key)
+
+
+def twice(content: bytes) -> bytes:
+    return content.replace(b'"schema": 1', b'"schema": 1,\n "schema": 1')
+
+
+BROKEN = {
+    "empty": (lambda content: b"", "is damaged: Expecting value"),
+    "cut": (lambda content: content[:-100], "is damaged: "),
+    "not UTF-8": (lambda content: content[:40] + b"\xff" + content[41:], "is damaged: 'utf-8' codec"),
+    "too large": (lambda content: content + b" " * (1 << 20), "bytes, a manifest at most 1,048,576"),
+    "too deep": (lambda content: b"[" * 200_000, "is damaged: "),
+    "an entry twice": (twice, "is damaged: an entry is there twice"),
+    "not a number": (lambda content: content.replace(b"0.001", b"NaN"), "is damaged: NaN is no number"),
+    "a list": (lambda content: b"[]\n", "is no bundle's manifest; give the folder of a bundle"),
+    "another program's": (lambda content: b'{"name": "app"}\n', "is no bundle's manifest; give the folder of a bundle"),
+    "a true schema": (lambda content: content.replace(b'"schema": 1', b'"schema": true'), "is no bundle's manifest"),
+    "an older schema": (lambda content: content.replace(b'"schema": 1', b'"schema": 0'), "is damaged or was edited"),
+    "a newer schema": (lambda content: content.replace(b'"schema": 1', b'"schema": 2'), "has schema 2, .* reads 1; in"),
+    "spaces": (lambda content: content.replace(b": ", b":  ", 1), "is damaged or was edited"),
+    "line ends": (lambda content: content.replace(b"\n", b"\r\n"), "is damaged or was edited"),
+    "another value": (lambda content: content.replace(b"sm86", b"sm87"), "is damaged or was edited"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_manifest(change, message, folder):
+    path = folder / "manifest.json"
+    content = change(path.read_bytes())
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(folder)
+
+
+def named(name: str):
+    """A file of another name in the manifest."""
+    return lambda content: content["files"].update({name: content["files"]["labels.txt"]})
+
+
+WRONG = {
+    "an entry missing": (lambda content: content.pop("pad") and None, "its entries pad are missing or unknown"),
+    "an entry too many": (lambda content: content.update(more=1), "its entries more are missing or unknown"),
+    "backend": (lambda content: content.update(backend="other"), "its backend 'other' is none of openvino, triton"),
+    "precision": (lambda content: content.update(precision="fp7"), "the precision 'fp7' and the pad 'none'"),
+    "pad": (lambda content: content.update(pad="all"), "the precision 'int8' and the pad 'all'"),
+    "runtime": (lambda content: content["runtime"].pop("flavour") and None, "its runtime must have flavour, version"),
+    "targets": (lambda content: content["runtime"].update(targets="sm86"), "its runtime must have flavour, version"),
+    "config": (lambda content: content["config"].update(depth=4), "depth must be a multiple of 3"),
+    "config of other names": (lambda content: content["config"].update(size=4), "unexpected keyword argument 'size'"),
+    "profile": (lambda content: content["profiles"][0].update(batch=[2, 1, 1]), "batch of a profile must be"),
+    "a profile's type": (lambda content: content.update(profiles=[7]), "a profile must have"),
+    "outputs": (lambda content: content["outputs"].reverse(), "is not made of its outputs"),
+    "no outputs": (lambda content: content.update(outputs=[], structure={"list": []}), "is not made of its outputs"),
+    "an output twice": (
+        lambda content: content.update(outputs=["1.map"] * 2, structure={"list": ["1.map"] * 2}),
+        "is not made of its outputs",
+    ),
+    "no profiles": (lambda content: content.update(profiles=[]), "its engine has no profiles"),
+    "labels without a name": (lambda content: content.update(labels=""), "it lacks the files"),
+    "structure": (lambda content: content.update(structure={"os.system": ["3.map"]}), "its structure has {'os.system'"),
+    "a structure's length": (
+        lambda content: content.update(outputs=["3.map"], structure={"ConformerOutput": ["3.map"]}),
+        "Expected 2 arguments, got 1",
+    ),
+    "a structure's type": (lambda content: content.update(structure={"list": [7]}), "its structure has 7"),
+    "a path": (named("../labels.txt"), "its file's name '../labels.txt' is not a plain one"),
+    "a folder": (named("a/b"), "its file's name 'a/b' is not a plain one"),
+    "a drive": (named("c:b"), "its file's name 'c:b' is not a plain one"),
+    "a hidden file": (named(".labels"), "its file's name '.labels' is not a plain one"),
+    "no name": (named(""), "its file's name '' is not a plain one"),
+    "a new line": (named("labels\n"), "is not a plain one"),
+    "itself": (named("manifest.json"), "its file's name 'manifest.json' is not a plain one"),
+    "a file's entry": (lambda content: content["files"].update({"labels.txt": 7}), "its file labels.txt needs sha256"),
+    "a true size": (lambda content: content["files"]["labels.txt"].update(bytes=True), "its file labels.txt needs sha"),
+    "another size": (lambda content: content["files"]["labels.txt"].update(bytes=9), "it has 8 bytes of 9, or another"),
+    "a huge size": (lambda content: content["files"]["labels.txt"].update(bytes=10**99), "it has 8 bytes of 1,000,"),
+    "another hash": (
+        lambda content: content["files"]["labels.txt"].update(sha256="0"),
+        "it has 8 bytes of 8, or anoth",
+    ),
+    "no plan": (lambda content: content["files"].pop("model.plan") and None, "it lacks the files model.plan"),
+    "no labels": (lambda content: content["files"].pop("labels.txt") and None, "it lacks the files labels.txt"),
+}
+KINDS = {name: [] for name in ("conformer_fast", "backend", "precisions", "config", "runtime", "files", "labels")}
+KINDS |= dict.fromkeys(("pad", "precision", "rebuild", "sha256", "outputs", "profiles", "structure"), 1.5)
+KINDS |= {"preprocessing": [], "measured": "well"}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_content_under_a_right_digest(change, message, folder):
+    edit(folder, change)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), KINDS.items(), ids=KINDS)
+def test_wrong_type_under_a_right_digest(name, value, folder):
+    edit(folder, lambda content: {**content, name: value})
+    with pytest.raises(BundleError, match=f"its {name} has the wrong type, {type(value).__name__}"):
+        read_bundle(folder)
+
+
+def test_unchanged_edit_is_read(folder):
+    """The tests above fail for what they change, not for how."""
+    before = (folder / "manifest.json").read_bytes()
+    edit(folder, lambda content: None)
+    assert (folder / "manifest.json").read_bytes() == before
+    read_bundle(folder)
+
+
+def make_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.plan", "labels.txt"])
+@pytest.mark.parametrize("make", [make_link, make_folder, make_pipe])
+def test_only_plain_files(make, name, folder):
+    make(folder / name)
+    with pytest.raises(BundleError, match=f"{name} is a link or a folder, a bundle's files must be plain files"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.plan", "labels.txt"])
+def test_missing_file(name, folder):
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} cannot be read \(No such file or directory\); give the folder of"):
+        read_bundle(folder)
+
+
+def test_unreadable_file(folder, monkeypatch):
+    def read_bytes(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(BundleError, match=r"manifest.json cannot be read \(Permission denied\)"):
+        read_bundle(folder)
+
+
+def test_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for missing in ("nowhere", "file"):
+        with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
+            read_bundle(tmp_path / missing)
+
+
+def test_other_files_may_lie_there(folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "runtime.cache").write_bytes(b"")
+    read_bundle(folder)
+
+
+def test_link_to_the_folder(folder, tmp_path):
+    link = tmp_path / "current"
+    link.symlink_to(folder)
+    read_bundle(link)
+    written = write_bundle(link, replace(MANIFEST, rebuild="again"), FILES)
+    assert written == folder
+    assert link.is_symlink()
+    assert read_bundle(link).manifest.rebuild == "again"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_changes_later_is_noticed(name, folder):
+    """What is kept from its verification is given out once."""
+    bundle = read_bundle(folder)
+    (folder / name).write_bytes(FILES[name][::-1])
+    if name == "model.plan":
+        assert bundle.read(name) == FILES[name]
+    with pytest.raises(BundleError, match=r"is not the file that .* or make it again: conformer-fast build \.\.\."):
+        bundle.read(name)
+
+
+def test_earlier_bundle_is_replaced(folder):
+    (folder / "runtime.cache.json").write_text("of the earlier plan")
+    assert write_bundle(folder, replace(MANIFEST, labels=None), {"model.plan": b"new"}) == folder
+    assert read_bundle(folder).read("model.plan") == b"new"
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "model.plan"}
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_empty_folder_is_used(tmp_path):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    write_bundle(folder, MANIFEST, FILES)
+    read_bundle(folder)
+
+
+FOREIGN = {
+    "a file of the user's": {"notes.txt": b"mine"},
+    "another program's manifest": {"manifest.json": b'{"name": "app"}', "index.html": b""},
+    "a manifest alone": {"manifest.json": b'{"name": "app"}'},
+}
+
+
+@pytest.mark.parametrize("there", FOREIGN.values(), ids=FOREIGN)
+def test_other_folders_are_left_alone(there, tmp_path):
+    for name, content in there.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BundleError, match=r"holds files that are no bundle's: .*; move them away or give another"):
+        write_bundle(tmp_path, MANIFEST, FILES)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+def test_bundle_with_a_file_of_the_users_is_left_alone(folder):
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"holds files that are no bundle's: notes\.txt; move"):
+        write_bundle(folder, MANIFEST, FILES)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_file_in_place_of_the_folder(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(BundleError, match="is a file, or lies in one; give the folder that the bundle is to be"):
+        write_bundle(path, MANIFEST, FILES)
+    with pytest.raises(BundleError, match="is a file, or lies in one"):
+        write_bundle(path / "bundle", MANIFEST, FILES)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "rename"])
+@pytest.mark.parametrize("earlier", [True, False], ids=["replacing", "new"])
+def test_failed_write_changes_nothing(failing, earlier, tmp_path, monkeypatch):
+    folder = tmp_path / "bundle"
+    if earlier:
+        write_bundle(folder, MANIFEST, FILES)
+    before = sorted(tmp_path.rglob("*"))
+    original = getattr(Path, failing)
+
+    def fail(path, argument):
+        if path.name == "manifest.json" or path.name.endswith("-new"):
+            raise OSError(28, "No space left on device")
+        return original(path, argument)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, failing, fail)
+        with pytest.raises(BundleError, match=r"cannot be written: .*No space left on device; nothing was changed"):
+            write_bundle(folder, replace(MANIFEST, rebuild="again"), FILES)
+    assert sorted(tmp_path.rglob("*")) == before
+    if earlier:
+        assert read_bundle(folder).manifest.rebuild == MANIFEST.rebuild
+
+
+def test_folders_have_the_usual_mode(tmp_path):
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "usual").mkdir()
+        folder = write_bundle(tmp_path / "bundle", MANIFEST, FILES)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize(
+    "structure",
+    ["1.map", ["1.map"], ("1.map",), ConformerFeatures(("1.map", "2.map"), "3.tokens"), [("1.map",), ["2.map"]]],
+    ids=str,
+)
+def test_structures(structure, tmp_path):
+    outputs = tuple(name for name in ("1.map", "2.map", "3.tokens") if name in repr(structure))
+    write_bundle(tmp_path, replace(MANIFEST, structure=structure, outputs=outputs), FILES)
+    found = read_bundle(tmp_path).manifest.structure
+    assert found == structure
+    assert repr(found) == repr(structure)
+
+
+def test_foreign_container_is_refused(tmp_path):
+    foreign = namedtuple("Scores", ["conv", "trans"])("conv_logits", "trans_logits")
+    manifest = replace(MANIFEST, structure=foreign, outputs=("conv_logits", "trans_logits"))
+    with pytest.raises(BundleError, match="the model returns a Scores, a class that a bundle cannot restore; compile"):
+        write_bundle(tmp_path / "bundle", manifest, FILES)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_mismatch_says_what_and_survives_a_pickle():
+    error = EngineMismatchError("GPU", "sm86", "sm90", "conformer-fast build --target sm90")
+    for other in (error, pickle.loads(pickle.dumps(error))):
+        assert isinstance(other, BundleError)
+        assert (other.field, other.expected, other.found) == ("GPU", "sm86", "sm90")
+        assert str(other) == (
+            "the engine does not fit this machine: GPU must be sm86, here it is sm90; "
+            "build it again here: conformer-fast build --target sm90"
+        )
+
+
+def test_every_backend_has_its_files_and_runtime():
+    assert module.FILES.keys() == module.RUNTIME.keys()
+
+
+def test_a_manifest_of_another_schema_is_no_bundle_to_replace(folder):
+    """Its digest is right, but not its entries: perhaps a later version wrote it."""
+    edit(folder, lambda content: content.update(more=1))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(BundleError, match="holds files that are no bundle's"):
+        check_writable(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_ctrl_c_while_a_bundle_is_replaced(folder, monkeypatch):
+    """The earlier one is back."""
+    rename, before = Path.rename, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(self, target):
+        if self.name.endswith("-new"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(folder, MANIFEST, FILES)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,0 +1,325 @@
+"""What compile() was given: recognised, proved by a trial run, copied, and refused in words when it is no Conformer."""
+
+import copy
+from dataclasses import replace
+
+import lookalikes
+import pytest
+import torch
+from torch import nn
+
+from conformer_fast.checkpoints.adopt import load_source
+from conformer_fast.errors import CheckpointError
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.outputs import rebuild, reference_outputs
+from conformer_fast.model.reference import Conformer, ConformerFeatures, ConformerOutput
+
+CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=3, num_classes=7)
+LOGITS = ("conv_logits", "trans_logits")
+MAPS = ("1.map", "2.map", "3.map")
+
+
+def evaluated(model: nn.Module) -> nn.Module:
+    """Filled, in eval mode; `.eval()` of mmpretrain's backbone returns nothing."""
+    lookalikes.fill(model)
+    model.eval()
+    return model
+
+
+def backbone(out_indices):
+    return lookalikes.MMPretrainBackbone(CONFIG, out_indices)
+
+
+MODULES = {  # how to make it, the names of the outputs it returns
+    "classifier": (lambda: Conformer(CONFIG), LOGITS),
+    "features": (lambda: Conformer(CONFIG, features_only=True), (*MAPS, "3.tokens")),
+    "official": (lambda: lookalikes.OfficialConformer(CONFIG), LOGITS),
+    "mmpretrain": (lambda: lookalikes.MMPretrainClassifier(CONFIG), LOGITS),
+    "mmpretrain-backbone": (lambda: backbone(-1), ("3.pooled", "3.class_token")),
+    "mmpretrain-backbone-unordered": (
+        lambda: backbone([-1, 2, 3, 0, 1]),  # one of them twice, two of them nothing
+        ("2.pooled", "2.class_token", "3.pooled", "3.class_token"),
+    ),
+    "mmdetection": (lambda: lookalikes.MMDetectionBackbone(CONFIG), MAPS),
+}
+
+
+def leaves(value) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else [leaf for part in value for leaf in leaves(part)]
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=MODULES)
+def given(request):
+    """A module to compile, and the names of its outputs."""
+    make, names = MODULES[request.param]
+    return evaluated(make()), names
+
+
+def test_names_outputs_and_structure(given):
+    module, names = given
+    source = load_source(module)
+    assert source.outputs == names
+    batch = images(2, 3, 48, 64)
+    with torch.no_grad():
+        theirs = module(batch)
+        ours = rebuild(source.structure, reference_outputs(source.reference, batch, names))
+    assert type(ours) is type(theirs)
+    for mine, their in zip(leaves(ours), leaves(theirs), strict=True):
+        torch.testing.assert_close(mine, their, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("make", [Conformer, lookalikes.MMPretrainClassifier], ids=["own", "mmpretrain"])
+def test_reference_is_fp32_in_eval_mode_without_gradients(make, dtype):
+    module = evaluated(make(CONFIG)).to(dtype)
+    reference = load_source(module).reference
+    assert {tensor.dtype for tensor in reference.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    assert not any(part.training for part in reference.modules())
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    rounded = evaluated(Conformer(CONFIG)).to(dtype).state_dict()
+    assert all(torch.equal(tensor, rounded[name].to(tensor.dtype)) for name, tensor in reference.state_dict().items())
+
+
+def test_given_module_is_left_as_it_was(given):
+    module, _ = given
+    next(module.parameters()).requires_grad_(False)
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    parts = list(module.modules())
+    flags = [(part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in parts]
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    before = copy.deepcopy(module.state_dict())
+
+    source = load_source(module)
+    assert len(calls) == 1  # the trial run
+    after = module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name].view(-1), before[name].view(-1)) for name in before)
+    assert [(part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in parts] == flags
+    assert [(parameter.requires_grad, parameter.grad) for parameter in module.parameters()] == gradients
+
+    ours = {tensor.data_ptr() for tensor in source.reference.state_dict().values()}
+    assert ours.isdisjoint(tensor.data_ptr() for tensor in after.values())
+    reference_outputs(source.reference, images(1, 3, 32, 32), source.outputs)
+    assert len(calls) == 1
+
+
+def test_takes_no_random_numbers(given):
+    module, _ = given
+    state = torch.get_rng_state()
+    load_source(module)
+    load_source(module.state_dict())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_trial_run_is_in_the_modules_own_precision():
+    """Not in that of an autocast around it, whose rounding could pass for another computation."""
+    module = evaluated(lookalikes.OfficialConformer(CONFIG))
+    seen = []
+    module.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        load_source(module)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "features_only"),
+    [(torch.compile, False), (torch.compile, True), (nn.DataParallel, False)],
+    ids=["torch.compile", "torch.compile-features", "DataParallel"],
+)
+def test_wrapped(wrap, features_only):
+    model = evaluated(Conformer(CONFIG, features_only))
+    source = load_source(wrap(model).eval())
+    assert type(source.structure) is (ConformerFeatures if features_only else ConformerOutput)
+    assert source.outputs == load_source(model).outputs
+
+
+def test_own_model_keeps_its_padding():
+    assert load_source(evaluated(Conformer(CONFIG, pad="none"))).reference.pad == "none"
+
+
+def test_heads_are_counted_in_the_module():
+    config = replace(CONFIG, num_heads=4)  # 16 channels a head: a state dict alone would say one head
+    module = evaluated(lookalikes.OfficialConformer(config))
+    assert load_source(module).reference.config == config
+
+
+@pytest.mark.parametrize("conv", [True, False], ids=["conv", "trans"])
+def test_head_of_zeros_is_a_conformer(conv):
+    module = evaluated(lookalikes.OfficialConformer(CONFIG))
+    with torch.no_grad():
+        for parameter in (module.conv_cls_head if conv else module.trans_cls_head).parameters():
+            parameter.zero_()
+    assert load_source(module).outputs == LOGITS
+
+
+class Scaled(lookalikes.OfficialConformer):
+    def forward(self, images):
+        return [2 * scores for scores in super().forward(images)]
+
+
+class Swapped(lookalikes.OfficialConformer):
+    def forward(self, images):
+        return super().forward(images)[::-1]
+
+
+class Diverged(lookalikes.OfficialConformer):
+    def forward(self, images):
+        return [scores + float("nan") for scores in super().forward(images)]
+
+
+class OwnScaled(Conformer):
+    def forward(self, images):
+        return ConformerOutput(*(2 * scores for scores in super().forward(images)))
+
+
+def with_other_eps(module):
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = 0.1
+    return module
+
+
+def with_changing_hook(module):
+    module.register_forward_hook(lambda module, inputs, output: type(output)([part + 1 for part in output]))
+    return module
+
+
+WRONG = {
+    "scaled": lambda: Scaled(CONFIG),
+    "swapped": lambda: Swapped(CONFIG),
+    "nan": lambda: Diverged(CONFIG),
+    "own subclass": lambda: OwnScaled(CONFIG),
+    "other eps": lambda: with_other_eps(lookalikes.OfficialConformer(CONFIG)),
+    "own, other eps": lambda: with_other_eps(Conformer(CONFIG)),
+    "hook": lambda: with_changing_hook(lookalikes.OfficialConformer(CONFIG)),
+}
+
+
+@pytest.mark.parametrize("make", WRONG.values(), ids=WRONG)
+def test_what_computes_something_else_is_refused(make):
+    with pytest.raises(ValueError, match=r"Conformer's parameter names but computes something else \((conv|trans)_log"):
+        load_source(evaluated(make()))
+
+
+class Reshaped(lookalikes.OfficialConformer):
+    def forward(self, images):
+        return [scores[:, :5] for scores in super().forward(images)]
+
+
+class Summed(lookalikes.OfficialConformer):
+    def forward(self, images):
+        return sum(super().forward(images))
+
+
+class Named(lookalikes.OfficialConformer):
+    def forward(self, images):
+        return dict(zip(LOGITS, super().forward(images), strict=True))
+
+
+class Three(lookalikes.MMDetectionBackbone):
+    def forward(self, images):
+        return (*super().forward(images), images)
+
+
+UNKNOWN_FORMS = {
+    Reshaped: r"the model's conv_logits has shape \(1, 5\), a Conformer's \(1, 7\)",
+    Summed: "the model returns 1 tensors, which is none of the known forms .* give its state dict instead",
+    Named: "the model returns a dict; give its state dict instead",
+    Three: "the model returns 4 tensors, which is none of the known forms",
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_FORMS, ids=lambda kind: kind.__name__)
+def test_unknown_output_is_refused(kind):
+    with pytest.raises(ValueError, match=UNKNOWN_FORMS[kind]):
+        load_source(evaluated(kind(CONFIG)))
+
+
+@pytest.mark.parametrize("part", ["", "conv_trans_2.cnn_block.bn1"], ids=["all", "one-norm"])
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.compile], ids=["plain", "torch.compile"])
+@pytest.mark.parametrize("make", [Conformer, lookalikes.OfficialConformer], ids=["own", "official"])
+def test_training_mode_is_refused_before_anything_runs(make, wrap, part):
+    module = evaluated(make(CONFIG))
+    module.get_submodule(part).train()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=r"in training mode; call model.eval\(\) first"):
+        load_source(wrap(module))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [Conformer, lookalikes.OfficialConformer], ids=["own", "official"])
+def test_weights_that_are_not_finite_are_refused(make):
+    module = evaluated(make(CONFIG))
+    with torch.no_grad():
+        module.conv_cls_head.weight[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"conv_cls_head.weight holds NaN"):
+        load_source(module)
+
+
+def test_model_without_values_is_refused():
+    with torch.device("meta"):
+        model = Conformer(CONFIG).eval()
+    with pytest.raises(CheckpointError, match="cls_token is not a plain dense tensor"):
+        load_source(model)
+
+
+def test_replaced_part_is_refused():
+    model = evaluated(Conformer(CONFIG))
+    model.conv_trans_3.trans_block.attn.proj = nn.Sequential(nn.Linear(64, 4), nn.Linear(4, 64)).eval()
+    with pytest.raises(CheckpointError, match=r"conv_trans_3\.trans_block\.attn\.proj"):
+        load_source(model)
+
+
+def test_different_head_counts_are_refused():
+    module = evaluated(lookalikes.OfficialConformer(CONFIG))
+    module.trans_1.attn.num_heads = 2
+    with pytest.raises(ValueError, match=r"different numbers of attention heads: \[1, 2\]"):
+        load_source(module)
+
+
+RESNET = {
+    "conv1.weight": torch.ones(64, 3, 7, 7),
+    "bn1.weight": torch.ones(64),
+    "layer1.0.conv1.weight": torch.ones(64, 64, 1, 1),
+    "fc.weight": torch.ones(1000, 512),
+}
+GARBAGE = {
+    "None": (None, TypeError, "a module, a state dict or a checkpoint's path, not a NoneType"),
+    "number": (3, TypeError, "not a int"),
+    "bytes": (b"model.pth", TypeError, "not a bytes"),
+    "tensor": (torch.ones(3), TypeError, "not a Tensor"),
+    "list": ([torch.ones(3)], TypeError, "not a list"),
+    "class": (Conformer, TypeError, "not a type"),
+    "resnet": (RESNET, CheckpointError, "not a Conformer's weights: .* the first keys are conv1.weight, bn1.weight"),
+    "empty": ({}, CheckpointError, "not a Conformer's weights"),
+    "numbers": ({"a": 3}, CheckpointError, "not a Conformer's weights"),
+    "other module": (nn.Linear(2, 2).eval(), CheckpointError, "not a Conformer's weights"),
+    "no parameters": (nn.ReLU().eval(), CheckpointError, "not a Conformer's weights"),
+    "no such file": ("absent.pth", CheckpointError, "absent.pth: no such file"),
+}
+
+
+@pytest.mark.parametrize(("what", "kind", "message"), GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_refused(what, kind, message):
+    with pytest.raises(kind, match=message):
+        load_source(what)
+
+
+def test_part_of_a_state_dict_is_refused():
+    state = evaluated(Conformer(CONFIG)).state_dict()
+    del state["conv_trans_2.trans_block.mlp.fc1.weight"]
+    with pytest.raises(CheckpointError, match=r"1 missing: conv_trans_2.trans_block.mlp.fc1.weight"):
+        load_source(state)
+
+
+def test_rebuild_keeps_every_kind_of_nest():
+    structure = [ConformerFeatures(("a", ["b"]), "c"), ("d",), []]
+    tensors = tuple(torch.tensor(float(index)) for index in range(4))
+    built = rebuild(structure, tensors)
+    assert built == [ConformerFeatures((tensors[0], [tensors[1]]), tensors[2]), (tensors[3],), []]
+    assert type(built[0]) is ConformerFeatures

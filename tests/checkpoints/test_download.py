@@ -1,0 +1,289 @@
+"""Downloads from a local server: continued, checked, locked, and refused in words."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from conformer_fast.checkpoints import download
+from conformer_fast.checkpoints.download import fetch
+from conformer_fast.errors import DownloadError
+from conformer_fast.model.config import VARIANTS
+from conformer_fast.storage.paths import cache_root
+
+CONTENT = bytes(range(256)) * 4000
+NAME = f"conformer-test_20260101-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+class Site:
+    """A file server on 127.0.0.1 that notes the ranges asked for and misbehaves as told."""
+
+    def __init__(self):
+        self.ranges = []  # the Range header of each request, None where there was none
+        self.content = CONTENT
+        self.cut_after = []  # bytes after which the next responses end; whole responses once it is empty
+        self.statuses = []  # statuses of the next responses, without content
+        self.takes_ranges = True
+        self.shift = 0  # sends a range that begins so many bytes late
+        self.released = threading.Event()  # content is sent once this is set
+        self.released.set()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/weights"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, request):
+        asked = request.headers.get("Range")
+        self.ranges.append(asked)
+        if self.statuses:
+            return self.head(request, self.statuses.pop(0))
+        if request.path != f"/weights/{NAME}":
+            return self.head(request, 404)
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.takes_ranges else 0
+        if start >= len(self.content):
+            return self.head(request, 416, {"Content-Range": f"bytes */{len(self.content)}"})
+        start += self.shift if asked else 0
+        body = self.content[start:]
+        headers = {"Content-Length": len(body)}
+        if asked and self.takes_ranges:
+            headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+        self.head(request, 206 if "Content-Range" in headers else 200, headers)
+        self.released.wait(30)
+        request.wfile.write(body[: self.cut_after.pop(0)] if self.cut_after else body)
+
+    def head(self, request, status, headers=()):
+        request.send_response(status)
+        for name, value in dict(headers).items():
+            request.send_header(name, str(value))
+        request.end_headers()
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    site = Site()
+    monkeypatch.setitem(download.FILES, "tiny-p16", NAME)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", site.url + "/")
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("CONFORMER_FAST_OFFLINE", raising=False)
+    yield site
+    site.server.shutdown()
+    site.server.server_close()
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "cache" / "weights" / NAME
+
+
+@pytest.fixture
+def part(target):
+    target.parent.mkdir(parents=True)
+    return target.with_name(NAME + ".part")
+
+
+def _refusal():
+    with pytest.raises(DownloadError) as caught:
+        fetch("tiny-p16")
+    return str(caught.value)
+
+
+def test_a_file_is_downloaded_once(site, target):
+    assert fetch("tiny-p16") == target
+    assert target.read_bytes() == CONTENT
+    assert site.ranges == [None]
+    assert not list(target.parent.glob("*.part"))
+    assert fetch("tiny-p16") == target
+    assert site.ranges == [None]
+
+
+def test_a_cut_download_is_continued(site, target):
+    site.cut_after = [1000, 250_000]
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [None, "bytes=1000-", "bytes=251000-"]
+
+
+def test_a_later_call_continues_where_the_last_gave_up(site, target):
+    site.cut_after = [1000] * download.ATTEMPTS
+    message = _refusal()
+    assert f"no complete download after {download.ATTEMPTS} attempts" in message
+    assert f"the connection ended after {1000 * download.ATTEMPTS} of {len(CONTENT)} bytes" in message
+    assert f"download {site.url}/{NAME} elsewhere and put it at {target}" in message
+    assert not target.exists()
+    site.ranges.clear()
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [f"bytes={1000 * download.ATTEMPTS}-"]
+
+
+def test_a_server_without_ranges_starts_again(site, target):
+    site.takes_ranges = False
+    site.cut_after = [1000]
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [None, "bytes=1000-"]
+
+
+def test_a_range_that_was_not_asked_for_is_not_appended(site, part):
+    part.write_bytes(CONTENT[:1000])
+    site.shift = 7
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == ["bytes=1000-", None]
+
+
+def test_a_part_that_is_already_whole_is_taken(site, part):
+    part.write_bytes(CONTENT)
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_part_longer_than_the_file_is_dropped(site, part):
+    part.write_bytes(CONTENT + b"more")
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [f"bytes={len(CONTENT) + 4}-", None]
+
+
+def test_a_wrong_hash_names_both_and_removes_the_part(site, target):
+    site.content = CONTENT[:-1] + b"?"
+    found, expected = hashlib.sha256(site.content).hexdigest()[:8], NAME[-12:-4]
+    message = _refusal()
+    assert f"its sha256 begins with {found}, not {expected}; it was removed" in message
+    assert not target.exists()
+    assert not list(target.parent.glob("*.part"))
+    assert site.ranges == [None]
+
+
+def test_a_missing_file_is_not_tried_again(site):
+    site.statuses = [404]
+    message = _refusal()
+    assert f"{site.url}/{NAME}: 404" in message
+    assert site.ranges == [None]
+
+
+def test_a_busy_server_is_tried_again(site):
+    site.statuses = [503, 429]
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [None] * 3
+
+
+def test_offline_requests_nothing_and_says_where_to_put_the_file(site, target, monkeypatch):
+    monkeypatch.setenv("CONFORMER_FAST_OFFLINE", "1")
+    message = _refusal()
+    assert message.startswith("CONFORMER_FAST_OFFLINE is set")
+    assert f"download {site.url}/{NAME} elsewhere and put it at {target}" in message
+    target.write_bytes(CONTENT)
+    assert fetch("tiny-p16") == target
+    assert site.ranges == []
+
+
+def test_no_server_says_where_to_put_the_file(site, target, monkeypatch):
+    site.server.server_close()
+    message = _refusal()
+    assert "refused" in message
+    assert f"download {site.url}/{NAME} elsewhere and put it at {target}" in message
+
+
+def test_a_file_put_there_by_hand_is_checked_once(site, part, target, monkeypatch):
+    checked = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: checked.append(file.name) or digest(file, name))
+    target.write_bytes(CONTENT)
+    for _ in range(3):
+        assert fetch("tiny-p16") == target
+    assert checked == [str(target)]
+    target.write_bytes(CONTENT[:-1])  # another file in its place is checked again
+    message = _refusal()
+    assert f"{target}: its sha256 begins with" in message
+    assert "remove it, or put the right file in its place" in message
+    assert target.read_bytes() == CONTENT[:-1]
+    assert site.ranges == []
+
+
+def test_a_file_in_a_cache_that_cannot_be_written_is_taken(site, part, target):
+    target.write_bytes(CONTENT)
+    (target.parent / f"{NAME}.checked").mkdir()  # where the mark would be written
+    assert fetch("tiny-p16") == target
+
+
+def test_a_cache_that_cannot_be_written_is_named(site, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    message = _refusal()
+    assert f"cannot write the cache folder {tmp_path / 'cache' / 'weights'}" in message
+    assert "CONFORMER_FAST_CACHE" in message
+
+
+def test_threads_download_once(site, target):
+    site.released.clear()
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(fetch("tiny-p16"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    site.released.set()
+    for thread in threads:
+        thread.join()
+    assert results == [target] * 4
+    assert site.ranges == [None]
+    assert target.read_bytes() == CONTENT
+
+
+def test_processes_download_once(site, target):
+    site.released.clear()
+    code = f"""
+from conformer_fast import download
+download.FILES["tiny-p16"] = {NAME!r}
+print("ready", flush=True)
+input()
+print(download.fetch("tiny-p16"))
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    threading.Timer(0.5, site.released.set).start()  # both are in fetch by then
+    assert [process.communicate(timeout=60)[0].strip() for process in processes] == [str(target)] * 2
+    assert site.ranges == [None]
+
+
+def test_nothing_is_printed_where_stderr_is_no_terminal(site, capfd):
+    fetch("tiny-p16")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_http_is_spoken(site, monkeypatch, tmp_path):
+    (tmp_path / NAME).write_bytes(CONTENT)
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", tmp_path.as_uri())
+    assert "must begin with https:// or http://" in _refusal()
+
+
+def test_unpublished_variants_are_named():
+    with pytest.raises(DownloadError, match="no published weights for 'digits'; there are weights for tiny-p16"):
+        fetch("digits")
+
+
+def test_every_variant_has_a_published_file():
+    assert download.FILES.keys() == VARIANTS.keys()
+    for variant, name in download.FILES.items():
+        assert name.startswith(f"conformer-{variant}_")
+        assert re.search(r"-[0-9a-f]{8}\.pth$", name)
+
+
+def test_the_cache_root(monkeypatch):
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", "elsewhere")
+    assert cache_root() == Path("elsewhere")
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", "")
+    assert cache_root().is_absolute()
+    assert cache_root().name == "conformer-fast"

@@ -1,0 +1,300 @@
+"""Hostile and damaged files: one clear CheckpointError each, and nothing in the file is run."""
+
+import builtins
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import subprocess
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from conformer_fast.checkpoints.weights import load_weights, read_state_dict, save_weights
+from conformer_fast.errors import CheckpointError
+from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.reference import Conformer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning"),
+]
+
+STATE = {"conv_trans_2.weight": torch.arange(6.0).view(2, 3), "cls_token": torch.ones(1, 1, 4)}
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+CALLS = {
+    "os.system": lambda marker: Call(os.system, f"touch '{marker}'"),
+    "subprocess": lambda marker: Call(subprocess.Popen, ["touch", str(marker)]),
+    "eval": lambda marker: Call(eval, f"open({str(marker)!r}, 'w')"),
+    "exec": lambda marker: Call(exec, f"open({str(marker)!r}, 'w')"),
+    "open": lambda marker: Call(builtins.open, str(marker), "w"),
+    "torch.save": lambda marker: Call(torch.save, {}, str(marker)),
+}
+FILES = {
+    "raw pickle": lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+    "torch zip": lambda content, path: torch.save(content, path),
+    "torch legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+}
+
+
+def _refusal(path):
+    with pytest.raises(CheckpointError) as caught:
+        read_state_dict(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("call", CALLS)
+def test_no_call_in_a_pickle_is_made(tmp_path, call, file):
+    marker, path = tmp_path / "marker", tmp_path / "weights.pth"
+    FILES[file]({"model": STATE, "args": CALLS[call](marker)}, path)
+    message = _refusal(path)
+    assert "needs code to load" in message
+    assert "torch.save(model.state_dict(), 'weights.pth')" in message
+    assert not marker.exists()
+
+
+def test_the_calls_above_would_leave_their_mark(tmp_path):
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps(CALLS["os.system"](marker)))
+    assert marker.exists()
+
+
+def test_what_stands_in_for_metadata_cannot_be_called(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "weights.pth"
+    code = b"\x80\x02c__builtin__\ngetattr\nctorch\nTensor\nX\x04\x00\x00\x00save\x86R"  # getattr(torch.Tensor, "save")
+    code += b"X" + struct.pack("<I", len(str(marker))) + str(marker).encode() + b"\x85R."
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/data.pkl", code)
+        archive.writestr("weights/byteorder", "little")
+        archive.writestr("weights/version", "3\n")
+    assert "damaged or not a checkpoint" in _refusal(path)
+    assert not marker.exists()
+
+
+def test_loading_a_hostile_file_leaves_the_model(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "weights.pth"
+    torch.save({"model": CALLS["os.system"](marker)}, path)
+    model = Conformer(ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1))
+    before = model.cls_token.clone()
+    with pytest.raises(CheckpointError, match="needs code to load"):
+        load_weights(model, path)
+    assert torch.equal(model.cls_token, before)
+    assert not marker.exists()
+
+
+def _bytes(kind):
+    buffer = io.BytesIO()
+    if kind == "safetensors":
+        return safetensors.torch.save(STATE)
+    torch.save(STATE, buffer, _use_new_zipfile_serialization=kind == "zip")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_every_truncation_is_refused(tmp_path, kind):
+    path, whole = tmp_path / "weights.pth", _bytes(kind)
+    path.write_bytes(whole)
+    assert read_state_dict(path).keys() == STATE.keys()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        _refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_flipped_bits_give_nothing_but_a_clear_error(tmp_path, kind):
+    path, whole, chance = tmp_path / "weights.pth", _bytes(kind), random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_state_dict(path)  # the bit may have been in a value, or in padding
+        except CheckpointError:
+            refused += 1
+    assert refused > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "neither a torch nor a safetensors file"),
+        (b"<html>404 Not Found</html>", "it begins with b'<html>404"),
+        (b"version https://git-lfs", "neither a torch nor a safetensors file"),
+        (b"PK\x03\x04 not really a zip", "damaged or not a checkpoint"),
+        (pickle.dumps({"cls_token": [1.0]}), "damaged or not a checkpoint"),
+    ],
+    ids=["empty", "html", "text", "zip-magic", "plain-pickle"],
+)
+def test_other_files_are_refused(tmp_path, content, problem):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    assert problem in _refusal(path)
+
+
+def test_folders_pipes_and_missing_files_are_refused(tmp_path):
+    assert "is a folder" in _refusal(tmp_path)
+    assert "no such file" in _refusal(tmp_path / "nothing.pth")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert "no such file" in _refusal(tmp_path / "pipe")  # and it was not opened, which would wait for a writer
+
+
+def test_a_file_that_cannot_be_opened_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path)
+
+    def denied(self, mode):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert _refusal(path).endswith("cannot be read: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda: [torch.ones(2)], "holds one list, not a state dict"),
+        (lambda: torch.ones(2), "holds one Tensor, not a state dict"),
+        (lambda: {"epoch": 3}, "'epoch' is of type int, not a tensor"),
+        (lambda: {1: torch.ones(2)}, "not a state dict: 1 is of type Tensor"),
+        (lambda: {"model": {"cls_token": "text"}}, "'cls_token' is of type str"),
+        (lambda: {"w": torch.eye(2).to_sparse()}, "w is not a plain dense tensor"),
+        (lambda: {"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, "w is not a plain dense tensor"),
+        (lambda: {"w": torch.empty(2, device="meta")}, "w is not a plain dense tensor"),
+    ],
+    ids=["list", "tensor", "number", "number-key", "text", "sparse", "nested", "meta"],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, content, problem):
+    path = tmp_path / "weights.pth"
+    torch.save(content(), path)
+    assert problem in _refusal(path)
+
+
+def test_a_whole_pickled_module_asks_for_its_state_dict(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    assert "needs code to load (torch.nn.modules.linear.Linear)" in _refusal(path)
+
+
+def test_an_ordered_state_dict_of_parameters_is_read(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(OrderedDict(cls_token=torch.nn.Parameter(torch.ones(2))), path)
+    tensor = read_state_dict(path)["cls_token"]
+    assert type(tensor) is torch.Tensor
+    assert not tensor.requires_grad
+
+
+def test_a_tensor_larger_than_its_storage_is_not_unfolded(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"cls_token": torch.zeros(1).expand(1 << 40)}, path)  # four bytes in the file, four terabytes as a copy
+    assert "claim more bytes than the file has" in _refusal(path)
+
+
+def _never(*args, **kwargs):
+    raise AssertionError("the file was given to torch")
+
+
+def test_a_compressed_zip_is_not_inflated(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(1 << 26))
+    assert path.stat().st_size < 1 << 17
+    monkeypatch.setattr(torch, "load", _never)
+    assert "entries are larger than the file" in _refusal(path)
+
+
+def test_a_zip_that_declares_more_than_it_has_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "liar.pth"
+    torch.save(STATE, path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first entry of the central directory
+    content[entry + 24 : entry + 28] = struct.pack("<I", 1 << 31)  # its uncompressed size
+    path.write_bytes(content)
+    monkeypatch.setattr(torch, "load", _never)
+    assert "entries are larger than the file" in _refusal(path)
+
+
+def _safetensors(header, data=bytes(16), length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def _tensor(start, end, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _safetensors({"a": _tensor(0, 8), "b": _tensor(8, 16)}, length=1 << 62),
+        _safetensors({"a": _tensor(0, 8), "b": _tensor(8, 16)}, length=1 << 20),
+        _safetensors({"a": _tensor(0, 8), "b": _tensor(8, 16)}, length=20),
+        _safetensors({"a": _tensor(0, 8), "b": _tensor(4, 12)}),
+        _safetensors({"a": _tensor(0, 8), "b": _tensor(0, 8)}),
+        _safetensors({"a": _tensor(0, 8), "b": _tensor(8, 1 << 40)}),
+        _safetensors({"a": _tensor(8, 0), "b": _tensor(8, 16)}),
+        _safetensors({"a": _tensor(0, 16, shape=(1 << 40,))}),
+        _safetensors({"a": _tensor(0, 16, shape=(-4,))}),
+        _safetensors({"a": _tensor(0, 16, shape=(4,), dtype="X9")}),
+        _safetensors(b"{not json"),
+        _safetensors(b"{" * 4000),
+    ],
+    ids=[
+        "huge-header",
+        "header-beyond-end",
+        "short-header",
+        "overlapping",
+        "same-bytes-twice",
+        "offset-beyond-end",
+        "backwards",
+        "shape-too-large",
+        "negative-shape",
+        "unknown-dtype",
+        "not-json",
+        "deeply-nested",
+    ],
+)
+def test_lying_safetensors_are_refused(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    assert "damaged or not a checkpoint (SafetensorError)" in _refusal(path)
+
+
+def test_an_honest_safetensors_of_the_same_making_is_read(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(_safetensors({"a": _tensor(0, 8), "b": _tensor(8, 16)}))
+    assert read_state_dict(path)["b"].tolist() == [0.0, 0.0]
+
+
+def test_a_file_called_safetensors_must_hold_that(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.save(STATE, path)
+    assert "damaged or not a checkpoint (SafetensorError)" in _refusal(path)
+
+
+def test_safetensors_may_have_any_name(tmp_path):
+    save_weights(STATE, tmp_path / "weights.safetensors")
+    (tmp_path / "weights.safetensors").rename(tmp_path / "weights.pth")
+    assert read_state_dict(tmp_path / "weights.pth").keys() == STATE.keys()

@@ -1,0 +1,258 @@
+"""A bundle as a model of NVIDIA Triton Inference Server: the folder, the configuration's text, and what is refused."""
+
+import re
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import lookalikes
+import pytest
+import torch
+
+import conformer_fast as cf
+from conformer_fast.bundles.folder import read_bundle
+from conformer_fast.checkpoints.adopt import load_source
+from conformer_fast.deploy.load import write_tensorrt_bundle
+from conformer_fast.deploy.triton_server import write_model
+from conformer_fast.engines.tensorrt import flavors
+from conformer_fast.errors import BundleError
+from conformer_fast.inference.lower import fuse
+from conformer_fast.model.reference import Conformer
+from conformer_fast.model.shapes import Profile
+
+PLAN = bytes(range(256)) * 64
+SMALL = Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))
+FIXED = Profile(batch=(1, 8, 32))
+
+
+def write_plan(folder, model, outputs=None, profiles=(FIXED,), flavour="tensorrt", key=None):
+    """A bundle with any bytes for a plan."""
+    source = load_source(model)
+    if outputs:
+        source = source.__class__(source.reference, tuple(outputs), list(outputs))
+    return write_tensorrt_bundle(
+        folder,
+        source,
+        PLAN,
+        precision="fp16",
+        precisions={},
+        profiles=profiles,
+        flavour=SimpleNamespace(name=flavour, version="10.13.2.6"),
+        targets=["sm86"],
+        weights="0",
+        onnx="1",
+        rebuild="conformer-fast build ...",
+        key=key,
+    )
+
+
+def configuration(tmp_path, model, **options) -> str:
+    bundle = write_plan(tmp_path / "bundle", model, **options)
+    return (write_model(bundle, tmp_path / "models", "conformer") / "config.pbtxt").read_text()
+
+
+def dims(text: str) -> dict[str, list[int]]:
+    """The dimensions of each tensor in a configuration."""
+    found = re.findall(r'\{ name: "([^"]+)", data_type: TYPE_FP32, dims: \[([-\d, ]+)\]', text)
+    return {name: [int(size) for size in sizes.split(",")] for name, sizes in found}
+
+
+def test_the_folder_is_what_the_server_wants(small_model, tmp_path):
+    bundle = write_plan(tmp_path / "bundle", small_model)
+    folder = write_model(bundle, tmp_path / "all" / "models", "conformer-7.fp16", instances=2)
+    assert folder == tmp_path / "all" / "models" / "conformer-7.fp16"
+    assert (folder / "1" / "model.plan").read_bytes() == PLAN
+    assert (folder / "labels.txt").read_bytes() == (bundle / "labels.txt").read_bytes()
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"1/model.plan", "config.pbtxt", "labels.txt"}
+    assert list(folder.parent.iterdir()) == [folder]
+    assert {path.stat().st_mode & 0o500 for path in (folder, folder / "1")} == {0o500}
+    assert folder.stat().st_mode & 0o777 == 0o755  # the server may be another user
+    assert (folder / "config.pbtxt").read_text() == (
+        """\
+name: "conformer-7.fp16"
+platform: "tensorrt_plan"
+max_batch_size: 32
+input [
+  { name: "images", data_type: TYPE_FP32, dims: [3, 224, 224] }
+]
+output [
+  { name: "conv_logits", data_type: TYPE_FP32, dims: [7], label_filename: "labels.txt" },
+  { name: "trans_logits", data_type: TYPE_FP32, dims: [7], label_filename: "labels.txt" }
+]
+dynamic_batching {
+  preferred_batch_size: [8]
+  max_queue_delay_microseconds: 500
+}
+instance_group [
+  { kind: KIND_GPU, count: 2, profile: [ "0" ] }
+]
+"""
+    )
+
+
+def test_several_profiles(small_model, tmp_path):
+    """The server takes, for each batch, the profile that fits it best."""
+    text = configuration(tmp_path, small_model, profiles=[Profile((1, 1, 1)), Profile((2, 16, 64)), Profile((1, 1, 8))])
+    assert "max_batch_size: 64\n" in text
+    assert "preferred_batch_size: [1, 16]\n" in text
+    assert 'profile: [ "0", "1", "2" ]' in text
+    assert dims(text)["images"] == [3, 224, 224]
+
+
+@pytest.mark.parametrize(
+    ("profiles", "sizes"),
+    [
+        ([SMALL], [3, -1, -1]),
+        ([Profile(width=(224, 224, 448))], [3, 224, -1]),
+        ([Profile(height=(64,) * 3), Profile(height=(96,) * 3)], [3, -1, 224]),
+    ],
+    ids=["any", "wide", "two heights"],
+)
+def test_sizes_that_are_not_fixed_are_any(profiles, sizes, small_model, tmp_path):
+    assert dims(configuration(tmp_path, small_model, profiles=profiles))["images"] == sizes
+
+
+def test_the_sum_of_both_heads(small_model, tmp_path):
+    text = configuration(tmp_path, small_model, outputs=["logits"])
+    assert '  { name: "logits", data_type: TYPE_FP32, dims: [7], label_filename: "labels.txt" }\n' in text
+
+
+def test_features_have_no_labels(small_config, tmp_path):
+    model = lookalikes.fill(Conformer(small_config, features_only=True)).eval()
+    bundle = write_plan(tmp_path / "bundle", model)
+    folder = write_model(bundle, tmp_path / "models", "backbone")
+    text = (folder / "config.pbtxt").read_text()
+    assert not (folder / "labels.txt").exists()
+    assert "label" not in text
+    assert dims(text) == {
+        "images": [3, 224, 224],
+        "1.map": [64, -1, -1],
+        "2.map": [128, -1, -1],
+        "3.map": [256, -1, -1],
+        "3.tokens": [-1, 48],
+    }
+
+
+def test_every_output_has_its_dimensions(small_model, tmp_path):
+    """A number where the model's tensor always has it, -1 where it depends on the image."""
+    model = fuse(small_model)
+    names = model.output_names
+    written = dims(configuration(tmp_path, small_model, outputs=names, profiles=[SMALL]))
+    shapes = []
+    for size in (32, 64):
+        with torch.no_grad():
+            values = model.with_outputs(names)(torch.zeros(2, 3, size, size))
+        shapes.append({name: list(value.shape[1:]) for name, value in zip(names, values, strict=True)})
+    for name in names:
+        small, large = (shape[name] for shape in shapes)
+        assert len(written[name]) == len(small)
+        for given, *seen in zip(written[name], small, large, strict=True):
+            assert given == -1 or [given, given] == seen
+            assert given != -1 or seen[0] != seen[1]
+
+
+@pytest.mark.skipif(not any(map(find_spec, flavors.MODULES["tensorrt-rtx"])), reason="needs TensorRT-RTX")
+def test_the_dimensions_do_not_contradict_the_engines(small_model, tmp_path):
+    """The server refuses a model whose configuration has another number than the engine; -1 in either fits."""
+    pytest.importorskip("onnx")
+    from conformer_fast.engines.onnx.export import graph_of
+
+    model = fuse(small_model)
+    model = model.with_outputs(model.output_names)
+    written = dims(configuration(tmp_path, small_model, outputs=model.outputs, profiles=[SMALL]))
+    flavour = flavors.get_flavour("tensorrt-rtx")
+    trt, log = flavour.module, flavors.Log(flavour)
+    network = trt.Builder(log.logger).create_network(0)
+    parser = trt.OnnxParser(network, log.logger)
+    assert parser.parse(graph_of(model, "fp16"))
+    tensors = [network.get_input(0), *(network.get_output(index) for index in range(network.num_outputs))]
+    assert {tensor.name for tensor in tensors} == set(written)
+    for tensor in tensors:
+        batch, *sizes = tensor.shape
+        assert batch == -1
+        assert tensor.dtype == trt.float32
+        assert len(sizes) == len(written[tensor.name])
+        for ours, theirs in zip(written[tensor.name], sizes, strict=True):
+            assert ours == theirs or -1 in (ours, theirs)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "-a", "a b", 'a"', "a\n", "ä"], ids=repr)
+def test_names_that_cannot_be(name, small_model, tmp_path):
+    bundle = write_plan(tmp_path / "bundle", small_model)
+    with pytest.raises(ValueError, match="a model's name has letters"):
+        write_model(bundle, tmp_path / "models", name)
+    assert not (tmp_path / "models").exists()
+
+
+def test_no_instances(small_model, tmp_path):
+    with pytest.raises(ValueError, match="instances must be at least 1, got 0"):
+        write_model(write_plan(tmp_path / "bundle", small_model), tmp_path / "models", "conformer", instances=0)
+
+
+def test_an_engine_of_tensorrt_rtx(small_model, tmp_path):
+    bundle = write_plan(tmp_path / "bundle", small_model, flavour="tensorrt-rtx")
+    with pytest.raises(BundleError, match=r"an engine for tensorrt-rtx, .*--flavour tensorrt"):
+        write_model(bundle, tmp_path / "models", "conformer")
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_engine_of_openvino(small_model, tmp_path):
+    pytest.importorskip("openvino")
+    fast = cf.compile(small_model, backend="openvino", precision="fp32")
+    fast(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(BundleError, match="an engine for openvino, "):
+        write_model(fast.save(tmp_path / "bundle"), tmp_path / "models", "conformer")
+
+
+def test_an_engine_that_takes_no_single_images(small_model, tmp_path):
+    """However it is configured, the server runs what it has when the queue's time is up."""
+    bundle = write_plan(tmp_path / "bundle", small_model, profiles=[Profile((8, 8, 8)), Profile((4, 8, 32))])
+    with pytest.raises(BundleError, match=r"takes 4 images or more, .*build one with --batch 1,4,32"):
+        write_model(bundle, tmp_path / "models", "conformer")
+
+
+def test_larger_images_in_smaller_batches(small_model, tmp_path):
+    """The server would batch as many large images as it may small ones."""
+    profiles = [Profile((1, 8, 64)), Profile((1, 1, 4), (448,) * 3, (448,) * 3)]
+    bundle = write_plan(tmp_path / "bundle", small_model, profiles=profiles)
+    with pytest.raises(BundleError, match=r"takes other batches for other images \(\[\(1, 4\), \(1, 64\)\]\)"):
+        write_model(bundle, tmp_path / "models", "conformer")
+
+
+def test_a_model_that_is_there_is_left_alone(small_model, tmp_path):
+    bundle = write_plan(tmp_path / "bundle", small_model)
+    folder = write_model(bundle, tmp_path / "models", "conformer")
+    (folder / "config.pbtxt").write_text("mine")
+    with pytest.raises(BundleError, match=r"models/conformer cannot be written: .*; remove it, or choose another name"):
+        write_model(bundle, tmp_path / "models", "conformer")
+    assert (folder / "config.pbtxt").read_text() == "mine"
+    assert list(folder.parent.iterdir()) == [folder]
+    assert write_model(bundle, tmp_path / "models", "second") == tmp_path / "models" / "second"
+
+
+def test_a_repository_that_cannot_be_written(small_model, tmp_path):
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(BundleError, match="cannot be written"):
+        write_model(write_plan(tmp_path / "bundle", small_model), tmp_path / "models", "conformer")
+
+
+@pytest.mark.parametrize("name", ["model.plan", "labels.txt", "manifest.json"])
+def test_a_damaged_bundle(name, small_model, tmp_path):
+    bundle = write_plan(tmp_path / "bundle", small_model)
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(BundleError):
+        write_model(bundle, tmp_path / "models", "conformer")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_signed_bundle(small_model, tmp_path):
+    bundle = write_plan(tmp_path / "bundle", small_model, key=b"secret")
+    assert read_bundle(bundle).signed
+    with pytest.raises(BundleError, match="not signed with this key"):
+        write_model(bundle, tmp_path / "models", "conformer", key=b"other")
+    assert write_model(bundle, tmp_path / "models", "conformer", key=b"secret").is_dir()

@@ -1,0 +1,425 @@
+"""The CPU engine: streams, the engines kept in memory and on disk, what an engine's identity is, failures inside."""
+
+import gc
+import itertools
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import conformer_fast as cf
+
+pytest.importorskip("openvino")
+pytest.importorskip("onnx")
+
+from conformer_fast.engines import cache
+from conformer_fast.engines.onnx import export
+from conformer_fast.engines.openvino import engine as engine_module
+from conformer_fast.engines.openvino.engine import OpenVINOEngine, describe_cpu, native_precisions, streams_for
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache; returns the folder of engines in it."""
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def exports(monkeypatch) -> list[tuple[str, ...]]:
+    """The outputs of each ONNX model that is made during the test."""
+    made = []
+
+    def counted(model, *args, **keywords):
+        made.append(model.outputs)
+        return original(model, *args, **keywords)
+
+    original = export.onnx_from_model
+    monkeypatch.setattr(export, "onnx_from_model", counted)
+    return made
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def compiled(model, **options) -> cf.CompiledConformer:
+    return cf.compile(model, backend="openvino", **{"precision": "fp32", **options})
+
+
+def assert_right(results, model, batch) -> None:
+    with torch.no_grad():
+        for ours, expected in zip(results, model(batch), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+ONE, EIGHT = [(1, 1, 1), (9, 1, 1)], [(1, 8, 1), (2, 8, 2), (3, 8, 2), (4, 8, 4), (7, 8, 4), (8, 8, 8), (1000, 8, 8)]
+UNEVEN = [(2, 3, 2), (3, 3, 3), (5, 6, 4), (6, 6, 6), (11, 12, 8), (12, 12, 12)]
+
+
+@pytest.mark.parametrize(("batch", "threads", "streams"), [*ONE, *EIGHT, *UNEVEN])
+def test_streams(batch, threads, streams):
+    assert streams_for(batch, threads) == streams
+
+
+def test_streams_never_exceed_images_or_threads():
+    for batch, threads in itertools.product(range(1, 70), range(1, 70)):
+        streams = streams_for(batch, threads)
+        assert 1 <= streams <= min(batch, threads)
+        assert 2 * streams > min(batch, threads)  # at least half of what there is
+
+
+def test_kinds_of_engine_a_batch_needs():
+    """Whatever batch comes, a thread count has few stream counts: that bounds the engines of one image size, beside
+    one or two for several images at once."""
+    assert {streams_for(batch, 12) for batch in range(1, 100)} == {1, 2, 4, 8, 12}
+
+
+def test_engines_of_one_size_stay_whatever_their_number(small_model, monkeypatch):
+    """A batch that fills no round needs many: loading them at each call would take longer than running them."""
+    monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
+    fast = compiled(small_model, precision="int8", calibration=[images(4, 3, 32, 32)], threads=4)
+    batch = images(23, 3, 32, 32)  # 16, 4, 2 and 1
+    first = fast(batch)
+    assert fast._engine._built[32, 32].keys() == {(4, 4), (1, 4), (1, 2), (1, 1)}
+    monkeypatch.setattr(OpenVINOEngine, "_load", None)
+    assert all(map(torch.equal, fast(batch), first))
+
+
+def test_precisions_are_known_ones():
+    assert native_precisions()[0] == "fp32"
+    assert set(native_precisions()) <= set(engine_module.PRECISIONS)
+
+
+@pytest.mark.parametrize(("capabilities", "precisions"), [(["FP32", "INT8"], ("fp32",)), (["BF16"], ("fp32", "bf16"))])
+def test_bf16_only_where_the_cpu_has_it(capabilities, precisions, monkeypatch):
+    class Core:
+        def get_property(self, *_):
+            return capabilities
+
+    monkeypatch.setattr(engine_module, "core", Core)
+    assert native_precisions() == precisions
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 200])
+def test_any_number_of_threads(threads, small_model):
+    batch = images(7, 3, 32, 32)
+    assert_right(compiled(small_model, threads=threads)(batch), small_model, batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "runs"),
+    [(8, 2, [4, 4]), (7, 2, [1] * 7), (12, 2, [4, 4, 1, 1, 1, 1]), (17, 2, [4] * 4 + [1]), (9, 1, [4, 4, 1])],
+)
+def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model, monkeypatch):
+    """And an image has the result that it has alone, but for sums in another order."""
+    calibration = [images(4, 3, 32, 32)]
+    fast = compiled(small_model, precision="int8", calibration=calibration, threads=threads)
+    given, seen = images(batch, 3, 32, 32), []
+    shared = engine_module._shared
+    monkeypatch.setattr(
+        engine_module, "_shared", lambda tensor: (tensor.ndim == 4 and seen.append(len(tensor))) or shared(tensor)
+    )
+    together = fast(given)
+    assert seen == runs
+    assert {images for images, _ in fast._engine._built[32, 32]} == set(runs)
+    alone = torch.cat([fast(image[None]).logits for image in given])
+    torch.testing.assert_close(together.logits, alone, rtol=0.02, atol=0.02 * alone.abs().max().item())
+    assert together.logits[0].sub(alone[1:]).abs().amax(-1).min() > 0.05 * alone.abs().max()  # images differ
+
+
+def test_precision_reaches_the_hardware(small_model):
+    if "bf16" not in native_precisions():
+        pytest.skip("this CPU does not compute in bf16")
+    batch = images(2, 3, 32, 32)
+    with torch.no_grad():
+        exact = small_model.double()(batch.double()).logits
+    small_model.float()
+    errors = {
+        precision: ((compiled(small_model, precision=precision)(batch).logits - exact).norm() / exact.norm()).item()
+        for precision in ("fp32", "bf16")
+    }
+    assert errors["fp32"] < 1e-5
+    assert 1e-4 < errors["bf16"] < 5e-2
+
+
+def test_engines_in_memory_are_bounded(small_model, monkeypatch):
+    monkeypatch.setattr(engine_module, "SIZES_KEPT", 2)
+    fast = compiled(small_model, threads=1)
+    sizes = [(32, 32), (32, 48), (48, 32)]
+    batches = [images(2, 3, *size) for size in sizes]
+    first = [fast(batch) for batch in batches]
+    built = fast._engine._built
+    assert list(built) == sizes[1:]
+
+    dropped = weakref.ref(built[32, 48][1, 1])
+    fast(batches[1])
+    assert list(built) == [sizes[2], sizes[1]]  # the last used is the last to go
+    again = fast(batches[0])
+    assert list(built) == [sizes[1], sizes[0]]
+    assert all(torch.equal(*pair) for pair in zip(again, first[0], strict=True))
+    again = fast(batches[2])
+    gc.collect()
+    assert dropped() is None
+    assert all(torch.equal(*pair) for pair in zip(again, first[2], strict=True))
+
+
+def test_threads_survive_each_others_evictions(small_model, monkeypatch):
+    monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
+    fast = compiled(small_model)
+    batches = [images(2, 3, 32, width) for width in (16, 32, 48, 64)]
+    serial = [fast(batch) for batch in batches]
+
+    def work(index: int) -> bool:
+        results = [fast(batches[index]) for _ in range(2)]
+        return all(torch.equal(*pair) for result in results for pair in zip(result, serial[index], strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert len(fast._engine._built) == 1
+
+
+def test_second_compile_exports_nothing(small_model, own_cache, exports):
+    batch = images(3, 3, 32, 32)
+    first = compiled(small_model)(batch)
+    assert exports == [("conv_logits", "trans_logits")]
+    second = compiled(small_model)(batch)
+    assert len(exports) == 1
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+def test_batches_and_threads_share_an_engine(small_model, own_cache, exports):
+    """The key has the image's size, neither the batch's nor the machine's load."""
+    for threads in (1, 2):
+        for batch_size in (1, 2, 3):
+            compiled(small_model, threads=threads)(images(batch_size, 3, 32, 32))
+    assert len(exports) == len(cache.entries()) == 1
+
+
+def one_ulp(model):
+    weight = model.conv_trans_2.trans_block.mlp.fc1.weight
+    with torch.no_grad():
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+    return model
+
+
+def other_norm(model):
+    with torch.no_grad():
+        model.conv_trans_3.fusion_block.bn3.running_var[3] *= 1.5
+    return model
+
+
+CHANGES = {
+    "one weight by one ulp": one_ulp,
+    "a running variance": other_norm,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_other_weights_are_another_engine(change, small_model, own_cache, exports):
+    batch = images(1, 3, 32, 32)
+    compiled(small_model)(batch)
+    assert_right(compiled(change(small_model))(batch), small_model, batch)
+    assert len(exports) == len(cache.entries()) == 2
+
+
+def test_heads_that_leave_no_trace_in_the_weights_are_another_engine(small_config, own_cache):
+    """Two and three heads have the same state dict."""
+    batch = images(1, 3, 32, 32)
+    for heads in (2, 3):
+        config = cf.ConformerConfig(**{**vars(small_config), "num_heads": heads})
+        torch.manual_seed(0)
+        model = cf.create_model(config)
+        assert_right(compiled(model)(batch), model, batch)
+    assert len(cache.entries()) == 2
+
+
+def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache, monkeypatch):
+    batch = images(1, 3, 32, 48)
+    fast = compiled(small_model)
+    fast(batch)
+    fast.engine(["trans_logits"])(batch)
+    fast.engine(["trans_logits", "conv_logits"])(batch)
+    fast(batch.transpose(2, 3))
+    assert len(cache.entries()) == 4
+    fields = cache.entries()[0].fields
+    assert {*describe_cpu(), "weights", "config", "code", "version", "backend", "precision", "outputs"} < set(fields)
+    assert (fields["height"], fields["width"]) == (48, 32)
+
+    elsewhere = {**describe_cpu(), "cpu": "another"}
+    monkeypatch.setattr(engine_module, "describe_cpu", lambda: elsewhere)
+    compiled(small_model)(batch)
+    monkeypatch.setattr(engine_module, "describe_cpu", lambda: {**elsewhere, "openvino": "0.0"})
+    compiled(small_model)(batch)
+    monkeypatch.setattr("conformer_fast.deploy.compile.__version__", "0.0")
+    compiled(small_model)(batch)
+    assert len(cache.entries()) == 7
+
+
+def test_precision_is_in_the_key(small_model, own_cache):
+    make_onnx = compiled(small_model)._engine._make_onnx
+    for precision in engine_module.PRECISIONS:
+        OpenVINOEngine(make_onnx, {}, precision)(images(1, 3, 32, 32))
+    assert {entry.fields["precision"] for entry in cache.entries()} == {"fp32", "bf16"}
+
+
+def test_description_of_the_cpu_is_json_and_steady():
+    described = describe_cpu()
+    assert described == describe_cpu()
+    assert described["cpu"]
+    assert described["capabilities"] == sorted(described["capabilities"])
+    assert described["openvino"] == engine_module.ov.__version__
+
+
+def test_damaged_engine_is_built_again(small_model, own_cache, exports):
+    batch = images(2, 3, 32, 32)
+    first = compiled(small_model)(batch)
+    (path,) = own_cache.glob("*.engine")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged; building it again"):
+        again = compiled(small_model)(batch)
+    assert len(exports) == 2
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled(small_model)(batch)
+    assert len(exports) == 2
+
+
+def test_works_without_a_folder(small_model, own_cache):
+    own_cache.parent.write_text("in the way")
+    batch = images(2, 3, 32, 32)
+    fast = compiled(small_model)
+    with pytest.warns(UserWarning, match="engines are not kept"):
+        results = fast(batch)
+    assert_right(results, small_model, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast(batch)  # kept in memory
+
+
+def test_failed_build_is_tried_again(small_model, own_cache, monkeypatch):
+    batch = images(2, 3, 32, 32)
+    fast = compiled(small_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "onnx_from_model", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fast(batch)
+    assert cache.entries() == []
+    assert_right(fast(batch), small_model, batch)
+
+
+def test_failure_between_images_leaves_the_engine_usable(small_model, monkeypatch):
+    batch = images(5, 3, 32, 32)
+    fast = compiled(small_model)
+    expected = fast(batch)
+    calls = itertools.count()
+
+    def failing(tensor):
+        if next(calls) == 4:
+            raise MemoryError("no memory for the second image")
+        return shared(tensor)
+
+    shared = engine_module._shared
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "_shared", failing)
+        with pytest.raises(MemoryError, match="second image"):
+            fast(batch)
+    assert all(torch.equal(*pair) for pair in zip(fast(batch), expected, strict=True))
+
+
+def test_requests_are_used_again(small_model, monkeypatch):
+    fast = compiled(small_model, threads=2)
+    batch = images(4, 3, 32, 32)
+    for _ in range(5):
+        fast(batch)
+    (engine,) = fast._engine._built[32, 32].values()
+    assert len(engine._idle) == 2
+
+
+def test_threads_never_take_the_same_request(small_model):
+    class Slow(list):
+        def __getitem__(self, index):
+            time.sleep(0.05)
+            return super().__getitem__(index)
+
+    fast = compiled(small_model, threads=2)
+    fast(images(2, 3, 32, 32))
+    (engine,) = fast._engine._built[32, 32].values()
+    engine._idle = Slow(engine._idle)
+    with ThreadPoolExecutor(2) as pool:
+        taken = [request for requests in pool.map(lambda _: engine._take(), range(2)) for request in requests]
+    assert len({id(request) for request in taken}) == len(taken) == 4
+
+
+def test_one_size_is_built_once_for_many_threads(small_model, own_cache, exports):
+    fast = compiled(small_model)
+    start = threading.Barrier(4)
+
+    def work(_):
+        start.wait()
+        return fast(images(2, 3, 32, 32))
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(work, range(4)))
+    assert len(exports) == len(fast._engine._built[32, 32]) == 1
+    assert all(torch.equal(*pair) for result in results[1:] for pair in zip(result, results[0], strict=True))
+
+
+def test_a_built_size_does_not_wait_for_another_that_is_being_built(small_model, own_cache, monkeypatch):
+    fast = cf.compile(small_model, backend="openvino", precision="fp32")
+    small, large = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 64, 64)
+    fast(small)
+    started, go_on = threading.Event(), threading.Event()
+    load = fast._engine._load
+
+    def slow(*size):
+        started.set()
+        assert go_on.wait(60)
+        return load(*size)
+
+    monkeypatch.setattr(fast._engine, "_load", slow)
+    builder = threading.Thread(target=fast, args=(large,))
+    builder.start()
+    try:
+        assert started.wait(60)
+        fast(small)  # would hang here if the builder held the look-up lock
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+        builder.join()
+
+
+def test_ctrl_c_after_engines_are_gone():
+    """Its signal stack must outlive OpenVINO's engines: otherwise the next signal is a segmentation fault."""
+    code = """
+import signal, threading, torch
+import conformer_fast as cf
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
+def drop():
+    engines.clear()
+
+engines = [cf.compile(cf.create_model("digits", "bundled"), backend="openvino") for _ in range(3)]
+for index in range(3):
+    engines[index](torch.zeros(2, 3, 64, 64))
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

@@ -1,0 +1,364 @@
+"""evaluate(): the numbers are exactly those of a plain loop, whatever the processes, interruptions and damage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import conformer_fast as cf
+from conformer_fast.datasets.dataset import open_dataset
+from conformer_fast.datasets.digits import digit_image, load_digits_split, load_pixels, split_indices
+from conformer_fast.errors import DatasetError, ImageError
+from conformer_fast.evaluation import evaluate as evaluate_module
+from conformer_fast.evaluation.evaluate import evaluate
+from conformer_fast.evaluation.published import Published, published_for
+from conformer_fast.evaluation.report import Evaluation, Score
+from conformer_fast.evaluation.resume import Tally
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.config import VARIANTS, ConformerConfig
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """The 359 digits that training never saw, as PNG files in class folders, called by their place in the data set."""
+    folder = tmp_path_factory.mktemp("digits")
+    pixels, labels = load_pixels()
+    for index in split_indices(labels)[1]:
+        place = folder / str(labels[index])
+        place.mkdir(exist_ok=True)
+        digit_image(pixels[index]).save(place / f"{index:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return cf.compile(cf.create_model("digits", "bundled"), backend="reference")
+
+
+@pytest.fixture(scope="module")
+def whole(fast, held_out):
+    """The evaluation of everything by this process."""
+    return evaluate(fast, held_out, reference=fast.reference, workers=0)
+
+
+def same(first: Evaluation, second: Evaluation) -> bool:
+    """In all but what one process and hour differ from another."""
+    varying = {"workers": 0, "seconds": {}, "memory": {}, "images_run": 0}
+    return dataclasses.replace(first, **varying) == dataclasses.replace(second, **varying)
+
+
+def test_the_digits_have_the_accuracy_that_a_plain_loop_finds(whole, fast):
+    split = load_digits_split()
+    with torch.no_grad():
+        output = fast.reference(split.test_images)
+    for head, scores in {"conv": output.conv_logits, "trans": output.trans_logits, "sum": output.logits}.items():
+        top = scores.topk(5).indices == split.test_labels[:, None]
+        expected = Score(int(top[:, 0].sum()), int(top.any(1).sum()))
+        assert whole.compiled[head] == whole.reference[head] == expected, head
+    assert whole.compiled["sum"].top1 == 357
+    assert (whole.pictures, whole.evaluated, whole.damaged) == (359, 359, {})
+    assert whole.agreement == {"conv": 359, "trans": 359, "sum": 359}
+    assert (whole.size, whole.kind, whole.published) == (64, "folder", ())
+
+
+def test_speed_and_memory_are_measured(whole):
+    assert whole.images_run == 359
+    assert whole.seconds["end to end"] >= whole.seconds["compiled"] + whole.seconds["reference"] > 0
+    assert whole.images_per_second["compiled"] == 359 / whole.seconds["compiled"]
+    assert whole.memory["process"] > 50e6
+
+
+def test_agreement_counts_where_the_two_differ(held_out, fast):
+    torch.manual_seed(3)
+    other = cf.create_model("digits")
+    found = evaluate(fast, held_out, reference=other, workers=0, limit=40)
+    dataset = open_dataset(held_out).evenly(40)
+    images = torch.stack([dataset.input(index, 64) for index in range(40)])
+    with torch.no_grad():
+        ours, theirs = fast.reference(images), other(images)
+    for head, (mine, others) in {"conv": (ours[0], theirs[0]), "sum": (ours.logits, theirs.logits)}.items():
+        assert found.agreement[head] == int((mine.argmax(1) == others.argmax(1)).sum()) < 40
+    assert found.reference["sum"].top1 == int((theirs.logits.argmax(1) == torch.tensor(dataset.labels)).sum()) < 20
+    assert found.pictures == 40
+
+
+def test_the_number_of_processes_does_not_matter(held_out, fast, whole):
+    """Spawned: each must get the data set and import what it needs."""
+    found = evaluate(fast, held_out, reference=fast.reference, workers=2)
+    assert same(found, whole)
+    assert found.workers == 2
+
+
+def test_pytorchs_random_numbers_are_left_alone(held_out, fast):
+    before = torch.get_rng_state()
+    evaluate(fast, held_out, workers=0, limit=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _break_after(patch: pytest.MonkeyPatch, calls: int) -> None:
+    """Models end the program at their next call after so many, as Ctrl-C would."""
+    call, made = evaluate_module._Model.__call__, []
+
+    def ending(model, images):
+        if len(made) == calls:
+            raise KeyboardInterrupt
+        made.append(images)
+        return call(model, images)
+
+    patch.setattr(evaluate_module._Model, "__call__", ending)
+
+
+@pytest.mark.parametrize("calls", [0, 5, 12])
+def test_an_interrupted_evaluation_goes_on(held_out, fast, whole, tmp_path, monkeypatch, calls):
+    options = {"reference": fast.reference, "workers": 0, "resume": tmp_path / "state.npz"}
+    with monkeypatch.context() as patch:
+        _break_after(patch, calls)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(fast, held_out, **options)
+    found = evaluate(fast, held_out, **options)
+    assert same(found, whole)
+    assert found.images_run == 359 - 32 * (calls // 2)  # two models a batch
+    again = evaluate(fast, held_out, **options)
+    assert same(again, whole)
+    assert (again.images_run, again.seconds) == (0, {})
+    assert "img/s" not in str(again)
+
+
+def test_what_is_done_is_kept_now_and_then(held_out, fast, tmp_path, monkeypatch):
+    """A killed program has no time to write."""
+    file, kept = tmp_path / "state.npz", []
+    save = Tally.save
+    monkeypatch.setattr(evaluate_module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Tally, "save", lambda tally, path: (save(tally, path), kept.append(tally.known)))
+    evaluate(fast, held_out, workers=0, limit=100, resume=file)
+    assert kept == [0, 32, 64, 96, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [({"batch": 16}, "batch"), ({"size": 96}, "size"), ({"limit": 30}, "data"), ({"reference": None}, "ref")],
+    ids=str,
+)
+def test_another_evaluation_is_not_continued(held_out, fast, tmp_path, changed, field):
+    options = {"reference": fast.reference, "workers": 0, "limit": 40, "resume": tmp_path / "state.npz"}
+    evaluate(fast, held_out, **options)
+    with pytest.raises(DatasetError, match=f"of another evaluation: ({field})"):
+        evaluate(fast, held_out, **(options | changed))
+
+
+def test_other_weights_or_pictures_are_not_continued(held_out, fast, tmp_path):
+    options = {"workers": 0, "limit": 40, "resume": tmp_path / "state.npz"}
+    evaluate(fast, held_out, **options)
+    with pytest.raises(DatasetError, match="another evaluation: weights was"):
+        evaluate(cf.compile(cf.create_model("digits"), backend="reference"), held_out, **options)
+    if "openvino" in cf.compile(fast.reference).settings.backend:
+        with pytest.raises(DatasetError, match=r"another evaluation: (backend|precision) was"):
+            evaluate(cf.compile(fast.reference, backend="openvino", precision="fp32"), held_out, **options)
+
+
+def test_another_quantisation_is_not_continued(held_out, fast, tmp_path):
+    options = {"workers": 0, "limit": 5, "resume": tmp_path / "state.npz"}
+    quantized = cf.compile(fast.reference, backend="reference")
+    quantized.settings = dataclasses.replace(fast.settings, quantization=Quantization("int8", {"conv_1.conv1": 1.0}))
+    evaluate(quantized, held_out, **options)
+    quantized.settings = dataclasses.replace(fast.settings, quantization=Quantization("int8", {"conv_1.conv1": 2.0}))
+    with pytest.raises(DatasetError, match="another evaluation: quantization was"):
+        evaluate(quantized, held_out, **options)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x80\x04N."])
+def test_a_file_that_is_no_evaluation(held_out, fast, tmp_path, content):
+    (tmp_path / "state.npz").write_bytes(content)
+    with pytest.raises(DatasetError, match="holds no evaluation"):
+        evaluate(fast, held_out, workers=0, resume=tmp_path / "state.npz")
+
+
+def test_a_resume_file_is_never_unpickled(held_out, fast, tmp_path):
+    trap = np.array([[object()]], dtype=object)
+    np.savez(tmp_path / "state.npz", header=trap, top=trap, states=trap)
+    with pytest.raises(DatasetError, match="holds no evaluation"):
+        evaluate(fast, held_out, workers=0, resume=tmp_path / "state.npz")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """12 digits, two of them damaged."""
+    pixels, labels = load_pixels()
+    for digit in range(10):
+        (tmp_path / "data" / str(digit)).mkdir(parents=True)
+    for index in range(10, 20):
+        digit_image(pixels[index]).save(tmp_path / "data" / str(labels[index]) / f"{index}.png")
+    for name in ("2/cut.png", "7/text.png"):
+        whole = (tmp_path / "data" / str(labels[12]) / "12.png").read_bytes()
+        (tmp_path / "data" / name).write_bytes(whole[:70] if "cut" in name else b"not an image")
+    return tmp_path / "data"
+
+
+def test_a_damaged_picture_is_an_error(fast, damaged):
+    with pytest.raises(ImageError, match=r"2/cut\.png: .*--skip-damaged"):
+        evaluate(fast, damaged, workers=0)
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(0, 32), (0, 1), (1, 3)])
+def test_damaged_pictures_can_be_left_out(fast, damaged, workers, batch):
+    found = evaluate(fast, damaged, workers=workers, batch=batch, skip_damaged=True)
+    assert (found.pictures, found.evaluated) == (12, 10)
+    assert found.compiled["sum"] == Score(10, 10)
+    assert list(found.damaged) == ["2/cut.png", "7/text.png"]
+    text = str(found)
+    assert "10 of 12 pictures evaluated, 2 damaged and left out" in text
+    assert "100.00% (10)" in text
+    assert text.count("damaged: ") == 2
+    assert [entry["picture"] for entry in found.to_dict()["damaged"]] == ["2/cut.png", "7/text.png"]
+
+
+def test_damaged_pictures_are_tried_again(fast, damaged, tmp_path):
+    """With a resume file they are known; without leave to skip them they are an error again."""
+    state = tmp_path / "state.npz"
+    first = evaluate(fast, damaged, workers=0, batch=3, skip_damaged=True, resume=state)
+    again = evaluate(fast, damaged, workers=0, batch=3, skip_damaged=True, resume=state)
+    assert same(again, first)
+    assert again.images_run == 0
+    with pytest.raises(ImageError, match="2/cut"):
+        evaluate(fast, damaged, workers=0, batch=3, resume=state)
+
+
+def test_nothing_but_damage(fast, damaged):
+    for file in damaged.rglob("*.png"):
+        file.write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"none of the 12 pictures could be used; the first: 0/10\.png"):
+        evaluate(fast, damaged, workers=0, skip_damaged=True)
+
+
+def test_data_must_fit_the_model(held_out, fast):
+    with pytest.raises(DatasetError, match=r"10 class folders .* the model has 3 classes"):
+        evaluate(cf.compile(cf.create_model("digits", num_classes=3), backend="reference"), held_out)
+    dataset = open_dataset(held_out)
+    with pytest.raises(DatasetError, match=r"labels 0 \.\.\. 9, the model has the classes 0 \.\.\. 2"):
+        evaluate(cf.compile(cf.create_model("digits", num_classes=3), backend="reference"), dataset)
+    with pytest.raises(ValueError, match="the reference must be a ConformerConfig"):
+        evaluate(fast, held_out, reference=cf.create_model("digits", num_classes=3))
+
+
+def test_models_must_have_scores(held_out, small_config):
+    backbone = cf.compile(cf.create_model("digits", features_only=True), backend="reference")
+    with pytest.raises(ValueError, match="evaluation needs conv_logits, trans_logits"):
+        evaluate(backbone, held_out)
+    grey = cf.compile(cf.create_model(dataclasses.replace(small_config, in_channels=1)), backend="reference")
+    with pytest.raises(ValueError, match="the model reads 1"):
+        evaluate(grey, open_dataset(held_out))
+
+
+@pytest.mark.parametrize("option", ["batch", "size", "limit", "workers"])
+def test_options_are_checked(held_out, fast, option):
+    with pytest.raises(ValueError, match=rf"{option} must be at least \d, got -1"):
+        evaluate(fast, held_out, **{option: -1})
+
+
+def model_returning(scores: dict[str, torch.Tensor], heads=("conv", "trans", "sum"), best=5) -> evaluate_module._Model:
+    return evaluate_module._Model("compiled", lambda images: tuple(scores.values()), tuple(scores), heads, best)
+
+
+def test_equal_scores_go_to_the_lower_class():
+    flat = torch.zeros(2, 1000)
+    flat[1, [700, 30, 900]] = 1.0
+    top = model_returning({"conv_logits": flat, "trans_logits": flat})(torch.zeros(2, 3, 8, 8))
+    assert top.shape == (2, 3, 5)
+    for head in range(3):
+        assert top[:, head].tolist() == [[0, 1, 2, 3, 4], [30, 700, 900, 0, 1]]
+
+
+def test_a_model_that_returns_the_sum_alone_has_one_head():
+    top = model_returning({"logits": torch.tensor([[1.0, 3.0, 2.0]])}, ("sum",), 3)(torch.zeros(1, 3, 8, 8))
+    assert top.tolist() == [[[1, 2, 0]]]
+    both = {"conv_logits": torch.tensor([[1.0, 3.0, 0.0]]), "trans_logits": torch.tensor([[0.0, 0.0, 2.0]])}
+    assert model_returning(both, ("sum",), 3)(torch.zeros(1, 3, 8, 8)).tolist() == [[[1, 2, 0]]]  # its reference
+
+
+def test_scores_that_are_no_numbers_are_an_error():
+    scores = torch.zeros(3, 4)
+    scores[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="compiled model's scores of 1 pictures are NaN or infinite"):
+        model_returning({"conv_logits": scores, "trans_logits": scores})(torch.zeros(3, 3, 8, 8))
+
+
+def test_a_bundle_is_evaluated_beside_the_reference_it_was_made_from(held_out, fast, whole, tmp_path):
+    pytest.importorskip("openvino")
+    compiled = cf.compile(fast.reference, backend="openvino", precision="fp32")
+    loaded = cf.load(compiled.save(tmp_path / "bundle"))
+    found = evaluate(loaded, held_out, reference=fast.reference, workers=0)
+    assert found.reference == whole.reference
+    assert found.compiled["sum"].top1 == 357
+    assert (found.backend, found.precision) == ("openvino", "fp32")
+    with pytest.raises(ValueError, match="other weights than the reference's"):
+        evaluate(loaded, held_out, reference=cf.create_model("digits"), workers=0)
+
+
+# The report
+
+
+@pytest.fixture
+def imagenet():
+    """As if small-p16 had been evaluated on ImageNet."""
+    score = Score(41_700, 48_230)
+    return Evaluation(
+        data="val",
+        kind="folder",
+        pictures=50_000,
+        evaluated=50_000,
+        damaged={},
+        run="openvino bf16: as asked",
+        backend="openvino",
+        precision="bf16",
+        size=224,
+        batch=32,
+        workers=1,
+        compiled={"conv": score, "trans": score, "sum": score},
+        reference={},
+        agreement={},
+        published=tuple(published_for(VARIANTS["small-p16"])),
+        images_run=50_000,
+        seconds={"end to end": 1000.0, "compiled": 800.0},
+        memory={"process": 10**9},
+    )
+
+
+def test_published_figures_are_compared(imagenet):
+    first, second = imagenet.to_dict()["published"]
+    assert first["source"] == "mmpretrain"
+    assert first["difference"] == pytest.approx({"top1": 0.08, "top5": 0.0})
+    assert second["difference"] == pytest.approx({"top1": 0.0})
+    assert first["comparable"] is True
+    text = str(imagenet)
+    assert "published by mmpretrain: top-1 83.32% (+0.08 here), top-5 96.46% (+0.00 here)\n" in text
+    assert "published by official repository: top-1 83.40% (+0.00 here)\n" in text
+    assert "img/s, of 50000: end to end 50.0, compiled 62.5" in text
+
+
+def test_a_part_of_the_pictures_is_not_comparable(imagenet):
+    part = dataclasses.replace(imagenet, evaluated=49_999)
+    assert part.to_dict()["published"][0]["comparable"] is False
+    assert "not comparable, that is of 50000 pictures at 224x224" in str(part)
+    assert "not comparable" in str(dataclasses.replace(imagenet, size=256))
+
+
+def test_the_report_is_json(whole):
+    values = json.loads(json.dumps(whole.to_dict(), allow_nan=False))
+    assert values["compiled"]["sum"]["top1"] == {"count": 357, "percent": 100 * 357 / 359}
+    assert values["reference"]["conv"].keys() == {"top1", "top5"}
+    assert values["agreement"]["trans"] == {"count": 359, "percent": 100.0}
+    assert values["images_per_second"].keys() == {"end to end", "compiled", "reference"}
+    assert (values["evaluated"], values["pictures"], values["damaged"]) == (359, 359, [])
+
+
+def test_each_variant_has_its_figures():
+    assert published_for(VARIANTS["small-p32"]) == [Published("mmpretrain", 81.96, 96.02)]
+    assert published_for(ConformerConfig(num_classes=10)) == []
+    assert [figures.source for figures in published_for(VARIANTS["base-p16"])] == ["mmpretrain", "official repository"]
+    assert all(figures.top1 > 80 for variant in VARIANTS.values() for figures in published_for(variant))

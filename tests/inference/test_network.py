@@ -1,0 +1,421 @@
+"""Every rewrite of fuse.py against the reference in float64, alone and together, and what a fused model promises."""
+
+import copy
+from dataclasses import replace
+
+import goldens
+import lookalikes
+import pytest
+import torch
+from torch import nn
+
+from conformer_fast.inference.fold import fold_attention_scale, fold_batch_norm
+from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.network import InferenceBlock, InferenceBottleneck, InferenceFCUDown, InferenceTransformer
+from conformer_fast.model import functional as CF
+from conformer_fast.model.config import VARIANTS
+from conformer_fast.model.outputs import observed_outputs
+from conformer_fast.model.reference import (
+    Bottleneck,
+    Conformer,
+    ConvTransBlock,
+    FCUDown,
+    FCUUp,
+    TransformerBlock,
+    concat_class_token,
+    map_to_tokens,
+)
+
+DOUBLE = torch.float64
+EXACT = 1e-9  # relative: a thousand times what reordered float64 sums differ by, far below any wrong formula
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def random(*shape):
+    return torch.randn(shape, dtype=DOUBLE)
+
+
+def randomised(module):
+    """`module` in float64 and eval mode, every parameter and statistic random; variances from 0 to 2."""
+    for name, tensor in module.double().state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(2 * torch.rand_like(tensor) if name.endswith("running_var") else torch.randn_like(tensor) / 4)
+    return module.eval()
+
+
+def assert_same(value, expected):
+    assert value.dtype == expected.dtype == DOUBLE
+    assert value.shape == expected.shape
+    assert expected.any()
+    difference = (value - expected).abs().max() / expected.abs().max()
+    assert difference < EXACT
+
+
+def nhwc(feature_map):
+    return feature_map.permute(0, 2, 3, 1).contiguous()
+
+
+def nchw(feature_map):
+    return feature_map.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+@pytest.mark.parametrize(("kernel", "stride", "eps"), [(1, 1, 1e-6), (3, 2, 1e-6), (7, 2, 1e-5)])
+def test_batch_norm_folds_into_the_convolution(bias, kernel, stride, eps):
+    conv = randomised(nn.Conv2d(5, 6, kernel, stride, padding=kernel // 2, bias=bias))
+    norm = randomised(nn.BatchNorm2d(6, eps=eps))
+    norm.running_var[0] = 0.0  # a dead channel: eps alone is left
+    images = random(2, 5, 9, 11)
+    weight, shift = fold_batch_norm(conv, norm)
+    folded = nn.functional.conv2d(images, weight, shift, stride, kernel // 2)
+    for channel in range(6):  # each for itself: the dead one is a thousand times larger than the others
+        assert_same(folded[:, channel], norm(conv(images))[:, channel])
+
+
+def test_batch_norm_is_folded_in_float64_and_rounded_once():
+    conv, norm = randomised(nn.Conv2d(5, 6, 3)).float(), randomised(nn.BatchNorm2d(6)).float()
+    exact = fold_batch_norm(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
+    for folded, expected in zip(fold_batch_norm(conv, norm), exact, strict=True):
+        assert torch.equal(folded, expected.float())
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6])
+def test_attention_scale_folds_into_the_queries(heads):
+    dim = 8 * 9 * heads  # 72 channels a head: a scale that is no power of two
+    qkv = randomised(nn.Linear(dim, 3 * dim))
+    tokens = random(2, 5, dim)
+    weight, bias = fold_attention_scale(qkv, heads)
+    folded = CF.attention(nn.functional.linear(tokens, weight, bias), heads, 1.0)
+    assert_same(folded, CF.attention(qkv(tokens), heads, 72**-0.5))
+    assert torch.equal(weight[dim:], qkv.weight[dim:])  # keys and values stay as they are
+    assert torch.equal(bias[dim:], qkv.bias[dim:])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 12])
+def test_fcu_down_pools_before_it_projects(stride):
+    unit = randomised(FCUDown(5, 24, stride))
+    feature_map, tokens = random(2, 5, 3 * stride, 2 * stride), random(2, 1 + 6, 24)
+    expected = concat_class_token(tokens[:, :1], unit(feature_map)) + tokens  # as ConvTransBlock.forward
+    pooled = nhwc(nn.functional.avg_pool2d(feature_map, stride))
+    assert_same(InferenceFCUDown(unit)(pooled, tokens), expected)
+    assert_same(CF.fcu_down(nhwc(feature_map), tokens, *_fcu_weights(unit), stride), expected)
+
+
+def _fcu_weights(unit):
+    return unit.conv_project.weight.flatten(1), unit.conv_project.bias, unit.ln.weight, unit.ln.bias, unit.ln.eps
+
+
+def test_fcu_down_doubles_the_class_token_whatever_the_map():
+    unit = InferenceFCUDown(randomised(FCUDown(5, 24, 2)))
+    tokens = random(3, 1 + 6, 24)
+    for pooled in (random(3, 2, 3, 5), torch.full((3, 2, 3, 5), torch.inf, dtype=DOUBLE)):
+        assert torch.equal(unit(pooled, tokens)[:, 0], 2 * tokens[:, 0])
+
+
+@pytest.mark.parametrize("conv_stride", [1, 2])
+@pytest.mark.parametrize("token_stride", [1, 2, 3, 4, 8, 12])
+@pytest.mark.parametrize("grid", [(3, 2), (1, 5)], ids=["3x2", "1x5"])
+def test_fcu_up_stays_at_token_resolution(token_stride, conv_stride, grid):
+    (h, w), S = grid, token_stride
+    unit, bottleneck = randomised(FCUUp(6, 24, S)), randomised(Bottleneck(24, 24, conv_stride, project=True))
+    tokens, feature_map = random(2, 1 + h * w, 24), random(2, 24, h * S, w * S)
+    expected_map, expected_inner = bottleneck(feature_map, unit(tokens, h * S, w * S))
+    weight, bias = fold_batch_norm(unit.conv_project, unit.bn)
+    token_map = CF.fcu_up(tokens, weight.flatten(1), bias)
+    assert token_map.shape == (2, h * w, 6)
+    ours = InferenceBottleneck(bottleneck)
+    inner = ours.spatial(ours.reduce(nhwc(feature_map)), token_map, S)
+    assert_same(nchw(inner), expected_inner)
+    assert_same(nchw(ours.expand(inner, nhwc(feature_map))), expected_map)
+
+
+@pytest.mark.parametrize(("stride", "project"), [(1, False), (1, True), (2, True)])
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 2)], ids=str)
+def test_bottleneck(stride, project, size):
+    block = randomised(Bottleneck(24, 24, stride, project))
+    feature_map = random(2, 24, *size)
+    expected_map, expected_inner = block(feature_map)
+    ours = InferenceBottleneck(block)
+    assert_same(nchw(ours(nhwc(feature_map))), expected_map)
+    assert_same(nchw(ours.spatial(ours.reduce(nhwc(feature_map)))), expected_inner)
+
+
+@pytest.mark.parametrize("token_stride", [1, 2, 3, 4])
+def test_bottleneck_pools_what_fcu_down_reads(token_stride):
+    ours, inner = InferenceBottleneck(randomised(Bottleneck(24, 24))), random(2, 2 * token_stride, 3 * token_stride, 6)
+    spatial, pooled = ours.spatial_and_pooled(inner, token_stride)
+    assert_same(spatial, ours.spatial(inner))
+    assert_same(nchw(pooled), nn.functional.avg_pool2d(nchw(spatial), token_stride))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_precision_of_products_and_of_tokens(small_model, dtype):
+    fused = fuse(small_model)
+    typed = fused.in_precision(dtype)
+    for name, tensor in typed.state_dict().items():
+        fine = "norm" in name or name == "cls_token"
+        assert tensor.dtype == (torch.float32 if fine else dtype), name
+        assert tensor.ndim < 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+    assert {tensor.dtype for tensor in fused.state_dict().values()} == {torch.float32}
+    images = torch.randn(2, 3, 64, 64)
+    names = ["3.tokens", "3.fcu_down", "3.fcu_up", "3.map", "conv_logits", "trans_logits"]
+    exact = fused.with_outputs(names)(images)
+    dtypes = [torch.float32, torch.float32, dtype, dtype, torch.float32, torch.float32]
+    for value, true, expected in zip(typed.with_outputs(names)(images), exact, dtypes, strict=True):
+        assert value.dtype == expected
+        assert (value - true).norm() < 16 * torch.finfo(dtype).eps * true.norm()
+
+
+def test_tokens_in_float32_keep_the_doubled_class_token_exact_enough():
+    """Kept in float16 too, the last class token of a model of full depth errs more, and one that grows overflows."""
+    config = replace(VARIANTS["tiny-p16"], embed_dim=48, num_heads=2, num_classes=7, mlp_ratio=1)
+    fused = fuse(lookalikes.fill(Conformer(config)).eval()).with_outputs(["12.class_token", "12.tokens"])
+    images = torch.randn(2, 3, 32, 32)
+    exact = fused.double()(images.double())[0]
+
+    def error(model):
+        return ((model(images)[0].double() - exact).norm() / exact.norm()).item()
+
+    typed = fused.float().in_precision(torch.float16)
+    rounded = copy.deepcopy(typed).half()
+    assert error(typed) < 0.7 * error(rounded)
+    for model in (typed, rounded):
+        model.cls_token.fill_(60.0)  # doubles eleven times: 122,880 is beyond float16
+    assert typed(images)[1].isfinite().all()
+    assert not rounded(images)[1].isfinite().all()
+
+
+def test_transformer_block(small_config):
+    block, tokens = randomised(TransformerBlock(small_config)), random(3, 8, 48)
+    assert_same(InferenceTransformer(block)(tokens), block(tokens))
+
+
+@pytest.mark.parametrize("index", [2, 3])
+def test_coupled_block(small_config, index):
+    block = randomised(ConvTransBlock(small_config, index))
+    size = [2 * small_config.token_stride(index - 1), 3 * small_config.token_stride(index - 1)]
+    feature_map, tokens = random(2, small_config.map_channels(index - 1), *size), random(2, 1 + 6, 48)
+    expected_map, expected_tokens = block(feature_map, tokens)
+    result, result_tokens, _, _ = InferenceBlock(block)(nhwc(feature_map), tokens)
+    assert_same(nchw(result), expected_map)
+    assert_same(result_tokens, expected_tokens)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 50)])
+def test_stem_and_patch_embedding(small_config, height, width):
+    model, images = randomised(Conformer(small_config)), random(2, 3, height, width)
+    seen = []
+    model.conv_1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.trans_1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.forward_features(images)
+    expected_map, expected_tokens = seen
+    stem_map = CF.stem(images, *fold_batch_norm(model.conv1, model.bn1), small_config.stem_stride)
+    assert_same(nchw(stem_map), expected_map)
+    patches = CF.patch_embed(stem_map, model.cls_token, model.trans_patch_conv.weight, model.trans_patch_conv.bias)
+    assert_same(patches, expected_tokens)
+    assert_same(patches[:, 1:], map_to_tokens(model.trans_patch_conv(expected_map)))
+
+
+def test_only_the_class_row_is_normalised(small_config):
+    model, feature_map, tokens = randomised(Conformer(small_config)), random(2, 256, 3, 2), random(2, 7, 48)
+    norm = model.trans_norm
+    tokens[:, 1:] = torch.nan
+    pooled, class_token = CF.pool(nhwc(feature_map), tokens, norm.weight, norm.bias, norm.eps)
+    assert_same(pooled, feature_map.mean((2, 3)))
+    assert_same(class_token, norm(tokens[:, 0]))
+    for value, expected in zip((pooled, class_token), model.pool(feature_map, tokens), strict=True):
+        assert_same(value, expected)
+
+
+def test_both_heads_together(small_config):
+    model, feature_map, tokens = randomised(Conformer(small_config)), random(2, 256, 3, 2), random(2, 7, 48)
+    norm, conv, trans = model.trans_norm, model.conv_cls_head, model.trans_cls_head
+    logits = CF.heads(
+        nhwc(feature_map), tokens, norm.weight, norm.bias, norm.eps, conv.weight, conv.bias, trans.weight, trans.bias
+    )
+    assert_same(logits[0], conv(feature_map.mean((2, 3))))
+    assert_same(logits[1], trans(norm(tokens)[:, 0]))
+    assert_same(logits[2], logits[0] + logits[1])
+
+
+def assert_fused_model_is_exact(model, images):
+    fused = fuse(model)
+    assert_outputs_are_exact(fused.with_outputs(fused.output_names), model, images)
+
+
+def assert_outputs_are_exact(fused, model, images):
+    values = fused(images)
+    for name, value, expected in zip(
+        fused.outputs, values, observed_outputs(model, images, fused.outputs), strict=True
+    ):
+        difference = ((value - expected).abs().max() / expected.abs().max()).item()
+        assert value.shape == expected.shape, name
+        assert difference < EXACT, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_published_variants(variant):
+    patch = VARIANTS[variant].patch_size
+    assert_fused_model_is_exact(goldens.build(variant, DOUBLE), goldens.image(1, 2 * patch, 3 * patch, DOUBLE))
+
+
+CONFIGS = {
+    "small": {},
+    "deep": {"depth": 6},
+    "patch-32": {"patch_size": 32},
+    "patch-48": {"patch_size": 48},
+    "grey-head-32-ratio-3": {"in_channels": 1, "embed_dim": 96, "num_heads": 3, "channel_ratio": 3},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 64, 96), (3, 50, 71), (1, 97, 48)], ids=str)
+@pytest.mark.parametrize("sizes", CONFIGS.values(), ids=CONFIGS)
+def test_custom_configurations(small_config, sizes, size):
+    model = lookalikes.fill(Conformer(replace(small_config, **sizes))).double().eval()
+    B, H, W = size
+    assert_fused_model_is_exact(model, random(B, model.config.in_channels, H, W))
+
+
+def test_features_only(small_config):
+    model = lookalikes.fill(Conformer(small_config, features_only=True)).double().eval()
+    fused = fuse(model)
+    assert fused.output_names == tuple(
+        [f"{block}.{kind}" for block in (1, 2, 3) for kind in ("map", "tokens")]
+        + [f"{block}.{kind}" for block in (2, 3) for kind in ("fcu_down", "fcu_up")]
+    )
+    assert_fused_model_is_exact(model, goldens.image(2, 50, 71, DOUBLE))
+
+
+def test_output_names(small_model):
+    fused = fuse(small_model)
+    kinds = ("map", "tokens", "pooled", "class_token")
+    assert fused.outputs == ("conv_logits", "trans_logits")
+    assert fused.output_names == tuple(
+        ["conv_logits", "trans_logits", "logits"]
+        + [f"{block}.{kind}" for block in (1, 2, 3) for kind in kinds]
+        + [f"{block}.{kind}" for block in (2, 3) for kind in ("fcu_down", "fcu_up")]
+    )
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ["3.map"],
+        ["2.class_token"],
+        ("3.tokens", "conv_logits", "1.map"),
+        ("2.fcu_up", "2.fcu_down"),
+        ["trans_logits"],
+        ["logits"],
+    ],
+    ids=str,
+)
+def test_with_outputs_returns_those_in_that_order(small_model, outputs):
+    model = small_model.double()
+    fused = fuse(model).with_outputs(outputs)
+    assert fused.outputs == tuple(outputs)
+    assert_outputs_are_exact(fused, model, goldens.image(1, 40, 56, DOUBLE))
+
+
+def test_with_outputs_shares_the_weights_and_leaves_the_model_alone(small_model):
+    fused = fuse(small_model)
+    other = fused.with_outputs(["1.map"]).with_outputs(["2.tokens"])
+    assert fused.outputs == ("conv_logits", "trans_logits")
+    assert other.outputs == ("2.tokens",)
+    ours, theirs = fused.state_dict(), other.state_dict()
+    assert [tensor.data_ptr() for tensor in ours.values()] == [tensor.data_ptr() for tensor in theirs.values()]
+    assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "sum"], "3.map"], ids=str)
+def test_with_outputs_refuses_unknown_names(small_model, outputs):
+    with pytest.raises(ValueError, match="no such outputs") as caught:
+        fuse(small_model).with_outputs(outputs)
+    assert "this model has conv_logits, trans_logits, logits, 1.map" in str(caught.value)
+
+
+@pytest.mark.parametrize("outputs", [[], ["1.map", "1.map"]], ids=str)
+def test_with_outputs_refuses_none_and_the_same_twice(small_model, outputs):
+    with pytest.raises(ValueError, match="one or more different names") as caught:
+        fuse(small_model).with_outputs(outputs)
+    assert str(outputs) in str(caught.value)
+
+
+def test_a_part_in_training_mode_is_refused(small_model):
+    small_model.conv_1.bn1.train()
+    with pytest.raises(ValueError, match="a part of it, is in training mode"):
+        fuse(small_model)
+
+
+def test_a_features_model_returns_its_features(small_config):
+    model = lookalikes.fill(Conformer(small_config, features_only=True)).double().eval()
+    image = torch.randn(1, 3, 64, 48, dtype=torch.float64)
+    with torch.no_grad():
+        maps, tokens = model(image)
+        for ours, theirs in zip(fuse(model)(image), (*maps, tokens), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_features_have_no_logits(small_config):
+    with pytest.raises(ValueError, match=r"no such outputs: \['conv_logits'\]; this model has 1.map"):
+        fuse(Conformer(small_config, features_only=True).eval()).with_outputs(["conv_logits"])
+
+
+def test_the_given_model_is_untouched(small_model):
+    before = copy.deepcopy(small_model)
+    fused = fuse(small_model)
+    fused(goldens.image(1, 32, 32))
+    for buffer in fused.buffers():
+        buffer.zero_()
+    after = small_model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.state_dict().items())
+    assert all(parameter.requires_grad for parameter in small_model.parameters())
+    assert not any(module.training for module in small_model.modules())
+    assert [name for name, _ in before.named_modules()] == [name for name, _ in small_model.named_modules()]
+
+
+def test_no_memory_is_shared_with_the_given_model(small_model):
+    fused = fuse(small_model)
+    expected = fused(goldens.image(1, 32, 32))
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in small_model.state_dict().values()}
+    assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in fused.state_dict().values()}
+    for tensor in small_model.state_dict().values():
+        tensor.zero_()
+    for value, same in zip(fused(goldens.image(1, 32, 32)), expected, strict=True):
+        assert torch.equal(value, same)
+
+
+def test_nothing_in_it_trains(small_model):
+    with torch.enable_grad():
+        fused = fuse(small_model)
+        output = fused(goldens.image(1, 32, 32))
+    assert not list(fused.parameters())
+    assert not any(buffer.requires_grad for buffer in fused.buffers())
+    assert not any(module.training for module in fused.modules())
+    assert not any(value.requires_grad for value in output)
+
+
+def test_training_mode_is_refused(small_model):
+    with pytest.raises(ValueError, match=r"training mode; call model\.eval\(\) first"):
+        fuse(small_model.train())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_dtype_is_the_models(small_model, dtype):
+    fused = fuse(small_model.to(dtype))
+    assert {buffer.dtype for buffer in fused.buffers()} == {dtype}
+    assert {value.dtype for value in fused(goldens.image(1, 32, 32, dtype))} == {dtype}
+
+
+def test_copies_compute_the_same(small_model):
+    images = goldens.image(1, 32, 48)
+    fused = fuse(small_model)
+    restored = fuse(lookalikes.fill(copy.deepcopy(small_model), "other values").eval())
+    restored.load_state_dict(fused.state_dict())
+    for other in (copy.deepcopy(fused), restored):
+        for value, expected in zip(other(images), fused(images), strict=True):
+            assert torch.equal(value, expected)

@@ -1,0 +1,116 @@
+"""Calls of the operations that multiply weights, on small and odd sizes: what several test files of kernels run."""
+
+from kernel_checks import Sample, fine, shape
+
+from conformer_fast.kernels.tiles import Tile
+
+LINEAR = [
+    Sample("plain", "linear", (shape(3, 5, 24), shape(20, 24), shape(20))),
+    Sample("one-row", "linear", (shape(1, 1, 24), shape(20, 24), shape(20))),
+    Sample("matrix", "linear", (shape(70, 33), shape(17, 33), shape(17))),
+    Sample("gelu", "linear", (shape(2, 49, 64), shape(130, 64), shape(130), True)),
+    Sample("norm", "linear", (shape(3, 50, 96), shape(40, 96), shape(40), False, None, shape(96), shape(96), 1e-6)),
+    Sample(
+        "fine-norm", "linear", (fine(3, 50, 100), shape(40, 100), shape(40), True, None, fine(100), fine(100), 1e-6)
+    ),
+    Sample("residual", "linear", (shape(3, 5, 24), shape(20, 24), shape(20), False, shape(3, 5, 20))),
+    Sample("fine-residual", "linear", (shape(1, 197, 24), shape(20, 24), shape(20), False, fine(1, 197, 20))),
+    Sample(
+        "everything",
+        "linear",
+        (fine(3, 67, 40), shape(72, 40), shape(72), True, fine(3, 67, 72), fine(40), fine(40), 1e-5),
+    ),
+    Sample("1x1-image", "conv1x1", (shape(1, 1, 1, 16), shape(20, 16), shape(20))),
+    Sample("B3-5x7", "conv1x1", (shape(3, 5, 7, 96), shape(33, 96), shape(33))),
+    Sample("linear", "conv1x1", (shape(3, 5, 7, 16), shape(64, 16), shape(64), 1, False)),
+    Sample("strided", "conv1x1", (shape(3, 5, 7, 40), shape(33, 40), shape(33), 2, False)),
+    Sample("residual", "conv1x1", (shape(3, 8, 8, 16), shape(64, 16), shape(64), 1, True, shape(3, 8, 8, 64))),
+    Sample("strided-residual", "conv1x1", (shape(3, 5, 8, 6), shape(10, 6), shape(10), 2, True, shape(3, 3, 4, 10))),
+    Sample("N9", "fcu_up", (fine(3, 10, 48), shape(20, 48), shape(20))),
+    Sample("N1", "fcu_up", (shape(1, 2, 24), shape(6, 24), shape(6))),
+    Sample("4x4", "patch_embed", (shape(2, 8, 12, 10), fine(1, 1, 24), shape(24, 10, 4, 4), shape(24))),
+    Sample("8x8", "patch_embed", (shape(1, 8, 8, 16), fine(1, 1, 100), shape(100, 16, 8, 8), shape(100))),
+    Sample("one-pixel", "patch_embed", (shape(3, 2, 3, 16), shape(1, 1, 24), shape(24, 16, 1, 1), shape(24))),
+]
+
+
+def _plain(B, H, W, K, N, stride):
+    label = f"B{B}-{H}x{W}-K{K}-N{N}-stride{stride}"
+    return Sample(label, "conv3x3", (shape(B, H, W, K), shape(N, K, 3, 3), shape(N), stride))
+
+
+def _coupled(B, h, w, S, K, N, stride):
+    label = f"B{B}-{h}x{w}-tokens{S}-K{K}-stride{stride}"
+    arguments = (shape(B, h * S, w * S, K), shape(N, K, 3, 3), shape(N), stride, shape(B, h * w, K), S)
+    return Sample(label, "conv3x3", arguments)
+
+
+def _pooled(B, h, w, S, K, N, stride):
+    label = f"B{B}-{h}x{w}-pool{S}-K{K}-stride{stride}"
+    arguments = (shape(B, h * S * stride, w * S * stride, K), shape(N, K, 3, 3), shape(N), stride, S)
+    return Sample(label, "conv3x3_pool", arguments)
+
+
+CONV3X3 = [
+    _plain(1, 1, 1, 16, 16, 1),
+    _plain(3, 5, 7, 6, 10, 1),
+    _plain(3, 5, 7, 6, 10, 2),
+    _plain(1, 4, 9, 33, 40, 2),
+    _plain(1, 6, 6, 96, 70, 1),
+    _coupled(3, 2, 3, 4, 24, 33, 1),
+    _coupled(1, 3, 1, 2, 40, 20, 2),
+    _coupled(3, 1, 1, 1, 16, 16, 1),
+    _coupled(1, 1, 2, 8, 6, 10, 1),
+    _coupled(1, 2, 1, 3, 6, 10, 2),
+    _pooled(3, 2, 3, 4, 24, 20, 1),
+    _pooled(1, 1, 3, 8, 6, 10, 1),
+    _pooled(3, 3, 5, 2, 40, 70, 1),
+    _pooled(1, 3, 2, 4, 16, 16, 2),
+]
+
+
+def fcu_down_sample(
+    label: str, B: int, grid: tuple[int, int], C: int, K: int, S: int, uncovered: int = 0, tokens=fine
+) -> Sample:
+    """uncovered: lines and columns of the map beyond those of the tokens."""
+    H, W = (side * S + uncovered for side in grid)
+    arguments = shape(B, H, W, K), tokens(B, 1 + grid[0] * grid[1], C), shape(C, K), shape(C), tokens(C), tokens(C)
+    return Sample(label, "fcu_down", (*arguments, 1e-6, S))
+
+
+FCU_DOWN = [
+    fcu_down_sample("C384", 1, (7, 7), 384, 16, 1),
+    fcu_down_sample("C576", 3, (2, 3), 576, 96, 1),
+    fcu_down_sample("one-token", 3, (1, 1), 24, 6, 1),
+    fcu_down_sample("S2", 1, (2, 3), 100, 40, 2),
+    fcu_down_sample("S3", 3, (3, 2), 384, 40, 3),
+    fcu_down_sample("S4", 1, (7, 7), 100, 16, 4),
+    fcu_down_sample("S8", 3, (1, 1), 24, 40, 8),
+    fcu_down_sample("uncovered", 1, (2, 2), 24, 16, 2, uncovered=1),
+    fcu_down_sample("coarse-tokens", 3, (2, 3), 384, 40, 2, tokens=shape),
+]
+
+
+STEM_SMALL = Tile(2, 16, 0, 4, 2)  # several strips, and programs of 7 pixels that cross images, on small sizes
+
+
+def stem_sample(
+    label: str, B: int, H: int, W: int, multiple: int, channels: int = 3, K: int = 64, images=shape
+) -> Sample:
+    return Sample(label, "stem", (images(B, channels, H, W), shape(K, channels, 7, 7), shape(K), multiple))
+
+
+STEM = [
+    stem_sample("1x1", 3, 1, 1, 1),
+    stem_sample("1x1-padded", 1, 1, 1, 8),
+    stem_sample("2x3", 3, 2, 3, 1),
+    stem_sample("33x47", 1, 33, 47, 4),
+    stem_sample("32x48", 1, 32, 48, 4),
+    stem_sample("odd-maps", 3, 13, 18, 1),
+    stem_sample("wide", 1, 3, 150, 2),
+    stem_sample("tall", 2, 40, 1, 1),
+    stem_sample("unpadded", 2, 28, 28, 1),
+    stem_sample("grey", 3, 15, 20, 4, channels=1, K=24),
+    stem_sample("four-channels", 1, 15, 20, 4, channels=4, K=6),
+    stem_sample("fine-images", 3, 20, 15, 4, images=fine),
+]

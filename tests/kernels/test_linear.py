@@ -1,0 +1,90 @@
+"""The product kernel in each of its roles: projections, 1x1 convolutions, FCU-up and the patch embedding."""
+
+import pytest
+import torch
+from kernel_checks import DTYPES, Sample, check, fine, layouts, make, shape
+from kernel_samples import LINEAR
+
+from benchmarks.judge import outputs, poisoned_memory
+from conformer_fast.kernels import dispatch
+from conformer_fast.kernels.tiles import Tile
+from conformer_fast.model import functional as CF
+
+SMALL = Tile(16, 16, 16, 4, 2)  # several steps and blocks in each direction, and ragged ends, on small sizes
+
+EACH = pytest.mark.parametrize("sample", LINEAR, ids=str)
+
+
+@EACH
+@DTYPES
+def test_error(sample, dtype):
+    check(sample.operation, make(sample, dtype))
+
+
+@EACH
+@DTYPES
+def test_small_tiles(sample, dtype):
+    check(sample.operation, make(sample, dtype), SMALL)
+
+
+@EACH
+def test_every_tile(sample):
+    arguments = make(sample, torch.float16)
+    for tile in dispatch.PLANS[sample.operation](*arguments).tiles:
+        check(sample.operation, arguments, tile)
+
+
+@EACH
+def test_any_strides(sample):
+    for arguments in layouts(make(sample, torch.float16)):
+        check(sample.operation, arguments, SMALL)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e5], ids=str)
+def test_norm_of_rows_far_from_zero(mean):
+    """A class token that doubles in each block: its mean may be far larger than its spread."""
+    sample = Sample("", "linear", (fine(1, 33, 96), shape(40, 96), shape(40), False, None, fine(96), fine(96), 1e-6))
+    arguments = make(sample, torch.float16)
+    arguments[0] += mean
+    check("linear", arguments, SMALL)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's
+@pytest.mark.parametrize("sample", [LINEAR[9], LINEAR[13], LINEAR[15]], ids=str)
+def test_relu_of_nan_is_nan(sample):
+    """As PyTorch's is; the interpreter's cannot be anything else."""
+    arguments = make(sample, torch.float16)
+    arguments[0].view(-1)[-1] = torch.nan
+    ours = dispatch.PLANS[sample.operation](*arguments).launch(SMALL)
+    torch.testing.assert_close(ours.isnan(), getattr(CF, sample.operation)(*arguments).isnan())
+    assert ours.isnan().any()
+
+
+def test_rows_of_one_value_are_normalised_to_the_bias():
+    sample = Sample("", "linear", (fine(2, 24), shape(20, 24), shape(20), False, None, fine(24), fine(24), 1e-6))
+    arguments = make(sample, torch.float32)
+    arguments[0][:] = torch.tensor([[3.0], [-7e4]])
+    check("linear", arguments, SMALL)
+
+
+def test_patch_embedding_follows_a_changed_weight():
+    """Its weight is reordered once and kept; a change in place makes it anew."""
+    arguments = make(LINEAR[-3], torch.float32)
+    check("patch_embed", arguments)
+    arguments[2].mul_(2)
+    check("patch_embed", arguments)
+
+
+def test_poison_is_seen():
+    """The tests' own trap: memory that a kernel leaves alone is NaN."""
+    arguments = make(LINEAR[0], torch.float32)
+    plan = dispatch.PLANS["linear"](*arguments)
+    with poisoned_memory():
+        (whole,) = outputs(plan.launch(SMALL))
+        assert torch.empty(3).isnan().all()
+    assert whole.isfinite().all()
+
+
+def test_unsupported_dtypes_are_named():
+    arguments = make(LINEAR[0], torch.float64)
+    assert "float64" in dispatch.PLANS["linear"](*arguments).unsupported

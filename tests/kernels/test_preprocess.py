@@ -1,0 +1,134 @@
+"""The kernel that preprocesses: equal to the CPU to the last bit, before normalisation and after."""
+
+import itertools
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+import triton
+from kernel_checks import DEVICE
+from PIL import Image
+
+from conformer_fast.errors import ImageError
+from conformer_fast.preprocessing import cpu, gpu
+from conformer_fast.preprocessing.cpu import preprocess_batch
+from conformer_fast.preprocessing.gpu import preprocess_on_gpu
+
+DTYPES = pytest.mark.parametrize("dtype", cpu.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """0 and 255 alone where the seed is odd, so that the filter overshoots."""
+    generator = np.random.default_rng(seed)
+    levels = generator.integers(0, 2 if seed % 2 else 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(levels * 255 if seed % 2 else levels)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """torch.empty is filled inside the launcher: an element that is not written, or read too early, shows."""
+    empty = torch.empty
+
+    def filled(*args, **kwargs):
+        result = empty(*args, **kwargs)
+        return result.fill_(123 if result.dtype == torch.uint8 else torch.nan)
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
+def check(images, size, dtype=torch.uint8):
+    ours = preprocess_on_gpu(images, size, device=DEVICE, dtype=dtype)
+    assert ours.dtype == dtype
+    assert ours.shape == (len(images), 3, size, size)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours.cpu(), preprocess_batch(images, size, dtype=dtype))
+
+
+@DTYPES
+def test_a_ragged_batch(dtype):
+    """Landscape, portrait, enlarged, far from square, and a picture whose passes may run in the other order."""
+    sizes = [(61, 43), (43, 61), (9, 7), (130, 5), (1, 1), (20, 90), (36, 36)]
+    check([noise(*size, seed) for seed, size in enumerate(sizes)], 32, dtype)
+
+
+def test_random_sizes():
+    generator = random.Random(0)
+    for seed in range(8):
+        images = [noise(generator.randint(1, 120), generator.randint(20, 90), seed + i) for i in range(3)]
+        check(images, generator.randint(1, 40))
+
+
+@pytest.mark.parametrize("size", [1, 2, 33])
+def test_extremes(size):
+    check([noise(1, 60), noise(60, 1), noise(2, 3), noise(700, 30), noise(30, 700, 1)], size)
+
+
+def test_a_photo():
+    check([noise(250, 188)], 112)
+
+
+def test_other_modes_become_rgb_first():
+    check([noise(40, 30).convert(mode) for mode in ("L", "P", "RGBA", "CMYK", "1")], 16)
+
+
+@pytest.mark.parametrize("vertical_first", [False, True])
+def test_both_orders_of_the_passes(monkeypatch, vertical_first):
+    monkeypatch.setattr(cpu, "_vertical_first", lambda *sizes: vertical_first)
+    if cpu._C is None:
+        pytest.skip("Pillow alone takes the order it wants")
+    check([noise(61, 43), noise(20, 90, 1), noise(7, 9, 3)], 24)
+
+
+def test_weights_are_those_of_pillow():
+    """One white pixel in black, moved: Pillow's output is that pixel's rounded weight, to 8 bits."""
+    for length, new_length in itertools.product((5, 16, 37), (4, 16, 23, 50)):
+        axis = gpu._axis(length, new_length, 0, new_length)
+        for position in range(length):
+            line = np.zeros((1, length, 3), np.uint8)
+            line[0, position] = 255
+            resized = np.asarray(Image.fromarray(line).resize((new_length, 1), Image.Resampling.BICUBIC))[0, :, 0]
+            place = position - axis.starts
+            weights = np.where(
+                (place >= 0) & (place < axis.taps),
+                axis.weights[np.clip(place, 0, axis.taps - 1), np.arange(new_length)],
+                0,
+            )
+            assert np.array_equal(np.clip((255 * weights + (1 << 21)) >> 22, 0, 255), resized)
+
+
+def test_errors():
+    image = noise(8, 8)
+    with pytest.raises(ValueError, match="no pictures"):
+        preprocess_on_gpu([], device=DEVICE)
+    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
+        preprocess_on_gpu([image], 0, device=DEVICE)
+    with pytest.raises(ValueError, match=r"not torch\.float64"):
+        preprocess_on_gpu([image], 8, device=DEVICE, dtype=torch.float64)
+    with pytest.raises(ImageError, match="picture 1 of 2: mode F"):
+        preprocess_on_gpu([image, Image.new("F", (5, 5))], 8, device=DEVICE)
+
+
+def test_triton_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ImportError, match=r"pip install \"conformer-fast\[triton\]\""):
+        preprocess_on_gpu([noise(8, 8)], 8)
+
+
+def test_another_device_is_refused(monkeypatch):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="needs a CUDA device, got cpu; preprocess_batch runs on the CPU"):
+        preprocess_on_gpu([noise(8, 8)], 8, device="cpu")
+
+
+def test_tables_of_more_sizes_than_are_remembered():
+    """The cache of axes holds 256; those that left it keep their tables."""
+    tables = gpu._Tables()
+    entries = [tables.add(gpu._axis(length, 36, 2, 32), 0) for length in range(40, 440)]
+    table = tables.tensor(torch.device("cpu"))
+    for length, entry in zip(range(40, 440), entries, strict=True):
+        axis = gpu._axis(length, 36, 2, 32)
+        assert table[entry : entry + 32].tolist() == axis.starts.tolist()
+        weights = table[entry + 32 : entry + 32 + axis.weights.size]
+        assert weights.tolist() == axis.weights.ravel().tolist()

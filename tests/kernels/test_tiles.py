@@ -1,0 +1,53 @@
+"""The tile rules: pure functions of sizes and chip."""
+
+import pytest
+import torch
+
+from conformer_fast.kernels.chips import CHIPS, assuming, chip_of
+from conformer_fast.kernels.tiles import for_matmul, power_of_two
+
+EACH_CHIP = pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: f"sm{chip.capability}")
+
+
+@pytest.mark.parametrize(("size", "power"), [(1, 16), (16, 16), (17, 32), (197, 256), (256, 256)])
+def test_power_of_two(size, power):
+    assert power_of_two(size) == power
+
+
+def test_small_products_get_small_tiles_and_large_ones_large():
+    chip = CHIPS[90]
+
+    def rule(M, N, K):
+        return for_matmul(M, N, K, chip, element_size=2)[0]
+
+    assert rule(197, 384, 1536).m * rule(197, 384, 1536).n < 64 * 64  # one image's tokens: many programs
+    assert (rule(128 * 197, 1152, 384).m, rule(128 * 197, 1152, 384).n) == (128, 128)
+    assert rule(128 * 3136, 16, 64).n == 16  # nothing is computed for columns that are not there
+
+
+@EACH_CHIP
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("row_size", "plain"), [(None, True), (None, False), (4, False)])
+def test_tiles_fit_the_chip(chip, size, row_size, plain):
+    for M, N, K in [(1, 1, 1), (197, 384, 1536), (25216, 1152, 384), (401408, 16, 64), (6272, 384, 3456)]:
+        tiles = for_matmul(M, N, K, chip, element_size=size, row_size=row_size, plain=plain)
+        assert tiles
+        assert len(set(tiles)) == len(tiles)
+        for tile in tiles:
+            assert tile.stages >= 1
+            buffers = tile.stages if chip.capability in (90, 100) else tile.stages - 1
+            assert buffers * tile.k * (tile.m * (row_size or size) + tile.n * size) < chip.shared
+            assert tile.m * tile.n / (32 * tile.warps) <= 128  # accumulators a thread
+
+
+def test_steps_do_not_cross_runs():
+    assert for_matmul(3136, 96, 864, CHIPS[90], element_size=2, run=96)[0].k == 32
+    assert for_matmul(3136, 64, 576, CHIPS[90], element_size=2, run=64)[0].k == 64
+    assert for_matmul(3136, 16, 144, CHIPS[90], element_size=2, run=16)[0].k == 16
+
+
+def test_plans_without_a_gpu_are_made_for_the_assumed_chip():
+    assert chip_of(torch.device("cpu")) is CHIPS[90]
+    with assuming(CHIPS[80]):
+        assert chip_of(torch.device("meta")) is CHIPS[80]
+    assert chip_of(torch.device("cpu")) is CHIPS[90]

@@ -1,0 +1,463 @@
+"""The report of verify(): its rows, its bounds, and that it tells a wrong engine from a right one."""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+
+import lookalikes
+import pytest
+import torch
+from fake_cuda import fake_cuda
+
+import conformer_fast as cf
+from conformer_fast import Conformer
+from conformer_fast.calibration.calibrate import input_ranges
+from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
+from conformer_fast.model.outputs import observed_outputs, reference_outputs
+from conformer_fast.model.precision import DTYPES
+from conformer_fast.verification.verify import Report, Row
+from conformer_fast.verification.verify import verify as verify_against
+
+COUPLED = ("fcu_down", "tokens", "fcu_up", "map")
+BLOCKS = ["1.tokens", "1.map", *(f"{block}.{kind}" for block in (2, 3) for kind in COUPLED)]
+LOGITS = ["conv_logits", "trans_logits"]
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def names(rows) -> list[str]:
+    return [row.name for row in rows]
+
+
+def compiled(model, backend: str = "reference", precision: str = "fp32") -> cf.CompiledConformer:
+    return cf.compile(model, backend=backend, precision=precision)
+
+
+def verify(fast: cf.CompiledConformer, batch: torch.Tensor) -> Report:
+    return verify_against(fast, batch, fast.reference, fast.engine)
+
+
+SETTINGS = [
+    ("reference", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("triton", "fp32"),
+    ("triton", "bf16"),
+    ("triton", "fp16"),
+]
+
+
+@pytest.fixture(params=SETTINGS, ids="-".join)
+def settings(request):
+    """Each backend in each precision. The GPU of "triton" is pretended, and is the CPU."""
+    backend, precision = request.param
+    if backend == "openvino":
+        pytest.importorskip("onnx")
+        pytest.importorskip("openvino")
+        from conformer_fast.engines.openvino.engine import native_precisions
+
+        if precision not in native_precisions():
+            pytest.skip(f"this CPU does not compute in {precision}")
+    with fake_cuda() if backend == "triton" else nullcontext():
+        yield request.param
+
+
+def test_every_backend_and_precision_is_within(settings, small_model, capsys):
+    batch = images(3, 3, 40, 48)
+    report = compiled(small_model, *settings).verify(batch)
+    assert (report.backend, report.precision, report.images) == (*settings, 3)
+    assert names(report.results) == LOGITS
+    assert names(report.blocks) == BLOCKS
+    assert report.within
+    assert all(row.within for row in report.blocks)
+    assert report.verdict.startswith(f"within the bound for {settings[1]}: ")
+    assert report.top1_agreement == {"conv": 1.0, "trans": 1.0, "sum": 1.0}
+    assert capsys.readouterr().out == f"{report}\n"
+
+    lines = str(report).splitlines()
+    assert lines[0] == f"{settings[0]} {settings[1]} against the reference in float64, 3 image(s)"
+    assert [line.split()[0] for line in lines[2:-2]] == BLOCKS + LOGITS
+    assert lines[-2] == "top-1 agreement: conv 100.0%, trans 100.0%, sum 100.0%"
+    assert lines[-1] == report.verdict
+    assert "over" not in " ".join(line.split(maxsplit=1)[1] for line in lines[2:-2])
+
+
+def test_bound_is_from_pytorchs_own_error(settings, small_config, small_model):
+    """Recomputed here: eager PyTorch in the same precision, both against float64."""
+    precision = settings[1]
+    batch = images(2, 3, 32, 32)
+    report = verify(compiled(small_model, *settings), batch)
+    everything = (*LOGITS, *BLOCKS)
+    with torch.no_grad():
+        exact = observed_outputs(lookalikes.fill(Conformer(small_config)).eval().double(), batch.double(), everything)
+        eager_model = lookalikes.fill(Conformer(small_config)).eval().to(DTYPES[precision])
+        eager = observed_outputs(eager_model, batch.to(DTYPES[precision]), everything)
+    rows = {row.name: row for row in (*report.results, *report.blocks)}
+    assert list(rows) == list(everything)
+    for name, true, low in zip(everything, exact, eager, strict=True):
+        error = ((low.double() - true).norm() / true.norm()).item()
+        assert error > 0
+        assert rows[name].eager_error == pytest.approx(error, rel=0.05)
+        assert rows[name].bound == ALLOWANCE * rows[name].eager_error + FLOOR[precision]
+        assert rows[name].error < 10 * FLOOR[precision]
+
+
+def in_8_bits(model: Conformer, quantization: Quantization, dtype: torch.dtype = torch.float16):
+    """A compiled model of 8 bits, as an engine would be, and what makes engines like it."""
+    quantized = fuse(model).in_precision(dtype).quantized(quantization)
+    fast = compiled(model)
+    fast.settings = replace(fast.settings, precision=quantization.precision)
+
+    def engine(outputs):
+        return lambda batch: tuple(value.float() for value in quantized.with_outputs(outputs)(batch))
+
+    fast._engine = engine(LOGITS)
+    return fast, engine
+
+
+def quantization_for(model: Conformer, precision: str) -> Quantization:
+    return Quantization(precision, input_ranges(fuse(model), [images(4, 3, 32, 32)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_bound_of_8_bits_is_that_of_the_simulated_model(precision, dtype, small_model):
+    quantization, batch = quantization_for(small_model, precision), images(2, 3, 32, 48)
+    fast, engine = in_8_bits(small_model, quantization, dtype)
+    report = verify_against(fast, batch, small_model, engine, quantization)
+    everything = [*LOGITS, *BLOCKS]
+    with torch.no_grad():
+        exact = observed_outputs(
+            lookalikes.fill(Conformer(small_model.config)).eval().double(), batch.double(), everything
+        )
+        simulated = fuse(small_model).quantized(quantization).with_outputs(everything)(batch)
+    rows = {row.name: row for row in (*report.results, *report.blocks)}
+    assert list(rows) == everything
+    for name, true, value in zip(everything, exact, simulated, strict=True):
+        error = relative_error(value, true)
+        assert error > FLOOR[precision]  # so that the floor alone would not do
+        assert rows[name].eager_error == pytest.approx(error, rel=0.02)
+        assert rows[name].bound == ALLOWANCE * rows[name].eager_error + FLOOR[precision]
+        assert rows[name].within
+    assert report.verdict.startswith(f"within the bound for {precision}: ")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_8_bits_with_other_scales_are_not_within(precision, small_model):
+    right = quantization_for(small_model, precision)
+    last = "conv_trans_3.fusion_block.conv3"
+    wrong = replace(right, ranges={**right.ranges, last: right.ranges[last] / 50})
+    fast, engine = in_8_bits(small_model, wrong)
+    report = verify_against(fast, images(2, 3, 32, 32), small_model, engine, right)
+    assert not report.within
+    assert [row.name for row in report.blocks if not row.within] == ["3.map"]
+
+
+def test_8_bits_without_their_quantisation_have_no_bound(small_model):
+    fast, engine = in_8_bits(small_model, quantization_for(small_model, "int8"))
+    report = verify_against(fast, images(1, 3, 32, 32), small_model, engine)
+    assert all(row.bound == math.inf and math.isnan(row.eager_error) for row in (*report.results, *report.blocks))
+    assert report.verdict.startswith("no bound is known for int8: ")
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp32"])
+def test_quantisation_of_another_precision(precision, small_model):
+    fast, engine = in_8_bits(small_model, quantization_for(small_model, "int8"))
+    fast.settings = replace(fast.settings, precision=precision)
+    with pytest.raises(ValueError, match=f"runs in {precision}, its quantisation is for int8"):
+        verify_against(fast, images(1, 3, 32, 32), small_model, engine, Quantization("int8", {}))
+
+
+def test_reports_errors_of_the_size_they_have(small_model, monkeypatch):
+    fast = compiled(small_model)
+    right = fast._engine
+    monkeypatch.setattr(fast, "_engine", lambda batch: tuple(1.25 * scores for scores in right(batch)))
+    report = verify(fast, images(2, 3, 32, 32))
+    for row in report.results:
+        assert row.error == pytest.approx(0.25, rel=1e-3)
+        assert row.sqnr_db == pytest.approx(-20 * math.log10(0.25), abs=0.01)
+    assert report.top1_agreement == {"conv": 1.0, "trans": 1.0, "sum": 1.0}  # which alone would not show it
+
+
+@pytest.mark.parametrize("wrong", [0, 1], ids=LOGITS)
+def test_wrong_head_is_named(wrong, settings, small_model, monkeypatch, capsys):
+    fast = compiled(small_model, *settings)
+    right = fast._engine
+
+    def noisy(batch):
+        results = list(right(batch))
+        noise = images(*results[wrong].shape)
+        results[wrong] = results[wrong] + noise * (0.1 * results[wrong].norm() / noise.norm())
+        return tuple(results)
+
+    monkeypatch.setattr(fast, "_engine", noisy)
+    report = fast.verify(images(2, 3, 32, 32))
+    assert not report.within
+    assert [row.within for row in report.results] == [wrong != 0, wrong != 1]
+    assert all(row.within for row in report.blocks)
+    error = report.results[wrong].error
+    assert error == pytest.approx(0.1, rel=0.1)
+    assert report.verdict.startswith(f"NOT within the bound for {settings[1]}: {LOGITS[wrong]} errs by {error:.2g}, ")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed if line.endswith("over")] == [LOGITS[wrong]]
+    assert printed[-1] == report.verdict
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite_is_never_within(value, settings, small_model, monkeypatch):
+    fast = compiled(small_model, *settings)
+    right = fast._engine
+
+    def broken(batch):
+        conv, trans = right(batch)
+        conv[0, 3] = value
+        return conv, trans
+
+    monkeypatch.setattr(fast, "_engine", broken)
+    report = verify(fast, images(2, 3, 32, 32))
+    assert not report.within
+    assert math.isnan(report.results[0].error)
+    assert report.results[1].within
+    assert report.verdict.startswith(f"NOT within the bound for {settings[1]}: conv_logits errs by nan")
+    text = json.dumps(report.to_dict(), allow_nan=False)
+    assert json.loads(text)["results"][0]["error"] is None
+
+
+@pytest.mark.parametrize("wrong", ["1.map", "2.fcu_down", "2.tokens", "3.fcu_up", "3.map"])
+def test_wrong_block_is_marked(wrong, small_model, monkeypatch):
+    fast = compiled(small_model)
+    engine = fast.engine
+
+    def wrong_inside(outputs):
+        def run(batch):
+            results = dict(zip(outputs, engine(outputs)(batch), strict=True))
+            results[wrong] = results[wrong] * 1.01
+            return tuple(results.values())
+
+        return run
+
+    monkeypatch.setattr(fast, "engine", wrong_inside)
+    report = verify(fast, images(1, 3, 32, 32))
+    assert [row.name for row in report.blocks if not row.within] == [wrong]
+    assert next(row.error for row in report.blocks if row.name == wrong) == pytest.approx(0.01, rel=1e-3)
+    assert report.within  # what it returns is right
+
+
+def test_wrong_graph_is_found(small_model, monkeypatch):
+    """Not the engine's outputs are spoilt here but its weights, as a wrong rewrite would."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    from conformer_fast.deploy import compile
+
+    def wrong(model):
+        fused = compiler_fuse(model)
+        fused.conv_trans_2.up.bias += 0.05
+        return fused
+
+    compiler_fuse = compile.fuse
+    monkeypatch.setattr(compile, "fuse", wrong)
+    monkeypatch.setattr("conformer_fast.deploy.compile.__version__", "wrong")  # its engines are no others'
+    report = verify(compiled(small_model, "openvino"), images(2, 3, 32, 32))
+    assert not report.within
+    over = [row.name for row in report.blocks if not row.within]
+    assert over[0] == "2.fcu_up"
+    assert "1.map" not in over
+    assert "2.tokens" not in over
+
+
+def test_top1_agreement_counts_images(small_model, monkeypatch):
+    fast = compiled(small_model)
+    right = fast._engine
+
+    def mistaken(batch):
+        conv, trans = right(batch)
+        conv[0] = -conv[0]
+        trans[:3] = -trans[:3]
+        return conv, trans
+
+    monkeypatch.setattr(fast, "_engine", mistaken)
+    agreement = verify(fast, images(4, 3, 32, 32)).top1_agreement
+    assert agreement["conv"] == 0.75
+    assert agreement["trans"] == 0.25
+    assert agreement["sum"] <= 0.75
+
+
+GIVEN = {
+    "features": (lambda config: Conformer(config, features_only=True), ["1.map", "2.map", "3.map", "3.tokens"]),
+    "mmpretrain-backbone": (
+        lambda config: lookalikes.MMPretrainBackbone(config, [2, 3]),
+        ["2.pooled", "2.class_token", "3.pooled", "3.class_token"],
+    ),
+    "mmdetection": (lookalikes.MMDetectionBackbone, ["1.map", "2.map", "3.map"]),
+}
+
+
+@pytest.mark.parametrize(("make", "outputs"), GIVEN.values(), ids=GIVEN)
+def test_model_without_heads(make, outputs, settings, small_config):
+    model = lookalikes.fill(make(small_config))
+    model.eval()
+    report = verify(compiled(model, *settings), images(2, 3, 32, 48))
+    assert names(report.results) == outputs
+    assert names(report.blocks) == BLOCKS
+    assert report.within
+    assert report.top1_agreement == {}
+    assert "top-1" not in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_report_as_json(settings, small_model):
+    report = verify(compiled(small_model, *settings), images(1, 3, 32, 32))
+    values = report.to_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert set(values) == {"backend", "precision", "images", "results", "blocks", "top1_agreement", "within", "verdict"}
+    assert values["within"] is True
+    assert values["verdict"] == report.verdict
+    first = report.results[0]
+    assert values["results"][0] == {
+        "name": first.name,
+        "error": first.error,
+        "eager_error": first.eager_error,
+        "bound": first.bound,
+    }
+
+
+def test_verify_leaves_the_compiled_model_as_it_was(settings, small_model):
+    fast = compiled(small_model, *settings)
+    batch = images(2, 3, 32, 32)
+    before = fast(batch)
+    state = {name: tensor.clone() for name, tensor in fast.reference.state_dict().items()}
+    verify(fast, batch)
+    assert all(torch.equal(*pair) for pair in zip(fast(batch), before, strict=True))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in fast.reference.state_dict().items())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in fast.reference.modules())
+
+
+@pytest.mark.parametrize("surroundings", [torch.inference_mode, lambda: torch.autocast("cpu")], ids=["inf", "autocast"])
+def test_surroundings_do_not_widen_the_bound(surroundings, small_model):
+    fast, batch = compiled(small_model), images(1, 3, 32, 32)
+    expected = verify(fast, batch)
+    with surroundings():
+        assert verify(fast, batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "error"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),  # a ReLU that never opens
+        ([0.0, 0.0], [3.0, 4.0], 1.0),
+        ([3.0, 9.0], [3.0, 4.0], 1.0),
+        ([1e-30, 0.0], [0.0, 1e-28], pytest.approx(1.0, rel=1e-3)),
+        ([math.nan, 0.0], [3.0, 4.0], None),
+        ([math.inf, 0.0], [3.0, 4.0], None),
+        ([math.inf, 0.0], [math.inf, 0.0], None),
+        ([1.0, 0.0], [math.inf, 0.0], None),
+        ([1.0, 0.0], [math.nan, 0.0], None),
+    ],
+    ids=str,
+)
+def test_relative_error(value, expected, error):
+    result = relative_error(torch.tensor(value), torch.tensor(expected))
+    assert math.isnan(result) if error is None else result == error
+
+
+def test_relative_error_of_any_dtype():
+    expected = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert relative_error(torch.tensor([3.0, 9.0], dtype=dtype), expected) == 1.0
+        assert relative_error(torch.tensor([3.0, 9.0]), expected.to(dtype)) == 1.0
+
+
+def test_pixels_are_compared_as_the_model_sees_them(settings, small_model):
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    fast = compiled(small_model, *settings)
+    report = verify(fast, pixels)
+    assert report.within
+    assert report == verify(fast, fast.as_input(pixels))
+
+
+def test_error_where_nothing_is_expected_is_never_small():
+    result = relative_error(torch.tensor([1e-3]), torch.tensor([0.0]))
+    assert not result <= 1e300
+
+
+@pytest.mark.parametrize(("error", "bound", "within"), [(1.0, 1.0, True), (1.01, 1.0, False), (0.0, 1e-6, True)])
+def test_row(error, bound, within):
+    row = Row("conv_logits", error, 0.5, bound)
+    assert row.within is within
+    assert str(row).startswith("conv_logits ")
+    assert str(row).endswith("over") is not within
+    assert row.sqnr_db == (math.inf if error == 0 else pytest.approx(-20 * math.log10(error)))
+
+
+@pytest.mark.parametrize(("error", "bound"), [(math.nan, 1.0), (0.0, math.nan), (math.nan, math.nan)])
+def test_row_that_cannot_be_judged_is_not_within(error, bound):
+    row = Row("conv_logits", error, math.nan, bound)
+    report = Report("reference", "fp32", 1, (Row("trans_logits", 0.0, 0.0, 1.0), row), (), {})
+    assert not row.within
+    assert not report.within
+    assert report.verdict.startswith("NOT within the bound for fp32: conv_logits")
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_verdict_names_the_worst():
+    rows = (Row("conv_logits", 2e-7, 0, 1e-6), Row("trans_logits", 5e-7, 0, 1e-6))
+    assert Report("reference", "fp32", 1, rows, (), {}).verdict == (
+        "within the bound for fp32: trans_logits errs by 5e-07, 0.50 of its bound"
+    )
+
+
+def test_coupling_rows_are_what_the_units_pass_on(small_model):
+    """The two outputs that no module returns, recomputed by hand from the block before."""
+    batch = images(2, 3, 32, 48)
+    wanted = ("1.map", "1.tokens", "2.fcu_down", "2.tokens", "2.fcu_up")
+    with torch.no_grad():
+        feature_map, tokens, down, after, up = observed_outputs(small_model, batch, wanted)
+        block = small_model.conv_trans_2
+        _, inner = block.cnn_block(feature_map)
+        squeezed = torch.cat([tokens[:, :1], block.squeeze_block(inner)], dim=1)
+        torch.testing.assert_close(down, squeezed + tokens)
+        torch.testing.assert_close(after, block.trans_block(down))
+        repeated = block.expand_block(after, *inner.shape[-2:])
+        stride = block.expand_block.stride
+        grid = up.transpose(1, 2).unflatten(2, (32 // 16, 48 // 16))
+        torch.testing.assert_close(grid.repeat_interleave(stride, 2).repeat_interleave(stride, 3), repeated)
+
+
+def test_observing_leaves_no_hooks(small_model):
+    def hooks() -> list[int]:
+        return [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in small_model.modules()]
+
+    before = hooks()
+    observed_outputs(small_model, images(1, 3, 32, 32), ["2.fcu_up"])
+    assert hooks() == before
+    with pytest.raises(ValueError, match="smaller than one"):
+        observed_outputs(small_model, images(1, 3, 8, 8), ["2.fcu_up"])
+    assert hooks() == before
+
+
+def test_engine_of_inner_outputs_runs_in_many_threads(settings, small_model):
+    engine = compiled(small_model, *settings).engine(BLOCKS)
+    batches = [images(1, 3, 32, 32) * (1 + index) for index in range(4)]
+    serial = [engine(batch) for batch in batches]
+
+    def work(index: int) -> bool:
+        results = [engine(batches[index]) for _ in range(4)]
+        return all(torch.equal(*pair) for result in results for pair in zip(result, serial[index], strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_outputs_come_in_the_order_asked_for(small_model):
+    batch = images(1, 3, 32, 32)
+    with torch.no_grad():
+        one, other = reference_outputs(small_model, batch, ["trans_logits", "2.map"])
+        assert torch.equal(one, small_model(batch).trans_logits)
+        assert torch.equal(other, small_model.forward_features(batch).maps[1])
