@@ -17,7 +17,7 @@ import torch
 import conformer_fast as cf
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.openvino.engine import describe_cpu
-from conformer_fast.engines.tensorrt.flavors import Flavour, get_flavour
+from conformer_fast.engines.tensorrt.flavors import Flavor, get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
 from conformer_fast.inference.lower import fuse
 from conformer_fast.model.precision import DTYPES, FORMATS
@@ -46,19 +46,19 @@ ENGINES = (
 
 
 def main(path: Path) -> None:
-    flavour = get_flavour("tensorrt-rtx")
+    flavor = get_flavor("tensorrt-rtx")
     machine = {"cpu": describe_cpu()["cpu"], "threads": torch.get_num_threads()}
-    rows = [row for _, row in build(flavour, ENGINES)]
-    report = {"flavour": flavour.name, "version": flavour.version, **machine, "engines": rows}
+    rows = [row for _, row in build(flavor, ENGINES)]
+    report = {"flavor": flavor.name, "version": flavor.version, **machine, "engines": rows}
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def build(flavour: Flavour, engines: Iterable[Engine]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+def build(flavor: Flavor, engines: Iterable[Engine]) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Each engine's plan and its figures, printed as they come."""
     for engine in engines:
         onnx = onnx_of(engine)
         start = time.perf_counter()
-        plan = engine_from_onnx(onnx, [engine.profile], flavour, engine.targets, engine.precision)
+        plan = engine_from_onnx(onnx, [engine.profile], flavor, engine.targets, engine.precision)
         seconds = round(time.perf_counter() - start, 1)
         row = {**engine._asdict(), "profile": engine.profile.to_json(), "plan_bytes": len(plan)}
         row |= {"onnx_bytes": len(onnx), "seconds": seconds}

@@ -1,7 +1,7 @@
 """INT8 on the CPU against our own 16 bits and NNCF's INT8 of the unfused model: int8.py OUT.json. Run by `make bench`.
 
-Speed: all candidates in turn, on noise, which both quantisations are calibrated with. Accuracy: the digit-pairs model
-on its held-out pictures, both quantisations calibrated with the same pictures of its training split; "ours_wrong" and
+Speed: all candidates in turn, on noise, which both quantizations are calibrated with. Accuracy: the digit-pairs model
+on its held-out pictures, both quantizations calibrated with the same pictures of its training split; "ours_wrong" and
 "ours_alone" count the pictures that one has right and our INT8 has not, and the reverse.
 """
 
@@ -89,10 +89,10 @@ def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
 
 def _ours(model: cf.Conformer, rest: str, quantization: cf.Quantization) -> dict[str, Run]:
     plain = cf.compile(model, backend="openvino", precision=rest)
-    quantised = cf.compile(model, backend="openvino", precision="int8", calibration=quantization)
+    quantized = cf.compile(model, backend="openvino", precision="int8", calibration=quantization)
     return {
         f"conformer_fast {rest}": lambda images: plain(images).logits,
-        "conformer_fast int8": lambda images: quantised(images).logits,
+        "conformer_fast int8": lambda images: quantized(images).logits,
     }
 
 

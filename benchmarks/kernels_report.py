@@ -114,7 +114,7 @@ class Binary:
 
 
 def binary_of(launch: launch_module.Launch, chip: int) -> Binary:
-    """What Triton would compile for this launch: it specialises on dtypes, on 1 and on multiples of 16."""
+    """What Triton would compile for this launch: it specializes on dtypes, on 1 and on multiples of 16."""
     signature, constants, divisible = [], [], []
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]

@@ -83,13 +83,13 @@ def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
 
 
 def nncf_peers(model: cf.Conformer, images: Tensor, calibration: Tensor, precision: str) -> dict[str, Run]:
-    """OpenVINO on the unfused model as NNCF quantises it with these images, with its defaults for transformers: all
+    """OpenVINO on the unfused model as NNCF quantizes it with these images, with its defaults for transformers: all
     cores on one request, and its throughput mode with as many images a request as ours takes. The rest is computed in
     `precision`."""
     import nncf
 
     nncf.set_log_level("ERROR")
-    quantised = nncf.quantize(
+    quantized = nncf.quantize(
         _unfused(model),
         nncf.Dataset([image[None].numpy() for image in calibration]),
         subset_size=len(calibration),
@@ -97,8 +97,8 @@ def nncf_peers(model: cf.Conformer, images: Tensor, calibration: Tensor, precisi
     )
     at_once = images_at_once(len(images), torch.get_num_threads(), "int8")
     return {
-        "OpenVINO int8 (NNCF)": _one_request(_openvino_model(quantised, images, precision, {})),
-        "OpenVINO int8 (NNCF), streams": _queue(_openvino_model(quantised, images[:at_once], precision, THROUGHPUT)),
+        "OpenVINO int8 (NNCF)": _one_request(_openvino_model(quantized, images, precision, {})),
+        "OpenVINO int8 (NNCF), streams": _queue(_openvino_model(quantized, images[:at_once], precision, THROUGHPUT)),
     }
 
 

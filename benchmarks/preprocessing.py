@@ -2,7 +2,7 @@
 
     python -m benchmarks.preprocessing [FILE.json]
 
-The peer resizes with Pillow, crops, and normalises with NumPy in float32, as few operations as it takes; its result is
+The peer resizes with Pillow, crops, and normalizes with NumPy in float32, as few operations as it takes; its result is
 compared with ours before the clock starts. Both begin with the same Pillow image: what it takes us to reach its memory
 counts. Then the same in float16 and uint8, on each instruction set, and for a batch on all cores against on one.
 """
@@ -34,7 +34,7 @@ MEAN, STD = np.array(path.MEAN, np.float32), np.array(path.STD, np.float32)
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """Smooth colours and some noise; the arithmetic takes the same time for any."""
+    """Smooth colors and some noise; the arithmetic takes the same time for any."""
     y, x = np.mgrid[0:height, 0:width]
     waves = np.stack([np.sin(x / 30), np.cos(y / 20), np.sin((x + y) / 50)], axis=-1) * 90 + 128
     noise = np.random.default_rng(0).normal(0, 12, waves.shape)

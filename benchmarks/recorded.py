@@ -20,7 +20,7 @@ IMAGE = 224
 
 def usual(model: InferenceConformer, precision: str) -> Quantization:
     """What `calibrate` would put in 8 bits, with ranges that fit values near 1."""
-    names = [name for name in model.quantisable if usually_stored(name, precision)]
+    names = [name for name in model.quantizable if usually_stored(name, precision)]
     added = [addend_of(name) for name in names if name.endswith(".conv3")]
     return Quantization(precision, dict.fromkeys((*names, *added), 4.0))
 

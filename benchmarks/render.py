@@ -138,7 +138,7 @@ def engines() -> str:
         shapes = " | ".join(_limits(row["profile"][name]) for name in ("batch", "height"))
         figures = f"{row['onnx_bytes'] / 1e6:.1f} | {row['plan_bytes'] / 1e6:.1f} | {row['seconds']:.1f}"
         lines.append(f"| {row['variant']} {row['precision']} | {', '.join(row['targets'])} | {shapes} | {figures} |")
-    machine = f"{report['flavour']} {report['version']} on {report['threads']} threads of an {report['cpu']}"
+    machine = f"{report['flavor']} {report['version']} on {report['threads']} threads of an {report['cpu']}"
     return "\n".join([*lines, "", f"Built without a GPU by {machine}."])
 
 

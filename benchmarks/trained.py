@@ -28,7 +28,7 @@ TEST_PICTURES = 2000  # of digit pairs; digits have 359
 
 
 class Trained(NamedTuple):
-    """A model, the folder of held-out pictures with a folder a class, and how it is quantised, by precision."""
+    """A model, the folder of held-out pictures with a folder a class, and how it is quantized, by precision."""
 
     model: cf.Conformer
     held_out: Path

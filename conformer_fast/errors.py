@@ -34,7 +34,7 @@ class DownloadError(RuntimeError):
 
 
 class DatasetError(ValueError):
-    """Labelled pictures that cannot be used, with which file, what is wrong and what to do."""
+    """Labeled pictures that cannot be used, with which file, what is wrong and what to do."""
 
 
 class BundleError(RuntimeError):

@@ -44,13 +44,13 @@ Axis coefficients(std::int32_t length, std::int32_t new_length, std::int32_t fir
         std::int32_t start = i, stop = i + 1;  // a line that keeps its length is copied
         weights.assign(1, 1.0);
         if (length != new_length) {
-            const double centre = (i + 0.5) * scale;
-            start = static_cast<std::int32_t>(std::max(centre - support + 0.5, 0.0));
-            stop = static_cast<std::int32_t>(std::min(centre + support + 0.5, static_cast<double>(length)));
+            const double center = (i + 0.5) * scale;
+            start = static_cast<std::int32_t>(std::max(center - support + 0.5, 0.0));
+            stop = static_cast<std::int32_t>(std::min(center + support + 0.5, static_cast<double>(length)));
             weights.resize(stop - start);
             double sum = 0.0;
             for (std::int32_t x = 0; x < stop - start; ++x) {
-                weights[x] = keys_cubic((x + start - centre + 0.5) * inverse);
+                weights[x] = keys_cubic((x + start - center + 0.5) * inverse);
                 sum += weights[x];
             }
             for (double& weight : weights) weight = sum != 0.0 ? weight / sum : weight;

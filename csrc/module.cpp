@@ -179,7 +179,7 @@ void resample_batch(const py::list& given, py::array out, bool channels_last, co
 
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
     using namespace conformer_fast;
-    module.doc() = "Resize, centre-crop, normalise and pack, bit for bit as Pillow's bicubic filter.";
+    module.doc() = "Resize, center-crop, normalize and pack, bit for bit as Pillow's bicubic filter.";
     module.def("instruction_sets", &instruction_sets, "What can run here, the fastest first: avx512, avx2, portable.");
     module.def("strip_spare_rows", &strip_spare_rows, py::arg("width"), "Rows that each strip must have in addition.");
     module.def("resample", &resample_batch, py::arg("pictures"), py::arg("out"), py::arg("channels_last"),

@@ -1,4 +1,4 @@
-// Normalising by table: of 8-bit levels there are 256 a channel, so each value is exact and no arithmetic is left.
+// Normalizing by table: of 8-bit levels there are 256 a channel, so each value is exact and no arithmetic is left.
 #include "pack.h"
 
 namespace conformer_fast {

@@ -1,4 +1,4 @@
-// From a picture to the network's input: resize, cut out the window, normalise and lay out.
+// From a picture to the network's input: resize, cut out the window, normalize and lay out.
 #pragma once
 
 #include <cstddef>

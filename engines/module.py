@@ -22,7 +22,7 @@ Engine = Callable[[Tensor], tuple[Tensor, ...]]
 class FastConformer(nn.Module):
     """images (B, in_channels, H, W) on `device` -> what the original model's own forward returns, in fp32.
 
-    Images are floating point and normalised, or uint8: the pixels of RGB pictures, which are then normalised as
+    Images are floating point and normalized, or uint8: the pixels of RGB pictures, which are then normalized as
     conformer_fast.preprocess does it. On a GPU they are not searched for NaN: the host would have to wait for it.
 
     Safe to call from several threads. `settings` and `reason` tell how it runs, `config` and `pad` what the model is,
@@ -62,7 +62,7 @@ class FastConformer(nn.Module):
     def as_input(self, images: Tensor) -> Tensor:
         """The images as an engine reads them, floating point. Raises what `check_images` raises."""
         check_images(images, self.config, self.pad, self.device)
-        return images if images.is_floating_point() else _normalised(images)
+        return images if images.is_floating_point() else _normalized(images)
 
     def extra_repr(self) -> str:
         return self.reason
@@ -74,7 +74,7 @@ def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torc
         raise TypeError(f"images must be a torch tensor, got {type(images).__name__}")
     if not images.is_floating_point() and images.dtype != torch.uint8:
         raise TypeError(
-            f"images must be floating point and normalised, or uint8, got {images.dtype}; see conformer_fast.preprocess"
+            f"images must be floating point and normalized, or uint8, got {images.dtype}; see conformer_fast.preprocess"
         )
     if images.layout != torch.strided or images.is_nested:
         kind = "nested" if images.is_nested else images.layout
@@ -85,7 +85,7 @@ def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torc
     if images.dtype == torch.uint8 and config.in_channels != 3:
         raise TypeError(
             f"uint8 images are pixels of RGB pictures, this model reads {config.in_channels} channel(s); pass "
-            f"floating point, normalised as it was trained"
+            f"floating point, normalized as it was trained"
         )
     if images.device.type != device.type or device.index not in (None, images.device.index):
         place, fix = ("the CPU", "images.cpu()") if device.type == "cpu" else (device, f"images.to('{device}')")
@@ -107,7 +107,7 @@ def _check_finite(images: Tensor) -> None:
             raise ValueError(f"{bad} of the images' {images.numel()} values are NaN or infinite in fp32")
 
 
-def _normalised(pixels: Tensor) -> Tensor:
+def _normalized(pixels: Tensor) -> Tensor:
     """uint8 pixels -> float32, to the last bit as `preprocess` returns them."""
     white, mean, std = _imagenet(pixels.device)
     return (pixels.float() / white - mean) / std

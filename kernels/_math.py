@@ -89,7 +89,7 @@ def row_statistics(rows, in_range, C, norm_eps, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, c, C):
+def normalize(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, c, C):
     """The layer norm of x, channels c of rows of C with these `row_statistics`."""
     norm_weight = tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     norm_bias = tl.load(norm_bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)

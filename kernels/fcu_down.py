@@ -94,8 +94,8 @@ def fcu_down_kernel(
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for i in tl.static_range(PIECES):
         c = i * BLOCK_C + tl.arange(0, BLOCK_C)
-        centred = tl.where((c < C)[None, :], biased[i] - mean, 0.0)
-        squares += tl.sum(centred * centred, 1)
+        centered = tl.where((c < C)[None, :], biased[i] - mean, 0.0)
+        squares += tl.sum(centered * centered, 1)
     rstd = (1 / tl.sqrt(squares / C + norm_eps))[:, None]
 
     for i in tl.static_range(PIECES):

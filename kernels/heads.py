@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import normalise, row_statistics
+from ._math import normalize, row_statistics
 from .chips import Chip, chip_of
 from .launch import Plan, dot_precision, launch, product_type, unsupported_dtype
 from .pool import class_rows
@@ -75,7 +75,7 @@ def heads_kernel(
         c = c0 + tl.arange(0, BLOCK_K)
         weight = _load_weight(trans_weight_ptr, n, N, c, C)
         x = tl.load(rows[:, None] + c[None, :], mask=(b < B)[:, None] & (c < C)[None, :], other=0.0)
-        x = normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, c, C)
+        x = normalize(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, c, C)
         trans = tl.dot(x.to(weight.dtype), weight, trans, input_precision=PRECISION)
 
     conv += tl.load(conv_bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]

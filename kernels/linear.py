@@ -5,7 +5,7 @@ x: M rows of K, weight: (N, K), out: M rows of N. It is every product of the net
 differ in where the rows lie (`Rows`) and in what follows the product.
 
 The layer norm is a prologue: each program reads its rows once for their mean and variance, then again, out of the
-cache, and normalises them in float32 on their way into the product. So are they rounded where the weight is in 8 bits:
+cache, and normalizes them in float32 on their way into the product. So are they rounded where the weight is in 8 bits:
 x becomes numbers at the scale of the product's input, the sums are multiplied by both scales, then all is as without.
 """
 
@@ -23,7 +23,7 @@ from ._math import (
     add_product,
     gelu,
     inverse_of,
-    normalise,
+    normalize,
     relu,
     row_statistics,
     scaled,
@@ -105,7 +105,7 @@ def linear_kernel(
         x = tl.load(x_rows + column[None, :], mask=m_mask & k_mask[None, :], other=0.0)
         weight = tl.load(weight_rows + (k0 + k)[:, None], mask=k_mask[:, None] & n_mask, other=0.0)
         if NORM:
-            x = normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, k0 + k, K)
+            x = normalize(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, k0 + k, K)
         if SCALED:
             x = stored(x, inverse, weight.dtype)
         sums = add_product(sums, x.to(weight.dtype), weight, PRECISION)

@@ -1,7 +1,7 @@
 """pooled[b] = mean over the map's pixels, class_token[b] = norm(tokens[b, 0]): what the two heads read.
 
 x: the map (B, H, W, K), tokens: (B, T, C), pooled: (B, K), class_token: (B, C). One launch: a program takes a block of
-an image's channels over all its pixels, and one more for each image normalises the class token.
+an image's channels over all its pixels, and one more for each image normalizes the class token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import normalise, row_statistics
+from ._math import normalize, row_statistics
 from .chips import Chip, chip_of
 from .launch import Plan, launch, product_type, unsupported_dtype
 from .tiles import Tile, ceil_div, power_of_two
@@ -52,7 +52,7 @@ def pool_kernel(
         for c0 in range(0, C, BLOCK_C):
             c = c0 + tl.arange(0, BLOCK_C)
             x = tl.load(row[:, None] + c[None, :], mask=c[None, :] < C, other=0.0)
-            x = normalise(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, c, C)
+            x = normalize(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, c, C)
             at = class_token_ptr + image * C + c[None, :]
             tl.store(at, x.to(class_token_ptr.dtype.element_ty), mask=c[None, :] < C)
 

@@ -5,7 +5,7 @@ A pass is a sum of a few source pixels with integer weights of 2^-22 (csrc/coeff
 level = clip((sum_t pixel[start + t] * weight[t] + 2^21) >> 22, 0, 255). It is exact on any machine.
 
 Two launches of one kernel: the first pass of all pictures writes levels, the second reads those and writes the values.
-Each element is computed on its own; neighbours read the same bytes, which the cache holds. The pictures lie one behind
+Each element is computed on its own; neighbors read the same bytes, which the cache holds. The pictures lie one behind
 the other in one buffer, and `Pass` says for each where. For 128 photos of 500 x 375 the passes take 335 rows of 224 and
 224 of 224 pixels, 7 products each: 1e9 multiply-adds, and 96 MB in, 29 MB through the cache and 77 MB out in float32.
 At 3 TB/s that is 60 us; an estimate.
@@ -46,11 +46,11 @@ def pass_kernel(
     source_ptr,  # in  uint8, the pictures or what the first pass made of them
     passes_ptr,  # in  int64 (B, FIELDS), a Pass each
     tables_ptr,  # in  int32, starts and weights
-    values_ptr,  # in  (3, 256) of out's type, if NORMALISE
+    values_ptr,  # in  (3, 256) of out's type, if NORMALIZE
     out_ptr,  # out the results, one behind the other
     FIELDS: tl.constexpr,  # of a Pass
     PRECISION_BITS: tl.constexpr,  # weights are multiples of 2 to the minus this
-    NORMALISE: tl.constexpr,  # write values, not levels
+    NORMALIZE: tl.constexpr,  # write values, not levels
     BLOCK: tl.constexpr,  # elements of a program
 ):
     fields = passes_ptr + tl.program_id(1) * FIELDS
@@ -84,7 +84,7 @@ def pass_kernel(
         acc += pixel.to(tl.int32) * weight
     level = tl.minimum(tl.maximum(acc >> PRECISION_BITS, 0), 255)
     out_ptr += out
-    if NORMALISE:
+    if NORMALIZE:
         tl.store(out_ptr + element, tl.load(values_ptr + channel * 256 + level, mask=inside), mask=inside)
     else:
         tl.store(out_ptr + element, level.to(tl.uint8), mask=inside)
@@ -108,7 +108,7 @@ def launch_preprocess(
     dtype = torch.uint8 if values is None else values.dtype
     result = torch.empty((B, rows, columns, 3), dtype=dtype, device=pixels.device)
     runs = (pixels, first, middle, False), (middle, second, result, values is not None)
-    for source, passes, out, normalise in runs:
+    for source, passes, out, normalize in runs:
         launch(
             pass_kernel,
             (ceil_div(max(one.rows * one.columns * 3 for one in passes), TILE.m), B),
@@ -116,11 +116,11 @@ def launch_preprocess(
             source_ptr=source,
             passes_ptr=torch.tensor(passes, dtype=torch.int64).to(pixels.device),
             tables_ptr=tables,
-            values_ptr=values if normalise else tables,
+            values_ptr=values if normalize else tables,
             out_ptr=out,
             FIELDS=len(Pass._fields),
             PRECISION_BITS=precision_bits,
-            NORMALISE=normalise,
+            NORMALIZE=normalize,
             BLOCK=TILE.m,
         )
     return result

@@ -9,10 +9,10 @@ count.
 `stem_kernel` keeps the convolution's map, four times the size of the result, in registers. A program walks down a strip
 of the map. A line of the result is the maximum of three lines of the map; the last is the first of the next three and
 kept for them, so that only a strip's first line is computed twice. Of the three columns of a pixel's window a program
-computes two, 2x and 2x + 1: 2x - 1 is its neighbour's. The first pixel of a program is there for its neighbour only.
+computes two, 2x and 2x + 1: 2x - 1 is its neighbor's. The first pixel of a program is there for its neighbor only.
 
 So nearly each element of the map is computed once. Nine products a pixel, one a window position, would need no
-neighbours, but 2.25 times the arithmetic and reading: 240 us for 128 images of 224 x 224 on an H100 at 500 TFLOP/s.
+neighbors, but 2.25 times the arithmetic and reading: 240 us for 128 images of 224 x 224 on an H100 at 500 TFLOP/s.
 These 26e9 multiply-adds take 105 us at that rate (83 us at the least: a product of 64 columns by 64 channels reads as
 much shared memory as there is bandwidth), packing 44 us (131 MB at 3 TB/s). These are estimates, of
 16 bits; 8 bits halve what is packed.
@@ -116,7 +116,7 @@ def stem_kernel(
         weight = weight_ptr + (i * K + k)[None, :] * TAPS + tap[:, None]
         weights += (tl.load(weight, mask=(k < K)[None, :], other=0.0),)
 
-    neighbour = tl.maximum(tl.arange(0, BLOCK_N // 2) - 1, 0)[:, None] + tl.zeros((1, BLOCK_K), tl.int32)
+    neighbor = tl.maximum(tl.arange(0, BLOCK_N // 2) - 1, 0)[:, None] + tl.zeros((1, BLOCK_K), tl.int32)
     out_pixel = first_pixel + tl.arange(0, BLOCK_N // 2)
     column = out_pixel % width
     out = (((out_pixel // width - first_image) * height * width + column) * K)[:, None] + k[None, :]
@@ -138,7 +138,7 @@ def stem_kernel(
                 row = first_row + step // 2 - 1
                 bias = tl.load(bias_ptr + k, mask=k < K, other=0.0).to(tl.float32)
                 even, odd = _columns(relu(highest + bias[None, :]).to(out_ptr.dtype.element_ty))
-                left = tl.gather(odd, neighbour, 0).to(tl.float32)
+                left = tl.gather(odd, neighbor, 0).to(tl.float32)
                 pooled = maximum(even.to(tl.float32), odd.to(tl.float32))
                 pooled = tl.where((column > 0)[:, None], maximum(pooled, left), pooled)
                 in_map = (2 * row < map_height) & (2 * column < map_width)

@@ -19,7 +19,7 @@ import torch
 from fake_cuda import FakeCUDA
 from torch import Tensor
 
-from conformer_fast.engines.tensorrt.flavors import Flavour
+from conformer_fast.engines.tensorrt.flavors import Flavor
 
 OUTPUTS = ["conv_logits", "trans_logits", "sizes"]
 SCRATCH = 4096  # bytes
@@ -93,7 +93,7 @@ class TensorRT:
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
             Runtime=lambda logger: Runtime(self, logger),
         )
-        self.flavour = Flavour(name, self.module, "1.7.1" if self.rtx else "11.0.0")
+        self.flavor = Flavor(name, self.module, "1.7.1" if self.rtx else "11.0.0")
 
     def fails(self, call: str, logger: Any) -> bool:
         if call in self.refuse:

@@ -110,7 +110,7 @@ STEM = [
     stem_sample("wide", 1, 3, 150, 2),
     stem_sample("tall", 2, 40, 1, 1),
     stem_sample("unpadded", 2, 28, 28, 1),
-    stem_sample("grey", 3, 15, 20, 4, channels=1, K=24),
+    stem_sample("gray", 3, 15, 20, 4, channels=1, K=24),
     stem_sample("four-channels", 1, 15, 20, 4, channels=4, K=6),
     stem_sample("fine-images", 3, 20, 15, 4, images=fine),
 ]

@@ -24,9 +24,9 @@ LAYERS = [
     {"diff", "evaluation", "heatmap", "runners"},
     {"builder", "bundle", "compiler", "inference_server", "tuning", "verify"},
     {"fast", "manifest"},
-    {"backends", "calibration", "cuda_graph", "equalise", "gate", "observer", "outputs", "source", "engines.*"},
+    {"backends", "calibration", "cuda_graph", "smoothquant", "gate", "observer", "outputs", "source", "engines.*"},
     {"fuse"},
-    {"datasets", "evaluation_report", "preprocess_gpu", "labelled", "published", "shards", "tally"},
+    {"datasets", "evaluation_report", "preprocess_gpu", "labeled", "published", "shards", "tally"},
     {"ops", "histograms", "quantization", "quantization_file"}
     | {"model", "weights", "dialects", "download", "labels", "digits", "digit_pairs"},
     {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing", "kernels.*"},
@@ -185,7 +185,7 @@ from torch import backends
 
 def state():
     return {
-        "CUDA is initialised": torch.cuda.is_initialized(),
+        "CUDA is initialized": torch.cuda.is_initialized(),
         "threads": [torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()],
         "defaults": [str(torch.get_default_dtype()), str(torch.get_default_device())],
         "grad": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()],
@@ -213,7 +213,7 @@ print(json.dumps([before, state()]))
 
 def test_import_changes_nothing_global():
     before, after = json.loads(run(STATE))
-    assert before["CUDA is initialised"] is False
+    assert before["CUDA is initialized"] is False
     for what, value in before.items():
         assert after[what] == value, what
 

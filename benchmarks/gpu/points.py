@@ -65,7 +65,7 @@ def _ours(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
     return cf.compile(model, backend="triton", precision="fp16")
 
 
-def _quantised(precision: str) -> Implementation:
+def _quantized(precision: str) -> Implementation:
     def build(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
         noise = torch.randn(CALIBRATION_IMAGES, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
         calibration = cf.calibrate(fuse(model), [noise], precision=precision)  # on the GPU, as `model` is
@@ -89,8 +89,8 @@ IMPLEMENTATIONS = {
         torch.contiguous_format,
         _ours,
     ),
-    "ours int8": _quantised("int8"),
-    "ours fp8": _quantised("fp8"),
+    "ours int8": _quantized("int8"),
+    "ours fp8": _quantized("fp8"),
 }
 
 

@@ -33,7 +33,7 @@ FILES = {  # of each backend, beside the labels
 RUNTIME: dict[str, dict[str, type]] = {
     "openvino": {"cpu": str, "capabilities": list, "openvino": str},
     "triton": {"gpu": str, "torch": str, "triton": str},
-    "tensorrt": {"flavour": str, "version": str, "targets": list, "gpu": str},
+    "tensorrt": {"flavor": str, "version": str, "targets": list, "gpu": str},
 }
 CONTAINERS: dict[str, Any] = {
     "list": list,

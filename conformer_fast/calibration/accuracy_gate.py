@@ -6,7 +6,7 @@ model without heads is judged by the SQNR of its outputs alone.
 
 A product's sensitivity is the error of the outputs when it is the only one in 8 bits. It is measured once, on about
 SENSITIVITY_IMAGES, and only if the gate does not hold at once. Everything is judged by the model simulated in PyTorch,
-whose products in 16 bits are exact here, or by any engine that a caller makes of a quantisation.
+whose products in 16 bits are exact here, or by any engine that a caller makes of a quantization.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """top1: share of the images that get their label, None without labels. agreement: share that gets the class of the
     fp32 model, None without heads. sqnr_db: of the summed scores, or of all outputs without heads."""
 
@@ -68,8 +68,8 @@ class GateReport:
     images: int
     max_drop: float
     reference_top1: float | None
-    before: Judgement
-    after: Judgement
+    before: Judgment
+    after: Judgment
     holds: bool
     restored: tuple[Restored, ...]
     seconds: tuple[float, float] | None
@@ -87,8 +87,8 @@ class GateReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; an SQNR without any error is None."""
         values = asdict(self)
-        for judgement in (values["before"], values["after"]):
-            judgement["sqnr_db"] = judgement["sqnr_db"] if math.isfinite(judgement["sqnr_db"]) else None
+        for judgment in (values["before"], values["after"]):
+            judgment["sqnr_db"] = judgment["sqnr_db"] if math.isfinite(judgment["sqnr_db"]) else None
         return {**values, "price": self.price}
 
     def __str__(self) -> str:
@@ -117,15 +117,15 @@ def gate(
     run: Callable[[Quantization], Run] | None = None,
     time: Callable[[Quantization, Quantization], tuple[float, float]] | None = None,
 ) -> tuple[Quantization, GateReport]:
-    """The quantisation with as few products back in 16 bits, by sensitivity, as the gate needs; and what was measured.
+    """The quantization with as few products back in 16 bits, by sensitivity, as the gate needs; and what was measured.
 
     model:    in fp32
-    images:   batches (B, in_channels, H, W), normalised, on the model's device; read again for each judgement
+    images:   batches (B, in_channels, H, W), normalized, on the model's device; read again for each judgment
     max_drop: percentage points
     labels:   the class of each image, in order
-    run:      makes of a quantisation what is judged: from images to the scores (B, classes) in a tuple, or to the
+    run:      makes of a quantization what is judged: from images to the scores (B, classes) in a tuple, or to the
               model's outputs if it has no heads. Default: the simulation, `InferenceConformer.quantized`.
-    time:     the seconds that a batch takes the engines of two quantisations. Default: the price is only estimated.
+    time:     the seconds that a batch takes the engines of two quantizations. Default: the price is only estimated.
 
     Raises ValueError when max_drop is negative, there are no images, or the labels are not one class for each.
     """
@@ -167,7 +167,7 @@ def sensitivities(model: InferenceConformer, quantization: Quantization, batches
     taken = list(batches)
     exact = [_outputs(model, images) for images in taken]
     power = sum(_power(value) for values in exact for value in values)
-    products = [name for name in model.quantisable if name in quantization.ranges]
+    products = [name for name in model.quantizable if name in quantization.ranges]
     errors = {}
     with progress("sensitivity", len(products)) as bar:
         for product in products:
@@ -204,7 +204,7 @@ class _Judge:
         quantized = self.model.quantized(quantization)
         return lambda images: _outputs(quantized, images)
 
-    def __call__(self, run: Run) -> Judgement:
+    def __call__(self, run: Run) -> Judgment:
         noise, found = 0.0, []
         with progress("judging", len(self._images)) as bar:
             for images, exact in zip(self._images, self._exact, strict=True):
@@ -215,17 +215,17 @@ class _Judge:
         power = sum(_power(value) for values in self._exact for value in values)
         sqnr_db = 10 * math.log10(power / noise) if noise and power else -math.inf if noise else math.inf
         if not self.classifies:
-            return Judgement(None, None, sqnr_db)
+            return Judgment(None, None, sqnr_db)
         classes = self._classes(found)
         top1 = None if self._labels is None else _share(classes == self._labels)
-        return Judgement(top1, _share(classes == self._classes(self._exact)), sqnr_db)
+        return Judgment(top1, _share(classes == self._classes(self._exact)), sqnr_db)
 
-    def holds(self, judgement: Judgement, max_drop: float) -> bool:
+    def holds(self, judgment: Judgment, max_drop: float) -> bool:
         allowed = max_drop / 100 + 1e-9  # shares are ratios of integers
-        if judgement.top1 is not None and self.reference_top1 is not None:
-            return self.reference_top1 - judgement.top1 <= allowed
-        agrees = judgement.agreement is None or 1 - judgement.agreement <= allowed
-        return agrees and judgement.sqnr_db >= SQNR_FLOOR
+        if judgment.top1 is not None and self.reference_top1 is not None:
+            return self.reference_top1 - judgment.top1 <= allowed
+        agrees = judgment.agreement is None or 1 - judgment.agreement <= allowed
+        return agrees and judgment.sqnr_db >= SQNR_FLOOR
 
     @staticmethod
     def _classes(outputs: Sequence[Sequence[Tensor]]) -> Tensor:

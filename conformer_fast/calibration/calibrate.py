@@ -1,7 +1,7 @@
 """How a model's products are best put in 8 bits, measured on images; engines and kernels all take their scales from it.
 
 A pass over the images counts how often each magnitude occurs in what each product reads (histograms.py), after layer
-norms with outlying channels have been equalised (equalise.py). The ranges come from these counts, by any method
+norms with outlying channels have been smoothed (smoothquant.py). The ranges come from these counts, by any method
 without another pass, and a gate may then put products back to 16 bits (gate.py). Only scalars are kept of the images,
 so their number is limited by time alone; 128 to 1024 are usual.
 """
@@ -35,7 +35,7 @@ from ..version import __version__
 from .accuracy_gate import gate
 from .histograms import BINS, METHODS, Histogram
 from .observer import Observer, progress
-from .smoothquant import Factors, equalisation
+from .smoothquant import Factors, smoothing_factors
 
 METHOD = "mse"
 SAVED_EVERY = 4  # batches: what an interruption may cost
@@ -47,20 +47,20 @@ def calibrate(
     *,
     precision: str = "int8",
     method: str = METHOD,
-    equalise: bool = True,
+    smoothquant: bool = True,
     max_drop: float | None = None,
     labels: Sequence[int] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Quantization:
-    """How to quantise `model`: what `compile` and `build` take for an 8-bit precision, and `save_quantization` writes.
+    """How to quantize `model`: what `compile` and `build` take for an 8-bit precision, and `save_quantization` writes.
 
     model:     what `compile` takes, or its inference model in fp32. It is not changed.
-    images:    batches of images (B, in_channels, H, W), normalised, like those that the model will see. A sequence is
+    images:    batches of images (B, in_channels, H, W), normalized, like those that the model will see. A sequence is
                read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
                else is kept in memory.
     precision: "int8" or "fp8", which leaves the stem and the first bottleneck in 16 bits (quantization.py)
     method:    "mse", "percentile", "entropy" or "max"; see histograms.py
-    equalise:  whether layer norms may hand large channels to their products' weights where that pays; see equalise.py
+    smoothquant:  whether layer norms may hand large channels to their products' weights where that pays; see smoothquant.py
     max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
                back to 16 bits until it holds. None: all products stay in 8 bits. The gate's report is
                `origin["gate"]` of the result.
@@ -75,8 +75,8 @@ def calibrate(
     fused = model if isinstance(model, InferenceConformer) else fuse(load_source(model).reference)
     batches = _Checked(images, fused)
     folder = None if cache is None else Path(cache)
-    factors = _equalisation(fused, batches, precision, folder) if equalise else {}
-    counts = _statistics(fused.equalised(factors), batches, folder)
+    factors = _smoothing(fused, batches, precision, folder) if smoothquant else {}
+    counts = _statistics(fused.smoothed(factors), batches, folder)
     ranges = {
         name: histogram.range(precision, method)
         for name, histogram in counts.histograms.items()
@@ -98,7 +98,7 @@ def input_ranges(model: InferenceConformer, batches: Iterable[Tensor]) -> dict[s
     """The largest magnitude that the input of each product takes over all images, and of what bottlenecks add.
 
     model:   in fp32, on the device of the images
-    batches: images (B, in_channels, H, W), normalised as for the model
+    batches: images (B, in_channels, H, W), normalized as for the model
 
     Raises ValueError when there are no images, when they do not fit the model, or when one of the values is not finite.
     """
@@ -214,15 +214,15 @@ def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: Path | 
     return counts
 
 
-def _equalisation(model: InferenceConformer, batches: _Checked, precision: str, cache: Path | None) -> Factors:
-    """`equalise.equalisation` of a share of the images, from the cache if it is there."""
+def _smoothing(model: InferenceConformer, batches: _Checked, precision: str, cache: Path | None) -> Factors:
+    """`smoothing_factors` of a share of the images, from the cache if it is there."""
     if cache is None:
-        return equalisation(model, batches, precision)
+        return smoothing_factors(model, batches, precision)
     file = cache / f"{_key(model, batches, precision)}.json"
     if file.exists():
         with suppress(OSError, ValueError):
-            return dict(load_quantization(file).equalisation)
-    factors = equalisation(model, batches, precision)
+            return dict(load_quantization(file).smoothing)
+    factors = smoothing_factors(model, batches, precision)
     cache.mkdir(parents=True, exist_ok=True)
     save_quantization(Quantization(precision, {}, factors), file)
     return factors
@@ -230,7 +230,7 @@ def _equalisation(model: InferenceConformer, batches: _Checked, precision: str, 
 
 def _key(model: InferenceConformer, batches: _Checked, what: str) -> str:
     """Names what is measured, of which weights and images, by which version of this code."""
-    seen = list(model.outputs), list(model.quantisable)
+    seen = list(model.outputs), list(model.quantizable)
     facts = [__version__, BINS, what, _digest(model.state_dict()), *seen, batches.identity]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -248,7 +248,7 @@ def _checked(images: Tensor, model: InferenceConformer) -> Tensor:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"calibration must be batches of normalised, floating point images, got {given}; "
+            f"calibration must be batches of normalized, floating point images, got {given}; "
             f"see conformer_fast.preprocess"
         )
     return images.detach().to(model.stem.weight.device, torch.float32)

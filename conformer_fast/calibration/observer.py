@@ -41,7 +41,7 @@ class Observer(fx.Interpreter):
         """Calls see(name, value) for the input of each product, by the product's name ("conv_trans_2.trans_block.fc1"),
         and for the residuals that bottlenecks add, by `addend_of` their product.
 
-        images: (B, in_channels, H, W), normalised, on the model's device; none of them is no error
+        images: (B, in_channels, H, W), normalized, on the model's device; none of them is no error
 
         Raises ValueError when they do not fit the model.
         """

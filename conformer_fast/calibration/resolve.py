@@ -19,7 +19,7 @@ MEASURED_IMAGES = 8  # of the calibration's, on which the graph's error is measu
 def quantization_of(
     model: InferenceConformer, precision: str, calibration: Quantization | Iterable[Tensor] | None
 ) -> tuple[Quantization | None, Tensor | None]:
-    """How to quantise `model`, in fp32, if at all, and the first of the calibration's images if it is images.
+    """How to quantize `model`, in fp32, if at all, and the first of the calibration's images if it is images.
 
     Raises ValueError when only one of an 8-bit precision and its calibration is given, or a calibration for another
     precision, and what `calibrate` raises.

@@ -1,4 +1,4 @@
-"""Equalisation: channels of a layer norm's output that are much larger than others hand their size to the weights.
+"""Smoothing: channels of a layer norm's output that are much larger than others hand their size to the weights.
 
 An 8-bit input has one scale, which its largest channel sets; a weight has one for each output channel, so its columns
 may differ freely less. For any positive s,
@@ -7,7 +7,7 @@ may differ freely less. For any positive s,
 
 exactly (SmoothQuant, arXiv 2211.10438, equations 3 and 4). It is done for the joint projection (qkv) and the MLP's
 first product (fc1), which read a norm each, and only where some `a` makes the product's error clearly smaller, as
-measured on images in the format itself. The rewrite is `InferenceConformer.equalised`.
+measured on images in the format itself. The rewrite is `InferenceConformer.smoothed`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ GAIN = 0.5  # the product's squared error must fall below this share of what it 
 Factors = dict[str, tuple[float, ...]]
 
 
-def equalisation(model: InferenceConformer, batches: Sequence[Tensor], precision: str) -> Factors:
-    """The factors s of each product that gains from them, by its name; see `InferenceConformer.equalised`.
+def smoothing_factors(model: InferenceConformer, batches: Sequence[Tensor], precision: str) -> Factors:
+    """The factors s of each product that gains from them, by its name; see `InferenceConformer.smoothed`.
 
     model:     in fp32
-    batches:   images (B, in_channels, H, W), normalised; about IMAGES of them are looked at
+    batches:   images (B, in_channels, H, W), normalized; about IMAGES of them are looked at
     precision: "int8" or "fp8"
     """
     largest: dict[str, Tensor] = {}

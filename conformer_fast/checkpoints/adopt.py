@@ -1,6 +1,6 @@
 """What was given to compile(): a reference model of it, and the structure that its own forward returns.
 
-Models of other implementations are recognised by their parameter names. A given module is run once on a small image, in
+Models of other implementations are recognized by their parameter names. A given module is run once on a small image, in
 its eval mode: that shows the structure of its output, and proves that the reference computes the same values.
 """
 
@@ -19,7 +19,7 @@ from ..model.config import ConformerConfig
 from ..model.outputs import LOGITS, feature_names, reference_outputs
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
-from .dialects import Recognised, recognise
+from .dialects import Recognized, recognize
 from .weights import load_weights, read_state_dict
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -38,7 +38,7 @@ class Source:
 
 
 def load_source(model: Model) -> Source:
-    """Recognises `model`: a reference Conformer, another implementation's module, a state dict or a checkpoint's path.
+    """Recognizes `model`: a reference Conformer, another implementation's module, a state dict or a checkpoint's path.
 
     Raises CheckpointError when its names or sizes are not a Conformer's, ValueError when a module is in training mode,
     has outputs that are not known or computes something else than a Conformer.
@@ -49,7 +49,7 @@ def load_source(model: Model) -> Source:
         model = read_state_dict(Path(model))
     if not isinstance(model, Mapping):
         raise TypeError(f"compile takes a module, a state dict or a checkpoint's path, not a {type(model).__name__}")
-    return _own(_reference(recognise(model)))
+    return _own(_reference(recognize(model)))
 
 
 def _own(reference: Conformer) -> Source:
@@ -59,10 +59,10 @@ def _own(reference: Conformer) -> Source:
     return Source(reference, outputs, ConformerFeatures._make((tuple(maps), tokens)))
 
 
-def _reference(found: Recognised, num_heads: int | None = None) -> Conformer:
+def _reference(found: Recognized, num_heads: int | None = None) -> Conformer:
     model = _blank(found.config(num_heads), features_only=found.num_classes is None)
     load_weights(model, found.state)
-    if model.features_only and _norm_in(found):  # mmpretrain's backbone normalises its class tokens itself
+    if model.features_only and _norm_in(found):  # mmpretrain's backbone normalizes its class tokens itself
         model.trans_norm = nn.LayerNorm(model.config.embed_dim, device="cpu", dtype=torch.float32)
         with torch.no_grad():
             model.trans_norm.weight.copy_(found.state["trans_norm.weight"])
@@ -76,7 +76,7 @@ def _blank(config: ConformerConfig, features_only: bool, pad: Pad = "stem") -> C
         return Conformer(config, features_only, pad).float().requires_grad_(False)
 
 
-def _norm_in(found: Recognised) -> bool:
+def _norm_in(found: Recognized) -> bool:
     return {"trans_norm.weight", "trans_norm.bias"} <= found.state.keys()
 
 
@@ -88,7 +88,7 @@ def _from_module(module: nn.Module) -> Source:
         reference = _blank(module.config, module.features_only, module.pad).eval()
         load_weights(reference, module.state_dict())
         return _matched(module, reference, has_norm=not module.features_only)
-    found = recognise(module.state_dict())
+    found = recognize(module.state_dict())
     counts = (getattr(part, "num_heads", None) for part in module.modules())
     heads = {count for count in counts if isinstance(count, int)}
     if len(heads) > 1:

@@ -30,7 +30,7 @@ def create_model(
     config = get_config(name, num_classes)
     if weights is None:
         return Conformer(config, features_only, pad).eval()
-    from ..checkpoints.dialects import recognise
+    from ..checkpoints.dialects import recognize
     from ..checkpoints.weights import load_weights, read_state_dict, resolve_weights
     from ..errors import CheckpointError
 
@@ -38,7 +38,7 @@ def create_model(
     state = read_state_dict(path)
     try:
         if num_classes is None and not features_only:
-            config = get_config(config, recognise(state).num_classes)
+            config = get_config(config, recognize(state).num_classes)
         model = Conformer(config, features_only, pad).eval()
         load_weights(model, state)
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Whose checkpoint is it? Recognises a state dict by its names and gives it the official names.
+"""Whose checkpoint is it? Recognizes a state dict by its names and gives it the official names.
 
 | dialect     | prefixes             | norms        | MLP                              | heads, trans_norm |
 |-------------|----------------------|--------------|----------------------------------|-------------------|
@@ -37,7 +37,7 @@ RENAMED = (  # official name, mmpretrain's
 
 
 @dataclass(frozen=True)
-class Recognised:
+class Recognized:
     """A Conformer's state dict under the official names.
 
     dialect: whose names it had
@@ -120,7 +120,7 @@ def _usual_heads(config: ConformerConfig) -> int:
     return heads
 
 
-def recognise(state: Mapping[str, Tensor]) -> Recognised:
+def recognize(state: Mapping[str, Tensor]) -> Recognized:
     """Tells the dialect of a state dict from its names and renames it to the official ones.
 
     Raises CheckpointError when the names are not a Conformer's, or two of them mean the same.
@@ -148,7 +148,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
         dialect: Dialect = "mmpretrain"
     else:
         dialect = "mmdetection" if prefixed else "official"
-    return Recognised(dialect, official, ignored)
+    return Recognized(dialect, official, ignored)
 
 
 def to_dialect(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, first_few
 from ..model.config import BUNDLED, ConformerConfig
-from .dialects import COUNTER, HEADS, Dialect, Recognised, recognise, to_dialect
+from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
 
 if TYPE_CHECKING:
     from ..model.reference import Conformer
@@ -93,10 +93,10 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
     floating point or not finite.
     """
     if isinstance(source, Mapping):
-        return _copy(recognise(_state_dict(source, ema)), model)
+        return _copy(recognize(_state_dict(source, ema)), model)
     state = read_state_dict(source, ema)
     try:
-        return _copy(recognise(state), model)
+        return _copy(recognize(state), model)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
 
@@ -151,18 +151,18 @@ def convert(
 ) -> LoadReport:
     """Rewrites a checkpoint as safetensors in `dialect`, dtypes unchanged. Only the Conformer's own tensors are kept.
 
-    Raises CheckpointError as `read_state_dict`, `recognise` and `save_weights` do, and when target is source itself.
+    Raises CheckpointError as `read_state_dict`, `recognize` and `save_weights` do, and when target is source itself.
     """
     source, target = _existing_file(source), Path(target)
     if target.exists() and target.samefile(source):
         raise CheckpointError(f"{target}: is the file to convert; choose another name for the result")
     state = read_state_dict(source)
-    found = recognise(state)
+    found = recognize(state)
     save_weights(found.state, target, dialect)
     return LoadReport(found.dialect, len(found.state), len(state) - len(found.state))
 
 
-def _copy(found: Recognised, model: Conformer) -> LoadReport:
+def _copy(found: Recognized, model: Conformer) -> LoadReport:
     values, ignored = _select(found, model)
     _check_coverage(found, values, model)
     parameters = model.state_dict()
@@ -236,7 +236,7 @@ def _state_dict(content: Any, ema: bool) -> Mapping[str, Tensor]:
     return content
 
 
-def _select(found: Recognised, model: Conformer) -> tuple[dict[str, Tensor], int]:
+def _select(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int]:
     """The tensors meant for this model, and how many keys of the file are not."""
     values = {name: tensor for name, tensor in found.state.items() if not name.endswith(COUNTER)}
     if model.features_only:
@@ -254,7 +254,7 @@ def _select(found: Recognised, model: Conformer) -> tuple[dict[str, Tensor], int
     return values, found.ignored
 
 
-def _check_coverage(found: Recognised, values: Mapping[str, Tensor], model: Conformer) -> None:
+def _check_coverage(found: Recognized, values: Mapping[str, Tensor], model: Conformer) -> None:
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
     shared = [name for name in wanted if name in values]
     problems = {
@@ -274,7 +274,7 @@ def _check_coverage(found: Recognised, values: Mapping[str, Tensor], model: Conf
     raise CheckpointError("; ".join(text + _size_differences(found, model.config)))
 
 
-def _size_differences(found: Recognised, config: ConformerConfig) -> list[str]:
+def _size_differences(found: Recognized, config: ConformerConfig) -> list[str]:
     """In words, for an error: what the file's own sizes are where they differ from the model's."""
     try:
         sizes = asdict(found.config(num_heads=1))

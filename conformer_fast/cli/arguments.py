@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.create import create_model
-from ..checkpoints.dialects import recognise
+from ..checkpoints.dialects import recognize
 from ..checkpoints.weights import read_state_dict
 from ..datasets.batches import Pictures, images_in
 from ..errors import CheckpointError
@@ -73,7 +73,7 @@ def _implied(path: str) -> ConformerConfig:
     """The sizes of the model whose weights a file holds."""
     state = read_state_dict(path)
     try:
-        return recognise(state).config()
+        return recognize(state).config()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

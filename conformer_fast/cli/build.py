@@ -14,7 +14,7 @@ from ..calibration.resolve import quantization_of
 from ..deploy.build import build
 from ..deploy.triton_server import write_model
 from ..engines.onnx.export import graph_of
-from ..engines.tensorrt.flavors import get_flavour
+from ..engines.tensorrt.flavors import get_flavor
 from ..engines.tensorrt.plan import check_options
 from ..inference.lower import fuse
 from ..model.precision import PRECISIONS
@@ -48,7 +48,7 @@ def add_commands(commands: Any, output: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--target", type=_names, default=(), metavar="SM,SM", help="such as sm86,sm120 (default: the GPU here)"
     )
-    engine.add_argument("--flavour", default="auto", choices=["auto", "tensorrt", "tensorrt-rtx"])
+    engine.add_argument("--flavor", default="auto", choices=["auto", "tensorrt", "tensorrt-rtx"])
     engine.add_argument("--labels", metavar="FILE", help="the classes' names, one a line (default: ImageNet's)")
     engine.add_argument("--key", metavar="FILE", help="signs the bundle with the bytes of this file")
     engine.add_argument("-o", "--output", required=True, metavar="DIR")
@@ -85,7 +85,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    check_options(get_flavour(options.flavour), options.target, options.precision)  # before a download
+    check_options(get_flavor(options.flavor), options.target, options.precision)  # before a download
     check_writable(options.output, key_of(options.key))
     model = model_of(options, options.features)
     side = options.size or (usual_side(model.config),) * 3
@@ -95,7 +95,7 @@ def _build(options: argparse.Namespace) -> int:
         precision=options.precision,
         profiles=[Profile(options.batch, side, side)],
         targets=options.target,
-        flavour=options.flavour,
+        flavor=options.flavor,
         outputs=options.outputs,
         calibration=calibration_of(options, side[1]),
         key=key_of(options.key),
@@ -108,7 +108,7 @@ def _build(options: argparse.Namespace) -> int:
         return 0
     runtime = manifest.runtime
     size = manifest.files[PLAN].bytes
-    print(f"{folder}: {size / 1e6:.1f} MB, {runtime['flavour']} {runtime['version']}, {', '.join(runtime['targets'])}")
+    print(f"{folder}: {size / 1e6:.1f} MB, {runtime['flavor']} {runtime['version']}, {', '.join(runtime['targets'])}")
     if manifest.measured:
         errors = ", ".join(f"{name} {error:.2g}" for name, error in manifest.measured["error"].items())
         print(f"error of the graph ({manifest.measured['by']}, {manifest.measured['images']}): {errors}")

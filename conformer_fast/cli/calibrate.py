@@ -49,7 +49,9 @@ def add_calibrate(commands: Any, output: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
     parser.add_argument("--precision", default="int8", choices=list(FORMATS))
     parser.add_argument("--method", default=METHOD, choices=list(METHODS), help=f"of the ranges (default {METHOD})")
-    parser.add_argument("--no-equalise", action="store_true", help="leave layer norms and their products as they are")
+    parser.add_argument(
+        "--no-smoothquant", action="store_true", help="leave layer norms and their products as they are"
+    )
     parser.add_argument(
         "--max-drop",
         type=float,
@@ -72,7 +74,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     labels = None
     if options.labels_from_folders or options.labels:
         dataset = open_dataset(options.data, options.labels, model.config.num_classes).evenly(options.images)
-        images, labels = _Labelled(dataset, size), dataset.labels
+        images, labels = _Labeled(dataset, size), dataset.labels
     else:
         images = images_in(options.data, size, options.images, BATCH)
     fused = fuse(model)
@@ -81,7 +83,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         images,
         precision=options.precision,
         method=options.method,
-        equalise=not options.no_equalise,
+        smoothquant=not options.no_smoothquant,
         cache=cache_root() / "calibration",
     )
     lines = []
@@ -92,11 +94,11 @@ def _calibrate(options: argparse.Namespace) -> int:
     file = save_quantization(quantization, options.output)
     if options.json:
         facts = {"file": str(file), "precision": quantization.precision, "products": _products(quantization)}
-        print(json.dumps({**facts, "equalised": list(quantization.equalisation), **quantization.origin}))
+        print(json.dumps({**facts, "smoothed": list(quantization.smoothing), **quantization.origin}))
         return 0
-    equalised = f", {len(quantization.equalisation)} equalised" if quantization.equalisation else ""
+    smoothed = f", {len(quantization.smoothing)} smoothed" if quantization.smoothing else ""
     lines.append(
-        f"{file}: {len(_products(quantization))} products in {quantization.precision}{equalised}, ranges by "
+        f"{file}: {len(_products(quantization))} products in {quantization.precision}{smoothed}, ranges by "
         f"{quantization.origin['method']} of {quantization.origin['images']} images"
     )
     print("\n".join(lines))
@@ -139,7 +141,7 @@ def _timer(
     return time
 
 
-class _Labelled(Batches):
+class _Labeled(Batches):
     """A data set's pictures, preprocessed, as batches (B, 3, size, size)."""
 
     def __init__(self, dataset: Dataset, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The command that measures accuracy on labelled pictures: conformer-fast evaluate."""
+"""The command that measures accuracy on labeled pictures: conformer-fast evaluate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .arguments import add_calibration_arguments, add_model_arguments, calibrati
 
 def add_evaluate(commands: Any, engine: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
     """Adds the command to the command line's; `engine` and `output` have the options that others have too."""
-    parser = commands.add_parser("evaluate", parents=[engine, output], help="top-1 and top-5 on labelled pictures")
+    parser = commands.add_parser("evaluate", parents=[engine, output], help="top-1 and top-5 on labeled pictures")
     parser.set_defaults(run=_evaluate)
     parser.add_argument(
         "--data",

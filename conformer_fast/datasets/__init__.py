@@ -1,1 +1,1 @@
-"""Labelled pictures, one by one or in batches."""
+"""Labeled pictures, one by one or in batches."""

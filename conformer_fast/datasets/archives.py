@@ -1,4 +1,4 @@
-"""Labelled pictures inside tar and parquet files, listed without unpacking anything.
+"""Labeled pictures inside tar and parquet files, listed without unpacking anything.
 
 tar:     samples of WebDataset (KEY.jpg beside KEY.cls or KEY.json), or pictures in class folders, or pictures alone.
          Only headers and labels are read; a picture's bytes are later read from their place in the file. Names of

@@ -1,4 +1,4 @@
-"""Labelled pictures to evaluate on: a folder, tar files or parquet files, read where they are, in a fixed order."""
+"""Labeled pictures to evaluate on: a folder, tar files or parquet files, read where they are, in a fixed order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}.*\.parquet")  # how Hugging Face calls 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled pictures in a fixed order. Any of them can be read, by any process that has a copy of this.
+    """Labeled pictures in a fixed order. Any of them can be read, by any process that has a copy of this.
 
     source:   what was opened
     kind:     "folder", "tar" or "parquet"
@@ -52,7 +52,7 @@ class Dataset:
 
     def input(self, index: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Picture `index` as the network's input, (3, size, size), as `conformer_fast.preprocess` makes it; in uint8,
-        the pixels before normalisation.
+        the pixels before normalization.
 
         Raises ImageError, which names the picture, when it cannot be read or used.
         """
@@ -94,7 +94,7 @@ def open_dataset(
 
     path:        a folder with one folder of pictures a class; a folder of pictures, with `labels`; a tar or parquet
                  file; a folder of such; or a pattern of such, as "val-*.tar", "val-{0000..0049}.tar"
-    labels:      a text file of names and labels (labelled.labels_from_file), which then count; not for parquet
+    labels:      a text file of names and labels (labeled.labels_from_file), which then count; not for parquet
     num_classes: of the model, which the classes must fit; None: not known
 
     The order is that of the paths; inside a tar or parquet file, the file's own.

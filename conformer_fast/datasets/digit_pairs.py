@@ -45,11 +45,11 @@ class DigitPairs:
         """Pictures uint8 (count, 3, HEIGHT, WIDTH) and their numbers int64 (count,), 0 ... 99."""
         first, second = self._pick(count), self._pick(count)
         ink = self._ink(first, -1).maximum(self._ink(second, 1))  # (count, 1, HEIGHT, WIDTH)
-        ground, colour = self._ground(count), self._uniform(count, 3, 1, 1)
+        ground, color = self._ground(count), self._uniform(count, 3, 1, 1)
         mean = ground.mean((2, 3), keepdim=True)
-        faint = (colour - mean).norm(dim=1, keepdim=True) < 0.6
-        colour = torch.where(faint, (mean + 0.5) % 1, colour)
-        picture = ground + ink * (colour - ground) + 0.05 * self._normal(count, 3, HEIGHT, WIDTH)
+        faint = (color - mean).norm(dim=1, keepdim=True) < 0.6
+        color = torch.where(faint, (mean + 0.5) % 1, color)
+        picture = ground + ink * (color - ground) + 0.05 * self._normal(count, 3, HEIGHT, WIDTH)
         numbers = 10 * self._labels[first] + self._labels[second]
         return (picture.clamp(0, 1) * 255).round().to(torch.uint8), numbers
 
@@ -74,7 +74,7 @@ class DigitPairs:
         return (drawn * strength).clamp(0, 1)
 
     def _ground(self, count: int) -> Tensor:
-        """Soft colours, finer stains and two strokes across, (count, 3, HEIGHT, WIDTH)."""
+        """Soft colors, finer stains and two strokes across, (count, 3, HEIGHT, WIDTH)."""
         ground = self._uniform(count, 3, 1, 1)
         for cells, strength in ((2, 0.12), (5, 0.08), (14, 0.06)):
             stains = self._normal(count, 3, cells, cells)

@@ -1,4 +1,4 @@
-"""The UCI handwritten digits (8x8 grey, 1797 of them) as the bundled "digits" model sees them.
+"""The UCI handwritten digits (8x8 gray, 1797 of them) as the bundled "digits" model sees them.
 
 scikit-learn ships the data set, so nothing is downloaded. A fifth of each class is held out; the rest trains.
 """
@@ -38,8 +38,8 @@ def load_digits_split() -> DigitsSplit:
 
 def digit_image(pixels: np.ndarray) -> Image.Image:
     """One digit of the data set, (8, 8) with values 0 ... 16, as an RGB picture: white on black."""
-    grey = np.rint(pixels * (255 / INK)).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    gray = np.rint(pixels * (255 / INK)).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

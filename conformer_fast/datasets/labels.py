@@ -1,4 +1,4 @@
-"""A labelled picture, and which class a label means: by number, by ImageNet synset, by folder or from a file.
+"""A labeled picture, and which class a label means: by number, by ImageNet synset, by folder or from a file.
 
 Numbers are 0 ... num_classes - 1 in the order of the model's scores. ImageNet's models have their classes in the order
 of the synsets' names ("n01440764", ...), which is also that of mmpretrain, torchvision, timm and Hugging Face's
@@ -58,7 +58,7 @@ def label_of(text: str, num_classes: int | None, where: str) -> int:
             f"n01440764"
         ) from None
     if number == -1:
-        raise DatasetError(f"{where}: the label -1 means unlabelled, as in test splits; take the validation split")
+        raise DatasetError(f"{where}: the label -1 means unlabeled, as in test splits; take the validation split")
     if number < 0 or (num_classes is not None and number >= num_classes):
         classes = "0 or more" if num_classes is None else f"0 ... {num_classes - 1}, the model's classes"
         raise DatasetError(f"{where}: the label {number} is none of {classes}; numbers begin at 0")

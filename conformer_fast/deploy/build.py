@@ -27,7 +27,7 @@ from ..version import __version__
 from .load import check_labels, write_tensorrt_bundle
 
 if TYPE_CHECKING:
-    from ..engines.tensorrt.flavors import Flavour
+    from ..engines.tensorrt.flavors import Flavor
 
 
 def build(
@@ -37,7 +37,7 @@ def build(
     precision: str = "fp16",
     profiles: Sequence[Profile] | None = None,
     targets: Sequence[str] = (),
-    flavour: str = "auto",
+    flavor: str = "auto",
     outputs: Sequence[str] | None = None,
     calibration: Quantization | Iterable[Tensor] | None = None,
     key: bytes | None = None,
@@ -51,10 +51,10 @@ def build(
     precision:   "fp16", "bf16", "fp32", or "int8" or "fp8" for the products of stem and branches, with fp16 around them
     profiles:    the shapes the engine will take; default: batches of 1 to 64 images of the usual 224 x 224
     targets:     compute capabilities to build for, as "sm86"; none: the GPU here. Only TensorRT-RTX takes any.
-    flavour:     "tensorrt", "tensorrt-rtx" or "auto": TensorRT if it is installed and there is a GPU, else TensorRT-RTX
+    flavor:     "tensorrt", "tensorrt-rtx" or "auto": TensorRT if it is installed and there is a GPU, else TensorRT-RTX
     outputs:     names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
     calibration: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
-                 in_channels, H, W), normalised
+                 in_channels, H, W), normalized
     key:         signs the bundle (HMAC-SHA256)
     labels:      the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
     rebuild:     the command to name when the engine does not fit a machine; default: this call, for the GPU there
@@ -62,17 +62,17 @@ def build(
     The manifest's "measured" has the error of the engine's graph, run by ONNX Runtime where that is installed, against
     the reference, on the first calibration images or else on noise.
 
-    Returns the bundle's folder. Raises BackendError for what the flavour cannot do, EngineError when it fails,
+    Returns the bundle's folder. Raises BackendError for what the flavor cannot do, EngineError when it fails,
     BundleError when the bundle cannot be written, ValueError for options that do not fit together or the model, and
     for a precision whose range the model exceeds.
     """
-    from ..engines.tensorrt.flavors import get_flavour
+    from ..engines.tensorrt.flavors import get_flavor
     from ..engines.tensorrt.plan import check_options
 
     for name, value in (("targets", targets), ("outputs", outputs)):
         if isinstance(value, str):
             raise TypeError(f"{name} must be a list of names, such as [{value!r}]")
-    chosen = get_flavour(flavour)
+    chosen = get_flavor(flavor)
     check_options(chosen, targets, precision)
     source = load_source(model)
     profiles = (usual_profile(source.reference.config),) if profiles is None else tuple(profiles)
@@ -83,7 +83,7 @@ def build(
         source,
         precision=precision,
         profiles=profiles,
-        flavour=chosen,
+        flavor=chosen,
         targets=targets,
         calibration=calibration,
         key=key,
@@ -98,7 +98,7 @@ def write_engine(
     *,
     precision: str,
     profiles: Sequence[Profile],
-    flavour: Flavour,
+    flavor: Flavor,
     targets: Sequence[str] = (),
     calibration: Quantization | Iterable[Tensor] | None = None,
     key: bytes | None = None,
@@ -118,7 +118,7 @@ def write_engine(
     if images is None:
         images = _noise(fused, profiles[0])
     measured = _measured(onnx, source.reference, source.outputs, images, calibrated)
-    plan = _plan(onnx, precision, profiles, flavour, targets)
+    plan = _plan(onnx, precision, profiles, flavor, targets)
     return write_tensorrt_bundle(
         folder,
         source,
@@ -126,12 +126,12 @@ def write_engine(
         precision=precision,
         precisions=precisions(precision),
         profiles=profiles,
-        flavour=flavour,
-        targets=targets_of(flavour, targets),
+        flavor=flavor,
+        targets=targets_of(flavor, targets),
         gpu=_gpu_of(targets),
         weights=weights_sha256(source.reference),
         onnx=hashlib.sha256(onnx).hexdigest(),
-        rebuild=rebuild or _call(folder, precision, profiles, flavour),
+        rebuild=rebuild or _call(folder, precision, profiles, flavor),
         measured=measured,
         key=key,
         labels=labels,
@@ -142,14 +142,14 @@ def plan_of(
     model: InferenceConformer,
     precision: str,
     profile: Profile,
-    flavour: Flavour,
+    flavor: Flavor,
     quantization: Quantization | None = None,
 ) -> bytes:
     """The engine of an fp32 inference model, with its outputs, for the GPU here; from the cache if it is there."""
-    return _plan(graph_of(model, precision, quantization), precision, [profile], flavour, ())
+    return _plan(graph_of(model, precision, quantization), precision, [profile], flavor, ())
 
 
-def _plan(onnx: bytes, precision: str, profiles: Sequence[Profile], flavour: Flavour, targets: Sequence[str]) -> bytes:
+def _plan(onnx: bytes, precision: str, profiles: Sequence[Profile], flavor: Flavor, targets: Sequence[str]) -> bytes:
     from ..engines.cache import cached
     from ..engines.tensorrt.plan import engine_from_onnx, targets_of
 
@@ -159,12 +159,12 @@ def _plan(onnx: bytes, precision: str, profiles: Sequence[Profile], flavour: Fla
         "precision": precision,
         "onnx": hashlib.sha256(onnx).hexdigest(),
         "profiles": [profile.to_json() for profile in profiles],
-        "flavour": flavour.name,
-        "version": flavour.version,
-        "targets": list(targets_of(flavour, targets)),
+        "flavor": flavor.name,
+        "version": flavor.version,
+        "targets": list(targets_of(flavor, targets)),
         "gpu": _gpu_of(targets),
     }
-    return cached(fields, lambda: engine_from_onnx(onnx, profiles, flavour, targets, precision))
+    return cached(fields, lambda: engine_from_onnx(onnx, profiles, flavor, targets, precision))
 
 
 def _gpu_of(targets: Sequence[str]) -> str | None:
@@ -186,11 +186,11 @@ def _call(
     folder: str | os.PathLike[str],
     precision: str,
     profiles: Sequence[Profile],
-    flavour: Flavour,
+    flavor: Flavor,
     outputs: Sequence[str] | None = None,
 ) -> str:
     """The call that builds the same engine for the GPU where it is made."""
-    options: dict[str, Any] = {"precision": precision, "profiles": list(profiles), "flavour": flavour.name}
+    options: dict[str, Any] = {"precision": precision, "profiles": list(profiles), "flavor": flavor.name}
     if outputs is not None:
         options["outputs"] = list(outputs)
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -60,7 +60,7 @@ def compile(
                It takes minutes; the result is kept for later programs, as that of `conformer-fast tune` is.
     profile:   the shapes that a TensorRT engine takes; default: batches of 1 to 64 images of the usual 224 x 224
     calibration: for 8 bits, what `conformer_fast.calibrate` returned, or the images that it is to measure: batches (B,
-               in_channels, H, W), normalised
+               in_channels, H, W), normalized
 
     On CUDA it runs on the GPU that `model` is on, else on the current one; images must be on that GPU, results are.
 
@@ -141,17 +141,17 @@ class CompiledConformer(FastConformer):
             )
         precision = self.settings.precision
         if self.settings.profile:
-            from ..engines.tensorrt.flavors import get_flavour
+            from ..engines.tensorrt.flavors import get_flavor
             from .build import write_engine
 
             with torch.cuda.device(self.device):
-                profiles, flavour = [self.settings.profile], get_flavour()
+                profiles, flavor = [self.settings.profile], get_flavor()
                 return write_engine(
                     folder,
                     self._source,
                     precision=precision,
                     profiles=profiles,
-                    flavour=flavour,
+                    flavor=flavor,
                     calibration=self.settings.quantization,
                     key=key,
                     labels=labels,
@@ -186,15 +186,15 @@ class CompiledConformer(FastConformer):
 
     def _tensorrt_engine(self, outputs: Sequence[str], profile: Profile) -> Engine:
         from ..engines.tensorrt.engine import TensorRTEngine
-        from ..engines.tensorrt.flavors import get_flavour
+        from ..engines.tensorrt.flavors import get_flavor
         from ..model.shapes import check_profiles
         from .build import plan_of
 
         check_profiles([profile], self.config, self.pad)
-        flavour, model = get_flavour(), fuse(self.reference).with_outputs(outputs)
+        flavor, model = get_flavor(), fuse(self.reference).with_outputs(outputs)
         with torch.cuda.device(self.device):
-            plan = plan_of(model, self.settings.precision, profile, flavour, self.settings.quantization)
-        return TensorRTEngine(plan, flavour, outputs, self.device)
+            plan = plan_of(model, self.settings.precision, profile, flavor, self.settings.quantization)
+        return TensorRTEngine(plan, flavor, outputs, self.device)
 
     def _for_gpu(self, outputs: Sequence[str]) -> InferenceConformer:
         dtype = DTYPES.get(self.settings.precision, torch.float16)

@@ -44,7 +44,7 @@ from ..version import __version__
 
 if TYPE_CHECKING:
     from ..engines.openvino.engine import OpenVINOEngine
-    from ..engines.tensorrt.flavors import Flavour
+    from ..engines.tensorrt.flavors import Flavor
     from ..verification.verify import Report
 
 
@@ -199,7 +199,7 @@ def write_tensorrt_bundle(
     precision: str,
     precisions: Mapping[str, str],
     profiles: Sequence[Profile],
-    flavour: Flavour,
+    flavor: Flavor,
     targets: Sequence[str],
     weights: str,
     onnx: str,
@@ -227,7 +227,7 @@ def write_tensorrt_bundle(
         precision=precision,
         precisions=precisions,
         profiles=tuple(profiles),
-        runtime={"flavour": flavour.name, "version": flavour.version, "targets": list(targets), "gpu": gpu or ""},
+        runtime={"flavor": flavor.name, "version": flavor.version, "targets": list(targets), "gpu": gpu or ""},
         sha256={"weights": weights, "onnx": onnx},
         rebuild=rebuild,
         measured=measured,
@@ -281,7 +281,7 @@ def _preprocessing() -> dict[str, Any]:
     return {
         "resize": "short edge to int(256 / 224 * size)",
         "interpolation": "Pillow's bicubic",
-        "crop": "centre, size x size",
+        "crop": "center, size x size",
         "scale": "1 / 255",
         "mean": list(MEAN),
         "std": list(STD),
@@ -332,15 +332,15 @@ def _triton_device(manifest: Manifest) -> str:
 
 
 def _tensorrt_device(manifest: Manifest) -> str:
-    from ..engines.tensorrt.flavors import get_flavour, gpu_target
+    from ..engines.tensorrt.flavors import get_flavor, gpu_target
 
     needed = manifest.runtime
     try:
-        flavour = get_flavour(needed["flavour"])
+        flavor = get_flavor(needed["flavor"])
     except (BackendError, ValueError) as error:
-        raise EngineMismatchError("flavour", needed["flavour"], f"not usable: {error}", manifest.rebuild) from error
-    if _release(flavour.version) != _release(needed["version"]):
-        raise EngineMismatchError("version", needed["version"], flavour.version, manifest.rebuild)
+        raise EngineMismatchError("flavor", needed["flavor"], f"not usable: {error}", manifest.rebuild) from error
+    if _release(flavor.version) != _release(needed["version"]):
+        raise EngineMismatchError("version", needed["version"], flavor.version, manifest.rebuild)
     target = gpu_target()
     if target not in needed["targets"]:
         expected = f"one of {', '.join(map(str, needed['targets']))}"
@@ -434,16 +434,16 @@ def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Inferenc
 
 def _tensorrt_engine(bundle: Bundle, device: torch.device, key: bytes | None) -> Engine:
     from ..engines.tensorrt.engine import TensorRTEngine
-    from ..engines.tensorrt.flavors import get_flavour
+    from ..engines.tensorrt.flavors import get_flavor
     from ..engines.tensorrt.kernel_cache import RuntimeCacheFile
     from ..errors import EngineError
 
     manifest = bundle.manifest
-    flavour = get_flavour(manifest.runtime["flavour"])
-    keep = flavour.has_runtime_cache and (key is not None or not bundle.signed)
+    flavor = get_flavor(manifest.runtime["flavor"])
+    keep = flavor.has_runtime_cache and (key is not None or not bundle.signed)
     kept = RuntimeCacheFile(bundle.folder, key) if keep else None
     try:
-        return TensorRTEngine(bundle.read(PLAN), flavour, manifest.outputs, device, kept)
+        return TensorRTEngine(bundle.read(PLAN), flavor, manifest.outputs, device, kept)
     except EngineError as error:
         raise BundleError(
             f"{bundle.folder / PLAN} cannot be loaded: {error}; make it again: {manifest.rebuild}"

@@ -1,7 +1,7 @@
 """A bundle as a model of NVIDIA Triton Inference Server (no relation to the language of our kernels).
 
 The server wants folder/<model>/config.pbtxt and folder/<model>/1/model.plan. What clients send and get is the engine's:
-"images", fp32 and normalised, and its outputs. Requests that wait are batched, up to the engine's largest batch.
+"images", fp32 and normalized, and its outputs. Requests that wait are batched, up to the engine's largest batch.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def write_model(
         raise ValueError(f"instances must be at least 1, got {instances}")
     read = read_bundle(bundle, key)
     manifest = read.manifest
-    kind = manifest.runtime.get("flavour", manifest.backend)
+    kind = manifest.runtime.get("flavor", manifest.backend)
     if kind != "tensorrt":
         raise BundleError(
             f"{bundle} holds an engine for {kind}, and the server's TensorRT backend reads those of TensorRT only: "
-            f"build one with --flavour tensorrt on a machine with the GPU"
+            f"build one with --flavor tensorrt on a machine with the GPU"
         )
     batches = _batches(manifest.profiles)
     if len(batches) > 1:

@@ -1,1 +1,1 @@
-"""How often an engine is right on labelled pictures."""
+"""How often an engine is right on labeled pictures."""

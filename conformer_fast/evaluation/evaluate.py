@@ -1,4 +1,4 @@
-"""evaluate(): how often a compiled model is right on labelled pictures, beside its reference in the same pass.
+"""evaluate(): how often a compiled model is right on labeled pictures, beside its reference in the same pass.
 
 Pictures are decoded by several processes and come back in the data set's order, in batches that its order alone
 decides, so the result depends neither on the number of processes nor on interruptions. Of equal scores the class of the
@@ -54,7 +54,7 @@ def evaluate(
     resume: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Runs `fast` on labelled pictures, by the published preprocessing, and counts how often it is right.
+    """Runs `fast` on labeled pictures, by the published preprocessing, and counts how often it is right.
 
     data:         what `open_dataset` takes, or has returned
     reference:    also run this model, in fp32 on the same batches; `fast.reference` of a compiled model

@@ -8,7 +8,7 @@
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
 6. Only the class row of the last token norm is computed.
 7. Both heads are one operation.
-8. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`equalised`).
+8. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`smoothed`).
 
 The result is a plain module of operators (ops.py) on channels-last maps. Its weights are buffers: nothing trains here.
 """
@@ -99,14 +99,14 @@ class InferenceConformer(nn.Module):
         return self
 
     @property
-    def quantisable(self) -> tuple[str, ...]:
+    def quantizable(self) -> tuple[str, ...]:
         """The names of the products that `quantized` takes: all but the heads'."""
         outside = getattr(self, "conv_head", None), getattr(self, "trans_head", None)
         return tuple(name for name, part in self.named_modules() if isinstance(part, Weights) and part not in outside)
 
-    def equalised(self, factors: Mapping[str, Sequence[float]]) -> InferenceConformer:
+    def smoothed(self, factors: Mapping[str, Sequence[float]]) -> InferenceConformer:
         """An equal copy, up to rounding: what a product reads from its layer norm is divided by its factors, one for
-        each channel, and its weight is multiplied by them (equalise.py).
+        each channel, and its weight is multiplied by them (smoothquant.py).
 
         factors: by the product's name, "trans_1.qkv" or "trans_1.fc1"
 
@@ -115,17 +115,17 @@ class InferenceConformer(nn.Module):
         other = copy.deepcopy(self)
         for name, values in factors.items():
             owner, _, product = name.rpartition(".")
-            block = other.get_submodule(owner) if name in self.quantisable else None
+            block = other.get_submodule(owner) if name in self.quantizable else None
             if product not in READ_A_NORM or not isinstance(block, InferenceTransformer):
                 raise ValueError(
-                    f"equalised: {name} is no product that reads a layer norm; were the factors made for another model?"
+                    f"smoothed: {name} is no product that reads a layer norm; were the factors made for another model?"
                 )
             if len(values) != self.config.embed_dim or not all(0 < value < math.inf for value in values):
                 raise ValueError(
-                    f"equalised: {name} takes {self.config.embed_dim} positive factors, got {len(values)} of which the "
+                    f"smoothed: {name} takes {self.config.embed_dim} positive factors, got {len(values)} of which the "
                     f"least is {min(values, default=0)}; were they made for another model?"
                 )
-            block.equalise(product, torch.tensor(values, dtype=torch.float64, device=self.cls_token.device))
+            block.smooth(product, torch.tensor(values, dtype=torch.float64, device=self.cls_token.device))
         return other
 
     def quantized(self, quantization: Quantization) -> InferenceConformer:
@@ -136,7 +136,7 @@ class InferenceConformer(nn.Module):
 
         Raises ValueError for ranges of products that the model does not have, or has in 8 bits already.
         """
-        names = self.quantisable
+        names = self.quantizable
         adding = [name for name in names if name.endswith(".conv3")]
         unknown = set(quantization.ranges) - {*names, *map(addend_of, adding)}
         if unknown:
@@ -144,10 +144,10 @@ class InferenceConformer(nn.Module):
                 f"quantized: the model has no products {sorted(unknown)}; were the ranges measured on another one? "
                 f"It has {', '.join(names)}"
             )
-        other = self.equalised(quantization.equalisation)
+        other = self.smoothed(quantization.smoothing)
         for name, part in other.named_modules():
             if name in quantization.ranges and isinstance(part, Weights):
-                part.quantise(name, quantization)
+                part.quantize(name, quantization)
         return other
 
     @property
@@ -210,7 +210,7 @@ class Weights(nn.Module):
         """The operators' keywords of a product in 8 bits: "input_scale", "weight_scale" and maybe "addend_scale"."""
         return {name: self.get_buffer(name) for name in self._scales}
 
-    def quantise(self, name: str, quantization: Quantization) -> None:
+    def quantize(self, name: str, quantization: Quantization) -> None:
         """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ValueError if it is already."""
         if self._scales:
             raise ValueError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
@@ -294,7 +294,7 @@ class InferenceTransformer(nn.Module):
         hidden = ops.linear(tokens, *self.fc1(), True, None, *self.norm2(), **self.fc1.scales())
         return ops.linear(hidden, *self.fc2(), residual=tokens, **self.fc2.scales())
 
-    def equalise(self, product: str, factors: Tensor) -> None:
+    def smooth(self, product: str, factors: Tensor) -> None:
         """Divides what "qkv" or "fc1" reads from its norm by the factors (C,), and multiplies its weight by them."""
         norm, weights = (self.norm1, self.qkv) if product == "qkv" else (self.norm2, self.fc1)
         norm.weight = nn.Buffer((norm.weight / factors).to(norm.weight.dtype))

@@ -1,8 +1,8 @@
-"""Symmetric 8-bit quantisation: which numbers stand for a product's weight and for its input.
+"""Symmetric 8-bit quantization: which numbers stand for a product's weight and for its input.
 
 A value x is stored as round(x / scale) in INT8, or as x / scale in FP8 (E4M3), with scale = range / (largest stored
 number). Weights have a scale for each output channel, activations one for all; biases stay as they are. The heads,
-attention's own two products, softmax, layer norms and residual tokens are not quantised: they feel rounding most, and
+attention's own two products, softmax, layer norms and residual tokens are not quantized: they feel rounding most, and
 are 0.4 % (small-p32) to 7 % (tiny-p16) of all products.
 
 In FP8 `calibrate` leaves out the stem and the first bottleneck too. Its numbers have 4 significant bits, and all that
@@ -41,24 +41,24 @@ SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less th
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model's products are quantised, as `conformer_fast.calibrate` measures it.
+    """How a model's products are quantized, as `conformer_fast.calibrate` measures it.
 
     precision:    "int8" or "fp8"
     ranges:       the magnitude that 8 bits cover of each product's input, by the product's name; a product that is not
-                  there is not quantised
-    equalisation: factors between layer norms and their products, applied first (`InferenceConformer.equalised`)
+                  there is not quantized
+    smoothing: factors between layer norms and their products, applied first (`InferenceConformer.smoothed`)
     origin:       how it was measured, as JSON values; nothing is computed from it
     """
 
     precision: str
     ranges: Mapping[str, float]
-    equalisation: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def digest(self) -> str:
         """The sha256 of everything that is computed from."""
-        values = self.precision, sorted(self.ranges.items()), sorted(self.equalisation.items())
+        values = self.precision, sorted(self.ranges.items()), sorted(self.smoothing.items())
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     @property
@@ -120,21 +120,21 @@ def load_quantization(file: str | os.PathLike[str]) -> Quantization:
     found = values.get("format") if isinstance(values, dict) else None
     if found != FORMAT:
         raise ValueError(
-            f"{file} is no quantisation: its format is {found!r}, not {FORMAT!r}; "
+            f"{file} is no quantization: its format is {found!r}, not {FORMAT!r}; "
             f"`conformer-fast calibrate -o` writes such files"
         )
     try:
         return _quantization(values)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is a damaged quantisation ({error!r}); calibrate again") from error
+        raise ValueError(f"{file} is a damaged quantization ({error!r}); calibrate again") from error
 
 
 def _quantization(values: dict[str, Any]) -> Quantization:
     if values["precision"] not in FORMATS:
         raise ValueError(f"precision {values['precision']!r} is none of {', '.join(FORMATS)}")
     ranges = {name: _number(value) for name, value in values["ranges"].items()}
-    equalisation = {name: tuple(map(_number, factors)) for name, factors in values["equalisation"].items()}
-    return Quantization(values["precision"], ranges, equalisation, dict(values["origin"]))
+    smoothing = {name: tuple(map(_number, factors)) for name, factors in values["smoothing"].items()}
+    return Quantization(values["precision"], ranges, smoothing, dict(values["origin"]))
 
 
 def _number(value: Any) -> float:

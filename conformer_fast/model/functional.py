@@ -208,7 +208,7 @@ def fcu_up(
 def pool(
     feature_map: Tensor, tokens: Tensor, norm_weight: Tensor, norm_bias: Tensor, norm_eps: float
 ) -> tuple[Tensor, Tensor]:
-    """What the two heads read: the map's mean (B, K) and the normalised class token (B, C)."""
+    """What the two heads read: the map's mean (B, K) and the normalized class token (B, C)."""
     class_token = F.layer_norm(tokens[:, 0], tokens.shape[-1:], norm_weight, norm_bias, norm_eps)
     return feature_map.mean((1, 2)), class_token
 

@@ -190,7 +190,7 @@ class Conformer(nn.Module):
             self.trans_norm = nn.LayerNorm(config.embed_dim)
             self.trans_cls_head = nn.Linear(config.embed_dim, config.num_classes)
             self.conv_cls_head = nn.Linear(config.map_channels(config.depth), config.num_classes)
-        self.apply(_initialise)
+        self.apply(_initialize)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor) -> ConformerOutput | ConformerFeatures:
@@ -227,7 +227,7 @@ class Conformer(nn.Module):
         return ConformerOutput(self.conv_cls_head(pooled), self.trans_cls_head(class_token))
 
     def pool(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads read: the map's mean (B, K) and the normalised class token (B, C)."""
+        """What the heads read: the map's mean (B, K) and the normalized class token (B, C)."""
         return feature_map.mean((-2, -1)), self.trans_norm(tokens)[:, 0]
 
 
@@ -247,7 +247,7 @@ def concat_class_token(class_token: Tensor, patch_tokens: Tensor) -> Tensor:
     return torch.cat([class_token.expand(patch_tokens.shape[0], -1, -1), patch_tokens], dim=1)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """The paper's starting values: truncated normal for products, Kaiming for convolutions, zero for biases."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,9 +1,9 @@
 """From an image file to the network's input, exactly as in the published evaluation.
 
-Decode to RGB; short edge to int(256 / 224 * size) with Pillow's bicubic filter; centre crop of size x size; then
+Decode to RGB; short edge to int(256 / 224 * size) with Pillow's bicubic filter; center crop of size x size; then
 x[c] = (pixel[c] / 255 - MEAN[c]) / STD[c]. EXIF orientation is ignored, as the official loader ignores it.
-Modes other than RGB become RGB as Pillow converts them, so transparency is dropped. Two exceptions: of 16-bit grey
-the high byte counts, where Pillow would clip to white, and 32-bit grey (modes I and F), whose range is unknown, is
+Modes other than RGB become RGB as Pillow converts them, so transparency is dropped. Two exceptions: of 16-bit gray
+the high byte counts, where Pillow would clip to white, and 32-bit gray (modes I and F), whose range is unknown, is
 refused. docs/images.md lists every case.
 
 Pillow decodes. The rest is done by the extension of csrc/, in one go and for the cropped window only, bit for bit as
@@ -95,7 +95,7 @@ def preprocess_batch(
 ) -> Tensor:
     """B pictures as the network's input: (B, 3, size, size).
 
-    dtype:         float32, or float16 or bfloat16, rounded to nearest; uint8 gives the pixels before normalisation.
+    dtype:         float32, or float16 or bfloat16, rounded to nearest; uint8 gives the pixels before normalization.
     channels_last: in PyTorch's memory format of that name, as convolutions on a GPU want it.
     threads:       at most so many; PyTorch's number if None. The result does not depend on it.
 
@@ -135,7 +135,7 @@ def load_batch(paths: Sequence[str | os.PathLike[str]], size: int = 224, *, thre
 
 
 def image_path() -> str:
-    """What resizes and normalises pictures here, in words."""
+    """What resizes and normalizes pictures here, in words."""
     if _C is None:
         failed = f" ({_FAILED})" if _FAILED else ""
         return f"Pillow and PyTorch: the extension was not built{failed}, which is slower and gives the same numbers"
@@ -156,7 +156,7 @@ def cut_of(image: Image.Image, size: int) -> Cut:
         image if image.mode == "RGB" else _to_rgb(image),
         width,
         height,
-        round((width - size) / 2.0),  # a half goes to the even neighbour
+        round((width - size) / 2.0),  # a half goes to the even neighbor
         round((height - size) / 2.0),
         _vertical_first(*image.size, width, height),
     )
@@ -177,10 +177,10 @@ def cuts_of(images: Sequence[Image.Image], size: int) -> list[Cut]:
 def level_values(dtype: torch.dtype) -> Tensor:
     """(3, 256): what each of the levels 0 ... 255 of each channel becomes."""
     levels = torch.arange(256, dtype=torch.uint8, device="cpu").expand(3, 1, 256)
-    return _normalise(levels, dtype).reshape(3, 256)
+    return _normalize(levels, dtype).reshape(3, 256)
 
 
-def _normalise(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+def _normalize(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """(3, H, W) of uint8 -> the same in `dtype`, computed in float32 and rounded once."""
     mean, std = (torch.tensor(values, device="cpu").view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels.float() / 255 - mean) / std).to(dtype)
@@ -203,7 +203,7 @@ def _fill(out: Tensor, cuts: Sequence[Cut], threads: int) -> None:
             resized = cut.image.resize((cut.width, cut.height), Image.Resampling.BICUBIC)
             window = resized.crop((cut.left, cut.top, cut.left + size, cut.top + size))
             pixels = torch.from_numpy(np.array(window)).permute(2, 0, 1)  # (3, size, size)
-            result.copy_(pixels if out.dtype == torch.uint8 else _normalise(pixels, out.dtype))
+            result.copy_(pixels if out.dtype == torch.uint8 else _normalize(pixels, out.dtype))
         return
     pictures = [(_memory(cut.image), cut.image.width, cut.image.height, *cut[1:]) for cut in cuts]
     channels_last = not out.is_contiguous()
@@ -287,7 +287,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         high_byte = (np.asarray(image) >> 8).astype(np.uint8)
         return Image.fromarray(high_byte).convert("RGB")
     if image.mode == "P":
-        image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns of transparency
+        image = image.convert("RGBA")  # the same colors; straight to RGB, Pillow warns of transparency
     try:
         return image.convert("RGB")
     except ValueError as error:

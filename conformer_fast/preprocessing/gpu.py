@@ -1,7 +1,7 @@
-"""preprocess_batch() on a GPU: Pillow decodes on the CPU, our kernel resizes, crops and normalises.
+"""preprocess_batch() on a GPU: Pillow decodes on the CPU, our kernel resizes, crops and normalizes.
 
 The weights are computed here, in NumPy, operation for operation as csrc/coefficients.cpp does, and the sums are of
-integers: the pixels before normalisation equal the CPU's to the last bit, and so do the normalised values, which are
+integers: the pixels before normalization equal the CPU's to the last bit, and so do the normalized values, which are
 looked up.
 """
 
@@ -31,7 +31,7 @@ def preprocess_on_gpu(
 ) -> Tensor:
     """B pictures as the network's input: (B, 3, size, size) on `device`, in memory format channels_last.
 
-    dtype: float32, float16 or bfloat16; uint8 gives the pixels before normalisation. Equals preprocess_batch().
+    dtype: float32, float16 or bfloat16; uint8 gives the pixels before normalization. Equals preprocess_batch().
 
     Raises ImageError as preprocess_batch() does, ValueError for no pictures, a size that is not positive, or another
     dtype or device, ImportError without Triton.
@@ -103,11 +103,11 @@ def _axis(length: int, new_length: int, first: int, size: int) -> _Axis:
     scale = float(np.float32(length)) / new_length  # Pillow's box is of floats
     stretch = max(scale, 1.0)
     support, inverse = 2.0 * stretch, 1.0 / stretch
-    centres = (index + 0.5) * scale
-    starts = np.maximum(centres - support + 0.5, 0.0).astype(np.int64)
-    stops = np.minimum(centres + support + 0.5, length).astype(np.int64)
+    centers = (index + 0.5) * scale
+    starts = np.maximum(centers - support + 0.5, 0.0).astype(np.int64)
+    stops = np.minimum(centers + support + 0.5, length).astype(np.int64)
     taken = np.arange((stops - starts).max())[:, None] + starts  # (taps, size)
-    weights = np.where(taken < stops, _keys_cubic((taken - centres + 0.5) * inverse), 0.0)
+    weights = np.where(taken < stops, _keys_cubic((taken - centers + 0.5) * inverse), 0.0)
     total = np.add.accumulate(weights)[-1]  # in order, as rounding depends on it
     weights = np.divide(weights, total, where=total != 0.0, out=weights)
     scaled = weights * (1 << PRECISION_BITS)

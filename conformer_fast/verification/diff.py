@@ -1,7 +1,7 @@
 """Where error comes in: the same images through every implementation, compared inside the network as well.
 
 Each precision has PyTorch's own run first, which is what the others are judged by: the reference model in that
-precision, or in 8 bits the quantised inference model. All are compared with the reference in float64.
+precision, or in 8 bits the quantized inference model. All are compared with the reference in float64.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Diff:
-    """images (count), height and width: what it was measured on. columns: those of a precision are neighbours, and
+    """images (count), height and width: what it was measured on. columns: those of a precision are neighbors, and
     PyTorch's own run, "reference", is the first of them."""
 
     images: int
@@ -150,12 +150,12 @@ def diff(
     """Runs images (B, in_channels, H, W) through each implementation and compares all of them.
 
     model:       what `compile` takes. It is not changed.
-    images:      on the CPU; normalised, or uint8 pixels
+    images:      on the CPU; normalized, or uint8 pixels
     run:         pairs of implementation and precision. "kernels" are the Triton kernels, on the GPU or else in Triton's
                  interpreter, for which TRITON_INTERPRET=1 must be set before anything imports them; "onnxruntime" runs
                  the exported graph as it is written; "engine" is what `compile` takes here, other backends go by their
                  names. "reference" is PyTorch, which runs in any case.
-    calibration: how "int8" or "fp8" quantise, or batches of images from which their ranges are measured
+    calibration: how "int8" or "fp8" quantize, or batches of images from which their ranges are measured
 
     What cannot run here is in the result with the reason. Raises ValueError for unknown names, for a calibration that
     does not fit the precisions, and what `compile` raises for a wrong model or wrong images.
@@ -209,7 +209,7 @@ def _check(pairs: Sequence[tuple[str, str]]) -> None:
 def _quantizations(
     reference: Conformer, precisions: Iterable[str], calibration: Quantization | Iterable[Tensor] | None
 ) -> dict[str, Quantization]:
-    """How to quantise for each of the precisions that need it."""
+    """How to quantize for each of the precisions that need it."""
     in_8_bits = [precision for precision in precisions if precision not in DTYPES]
     if calibration is not None and not in_8_bits:
         raise ValueError("calibration is for int8 and fp8; leave it out, or compare one of them too")

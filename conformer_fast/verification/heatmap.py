@@ -1,7 +1,7 @@
 """A Diff as a picture: one SVG of SQNR by block, implementation and precision.
 
-Each cell is a number on its colour. The colours are those of matplotlib's viridis (van der Walt and Smith), whose
-lightness rises evenly, so that they keep their order for people with a colour-vision deficiency and in grey. Their
+Each cell is a number on its color. The colors are those of matplotlib's viridis (van der Walt and Smith), whose
+lightness rises evenly, so that they keep their order for people with a color-vision deficiency and in gray. Their
 scale is the same in each picture, so that two can be compared. What is over its bound has a frame; what did not run is
 hatched.
 """
@@ -17,10 +17,10 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from .diff import Column, Diff
 
-Colour = tuple[float, float, float]  # red, green and blue, 0 to 1
+Color = tuple[float, float, float]  # red, green and blue, 0 to 1
 
-COLOURS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
-HIGHEST = 80.0  # dB: the last colour, and of all above; the first is of 0 and all below
+COLORS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+HIGHEST = 80.0  # dB: the last color, and of all above; the first is of 0 and all below
 INK, PAPER = "#000000", "#ffffff"
 WIDTH, HEIGHT = 84, 19  # of a cell with the line around it, in pixels
 BETWEEN_BLOCKS, BETWEEN_PRECISIONS = 4, 12
@@ -46,24 +46,24 @@ def svg(diff: Diff, title: str = "SQNR against the reference in float64") -> str
     return canvas.written(bottom)
 
 
-def colour_of(sqnr_db: float) -> Colour:
-    """The colour of an SQNR."""
-    place = min(max(sqnr_db / HIGHEST, 0.0), 1.0) * (len(COLOURS) - 1)
-    below = min(int(place), len(COLOURS) - 2)
+def color_of(sqnr_db: float) -> Color:
+    """The color of an SQNR."""
+    place = min(max(sqnr_db / HIGHEST, 0.0), 1.0) * (len(COLORS) - 1)
+    below = min(int(place), len(COLORS) - 2)
     red, green, blue = (
         low + (high - low) * (place - below)
-        for low, high in zip(_rgb(COLOURS[below]), _rgb(COLOURS[below + 1]), strict=True)
+        for low, high in zip(_rgb(COLORS[below]), _rgb(COLORS[below + 1]), strict=True)
     )
     return red, green, blue
 
 
-def ink_on(colour: Colour) -> str:
+def ink_on(color: Color) -> str:
     """Black or white: what has more contrast."""
-    return max((INK, PAPER), key=lambda ink: contrast(_rgb(ink), colour))
+    return max((INK, PAPER), key=lambda ink: contrast(_rgb(ink), color))
 
 
-def contrast(one: Colour, other: Colour) -> float:
-    """The contrast ratio of two colours, from 1 to 21 (WCAG 2.2, definitions of contrast ratio, relative luminance)."""
+def contrast(one: Color, other: Color) -> float:
+    """The contrast ratio of two colors, from 1 to 21 (WCAG 2.2, definitions of contrast ratio, relative luminance)."""
     darker, lighter = sorted(map(_luminance, (one, other)))
     return (lighter + 0.05) / (darker + 0.05)
 
@@ -81,24 +81,24 @@ class _Canvas:
         return ElementTree.SubElement(self._root, element, named)
 
     def define(self) -> None:
-        """The hatching of what did not run, and the legend's colours."""
+        """The hatching of what did not run, and the legend's colors."""
         definitions = self.add("defs")
         hatching = {"id": "hatching", "width": "6", "height": "6", "patternUnits": "userSpaceOnUse"}
         pattern = ElementTree.SubElement(definitions, "pattern", hatching)
         ElementTree.SubElement(pattern, "path", {"d": "M0 6L6 0", "stroke": "#999999"})
         scale = ElementTree.SubElement(definitions, "linearGradient", {"id": "scale"})
-        for index, colour in enumerate(COLOURS):
-            stop = {"offset": f"{index / (len(COLOURS) - 1):.4f}", "stop-color": colour}
+        for index, color in enumerate(COLORS):
+            stop = {"offset": f"{index / (len(COLORS) - 1):.4f}", "stop-color": color}
             ElementTree.SubElement(scale, "stop", stop)
 
     def rectangle(self, x: float, y: float, width: float, height: float, fill: str) -> ElementTree.Element:
         return self.add("rect", x=x, y=y, width=width, height=height, fill=fill)
 
     def frame(self, x: float, y: float, width: float, height: float) -> None:
-        """Black on white, so that it stands out on every colour."""
-        for thickness, colour in ((4, PAPER), (2, INK)):
+        """Black on white, so that it stands out on every color."""
+        for thickness, color in ((4, PAPER), (2, INK)):
             inner = self.rectangle(x + 2, y + 2, width - 4, height - 4, "none")
-            inner.set("stroke", colour)
+            inner.set("stroke", color)
             inner.set("stroke-width", str(thickness))
 
     def text(
@@ -148,14 +148,14 @@ def _cell(canvas: _Canvas, column: Column, name: str, x: float, y: float) -> Non
         canvas.rectangle(x, y, WIDTH - 1, HEIGHT - 1, "url(#hatching)")
         return
     known = not math.isnan(row.sqnr_db)
-    colour = colour_of(row.sqnr_db) if known else _rgb(PAPER)
-    cell = canvas.rectangle(x, y, WIDTH - 1, HEIGHT - 1, _hex(colour))
+    color = color_of(row.sqnr_db) if known else _rgb(PAPER)
+    cell = canvas.rectangle(x, y, WIDTH - 1, HEIGHT - 1, _hex(color))
     tip = f"{name}, {column.implementation} {column.precision}: error {row.error:.2g}, bound {row.bound:.2g}"
     ElementTree.SubElement(cell, "title").text = tip
     if not row.within:
         canvas.frame(x, y, WIDTH - 1, HEIGHT - 1)
     words = f"{row.sqnr_db:.1f}" if known else "not finite"
-    canvas.text(x + WIDTH / 2, y + HEIGHT - 5, words, anchor="middle", ink=ink_on(colour))
+    canvas.text(x + WIDTH / 2, y + HEIGHT - 5, words, anchor="middle", ink=ink_on(color))
 
 
 def _legend(canvas: _Canvas, y: int) -> int:
@@ -191,15 +191,15 @@ def _printable(text: str) -> str:
     return re.sub(f"[^{allowed}]+", " ", text)
 
 
-def _rgb(colour: str) -> Colour:
-    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+def _rgb(color: str) -> Color:
+    red, green, blue = (int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
     return red, green, blue
 
 
-def _hex(colour: Colour) -> str:
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colour)
+def _hex(color: Color) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in color)
 
 
-def _luminance(colour: Colour) -> float:
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour)
+def _luminance(color: Color) -> float:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -35,7 +35,7 @@ INTERPRET = "TRITON_INTERPRET"
 @dataclass(frozen=True)
 class Job:
     """What is to be computed for images (B, in_channels, H, W) on the CPU, of an fp32 reference model: what it returns,
-    `results`, and `inside` (names of InferenceConformer.outputs); how to quantise it, by precision."""
+    `results`, and `inside` (names of InferenceConformer.outputs); how to quantize it, by precision."""
 
     reference: Conformer
     images: Tensor
@@ -134,7 +134,7 @@ def _onnx_runtime(job: Job, precision: str) -> Ran:
     from ..engines.onnx.runtime import run_graph
 
     values = run_graph(graph, job.images, job.names)
-    return Ran("onnxruntime", "the exported graph, not optimised", _by_name(job.names, values))
+    return Ran("onnxruntime", "the exported graph, not optimized", _by_name(job.names, values))
 
 
 def _engine(backend: str, job: Job, precision: str) -> Ran:

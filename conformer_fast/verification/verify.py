@@ -2,7 +2,7 @@
 
 The measure is taken against the reference in float64. The bound is not a number picked by hand: the compiled model may
 err twice as much as PyTorch's own run of the reference in the same precision, plus a floor for values on which that
-happens to be exact. PyTorch computes in 8 bits too: the inference model, quantised with the same scales, run by
+happens to be exact. PyTorch computes in 8 bits too: the inference model, quantized with the same scales, run by
 functional.py among fp32.
 """
 
@@ -155,13 +155,13 @@ def exact_outputs(reference: Conformer, images: Tensor, names: Sequence[str]) ->
 def eager_outputs(
     reference: Conformer, images: Tensor, names: Sequence[str], precision: str, quantization: Quantization | None = None
 ) -> dict[str, Tensor]:
-    """What PyTorch computes in `precision`, by name: the reference's values, or in 8 bits those of the quantised
-    inference model on the CPU. Nothing for 8 bits without a quantisation.
+    """What PyTorch computes in `precision`, by name: the reference's values, or in 8 bits those of the quantized
+    inference model on the CPU. Nothing for 8 bits without a quantization.
 
     Raises ValueError when `quantization` is for another precision.
     """
     if quantization and quantization.precision != precision:
-        raise ValueError(f"the model runs in {precision}, its quantisation is for {quantization.precision}")
+        raise ValueError(f"the model runs in {precision}, its quantization is for {quantization.precision}")
     if precision in DTYPES:
         return _run(reference, DTYPES[precision], images, names)
     return _simulated(reference, images, names, quantization) if quantization else {}

@@ -1,8 +1,8 @@
 """The CPU engine: the inference graph compiled by OpenVINO.
 
 One engine is built for one image size and runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over streams
-that each run whole images on their share of the cores. That costs no synchronisation inside an image and keeps its maps
-in the caches, so it is faster than one wide batch, and an image's result does not depend on its neighbours. Maps in 8
+that each run whole images on their share of the cores. That costs no synchronization inside an image and keeps its maps
+in the caches, so it is faster than one wide batch, and an image's result does not depend on its neighbors. Maps in 8
 bits are small enough for several images at once, which share what each operation and each weight costs.
 
 The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,

@@ -26,12 +26,12 @@ from conformer_fast.errors import EngineError, GPUMemoryError
 from conformer_fast.model.shapes import Profile
 
 from ..triton.graphs import OUT_OF_MEMORY, RECORDING, bucket
-from .flavors import Flavour, Log
+from .flavors import Flavor, Log
 from .kernel_cache import RuntimeCacheFile, digest_of
 
 IMAGES = "images"  # the plan's only input
 SHAPES_KEPT = 32  # of one lane; then the least recently used is dropped
-CACHE_WRITES = 32  # of one engine, so that one whose kernels serialise to other bytes each time does not write for ever
+CACHE_WRITES = 32  # of one engine, so that one whose kernels serialize to other bytes each time does not write for ever
 
 Outputs = tuple[Tensor, ...]
 Key = tuple[int, int, int, int]  # profile's index, rows, height, width
@@ -40,8 +40,8 @@ Key = tuple[int, int, int, int]  # profile's index, rows, height, width
 class TensorRTEngine:
     """images (B, in_channels, H, W), on the GPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
 
-    plan:          the built engine. Deserialising it runs native code, so the caller has checked whose bytes these are.
-    flavour:       the TensorRT that runs it
+    plan:          the built engine. Deserializing it runs native code, so the caller has checked whose bytes these are.
+    flavor:       the TensorRT that runs it
     outputs:       which of the plan's outputs to return, in order
     device:        the GPU to run on
     runtime_cache: where TensorRT-RTX's kernels for this GPU are kept; each that is missing is compiled at the first
@@ -56,12 +56,12 @@ class TensorRTEngine:
     def __init__(
         self,
         plan: bytes,
-        flavour: Flavour,
+        flavor: Flavor,
         outputs: Sequence[str],
         device: torch.device,
         runtime_cache: RuntimeCacheFile | None = None,
     ) -> None:
-        self._plan = _Plan(plan, flavour, tuple(outputs), device, runtime_cache)
+        self._plan = _Plan(plan, flavor, tuple(outputs), device, runtime_cache)
         self._idle: list[_Lane] = []
         self._lock = threading.Lock()  # of the list; held for look-ups only
         weakref.finalize(self, _retire, self._idle, self._plan).atexit = False
@@ -93,26 +93,26 @@ class TensorRTEngine:
 
 
 class _Plan:
-    """A deserialised plan, which the lanes share."""
+    """A deserialized plan, which the lanes share."""
 
     def __init__(
         self,
         plan: bytes,
-        flavour: Flavour,
+        flavor: Flavor,
         outputs: tuple[str, ...],
         device: torch.device,
         runtime_cache: RuntimeCacheFile | None,
     ) -> None:
-        log = Log(flavour)
+        log = Log(flavor)
         what = f"cannot load the plan of {len(plan):,} bytes on {device}; build it again for this GPU and version"
-        self.flavour, self.outputs, self.device = flavour, outputs, device
+        self.flavor, self.outputs, self.device = flavor, outputs, device
         with torch.cuda.device(device):
             torch.cuda.empty_cache()  # TensorRT takes its memory from CUDA, not from what PyTorch keeps
             try:
-                runtime = flavour.module.Runtime(log.logger)
+                runtime = flavor.module.Runtime(log.logger)
                 engine = runtime.deserialize_cuda_engine(plan)
             except (RuntimeError, TypeError) as error:
-                raise log.error(f"{flavour} {what}: {error}") from error
+                raise log.error(f"{flavor} {what}: {error}") from error
             self.log = log
             if engine is None:
                 # Now: freed by a garbage collection while TensorRT calls our logger, it would wait for TensorRT's lock.
@@ -124,7 +124,7 @@ class _Plan:
             self.profiles = [self._profile(index) for index in range(engine.num_optimization_profiles)]
             self.scratch_bytes = int(engine.device_memory_size_v2)
             self._cache_file, self._cache_writes, self._kept = runtime_cache, CACHE_WRITES, b""
-            self._kernels = self._read_kernels() if flavour.has_runtime_cache else None
+            self._kernels = self._read_kernels() if flavor.has_runtime_cache else None
 
     def key(self, shape: Sequence[int]) -> Key:
         """What runs images of this shape. Raises ValueError, with the limits, where no profile admits it."""
@@ -140,9 +140,9 @@ class _Plan:
 
     def context(self) -> Any:
         """A new execution context, which has yet to be given its memory."""
-        module = self.flavour.module
+        module = self.flavor.module
         strategy = module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.flavour.captures_graphs_itself:
+        if self.flavor.captures_graphs_itself:
             config = self._runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -162,7 +162,7 @@ class _Plan:
         """Raises EngineError unless `accepted`; torch's OutOfMemoryError if that is what the log says."""
         if accepted:
             return
-        error = self.log.error(f"{self.flavour} {failure}")
+        error = self.log.error(f"{self.flavor} {failure}")
         self.log.messages.clear()  # the next failure has reasons of its own
         if any(sign in str(error) for sign in (*OUT_OF_MEMORY, "OutOfMemory")):
             raise torch.OutOfMemoryError(str(error))
@@ -187,8 +187,8 @@ class _Plan:
         """Writes the kernels compiled so far, if there are new ones and a file for them."""
         if self._kernels is None or self._cache_file is None or not self._cache_writes:
             return
-        serialised = self._kernels.serialize()
-        content = b"" if serialised is None else bytes(serialised)
+        serialized = self._kernels.serialize()
+        content = b"" if serialized is None else bytes(serialized)
         if content and digest_of(content) != self._kept:
             self._cache_writes -= 1
             self._kept = digest_of(content)
@@ -209,7 +209,7 @@ class _Plan:
         return config
 
     def _check_tensors(self) -> None:
-        engine, module = self.engine, self.flavour.module
+        engine, module = self.engine, self.flavor.module
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT]
         self.returned = [name for name in names if name not in inputs]
@@ -252,7 +252,7 @@ class _Lane:
             self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=plan.device)
         # Not the caller's: on the default stream TensorRT waits on the host. PyTorch has 32 streams of each priority
         # and hands them out again and again; those of the higher one record (cuda_graph.py): nothing else does there.
-        self._stream = torch.cuda.Stream(priority=0 if plan.flavour.captures_graphs_itself else -1)
+        self._stream = torch.cuda.Stream(priority=0 if plan.flavor.captures_graphs_itself else -1)
         self._done = torch.cuda.Event()  # the end of the last run, with its outputs copied
 
     def run(self, key: Key, images: Tensor) -> Outputs:
@@ -298,7 +298,7 @@ class _Lane:
         try:
             unknown = context.infer_shapes()
         except RuntimeError as error:
-            raise plan.log.error(f"{plan.flavour} refuses images of shape {shape}: {error}") from error
+            raise plan.log.error(f"{plan.flavor} refuses images of shape {shape}: {error}") from error
         plan.require(not unknown, f"does not know the shape of {', '.join(unknown)} for images of shape {shape}")
         with torch.inference_mode(False):
             images = torch.zeros(shape, dtype=torch.float32, device=plan.device)  # no image fills the spare rows
@@ -310,7 +310,7 @@ class _Lane:
             plan.require(context.set_tensor_address(name, tensor.data_ptr()), f"took no address for {name}")
         self._enqueue(context)  # compiles kernels; TensorRT cannot be recorded before it has run a shape once
         graph = None
-        if plan.flavour.captures_graphs_itself:
+        if plan.flavor.captures_graphs_itself:
             self._enqueue(context)  # with all kernels there, so that it records now, while nobody else does
         else:
             graph = self._record(context)

@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX behind one face.
 
-Both have the same classes, so the builder and the runtime are written once; what differs is a property of `Flavour`.
+Both have the same classes, so the builder and the runtime are written once; what differs is a property of `Flavor`.
 What goes wrong inside TensorRT reaches only its logger, and the call returns None: `Log` keeps it, `EngineError` says
 it.
 """
@@ -29,7 +29,7 @@ ANOTHER_LOGGER = "differs from one already registered"  # a warning that is true
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """One installed TensorRT. name: "tensorrt" or "tensorrt-rtx"; version: as the module gives it."""
 
     name: str
@@ -86,13 +86,13 @@ class Flavour:
         return self.name == "tensorrt-rtx"
 
 
-def get_flavour(name: str = "auto") -> Flavour:
+def get_flavor(name: str = "auto") -> Flavor:
     """The installed TensorRT of that name; "auto": TensorRT if there is one and a GPU, else TensorRT-RTX.
 
     Raises ValueError for an unknown name, BackendError if it is not installed, too old or cannot be imported.
     """
     if name not in ("auto", *TITLES):
-        raise ValueError(f"unknown flavour {name!r} of TensorRT; choose one of {', '.join(('auto', *TITLES))}")
+        raise ValueError(f"unknown flavor {name!r} of TensorRT; choose one of {', '.join(('auto', *TITLES))}")
     modules = {known: _module_name(known) for known in TITLES}
     if name == "auto":
         if not any(modules.values()):
@@ -111,7 +111,7 @@ def get_flavour(name: str = "auto") -> Flavour:
             f"{TITLES[name]} {module.__version__} is too old, {needed} or newer is needed: "
             f'pip install --upgrade "conformer-fast[{name}]"'
         )
-    return Flavour(name, module, module.__version__)
+    return Flavor(name, module, module.__version__)
 
 
 def gpu_target() -> str | None:
@@ -132,10 +132,10 @@ class Log:
     logger: what TensorRT is given; it must outlive what was made with it
     """
 
-    def __init__(self, flavour: Flavour) -> None:
-        _keep_a_logger(flavour)
+    def __init__(self, flavor: Flavor) -> None:
+        _keep_a_logger(flavor)
         self.messages: deque[tuple[str, str]] = deque(maxlen=MESSAGES_KEPT)
-        self.logger = _logger(flavour.module, self.messages)
+        self.logger = _logger(flavor.module, self.messages)
 
     def tail(self) -> str:
         """One line a message, the oldest first; empty if there is none."""
@@ -150,13 +150,13 @@ class Log:
 _keepers: dict[int, tuple[Any, ...]] = {}  # by the module's id
 
 
-def _keep_a_logger(flavour: Flavour) -> None:
+def _keep_a_logger(flavor: Flavor) -> None:
     """TensorRT keeps the first logger it is given for as long as any builder or runtime lives, even once that logger is
     freed. So the first one is never freed, and a runtime keeps it in place."""
-    if id(flavour.module) not in _keepers:
-        logger = _logger(flavour.module, deque(maxlen=0))
+    if id(flavor.module) not in _keepers:
+        logger = _logger(flavor.module, deque(maxlen=0))
         with suppress(RuntimeError, TypeError):  # no usable driver: whoever needs one says so
-            _keepers[id(flavour.module)] = flavour.module, logger, flavour.module.Runtime(logger)
+            _keepers[id(flavor.module)] = flavor.module, logger, flavor.module.Runtime(logger)
 
 
 def _logger(module: ModuleType, messages: deque[tuple[str, str]]) -> Any:
@@ -174,7 +174,7 @@ def _logger(module: ModuleType, messages: deque[tuple[str, str]]) -> Any:
 
 
 def _module_name(name: str) -> str | None:
-    """The Python module that is installed for this flavour."""
+    """The Python module that is installed for this flavor."""
     return next((module for module in MODULES[name] if find_spec(module)), None)
 
 

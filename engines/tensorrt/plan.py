@@ -1,6 +1,6 @@
 """The builder: a typed ONNX graph becomes a TensorRT engine, the bytes of a plan file.
 
-Precision is the graph's own: the network is strongly typed and no builder flag is set. What a flavour cannot do is
+Precision is the graph's own: the network is strongly typed and no builder flag is set. What a flavor cannot do is
 refused by name before any work.
 """
 
@@ -22,11 +22,11 @@ from conformer_fast.model.precision import PRECISIONS
 from conformer_fast.model.shapes import Profile
 
 from . import timing_cache
-from .flavors import Flavour, Log, capability, gpu_target
+from .flavors import Flavor, Log, capability, gpu_target
 
 
 def engine_from_onnx(
-    onnx: bytes, profiles: Sequence[Profile], flavour: Flavour, targets: Sequence[str] = (), precision: str = "fp16"
+    onnx: bytes, profiles: Sequence[Profile], flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16"
 ) -> bytes:
     """The engine of an ONNX graph with one input, images (B, C, H, W), whose B, H and W are free.
 
@@ -37,61 +37,61 @@ def engine_from_onnx(
     Raises what `check_options` raises, EngineError with TensorRT's log if there is no engine in the end, and
     KeyboardInterrupt after Ctrl-C. The GPU's and the builder's memory is free again in any case.
     """
-    check_options(flavour, targets, precision)
+    check_options(flavor, targets, precision)
     if not profiles:
         raise ValueError("an engine needs a profile, which says the shapes that it takes; none was given")
-    log, progress = Log(flavour), _Progress(flavour)
+    log, progress = Log(flavor), _Progress(flavor)
     with progress.shown():
         # Nothing is raised where TensorRT's objects are: a traceback would keep them alive.
-        built = _build(onnx, profiles, flavour, targets, log, progress)
-    if progress.cancelled:
+        built = _build(onnx, profiles, flavor, targets, log, progress)
+    if progress.canceled:
         raise KeyboardInterrupt
     if isinstance(built, str):
-        raise log.error(f"{flavour} built no engine: {built}")
+        raise log.error(f"{flavor} built no engine: {built}")
     return built
 
 
-def check_options(flavour: Flavour, targets: Sequence[str] = (), precision: str = "fp16") -> None:
-    """Refuses what cannot be built: ValueError for a name that does not exist, BackendError for what this flavour or
+def check_options(flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16") -> None:
+    """Refuses what cannot be built: ValueError for a name that does not exist, BackendError for what this flavor or
     this machine cannot do."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    oldest = flavour.oldest.get(precision, 0)
-    too_old = [target for target in targets_of(flavour, targets) if capability(target) < oldest]
+    oldest = flavor.oldest.get(precision, 0)
+    too_old = [target for target in targets_of(flavor, targets) if capability(target) < oldest]
     if too_old:
         raise BackendError(
-            f"precision {precision!r} needs sm{oldest} or newer with {flavour}, and the engine is to run on "
+            f"precision {precision!r} needs sm{oldest} or newer with {flavor}, and the engine is to run on "
             f"{', '.join(too_old)}; choose other targets or another precision"
         )
 
 
-def targets_of(flavour: Flavour, targets: Sequence[str] = ()) -> tuple[str, ...]:
+def targets_of(flavor: Flavor, targets: Sequence[str] = ()) -> tuple[str, ...]:
     """What an engine will be for: `targets` by age and without repeats, else the compute capability of the GPU here.
 
     Raises ValueError for a name that is not like "sm86", BackendError for a target that cannot be built for.
     """
     names = sorted({_target(name) for name in targets}, key=capability)
     here = gpu_target()
-    if not flavour.builds_without_gpu:
+    if not flavor.builds_without_gpu:
         if here is None:
             raise BackendError(
-                f"{flavour} builds on the GPU that the engine is for, and there is no CUDA GPU here; "
+                f"{flavor} builds on the GPU that the engine is for, and there is no CUDA GPU here; "
                 "TensorRT-RTX builds without one"
             )
         if names:
             raise BackendError(
-                f"{flavour} builds for the GPU of this machine only ({here}), not for {', '.join(names)}; "
+                f"{flavor} builds for the GPU of this machine only ({here}), not for {', '.join(names)}; "
                 "leave the targets out, or use TensorRT-RTX"
             )
-    unknown = [name for name in names if name not in flavour.targets]
+    unknown = [name for name in names if name not in flavor.targets]
     if unknown:
-        raise BackendError(f"{flavour} cannot build for {', '.join(unknown)}; it can for {', '.join(flavour.targets)}")
+        raise BackendError(f"{flavor} cannot build for {', '.join(unknown)}; it can for {', '.join(flavor.targets)}")
     if names:
         return tuple(names)
     if here is None:
         raise BackendError(
             "there is no CUDA GPU here to build for: give --target with what the engine is to run on, "
-            f"of {', '.join(flavour.targets)}"
+            f"of {', '.join(flavor.targets)}"
         )
     return (here,)
 
@@ -103,15 +103,15 @@ def _target(name: str) -> str:
 
 
 def _build(
-    onnx: bytes, profiles: Sequence[Profile], flavour: Flavour, targets: Sequence[str], log: Log, progress: _Progress
+    onnx: bytes, profiles: Sequence[Profile], flavor: Flavor, targets: Sequence[str], log: Log, progress: _Progress
 ) -> bytes | str:
     """The plan, or why there is none."""
-    trt = flavour.module
+    trt = flavor.module
     try:
         builder = trt.Builder(log.logger)
     except (RuntimeError, TypeError) as error:  # no usable driver, for instance
         return str(error)
-    network = builder.create_network(flavour.network_flags)
+    network = builder.create_network(flavor.network_flags)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse(onnx):
         return "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
@@ -126,18 +126,18 @@ def _build(
         shapes.set_shape(images.name, *profile.shapes(images.shape[1]))
         if config.add_optimization_profile(shapes) < 0:
             return f"{profile} was refused"
-    if flavour.builds_without_gpu:
-        names = [name.upper() for name in targets_of(flavour, targets)] if targets else ["CURRENT"]
+    if flavor.builds_without_gpu:
+        names = [name.upper() for name in targets_of(flavor, targets)] if targets else ["CURRENT"]
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
             if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
                 return f"compute capability {name} was refused"
-    timings = timing_cache.attach(config, flavour) if flavour.has_timing_cache else None
+    timings = timing_cache.attach(config, flavor) if flavor.has_timing_cache else None
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         return "the build failed"
     if timings is not None:
-        timing_cache.keep(timings, config, flavour)
+        timing_cache.keep(timings, config, flavor)
     return bytes(memoryview(plan))
 
 
@@ -147,9 +147,9 @@ class _Progress:
     TensorRT reports phases inside phases, each with its number of steps; a phase fills one step of the one around it.
     """
 
-    def __init__(self, flavour: Flavour) -> None:
-        self.monitor = _monitor(flavour.module, self)
-        self.cancelled = False
+    def __init__(self, flavor: Flavor) -> None:
+        self.monitor = _monitor(flavor.module, self)
+        self.canceled = False
         self._phases: dict[str, tuple[int, int]] = {}  # steps done and all steps, the outermost phase first
         self._bar: tqdm = tqdm(disable=True)
         self._lock = threading.Lock()  # TensorRT may report from several threads
@@ -170,7 +170,7 @@ class _Progress:
         if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             yield
             return
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "cancelled", True))
+        signal.signal(signal.SIGINT, lambda *_: setattr(self, "canceled", True))
         try:
             yield
         finally:
@@ -187,7 +187,7 @@ class _Progress:
             if phase in self._phases:
                 self._phases[phase] = index + 1, self._phases[phase][1]
                 self._advance()
-        return not self.cancelled
+        return not self.canceled
 
     def finish(self, phase: str) -> None:
         with self._lock:

@@ -42,7 +42,7 @@ def ids(engine) -> str:
 def plans():
     found = {}
     for engine, (plan, row) in zip(
-        ENGINES, engines_report.build(flavors.get_flavour("tensorrt-rtx"), ENGINES), strict=True
+        ENGINES, engines_report.build(flavors.get_flavor("tensorrt-rtx"), ENGINES), strict=True
     ):
         found[engine] = Plan(plan[:4], len(re.findall(rb"_gemm_mha_v2(?!\w)", plan)), row)
     return found
@@ -114,8 +114,8 @@ def test_main_writes_what_the_document_shows(tmp_path, monkeypatch, capsys):
     engines_report.main(tmp_path / "engines.json")
     report = json.loads((tmp_path / "engines.json").read_text())
     (row,) = report["engines"]
-    rtx = flavors.get_flavour("tensorrt-rtx")
-    assert (report["flavour"], report["version"]) == ("tensorrt-rtx", rtx.version)
+    rtx = flavors.get_flavor("tensorrt-rtx")
+    assert (report["flavor"], report["version"]) == ("tensorrt-rtx", rtx.version)
     assert row["plan_bytes"] > row["onnx_bytes"] > 0
     assert str(row["plan_bytes"]) in capsys.readouterr().out
 

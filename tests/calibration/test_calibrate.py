@@ -81,7 +81,7 @@ CASES = {
     "deep": {"depth": 6},
     "patch-32": {"patch_size": 32},
     "patch-48-one-head": {"patch_size": 48, "num_heads": 1},
-    "grey-ratio-3": {"in_channels": 1, "channel_ratio": 3},
+    "gray-ratio-3": {"in_channels": 1, "channel_ratio": 3},
 }
 
 
@@ -208,7 +208,7 @@ def test_autocast_around_it_changes_nothing(small_model):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Ten grey pictures in two folders, in order of their brightness and names; one's name is in capitals."""
+    """Ten gray pictures in two folders, in order of their brightness and names; one's name is in capitals."""
     for index in range(10):
         folder = tmp_path / ("ab"[index // 5])
         folder.mkdir(exist_ok=True)
@@ -297,8 +297,8 @@ def passes(monkeypatch):
 @pytest.mark.parametrize("method", ["max", "percentile", "entropy", "mse"])
 def test_how_images_are_batched_does_not_matter(method, small_model):
     images = torch.cat(batches())
-    whole = calibrate(small_model, images.split(5), method=method, equalise=False)
-    single = calibrate(small_model, list(reversed(images.split(1))), method=method, equalise=False)
+    whole = calibrate(small_model, images.split(5), method=method, smoothquant=False)
+    single = calibrate(small_model, list(reversed(images.split(1))), method=method, smoothquant=False)
     assert whole.ranges.keys() == single.ranges.keys()
     for name, limit in whole.ranges.items():
         assert single.ranges[name] == pytest.approx(limit, rel=0.05 if method in ("entropy", "mse") else 1e-3), name
@@ -306,7 +306,7 @@ def test_how_images_are_batched_does_not_matter(method, small_model):
 
 
 def test_max_is_what_input_ranges_measures(small_model):
-    found = calibrate(small_model, batches(), method="max", equalise=False)
+    found = calibrate(small_model, batches(), method="max", smoothquant=False)
     assert found.precision == "int8"
     assert found.ranges == pytest.approx(input_ranges(fuse(small_model), batches()), rel=1e-6)
 
@@ -314,7 +314,7 @@ def test_max_is_what_input_ranges_measures(small_model):
 def test_ranges_suit_the_format(small_model):
     """By the usual methods int8 clips what is rare, fp8 covers it."""
     int8, fp8 = (
-        calibrate(small_model, batches(), precision=precision, equalise=False) for precision in ("int8", "fp8")
+        calibrate(small_model, batches(), precision=precision, smoothquant=False) for precision in ("int8", "fp8")
     )
     largest = input_ranges(fuse(small_model), batches())
     assert (int8.origin["method"], fp8.origin["method"]) == ("mse", "mse")
@@ -326,7 +326,7 @@ def test_ranges_suit_the_format(small_model):
     assert clipped["int8"] > clipped["fp8"]
 
 
-def test_the_quantised_model_is_close(small_model):
+def test_the_quantized_model_is_close(small_model):
     fused = fuse(small_model)
     found = calibrate(fused, batches())
     images = goldens.image(4, 64, 96)
@@ -334,51 +334,51 @@ def test_the_quantised_model_is_close(small_model):
         assert (mine - exact).norm() < 0.1 * exact.norm()
 
 
-def test_equalisation_is_measured_with_the_ranges(small_model):
-    """Ranges are those of what the equalised model reads."""
+def test_smoothing_is_measured_with_the_ranges(small_model):
+    """Ranges are those of what the smoothed model reads."""
     norm, product = small_model.trans_1.norm1, small_model.trans_1.attn.qkv
     with torch.no_grad():
         norm.weight[5] *= 80
         norm.bias[5] *= 80
         product.weight[:, 5] /= 80
     found = calibrate(small_model, batches(), method="max")
-    plain = calibrate(small_model, batches(), method="max", equalise=False)
-    assert set(found.equalisation) == {"trans_1.qkv"}
-    assert plain.equalisation == {}
-    assert found.ranges == pytest.approx(input_ranges(fuse(small_model).equalised(found.equalisation), batches()))
+    plain = calibrate(small_model, batches(), method="max", smoothquant=False)
+    assert set(found.smoothing) == {"trans_1.qkv"}
+    assert plain.smoothing == {}
+    assert found.ranges == pytest.approx(input_ranges(fuse(small_model).smoothed(found.smoothing), batches()))
     assert found.ranges["trans_1.qkv"] < 0.2 * plain.ranges["trans_1.qkv"]
 
 
 @pytest.mark.parametrize("stop", [6, 8, 18, 20], ids="after-{}".format)
 def test_an_interrupted_calibration_goes_on(stop, small_model, passes, tmp_path):
     """To the same result to the last bit, from the last four batches that were kept."""
-    expected = calibrate(small_model, batches(), equalise=False)
+    expected = calibrate(small_model, batches(), smoothquant=False)
     passes.update(images=0, stop=stop)
     with pytest.raises(KeyboardInterrupt) if stop < 20 else pytest.MonkeyPatch.context():
-        calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+        calibrate(small_model, batches(), smoothquant=False, cache=tmp_path)
     passes.update(images=0, stop=None)
-    assert calibrate(small_model, batches(), equalise=False, cache=tmp_path) == expected
+    assert calibrate(small_model, batches(), smoothquant=False, cache=tmp_path) == expected
     assert passes["images"] == 20 - stop // 8 * 8 if stop < 20 else passes["images"] == 0
 
 
 def test_another_method_or_precision_runs_nothing_again(small_model, passes, tmp_path):
-    calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    calibrate(small_model, batches(), smoothquant=False, cache=tmp_path)
     passes.update(stop=passes["images"])
     for precision, method in [("int8", "max"), ("int8", "mse"), ("fp8", "entropy")]:
-        found = calibrate(small_model, batches(), precision=precision, method=method, equalise=False, cache=tmp_path)
+        found = calibrate(small_model, batches(), precision=precision, method=method, smoothquant=False, cache=tmp_path)
         assert found.origin["images"] == 20
 
 
-def test_equalisation_is_kept_too(small_model, passes, tmp_path, monkeypatch):
+def test_smoothing_is_kept_too(small_model, passes, tmp_path, monkeypatch):
     first = calibrate(small_model, batches(), cache=tmp_path)
-    monkeypatch.setattr(calibrate_module, "equalisation", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(calibrate_module, "smoothing_factors", lambda *_: pytest.fail("measured again"))
     passes.update(stop=0)
     assert calibrate(small_model, batches(), cache=tmp_path) == first
 
 
 @pytest.mark.parametrize("what", ["weights", "images", "batches"])
 def test_anything_else_is_measured_anew(what, small_model, passes, tmp_path):
-    calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    calibrate(small_model, batches(), smoothquant=False, cache=tmp_path)
     images = batches()
     if what == "weights":
         with torch.no_grad():
@@ -388,9 +388,9 @@ def test_anything_else_is_measured_anew(what, small_model, passes, tmp_path):
     if what == "batches":
         images = list(torch.cat(images).split(4))
     passes.update(images=0)
-    found = calibrate(small_model, images, equalise=False, cache=tmp_path)
+    found = calibrate(small_model, images, smoothquant=False, cache=tmp_path)
     assert passes["images"] == 20
-    assert found == calibrate(small_model, images, equalise=False)
+    assert found == calibrate(small_model, images, smoothquant=False)
 
 
 def test_fp8_leaves_the_first_products_in_16_bits(small_model):
@@ -402,11 +402,11 @@ def test_fp8_leaves_the_first_products_in_16_bits(small_model):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
 def test_a_damaged_cache_is_measured_anew(damage, small_model, passes, tmp_path):
-    expected = calibrate(small_model, batches(), equalise=False, cache=tmp_path)
+    expected = calibrate(small_model, batches(), smoothquant=False, cache=tmp_path)
     (file,) = tmp_path.glob("*.npz")
     content = file.read_bytes()
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "other": b"PK\x03\x04 something"}[damage])
-    assert calibrate(small_model, batches(), equalise=False, cache=tmp_path) == expected
+    assert calibrate(small_model, batches(), smoothquant=False, cache=tmp_path) == expected
     assert passes["images"] == 2 * 20
     assert file.read_bytes() == content
 
@@ -448,7 +448,7 @@ def test_bad_arguments(options, error, message, small_model):
 # The file
 
 
-def test_a_quantisation_survives_its_file(tmp_path):
+def test_a_quantization_survives_its_file(tmp_path):
     quantization = Quantization("fp8", {"a": 0.1, "b": 3e38}, {"a": (0.5, 1 / 3)}, {"method": "mse", "images": 7})
     file = save_quantization(quantization, tmp_path / "q.json")
     found = load_quantization(file)
@@ -460,16 +460,16 @@ def test_a_quantisation_survives_its_file(tmp_path):
     ("content", "message"),
     [
         ("", "is no JSON"),
-        ("[]", "is no quantisation: its format is None"),
-        ('{"format": "other"}', "is no quantisation: its format is 'other'"),
-        ('{"format": "conformer-fast quantization 1"}', "is a damaged quantisation .*precision"),
+        ("[]", "is no quantization: its format is None"),
+        ('{"format": "other"}', "is no quantization: its format is 'other'"),
+        ('{"format": "conformer-fast quantization 1"}', "is a damaged quantization .*precision"),
         ({"precision": "int4"}, "precision 'int4' is none of int8, fp8"),
         ({"ranges": {"a": -1}}, "-1 is no magnitude"),
         ({"ranges": {"a": "1"}}, "'1' is no magnitude"),
-        ({"ranges": {"a": None}}, "damaged quantisation"),
+        ({"ranges": {"a": None}}, "damaged quantization"),
         ({"ranges": {"a": float("inf")}}, "inf is no magnitude"),
-        ({"equalisation": {"a": [True]}}, "True is no magnitude"),
-        ({"ranges": []}, "damaged quantisation"),
+        ({"smoothing": {"a": [True]}}, "True is no magnitude"),
+        ({"ranges": []}, "damaged quantization"),
     ],
 )
 def test_files_that_are_none(content, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Equalisation changes nothing but rounding, and is chosen where layer norms have outlying channels."""
+"""Smoothing changes nothing but rounding, and is chosen where layer norms have outlying channels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conformer_fast.calibration.observer import Observer
-from conformer_fast.calibration.smoothquant import equalisation
+from conformer_fast.calibration.smoothquant import smoothing_factors
 from conformer_fast.inference.lower import fuse
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
@@ -29,7 +29,7 @@ def outlying(fused) -> InferenceConformer:
     """An equal model: two norms have three channels 60 times as large, which their products' weights take back."""
     factors = torch.ones(fused.config.embed_dim)
     factors[[3, 17, 40]] = 1 / 60
-    return fused.equalised({name: factors.tolist() for name in OUTLYING})
+    return fused.smoothed({name: factors.tolist() for name in OUTLYING})
 
 
 def errors(model: InferenceConformer, quantization: Quantization) -> list[float]:
@@ -42,22 +42,22 @@ def errors(model: InferenceConformer, quantization: Quantization) -> list[float]
 
 
 @pytest.mark.parametrize("names", [["trans_1.qkv"], ["trans_1.fc1"], OUTLYING], ids="-".join)
-def test_an_equalised_model_is_equal(names, fused):
+def test_an_smoothed_model_is_equal(names, fused):
     """In float64, for factors over four decades."""
     exact = fused.double()
     factors = {name: (10 ** (4 * torch.rand(fused.config.embed_dim) - 2)).tolist() for name in names}
-    equalised = exact.equalised(factors)
+    smoothed = exact.smoothed(factors)
     batch = goldens.image(2, 64, 96).double()
-    for found, expected in zip(equalised(batch), exact(batch), strict=True):
+    for found, expected in zip(smoothed(batch), exact(batch), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
     for name in names:
-        assert not torch.equal(equalised.get_buffer(f"{name}.weight"), exact.get_buffer(f"{name}.weight"))
+        assert not torch.equal(smoothed.get_buffer(f"{name}.weight"), exact.get_buffer(f"{name}.weight"))
 
 
 def test_what_the_product_reads_is_divided(fused):
     factors = {"trans_1.qkv": [2.0] * 24 + [0.5] * 24}
     seen: dict[str, list[torch.Tensor]] = {}
-    for model in (fused, fused.equalised(factors)):
+    for model in (fused, fused.smoothed(factors)):
         Observer(model).observe(goldens.image(1, 64, 96), lambda name, value: seen.setdefault(name, []).append(value))
     before, after = seen["trans_1.qkv"]
     torch.testing.assert_close(after, before / torch.tensor(factors["trans_1.qkv"]))
@@ -66,7 +66,7 @@ def test_what_the_product_reads_is_divided(fused):
 
 def test_the_given_model_is_untouched(fused):
     before = {name: value.clone() for name, value in fused.state_dict().items()}
-    fused.equalised({"trans_1.qkv": [2.0] * 48})
+    fused.smoothed({"trans_1.qkv": [2.0] * 48})
     assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
 
 
@@ -84,13 +84,13 @@ def test_the_given_model_is_untouched(fused):
 )
 def test_factors_that_do_not_fit(name, factors, message, fused):
     with pytest.raises(ValueError, match=message):
-        fused.equalised({name: factors})
+        fused.smoothed({name: factors})
 
 
 def test_it_is_chosen_where_channels_lie_out(fused, outlying):
     """And there only: the plain model's norms gain too little to be touched."""
-    assert equalisation(fused, images(), "int8") == {}
-    assert set(equalisation(outlying, images(), "int8")) == set(OUTLYING)
+    assert smoothing_factors(fused, images(), "int8") == {}
+    assert set(smoothing_factors(outlying, images(), "int8")) == set(OUTLYING)
 
 
 def test_it_takes_the_outliers_back(fused, outlying):
@@ -103,16 +103,16 @@ def test_it_takes_the_outliers_back(fused, outlying):
     for model, found in ((fused, plain), (outlying, bad)):
         for batch in images():
             Observer(model).observe(batch, see(found))
-    factors = equalisation(outlying, images(), "int8")
-    equalised: dict[str, float] = {}
+    factors = smoothing_factors(outlying, images(), "int8")
+    smoothed: dict[str, float] = {}
     for batch in images():
-        Observer(outlying.equalised(factors)).observe(batch, see(equalised))
+        Observer(outlying.smoothed(factors)).observe(batch, see(smoothed))
 
     def of_the_norms(ranges):
         return {name: ranges[name] for name in OUTLYING}
 
     usual = max(errors(fused, Quantization("int8", of_the_norms(plain))))
     worse = max(errors(outlying, Quantization("int8", of_the_norms(bad))))
-    better = max(errors(outlying, Quantization("int8", of_the_norms(equalised), factors)))
+    better = max(errors(outlying, Quantization("int8", of_the_norms(smoothed), factors)))
     assert worse > 5 * usual
     assert better < 2 * usual

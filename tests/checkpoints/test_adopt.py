@@ -1,4 +1,4 @@
-"""What compile() was given: recognised, proved by a trial run, copied, and refused in words when it is no Conformer."""
+"""What compile() was given: recognized, proved by a trial run, copied, and refused in words when it is no Conformer."""
 
 import copy
 from dataclasses import replace

@@ -17,7 +17,7 @@ import torch
 
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.create import create_model
-from conformer_fast.checkpoints.dialects import recognise, to_dialect
+from conformer_fast.checkpoints.dialects import recognize, to_dialect
 from conformer_fast.checkpoints.weights import convert, load_weights, read_state_dict, resolve_weights, save_weights
 from conformer_fast.errors import CheckpointError
 from conformer_fast.model.config import BUNDLED, VARIANTS, ConformerConfig
@@ -256,21 +256,21 @@ def test_another_models_names_are_refused():
     with pytest.raises(
         CheckpointError, match=r"not a Conformer's .* conv1\.weight, layer1\.0\.conv1\.weight, fc\.bias"
     ):
-        recognise(resnet)
+        recognize(resnet)
 
 
 def test_an_empty_state_dict_is_refused():
     with pytest.raises(CheckpointError, match="not a Conformer's"):
-        recognise({})
+        recognize({})
 
 
 def test_two_keys_of_one_meaning_are_refused():
     with pytest.raises(CheckpointError, match=r"mean cls_token; one of them is module\.cls_token"):
-        recognise(_altered(module__cls_token=torch.ones(1, 1, 64)))
+        recognize(_altered(module__cls_token=torch.ones(1, 1, 64)))
 
 
 def test_detector_parts_are_counted_as_ignored():
-    found = recognise(STATES["mmdetection"])
+    found = recognize(STATES["mmdetection"])
     assert found.ignored == len(DETECTOR_PARTS) + _counters(STATES["mmdetection"])
     assert found.num_classes is None
     assert found.config() == replace(CONFIG, num_classes=ConformerConfig().num_classes)
@@ -282,7 +282,7 @@ def test_published_names_shapes_and_sizes(variant, dialect):
     published = {name: tuple(shape) for name, shape in KEYS[dialect][variant].items()}
     with torch.device("meta"):
         state = to_dialect(Conformer(VARIANTS[variant]).state_dict(), dialect)
-        found = recognise({name: torch.empty(shape) for name, shape in published.items()})
+        found = recognize({name: torch.empty(shape) for name, shape in published.items()})
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == published
     assert found.dialect == dialect
     assert found.config() == VARIANTS[variant]
@@ -305,17 +305,17 @@ def test_a_variants_sizes_tell_its_heads(name, recwarn):
     config = replace((VARIANTS | BUNDLED)[name], num_classes=3)
     with torch.device("meta"):
         state = Conformer(config).state_dict()
-    assert recognise(state).config() == config
+    assert recognize(state).config() == config
     assert not recwarn
 
 
 def test_heads_of_other_sizes_are_assumed_with_a_warning_or_told():
     config = replace(BUNDLED["digits"], mlp_ratio=3)
-    found = recognise(Conformer(config).state_dict())
+    found = recognize(Conformer(config).state_dict())
     with pytest.warns(UserWarning, match="1 of 64 channels are assumed"):
         assert found.config().num_heads == 1
     assert found.config(num_heads=4) == config
-    odd = recognise(Conformer(replace(config, embed_dim=96)).state_dict())
+    odd = recognize(Conformer(replace(config, embed_dim=96)).state_dict())
     with pytest.raises(CheckpointError, match="96 channels, not a multiple of 64"):
         odd.config()
 
@@ -328,7 +328,7 @@ def test_heads_of_other_sizes_are_assumed_with_a_warning_or_told():
 def test_sizes_are_read_from_the_shapes(changes):
     config = replace(CONFIG, **changes)
     with torch.device("meta"):
-        assert recognise(Conformer(config).state_dict()).config() == config
+        assert recognize(Conformer(config).state_dict()).config() == config
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_sizes_are_read_from_the_shapes(changes):
 )
 def test_sizes_that_cannot_be_read_are_refused(changes, problem):
     with pytest.raises(CheckpointError, match=problem):
-        recognise(_altered(**changes)).config()
+        recognize(_altered(**changes)).config()
 
 
 def test_create_model_takes_the_files_class_count(tmp_path):
@@ -370,7 +370,7 @@ def test_converting_there_and_back_changes_nothing(tmp_path, dialect):
     assert result.keys() == state.keys()
     assert all(torch.equal(result[name], state[name]) for name in state)
     assert all(result[name].dtype == state[name].dtype for name in state)
-    assert recognise(safetensors.torch.load_file(there)).dialect == other
+    assert recognize(safetensors.torch.load_file(there)).dialect == other
 
 
 def test_converting_keeps_only_the_conformer(tmp_path):

@@ -29,7 +29,7 @@ needs_rtx = pytest.mark.skipif(
     not any(map(find_spec, flavors.MODULES["tensorrt-rtx"])), reason="needs TensorRT-RTX to build with"
 )
 DIGITS = ("--model", "digits")
-RTX = ("--flavour", "tensorrt-rtx")
+RTX = ("--flavor", "tensorrt-rtx")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_build_with_every_option(capsys, tmp_path, digit_files, monkeypatch):
     arguments = [
         *("build", "--model", "digits", "--weights", "digits.safetensors", "--precision", "int8"),
         *("--calibration", "photos", "--calibration-images", "16", "--batch", "1,8,32", "--size", "32,64,96"),
-        *("--target", "sm86,sm89,sm120", "--flavour", "tensorrt-rtx", "--outputs", "logits", "--key", "key"),
+        *("--target", "sm86,sm89,sm120", "--flavor", "tensorrt-rtx", "--outputs", "logits", "--key", "key"),
         *("-o", "my engine"),
     ]
     status, out, err = run(capsys, *arguments)
@@ -144,7 +144,7 @@ def test_build_with_every_option(capsys, tmp_path, digit_files, monkeypatch):
     assert manifest.runtime["targets"] == ["sm86", "sm89", "sm120"]
     assert manifest.outputs == ("logits",)
     assert Path("my engine/labels.txt").read_text().split() == [str(digit) for digit in range(10)]
-    rtx = flavors.get_flavour("tensorrt-rtx")
+    rtx = flavors.get_flavor("tensorrt-rtx")
     megabytes = manifest.files["model.plan"].bytes / 1e6
     first, *rest = out.splitlines()
     assert first.endswith(f"my engine: {megabytes:.1f} MB, tensorrt-rtx {rtx.version}, sm86, sm89, sm120")
@@ -224,7 +224,7 @@ def test_what_cannot_be_made_is_one_line_and_status_2(capsys, arguments, tmp_pat
         *[("--batch", value) for value in ("0", "-1", "1,2", "8,1,64", "1,8,4", "one", "1;8;64", "1,8,64,64", "")],
         *[("--size", value) for value in ("0,224,224", "224x224", "1.5")],
         ("--precision", "fp64"),
-        ("--flavour", "onnx"),
+        ("--flavor", "onnx"),
         ("--calibration-images", "0"),
     ],
 )
@@ -254,7 +254,7 @@ def write_plan(folder: Path, **changes) -> Path:
         "precision": "fp16",
         "precisions": {},
         "profiles": [Profile((1, 2, 4), (96, 96, 96), (96, 96, 96))],
-        "flavour": SimpleNamespace(name="tensorrt", version="10.13.2.6"),
+        "flavor": SimpleNamespace(name="tensorrt", version="10.13.2.6"),
         "targets": ["sm86"],
         "weights": "0",
         "onnx": "1",
@@ -364,8 +364,8 @@ def test_predict_fits_images_to_the_profile(capsys, tmp_path, monkeypatch, digit
 
         return run_batch
 
-    flavour = SimpleNamespace(name="tensorrt", version="10.13.2.6", has_runtime_cache=False)
-    monkeypatch.setattr(flavors, "get_flavour", lambda name: flavour)
+    flavor = SimpleNamespace(name="tensorrt", version="10.13.2.6", has_runtime_cache=False)
+    monkeypatch.setattr(flavors, "get_flavor", lambda name: flavor)
     monkeypatch.setattr(flavors, "gpu_target", lambda: "sm86")
     monkeypatch.setattr(runtime, "TensorRTEngine", engine)
     monkeypatch.setattr(cf.bundle, "_device_here", lambda manifest: "cpu")

@@ -50,7 +50,7 @@ def test_another_method_reads_the_cache(capsys, pictures, tmp_path, monkeypatch)
     status, out, _ = run(capsys, *arguments, "--method", "max", "--json")
     facts = json.loads(out)
     assert status == 0
-    assert (facts["method"], facts["images"], facts["precision"], facts["equalised"]) == ("max", 40, "int8", [])
+    assert (facts["method"], facts["images"], facts["precision"], facts["smoothed"]) == ("max", 40, "int8", [])
     assert load_quantization(facts["file"]).ranges.keys() >= set(facts["products"])
 
 

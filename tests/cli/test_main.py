@@ -33,7 +33,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, captured.out, captured.err
 
 
-def test_predict_recognises_the_digits(capsys, digit_files):
+def test_predict_recognizes_the_digits(capsys, digit_files):
     status, out, _ = run(capsys, "predict", *digit_files, "--model", "digits", "--json", "--topk", "3")
     result = json.loads(out)
     assert status == 0
@@ -247,7 +247,7 @@ def test_cache_lists_and_clears(capsys, tmp_path, monkeypatch):
 
 
 def test_photographs_of_any_mode_go_through(capsys, tmp_path):
-    path = tmp_path / "grey.jpg"
+    path = tmp_path / "gray.jpg"
     Image.new("L", (300, 50), 128).save(path)
     status, out, _ = run(capsys, "predict", str(path), "--model", "digits", "--size", "96")
     assert status == 0

@@ -1,4 +1,4 @@
-"""Labelled pictures from folders, label files, tar and parquet files: what is found, and what is refused."""
+"""Labeled pictures from folders, label files, tar and parquet files: what is found, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformer_fast.preprocessing.cpu import preprocess
 
 
 def picture(shade: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
-    """A grey picture's file."""
+    """A gray picture's file."""
     file = io.BytesIO()
     Image.new(mode, (20, 10), (shade,) * len(mode)).save(file, kind)
     return file.getvalue()
@@ -148,7 +148,7 @@ def test_a_label_file_counts_more_than_folders(tmp_path):
         ("v_1.JPEG 1\nv_2.JPEG 2\nv_3.JPEG 3\nv_4.JPEG 4", "1 of 4 lines name a picture that is not there: v_4.JPEG"),
         ("v_1.JPEG 1\nv_1 2\nv_2 1\nv_3 1", "line 2: v_1.JPEG has a label already"),
         ("v_1.JPEG 1000\nv_2 1\nv_3 1", "line 1: the label 1000 is none of 0 ... 999"),
-        ("v_1.JPEG -1\nv_2 1\nv_3 1", "the label -1 means unlabelled"),
+        ("v_1.JPEG -1\nv_2 1\nv_3 1", "the label -1 means unlabeled"),
         ("v_1.JPEG cat\nv_2 1\nv_3 1", "line 1: the label 'cat' is neither"),
         ("v_1.JPEG 1\nv_2.JPEG,\nv_3 1", "line 2: 'v_2.JPEG,' is not"),
         ("", "is empty"),
@@ -277,9 +277,9 @@ def test_parquet_files(tmp_path):
 
 def test_parquet_files_that_are_refused(tmp_path):
     write_parquet(tmp_path / "test.parquet", [picture(1)] * 2, [-1, -1])
-    assert "test.parquet:0: the label -1 means unlabelled" in refused(tmp_path / "test.parquet")
+    assert "test.parquet:0: the label -1 means unlabeled" in refused(tmp_path / "test.parquet")
     write_parquet(tmp_path / "null.parquet", [picture(1)] * 2, [0, None])
-    assert "null.parquet:1: the label -1 means unlabelled" in refused(tmp_path / "null.parquet")
+    assert "null.parquet:1: the label -1 means unlabeled" in refused(tmp_path / "null.parquet")
     write_parquet(tmp_path / "many.parquet", [picture(1)] * 2, [0, 7])
     assert "none of 0 ... 6" in refused(tmp_path / "many.parquet", None, 7)
     write_parquet(tmp_path / "text.parquet", [picture(1)] * 2, ["cat", "dog"])

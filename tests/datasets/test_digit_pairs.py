@@ -43,9 +43,9 @@ def test_the_ink_is_the_digits():
     which = torch.arange(20)
     left, right = pairs._ink(which, -1), pairs._ink(which, 1)
     columns = torch.arange(WIDTH).float()
-    centres = [(ink.sum((1, 2)) * columns).sum(1) / ink.sum((1, 2, 3)) for ink in (left, right)]
-    assert (centres[0] < WIDTH / 2).all()
-    assert (centres[1] > WIDTH / 2).all()
+    centers = [(ink.sum((1, 2)) * columns).sum(1) / ink.sum((1, 2, 3)) for ink in (left, right)]
+    assert (centers[0] < WIDTH / 2).all()
+    assert (centers[1] > WIDTH / 2).all()
 
 
 def test_folder(tmp_path):

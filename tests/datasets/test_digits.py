@@ -82,7 +82,7 @@ def test_bundled_weights_are_small_and_single_precision():
     assert {tensor.dtype for tensor in load_file(WEIGHTS).values()} == {torch.float32}
 
 
-def test_bundled_weights_recognise_held_out_digits(split):
+def test_bundled_weights_recognize_held_out_digits(split):
     with torch.inference_mode():
         output = load_model(WEIGHTS)(split.test_images)
     with safe_open(WEIGHTS, "pt") as file:

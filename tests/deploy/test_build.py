@@ -24,7 +24,7 @@ from conformer_fast.engines import cache
 from conformer_fast.engines.onnx import export
 from conformer_fast.engines.tensorrt import flavors
 from conformer_fast.engines.tensorrt import plan as plan_module
-from conformer_fast.engines.tensorrt.flavors import Flavour
+from conformer_fast.engines.tensorrt.flavors import Flavor
 from conformer_fast.errors import BackendError, EngineError
 from conformer_fast.model.config import BUNDLED
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
@@ -84,7 +84,7 @@ def calibration() -> list[torch.Tensor]:
 
 def build_in(folder, model, precision="fp16", **options):
     """A bundle of `model`, built by TensorRT-RTX. Returns its manifest."""
-    given = {"profiles": [PROFILE], "targets": TARGETS[precision], "flavour": "tensorrt-rtx"}
+    given = {"profiles": [PROFILE], "targets": TARGETS[precision], "flavor": "tensorrt-rtx"}
     if precision not in DTYPES:
         given["calibration"] = calibration()
     return read_bundle(build(model, folder, precision=precision, **{**given, **options})).manifest
@@ -102,7 +102,7 @@ def eager_errors(model: Conformer, precision: str, batch: torch.Tensor) -> list[
 def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
     folder = tmp_path / "bundle"
     manifest = build_in(folder, small_model, precision)
-    rtx = flavors.get_flavour("tensorrt-rtx")
+    rtx = flavors.get_flavor("tensorrt-rtx")
     plan = (folder / "model.plan").read_bytes()
     assert plan.startswith(b"vtrt")
     assert (KERNEL in plan) == (precision != "fp32")
@@ -123,7 +123,7 @@ def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
         structure=ConformerOutput(*LOGITS),
         profiles=(PROFILE,),
         runtime={
-            "flavour": "tensorrt-rtx",
+            "flavor": "tensorrt-rtx",
             "version": rtx.version,
             "targets": sorted(TARGETS[precision], key=flavors.capability),
             "gpu": "",
@@ -138,7 +138,7 @@ def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
     assert (manifest.preprocessing["mean"], manifest.preprocessing["std"]) == (list(MEAN), list(STD))
     assert manifest.rebuild == (
         f"conformer_fast.build(model, 'bundle', precision={precision!r}, profiles={[PROFILE]!r}, "
-        f"flavour='tensorrt-rtx'{'' if precision in DTYPES else ', calibration=images'})"
+        f"flavor='tensorrt-rtx'{'' if precision in DTYPES else ', calibration=images'})"
     )
 
 
@@ -313,9 +313,9 @@ def test_other_weights_or_ranges_are_built_anew(small_model, tmp_path, fresh_cac
 
 def test_another_tensorrt_builds_anew(small_model, tmp_path, fresh_cache, built, monkeypatch):
     build_in(tmp_path / "bundle", small_model)
-    rtx = flavors.get_flavour("tensorrt-rtx")
-    newer = Flavour(rtx.name, rtx.module, f"{rtx.version}.1")
-    monkeypatch.setattr(flavors, "get_flavour", lambda name: newer)
+    rtx = flavors.get_flavor("tensorrt-rtx")
+    newer = Flavor(rtx.name, rtx.module, f"{rtx.version}.1")
+    monkeypatch.setattr(flavors, "get_flavor", lambda name: newer)
     assert build_in(tmp_path / "bundle", small_model).runtime["version"] == newer.version
     assert len(built) == 2
 
@@ -354,7 +354,7 @@ BAD_CALIBRATION = {
     "none": ([], ValueError, "calibration got no images"),
     "empty batches": ([torch.zeros(0, 3, 32, 32)], ValueError, "calibration got no images"),
     "one image": (torch.zeros(2, 3, 32, 32), ValueError, r"images must have shape \(batch, 3, height, width\)"),
-    "grey": ([torch.zeros(2, 1, 32, 32)], ValueError, r"images must have shape .*got \(2, 1, 32, 32\)"),
+    "gray": ([torch.zeros(2, 1, 32, 32)], ValueError, r"images must have shape .*got \(2, 1, 32, 32\)"),
     "small": ([torch.zeros(2, 3, 8, 8)], ValueError, "smaller than one 16x16 patch"),
     "NaN": ([torch.full((1, 3, 32, 32), math.nan)], ValueError, "NaN or infinite"),
     "pixels": ([torch.zeros(1, 3, 32, 32, dtype=torch.uint8)], TypeError, "floating point images, got torch.uint8"),
@@ -373,7 +373,7 @@ def test_bad_calibration(batches, error, message, small_model, tmp_path):
 
 WRONG = {
     "precision": ({"precision": "fp64", "targets": ["sm86"]}, ValueError, "unknown precision 'fp64'"),
-    "flavour": ({"flavour": "onnx"}, ValueError, "unknown flavour 'onnx'"),
+    "flavor": ({"flavor": "onnx"}, ValueError, "unknown flavor 'onnx'"),
     "target's name": ({"targets": ["8.6"]}, ValueError, "a target is a compute capability written like"),
     "Hopper": ({"targets": ["sm86", "sm90"]}, BackendError, "cannot build for sm90; it can for "),
     "Turing": ({"targets": ["sm75"]}, BackendError, "needs sm80 or newer"),
@@ -394,7 +394,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("options", "error", "message"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_built_is_refused_before_any_work(options, error, message, small_model, tmp_path, no_work):
-    given = {"precision": "fp16", "targets": ["sm86"], "profiles": [PROFILE], "flavour": "tensorrt-rtx"}
+    given = {"precision": "fp16", "targets": ["sm86"], "profiles": [PROFILE], "flavor": "tensorrt-rtx"}
     with pytest.raises(error, match=message):
         build(small_model, tmp_path / "bundle", **{**given, **options})
     assert list(tmp_path.iterdir()) == []
@@ -403,7 +403,7 @@ def test_what_cannot_be_built_is_refused_before_any_work(options, error, message
 def test_no_target_and_no_gpu(small_model, tmp_path, no_work, monkeypatch):
     monkeypatch.setattr(plan_module, "gpu_target", lambda: None)
     with pytest.raises(BackendError, match="there is no CUDA GPU here to build for: give --target"):
-        build(small_model, tmp_path / "bundle", flavour="tensorrt-rtx")
+        build(small_model, tmp_path / "bundle", flavor="tensorrt-rtx")
 
 
 def test_a_model_that_does_not_pad_takes_whole_patches_only(small_config, tmp_path, no_work):
@@ -473,7 +473,7 @@ def test_the_command_that_rebuilds_is_python(small_model, tmp_path, monkeypatch)
         "folder": "bundle",
         "precision": "int8",
         "profiles": [PROFILE],
-        "flavour": "tensorrt-rtx",
+        "flavor": "tensorrt-rtx",
         "outputs": ["logits"],
         "calibration": "images",
     }

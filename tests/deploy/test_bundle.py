@@ -74,16 +74,16 @@ class FakeTensorRT:
 
     def __init__(self, model: Conformer) -> None:
         self.model, self.made = model, []
-        self.flavour = SimpleNamespace(name="tensorrt", version="10.13.2.6", has_runtime_cache=False)
+        self.flavor = SimpleNamespace(name="tensorrt", version="10.13.2.6", has_runtime_cache=False)
         self.target: str | None = "sm86"
 
-    def get_flavour(self, name: str):
-        if name != self.flavour.name:
+    def get_flavor(self, name: str):
+        if name != self.flavor.name:
             raise BackendError("TensorRT-RTX is not installed: pip install ...")
-        return self.flavour
+        return self.flavor
 
-    def engine(self, plan, flavour, outputs, device, runtime_cache=None):
-        self.made.append((plan, flavour, outputs, device, runtime_cache))
+    def engine(self, plan, flavor, outputs, device, runtime_cache=None):
+        self.made.append((plan, flavor, outputs, device, runtime_cache))
         if plan != PLAN:
             raise EngineError("TensorRT cannot load the plan")
 
@@ -97,7 +97,7 @@ class FakeTensorRT:
 @pytest.fixture
 def tensorrt(small_model, monkeypatch):
     fake = FakeTensorRT(small_model)
-    monkeypatch.setattr(flavors, "get_flavour", fake.get_flavour)
+    monkeypatch.setattr(flavors, "get_flavor", fake.get_flavor)
     monkeypatch.setattr(flavors, "gpu_target", lambda: fake.target)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended 4090")
     monkeypatch.setattr(engine_module, "TensorRTEngine", fake.engine)
@@ -124,7 +124,7 @@ def write_plan(folder: Path, model: nn.Module, key: bytes | None = None, plan: b
         "precision": "fp16",
         "precisions": {"products": "fp16"},
         "profiles": [Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))],
-        "flavour": SimpleNamespace(name="tensorrt", version="10.13.2.6"),
+        "flavor": SimpleNamespace(name="tensorrt", version="10.13.2.6"),
         "targets": ["sm86", "sm120"],
         "weights": "0",
         "onnx": "1",
@@ -197,10 +197,10 @@ def test_manifest(backend, small_model, tmp_path):
         assert manifest.rebuild == f"conformer_fast.compile(model, backend={backend!r}).save('bundle')"
 
 
-def test_models_without_heads_or_colours(small_config, tmp_path):
+def test_models_without_heads_or_colors(small_config, tmp_path):
     with fake_cuda():
-        for name, config, features_only in (("features", small_config, True), ("grey", small_config, False)):
-            model = filled(Conformer(replace(config, in_channels=1 if name == "grey" else 3), features_only))
+        for name, config, features_only in (("features", small_config, True), ("gray", small_config, False)):
+            model = filled(Conformer(replace(config, in_channels=1 if name == "gray" else 3), features_only))
             loaded = cf.load(cf.compile(model, backend="triton", precision="fp32").save(tmp_path / name))
             assert loaded.labels == (() if features_only else tuple(labels_for(config)))
             assert (loaded.manifest.labels is None) is features_only
@@ -319,7 +319,7 @@ def test_threads_are_used(small_model, tmp_path):
 
 
 @all_backends
-def test_images_are_checked_and_pixels_normalised(backend, small_model, tmp_path):
+def test_images_are_checked_and_pixels_normalized(backend, small_model, tmp_path):
     loaded = cf.load(saved(tmp_path / "bundle", backend, small_model))
     with pytest.raises(ValueError, match=r"must have shape \(batch, 3, height, width\)"):
         loaded(images(3, 32, 32))
@@ -699,21 +699,21 @@ def test_plan_reaches_the_runtime(small_model, tmp_path, tensorrt, monkeypatch):
     folder = write_plan(tmp_path / "bundle", small_model)
     assert (folder / "model.plan").read_bytes() == PLAN
     loaded = cf.load(folder)
-    assert tensorrt.made == [(PLAN, tensorrt.flavour, ("conv_logits", "trans_logits"), torch.device("cuda:0"), None)]
+    assert tensorrt.made == [(PLAN, tensorrt.flavor, ("conv_logits", "trans_logits"), torch.device("cuda:0"), None)]
     assert (loaded.settings.backend, loaded.settings.precision) == ("tensorrt", "fp16")
     assert loaded.device == torch.device("cuda:0")
-    expected = {"flavour": "tensorrt", "version": "10.13.2.6", "targets": ["sm86", "sm120"], "gpu": ""}
+    expected = {"flavor": "tensorrt", "version": "10.13.2.6", "targets": ["sm86", "sm120"], "gpu": ""}
     assert loaded.manifest.runtime == expected
     assert loaded.manifest.sha256 == {"weights": "0", "onnx": "1"}
 
 
 MISMATCHES = {
-    "flavour": (
-        lambda fake: fake.flavour.__dict__.update(name="tensorrt-rtx"),
+    "flavor": (
+        lambda fake: fake.flavor.__dict__.update(name="tensorrt-rtx"),
         "tensorrt",
         "not usable: .* not instal",
     ),
-    "version": (lambda fake: fake.flavour.__dict__.update(version="10.13.3.0"), "10.13.2.6", r"10\.13\.3\.0"),
+    "version": (lambda fake: fake.flavor.__dict__.update(version="10.13.3.0"), "10.13.2.6", r"10\.13\.3\.0"),
     "GPU": (lambda fake: fake.__dict__.update(target="sm90"), "one of sm86, sm120", "sm90"),
     "no GPU": (lambda fake: fake.__dict__.update(target=None), "one of sm86, sm120", "none: no CUDA device"),
 }
@@ -733,7 +733,7 @@ def test_mismatch(name, here, small_model, tmp_path, tensorrt):
 
 def test_patch_version_counts_but_no_build_number(small_model, tmp_path, tensorrt):
     folder = write_plan(tmp_path / "bundle", small_model)
-    tensorrt.flavour.version = "10.13.2.9"
+    tensorrt.flavor.version = "10.13.2.9"
     cf.load(folder)
 
 
@@ -788,7 +788,7 @@ def test_own_labels(small_model, tmp_path):
 
 
 def test_kernels_of_tensorrt_rtx_are_kept_in_the_bundle_if_they_can_be_trusted(small_model, tmp_path, tensorrt):
-    tensorrt.flavour.has_runtime_cache = True
+    tensorrt.flavor.has_runtime_cache = True
     unsigned, signed = write_plan(tmp_path / "a", small_model), write_plan(tmp_path / "b", small_model, KEY)
     cf.load(unsigned)
     cf.load(signed, key=KEY)

@@ -243,12 +243,12 @@ def test_depth_of_six(backend):
     assert_same(cf.compile(model, backend=backend, precision="fp32")(batch), expected)
 
 
-@pytest.mark.parametrize("neighbour", [0.0, 1e4, 3e38], ids=["zeros", "large", "overflowing"])
-def test_neighbours_do_not_matter(neighbour, compiled):
+@pytest.mark.parametrize("neighbor", [0.0, 1e4, 3e38], ids=["zeros", "large", "overflowing"])
+def test_neighbors_do_not_matter(neighbor, compiled):
     batch = images(5, 3, 32, 48)
     among_others = compiled(batch)
     for index in range(len(batch)):
-        changed = torch.full_like(batch, neighbour)
+        changed = torch.full_like(batch, neighbor)
         changed[index] = batch[index]
         result = compiled(changed)
         for mine, other in zip(leaves(result), leaves(among_others), strict=True):
@@ -302,7 +302,7 @@ def test_first_calls_from_many_threads_at_once(backend):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
-def test_pixels_are_normalised_as_preprocess_does(layout, backend):
+def test_pixels_are_normalized_as_preprocess_does(layout, backend):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
     expected = preprocess(picture, 42)  # a short edge of 48: nothing is resized
     pixels = torch.from_numpy(np.array(picture))[3:45, 3:45].permute(2, 0, 1)

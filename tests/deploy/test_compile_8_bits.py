@@ -34,10 +34,10 @@ def test_it_is_within_its_bound(small_model, quantization):
     assert report.within, report.verdict
     assert fast.reason == "openvino int8: as asked"
     errors = [row.error for row in report.results]
-    assert all(1e-3 < error < 0.2 for error in errors), errors  # it is quantised, and still the same model
+    assert all(1e-3 < error < 0.2 for error in errors), errors  # it is quantized, and still the same model
 
 
-def test_images_give_what_their_quantisation_gives(small_model, quantization):
+def test_images_give_what_their_quantization_gives(small_model, quantization):
     batch = images(2, 3, 32, 32)
     measured, given = (compiled(small_model, c)(batch) for c in ([images(8, 3, 32, 32)], quantization))
     assert torch.equal(measured.logits, given.logits)
@@ -52,7 +52,7 @@ def test_products_are_in_8_bits(small_model, quantization):
     def error(calibration):
         return (compiled(small_model, calibration)(batch).logits - exact).norm().item()
 
-    none = replace(quantization, ranges={}, equalisation={})
+    none = replace(quantization, ranges={}, smoothing={})
     assert error(none) < 0.5 * error(quantization)
     assert error(none) == pytest.approx(
         (cf.compile(small_model, backend="openvino", precision=native_precisions()[-1])(batch).logits - exact)
@@ -62,7 +62,7 @@ def test_products_are_in_8_bits(small_model, quantization):
     )
 
 
-def test_another_quantisation_is_another_engine(small_model, quantization, monkeypatch, tmp_path):
+def test_another_quantization_is_another_engine(small_model, quantization, monkeypatch, tmp_path):
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
     batch = images(1, 3, 32, 32)
     one = compiled(small_model, quantization)(batch).logits

@@ -24,7 +24,7 @@ SMALL = Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))
 FIXED = Profile(batch=(1, 8, 32))
 
 
-def write_plan(folder, model, outputs=None, profiles=(FIXED,), flavour="tensorrt", key=None):
+def write_plan(folder, model, outputs=None, profiles=(FIXED,), flavor="tensorrt", key=None):
     """A bundle with any bytes for a plan."""
     source = load_source(model)
     if outputs:
@@ -36,7 +36,7 @@ def write_plan(folder, model, outputs=None, profiles=(FIXED,), flavour="tensorrt
         precision="fp16",
         precisions={},
         profiles=profiles,
-        flavour=SimpleNamespace(name=flavour, version="10.13.2.6"),
+        flavor=SimpleNamespace(name=flavor, version="10.13.2.6"),
         targets=["sm86"],
         weights="0",
         onnx="1",
@@ -160,8 +160,8 @@ def test_the_dimensions_do_not_contradict_the_engines(small_model, tmp_path):
     model = fuse(small_model)
     model = model.with_outputs(model.output_names)
     written = dims(configuration(tmp_path, small_model, outputs=model.outputs, profiles=[SMALL]))
-    flavour = flavors.get_flavour("tensorrt-rtx")
-    trt, log = flavour.module, flavors.Log(flavour)
+    flavor = flavors.get_flavor("tensorrt-rtx")
+    trt, log = flavor.module, flavors.Log(flavor)
     network = trt.Builder(log.logger).create_network(0)
     parser = trt.OnnxParser(network, log.logger)
     assert parser.parse(graph_of(model, "fp16"))
@@ -193,8 +193,8 @@ def test_no_instances(small_model, tmp_path):
 
 
 def test_an_engine_of_tensorrt_rtx(small_model, tmp_path):
-    bundle = write_plan(tmp_path / "bundle", small_model, flavour="tensorrt-rtx")
-    with pytest.raises(BundleError, match=r"an engine for tensorrt-rtx, .*--flavour tensorrt"):
+    bundle = write_plan(tmp_path / "bundle", small_model, flavor="tensorrt-rtx")
+    with pytest.raises(BundleError, match=r"an engine for tensorrt-rtx, .*--flavor tensorrt"):
         write_model(bundle, tmp_path / "models", "conformer")
     assert not (tmp_path / "models").exists()
 

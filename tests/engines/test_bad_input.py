@@ -57,7 +57,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "int64": (
         lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int64),
         TypeError,
-        r"floating point and normalised, or uint8, got torch\.int64; see conformer_fast\.pre",
+        r"floating point and normalized, or uint8, got torch\.int64; see conformer_fast\.pre",
     ),
     "int8": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int8), TypeError, r"or uint8, got torch\.int8"),
     "pixels channels last": (
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "rank 0": (lambda: torch.tensor(1.0), ValueError, r"\(batch, 3, height, width\), got \(\)"),
     "rank 3": (lambda: images(3, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(3, 32, 32\)"),
     "rank 5": (lambda: images(1, 1, 3, 32, 32), ValueError, r"got \(1, 1, 3, 32, 32\)"),
-    "grey": (lambda: images(2, 1, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(2, 1, 32, 32\)"),
+    "gray": (lambda: images(2, 1, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(2, 1, 32, 32\)"),
     "four channels": (lambda: images(2, 4, 32, 32), ValueError, r"got \(2, 4, 32, 32\)"),
     "channels last": (lambda: images(2, 32, 32, 3), ValueError, r"got \(2, 32, 32, 3\)"),
     "low": (lambda: images(1, 3, 15, 64), ValueError, "images are 15x64, smaller than one 16x16 patch; resize"),

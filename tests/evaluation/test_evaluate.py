@@ -162,7 +162,7 @@ def test_other_weights_or_pictures_are_not_continued(held_out, fast, tmp_path):
             evaluate(cf.compile(fast.reference, backend="openvino", precision="fp32"), held_out, **options)
 
 
-def test_another_quantisation_is_not_continued(held_out, fast, tmp_path):
+def test_another_quantization_is_not_continued(held_out, fast, tmp_path):
     options = {"workers": 0, "limit": 5, "resume": tmp_path / "state.npz"}
     quantized = cf.compile(fast.reference, backend="reference")
     quantized.settings = dataclasses.replace(fast.settings, quantization=Quantization("int8", {"conv_1.conv1": 1.0}))
@@ -250,9 +250,9 @@ def test_models_must_have_scores(held_out, small_config):
     backbone = cf.compile(cf.create_model("digits", features_only=True), backend="reference")
     with pytest.raises(ValueError, match="evaluation needs conv_logits, trans_logits"):
         evaluate(backbone, held_out)
-    grey = cf.compile(cf.create_model(dataclasses.replace(small_config, in_channels=1)), backend="reference")
+    gray = cf.compile(cf.create_model(dataclasses.replace(small_config, in_channels=1)), backend="reference")
     with pytest.raises(ValueError, match="the model reads 1"):
-        evaluate(grey, open_dataset(held_out))
+        evaluate(gray, open_dataset(held_out))
 
 
 @pytest.mark.parametrize("option", ["batch", "size", "limit", "workers"])

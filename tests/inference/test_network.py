@@ -40,7 +40,7 @@ def random(*shape):
     return torch.randn(shape, dtype=DOUBLE)
 
 
-def randomised(module):
+def randomized(module):
     """`module` in float64 and eval mode, every parameter and statistic random; variances from 0 to 2."""
     for name, tensor in module.double().state_dict().items():
         if tensor.is_floating_point():
@@ -67,8 +67,8 @@ def nchw(feature_map):
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize(("kernel", "stride", "eps"), [(1, 1, 1e-6), (3, 2, 1e-6), (7, 2, 1e-5)])
 def test_batch_norm_folds_into_the_convolution(bias, kernel, stride, eps):
-    conv = randomised(nn.Conv2d(5, 6, kernel, stride, padding=kernel // 2, bias=bias))
-    norm = randomised(nn.BatchNorm2d(6, eps=eps))
+    conv = randomized(nn.Conv2d(5, 6, kernel, stride, padding=kernel // 2, bias=bias))
+    norm = randomized(nn.BatchNorm2d(6, eps=eps))
     norm.running_var[0] = 0.0  # a dead channel: eps alone is left
     images = random(2, 5, 9, 11)
     weight, shift = fold_batch_norm(conv, norm)
@@ -78,7 +78,7 @@ def test_batch_norm_folds_into_the_convolution(bias, kernel, stride, eps):
 
 
 def test_batch_norm_is_folded_in_float64_and_rounded_once():
-    conv, norm = randomised(nn.Conv2d(5, 6, 3)).float(), randomised(nn.BatchNorm2d(6)).float()
+    conv, norm = randomized(nn.Conv2d(5, 6, 3)).float(), randomized(nn.BatchNorm2d(6)).float()
     exact = fold_batch_norm(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
     for folded, expected in zip(fold_batch_norm(conv, norm), exact, strict=True):
         assert torch.equal(folded, expected.float())
@@ -87,7 +87,7 @@ def test_batch_norm_is_folded_in_float64_and_rounded_once():
 @pytest.mark.parametrize("heads", [1, 2, 3, 6])
 def test_attention_scale_folds_into_the_queries(heads):
     dim = 8 * 9 * heads  # 72 channels a head: a scale that is no power of two
-    qkv = randomised(nn.Linear(dim, 3 * dim))
+    qkv = randomized(nn.Linear(dim, 3 * dim))
     tokens = random(2, 5, dim)
     weight, bias = fold_attention_scale(qkv, heads)
     folded = CF.attention(nn.functional.linear(tokens, weight, bias), heads, 1.0)
@@ -98,7 +98,7 @@ def test_attention_scale_folds_into_the_queries(heads):
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 12])
 def test_fcu_down_pools_before_it_projects(stride):
-    unit = randomised(FCUDown(5, 24, stride))
+    unit = randomized(FCUDown(5, 24, stride))
     feature_map, tokens = random(2, 5, 3 * stride, 2 * stride), random(2, 1 + 6, 24)
     expected = concat_class_token(tokens[:, :1], unit(feature_map)) + tokens  # as ConvTransBlock.forward
     pooled = nhwc(nn.functional.avg_pool2d(feature_map, stride))
@@ -111,7 +111,7 @@ def _fcu_weights(unit):
 
 
 def test_fcu_down_doubles_the_class_token_whatever_the_map():
-    unit = InferenceFCUDown(randomised(FCUDown(5, 24, 2)))
+    unit = InferenceFCUDown(randomized(FCUDown(5, 24, 2)))
     tokens = random(3, 1 + 6, 24)
     for pooled in (random(3, 2, 3, 5), torch.full((3, 2, 3, 5), torch.inf, dtype=DOUBLE)):
         assert torch.equal(unit(pooled, tokens)[:, 0], 2 * tokens[:, 0])
@@ -122,7 +122,7 @@ def test_fcu_down_doubles_the_class_token_whatever_the_map():
 @pytest.mark.parametrize("grid", [(3, 2), (1, 5)], ids=["3x2", "1x5"])
 def test_fcu_up_stays_at_token_resolution(token_stride, conv_stride, grid):
     (h, w), S = grid, token_stride
-    unit, bottleneck = randomised(FCUUp(6, 24, S)), randomised(Bottleneck(24, 24, conv_stride, project=True))
+    unit, bottleneck = randomized(FCUUp(6, 24, S)), randomized(Bottleneck(24, 24, conv_stride, project=True))
     tokens, feature_map = random(2, 1 + h * w, 24), random(2, 24, h * S, w * S)
     expected_map, expected_inner = bottleneck(feature_map, unit(tokens, h * S, w * S))
     weight, bias = fold_batch_norm(unit.conv_project, unit.bn)
@@ -137,7 +137,7 @@ def test_fcu_up_stays_at_token_resolution(token_stride, conv_stride, grid):
 @pytest.mark.parametrize(("stride", "project"), [(1, False), (1, True), (2, True)])
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 2)], ids=str)
 def test_bottleneck(stride, project, size):
-    block = randomised(Bottleneck(24, 24, stride, project))
+    block = randomized(Bottleneck(24, 24, stride, project))
     feature_map = random(2, 24, *size)
     expected_map, expected_inner = block(feature_map)
     ours = InferenceBottleneck(block)
@@ -147,7 +147,7 @@ def test_bottleneck(stride, project, size):
 
 @pytest.mark.parametrize("token_stride", [1, 2, 3, 4])
 def test_bottleneck_pools_what_fcu_down_reads(token_stride):
-    ours, inner = InferenceBottleneck(randomised(Bottleneck(24, 24))), random(2, 2 * token_stride, 3 * token_stride, 6)
+    ours, inner = InferenceBottleneck(randomized(Bottleneck(24, 24))), random(2, 2 * token_stride, 3 * token_stride, 6)
     spatial, pooled = ours.spatial_and_pooled(inner, token_stride)
     assert_same(spatial, ours.spatial(inner))
     assert_same(nchw(pooled), nn.functional.avg_pool2d(nchw(spatial), token_stride))
@@ -191,13 +191,13 @@ def test_tokens_in_float32_keep_the_doubled_class_token_exact_enough():
 
 
 def test_transformer_block(small_config):
-    block, tokens = randomised(TransformerBlock(small_config)), random(3, 8, 48)
+    block, tokens = randomized(TransformerBlock(small_config)), random(3, 8, 48)
     assert_same(InferenceTransformer(block)(tokens), block(tokens))
 
 
 @pytest.mark.parametrize("index", [2, 3])
 def test_coupled_block(small_config, index):
-    block = randomised(ConvTransBlock(small_config, index))
+    block = randomized(ConvTransBlock(small_config, index))
     size = [2 * small_config.token_stride(index - 1), 3 * small_config.token_stride(index - 1)]
     feature_map, tokens = random(2, small_config.map_channels(index - 1), *size), random(2, 1 + 6, 48)
     expected_map, expected_tokens = block(feature_map, tokens)
@@ -208,7 +208,7 @@ def test_coupled_block(small_config, index):
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (33, 50)])
 def test_stem_and_patch_embedding(small_config, height, width):
-    model, images = randomised(Conformer(small_config)), random(2, 3, height, width)
+    model, images = randomized(Conformer(small_config)), random(2, 3, height, width)
     seen = []
     model.conv_1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model.trans_1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -221,8 +221,8 @@ def test_stem_and_patch_embedding(small_config, height, width):
     assert_same(patches[:, 1:], map_to_tokens(model.trans_patch_conv(expected_map)))
 
 
-def test_only_the_class_row_is_normalised(small_config):
-    model, feature_map, tokens = randomised(Conformer(small_config)), random(2, 256, 3, 2), random(2, 7, 48)
+def test_only_the_class_row_is_normalized(small_config):
+    model, feature_map, tokens = randomized(Conformer(small_config)), random(2, 256, 3, 2), random(2, 7, 48)
     norm = model.trans_norm
     tokens[:, 1:] = torch.nan
     pooled, class_token = CF.pool(nhwc(feature_map), tokens, norm.weight, norm.bias, norm.eps)
@@ -233,7 +233,7 @@ def test_only_the_class_row_is_normalised(small_config):
 
 
 def test_both_heads_together(small_config):
-    model, feature_map, tokens = randomised(Conformer(small_config)), random(2, 256, 3, 2), random(2, 7, 48)
+    model, feature_map, tokens = randomized(Conformer(small_config)), random(2, 256, 3, 2), random(2, 7, 48)
     norm, conv, trans = model.trans_norm, model.conv_cls_head, model.trans_cls_head
     logits = CF.heads(
         nhwc(feature_map), tokens, norm.weight, norm.bias, norm.eps, conv.weight, conv.bias, trans.weight, trans.bias
@@ -269,7 +269,7 @@ CONFIGS = {
     "deep": {"depth": 6},
     "patch-32": {"patch_size": 32},
     "patch-48": {"patch_size": 48},
-    "grey-head-32-ratio-3": {"in_channels": 1, "embed_dim": 96, "num_heads": 3, "channel_ratio": 3},
+    "gray-head-32-ratio-3": {"in_channels": 1, "embed_dim": 96, "num_heads": 3, "channel_ratio": 3},
 }
 
 

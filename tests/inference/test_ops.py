@@ -92,7 +92,7 @@ SAMPLES = [
     *_linear_samples(),
     Sample("B3-33x47", "stem", (shape(3, 3, 33, 47), shape(16, 3, 7, 7), shape(16), 4)),
     Sample("B1-exact", "stem", (shape(1, 3, 32, 48), shape(16, 3, 7, 7), shape(16), 4)),
-    Sample("B1-grey-1x1", "stem", (shape(1, 1, 1, 1), shape(16, 1, 7, 7), shape(16), 12)),
+    Sample("B1-gray-1x1", "stem", (shape(1, 1, 1, 1), shape(16, 1, 7, 7), shape(16), 12)),
     Sample("B3-4x8", "patch_embed", (shape(3, 4, 8, 10), shape(1, 1, 24), shape(24, 10, 4, 4), shape(24))),
     Sample("B1-one", "patch_embed", (shape(1, 8, 8, 10), shape(1, 1, 24), shape(24, 10, 8, 8), shape(24))),
     Sample("B3-5x7", "conv1x1", (shape(3, 5, 7, 6), shape(10, 6), shape(10))),

@@ -1,4 +1,4 @@
-"""Graphs in 8 bits: which numbers stand for a weight, which products are quantised, and what that costs in accuracy."""
+"""Graphs in 8 bits: which numbers stand for a weight, which products are quantized, and what that costs in accuracy."""
 
 import math
 import re
@@ -18,7 +18,7 @@ import conformer_fast as cf
 from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import ELEMENT_TYPES
-from conformer_fast.engines.tensorrt.flavors import get_flavour
+from conformer_fast.engines.tensorrt.flavors import get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
 from conformer_fast.inference.lower import fuse
 from conformer_fast.inference.network import InferenceConformer
@@ -35,7 +35,7 @@ PRECISIONS = list(FORMATS)
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 DTYPE = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
-UNQUANTISED = {"conv_head", "trans_head"}
+UNQUANTIZED = {"conv_head", "trans_head"}
 
 
 def session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -88,7 +88,7 @@ def test_weights_err_by_half_a_step_at_most(precision, dtype, kind, axis):
 
 @pytest.mark.parametrize("axis", [0, 1])
 @DTYPE
-def test_int8_weights_are_what_pytorch_quantises_to(dtype, axis):
+def test_int8_weights_are_what_pytorch_quantizes_to(dtype, axis):
     weight = torch.randn(8, 12, 3, 3).to(dtype)
     numbers, scale = Quantization("int8", {}).weight(weight, axis)
     largest = weight.abs().float().amax([dimension for dimension in range(4) if dimension != axis])
@@ -211,8 +211,8 @@ def test_quantized_models_store_8_bits_and_compute_in_the_type_around(precision,
     typed = fused.in_precision(dtype)
     before = {name: value.clone() for name, value in typed.named_buffers()}
     model = typed.quantized(Quantization(precision, input_ranges(fused, [goldens.image(2, 64, 96)])))
-    assert set(model.quantisable) == product_names(typed)
-    for name in model.quantisable:
+    assert set(model.quantizable) == product_names(typed)
+    for name in model.quantizable:
         part = model.get_submodule(name)
         assert (part.weight.dtype, part.bias.dtype) == (FORMATS[precision], dtype)
         assert {value.dtype for value in part.scales().values()} == {dtype}
@@ -263,7 +263,7 @@ def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
 # The graph
 
 
-def quantised(
+def quantized(
     model: Conformer, precision: str = "int8", dtype: torch.dtype = torch.float16, without: str = "", **arguments
 ) -> tuple[InferenceConformer, onnx.ModelProto]:
     """The inference model in `dtype` and its graph in 8 bits, one product left out."""
@@ -289,7 +289,7 @@ class Graph:
     def all(self, *ops: str) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if node.op_type in ops]
 
-    def is_dequantised(self, value: str) -> bool:
+    def is_dequantized(self, value: str) -> bool:
         """Whether it was in 8 bits, and at most its axes have changed since."""
         while value in self.producer and self.producer[value].op_type in ("Unsqueeze", "Transpose"):
             value = self.producer[value].input[0]
@@ -302,17 +302,17 @@ class Graph:
 
     def products(self) -> list[onnx.NodeProto]:
         """Convolutions and matrix products whose two inputs are both in 8 bits."""
-        return [node for node in self.all("Conv", "MatMul") if all(map(self.is_dequantised, node.input[:2]))]
+        return [node for node in self.all("Conv", "MatMul") if all(map(self.is_dequantized, node.input[:2]))]
 
     def weight(self, product: onnx.NodeProto) -> torch.Tensor:
-        """What the weight of a quantised product stands for, (out, in, ...)."""
+        """What the weight of a quantized product stands for, (out, in, ...)."""
         stored, scale = map(self.tensor, self.producer[product.input[1]].input[:2])
         axis = self.producer[product.input[1]].attribute[0].i
         shape = [-1 if dimension == axis else 1 for dimension in range(stored.ndim)]
         return (stored.float() * scale.float().view(shape)).transpose(0, axis)
 
     def names(self, model: InferenceConformer) -> Counter[str]:
-        """Which weight of `model` each quantised product has, by its values."""
+        """Which weight of `model` each quantized product has, by its values."""
         known = {name: value.float() for name, value in model.named_buffers() if name.endswith(".weight")}
         found = Counter()
         for product in self.products():
@@ -330,7 +330,7 @@ class Graph:
 def product_names(model: InferenceConformer) -> set[str]:
     """Every product that is to be in 8 bits."""
     names = {name for name, value in model.named_buffers() if name.endswith(".weight") and value.ndim > 1}
-    return {name.removesuffix(".weight") for name in names} - UNQUANTISED
+    return {name.removesuffix(".weight") for name in names} - UNQUANTIZED
 
 
 MODELS = {"small": {}, "patch-32": {"patch_size": 32}, "deep": {"depth": 6}, "tiny-p16": {}}
@@ -343,20 +343,20 @@ def case(request, small_config):
     """(inference model, its graph in INT8) of a small, some odd and a published model, products written in each way."""
     name, products = request.param
     config = VARIANTS.get(name) or replace(small_config, **MODELS[name])
-    return quantised(lookalikes.fill(Conformer(config)).eval(), products=products)
+    return quantized(lookalikes.fill(Conformer(config)).eval(), products=products)
 
 
 def test_every_product_is_in_8_bits_but_heads_and_attention(case):
     model, proto = case
     graph, depth = Graph(proto), model.config.depth
     assert graph.names(model) == Counter(product_names(model))
-    quantised_nodes = graph.products()
-    others = [node for node in graph.all("Conv", "MatMul", "Gemm") if node not in quantised_nodes]
+    quantized_nodes = graph.products()
+    others = [node for node in graph.all("Conv", "MatMul", "Gemm") if node not in quantized_nodes]
     assert Counter(node.op_type for node in others) == {"Gemm": 2, "MatMul": 2 * depth}
     for node in others:
-        assert not any(map(graph.is_dequantised, node.input)), node.name
+        assert not any(map(graph.is_dequantized, node.input)), node.name
     for node in graph.all("Softmax", "LayerNormalization", "Gelu", "AveragePool"):
-        assert not any(map(graph.is_dequantised, node.input)), node.name
+        assert not any(map(graph.is_dequantized, node.input)), node.name
 
 
 def test_the_stem_map_is_rounded_before_its_pool(case):
@@ -364,7 +364,7 @@ def test_the_stem_map_is_rounded_before_its_pool(case):
     _, proto = case
     graph = Graph(proto)
     (pool,) = graph.all("MaxPool")
-    assert graph.is_dequantised(pool.input[0])
+    assert graph.is_dequantized(pool.input[0])
     before = graph.producer[pool.input[0]]
     (pad,) = graph.all("Pad")
     (after,) = [node for node in graph.readers[pad.output[0]] if node.op_type == "QuantizeLinear"]
@@ -373,10 +373,10 @@ def test_the_stem_map_is_rounded_before_its_pool(case):
 
 
 def test_the_stem_map_is_not_rounded_before_its_pool_for_some_readers_only(small_model):
-    _, proto = quantised(small_model, without="patch_embed")
+    _, proto = quantized(small_model, without="patch_embed")
     graph = Graph(proto)
     (pool,) = graph.all("MaxPool")
-    assert not graph.is_dequantised(pool.input[0])
+    assert not graph.is_dequantized(pool.input[0])
 
 
 def test_no_bias_is_in_8_bits(case):
@@ -405,7 +405,7 @@ def test_what_a_bottleneck_adds_is_in_8_bits(case):
     assert len(sums) == 1 + 2 * (model.config.depth - 1)
     projected = 0
     for node in sums:
-        assert graph.is_dequantised(node.input[1])
+        assert graph.is_dequantized(node.input[1])
         source = graph.producer[graph.producer[node.input[1]].input[0]]
         assert source.op_type == "QuantizeLinear"
         projected += graph.producer[source.input[0]].op_type == "Conv"
@@ -457,7 +457,7 @@ def test_readers_of_a_value_share_its_pair(case):
 @PRECISION
 def test_graphs_of_every_type_are_valid(precision, products, dtype, small_model):
     """8 bits beside each type: weights in 8 bits, scales and biases in the type, all else as without."""
-    model, proto = quantised(small_model, precision, dtype, products=products)
+    model, proto = quantized(small_model, precision, dtype, products=products)
     onnx.checker.check_model(proto, full_check=True)
     graph = Graph(proto)
     assert graph.names(model) == Counter(product_names(model))
@@ -473,7 +473,7 @@ def test_graphs_of_every_type_are_valid(precision, products, dtype, small_model)
 
 @PRECISION
 def test_weights_take_a_byte_each(precision):
-    model, proto = quantised(lookalikes.fill(Conformer(VARIANTS["tiny-p16"])).eval(), precision)
+    model, proto = quantized(lookalikes.fill(Conformer(VARIANTS["tiny-p16"])).eval(), precision)
     plain = onnx_from_model(fuse(Conformer(VARIANTS["tiny-p16"]).eval()))
     element = ELEMENT_TYPES[FORMATS[precision]]
     taken = sum(len(value.raw_data) for value in proto.graph.initializer if value.data_type == element)
@@ -488,8 +488,8 @@ def test_weights_take_a_byte_each(precision):
      "conv_trans_3.fusion_block.residual", addend_of("conv_trans_2.fusion_block.conv3")],
 )  # fmt: skip
 def test_one_product_can_stay_in_16_bits(left_out, small_model):
-    model, whole = quantised(small_model)
-    _, part = quantised(small_model, without=left_out)
+    model, whole = quantized(small_model)
+    _, part = quantized(small_model, without=left_out)
     onnx.checker.check_model(part, full_check=True)
     before, after = Counter(Graph(whole).names(model)), Counter(Graph(part).names(model))
     assert before - after == ({} if left_out.endswith(".addend") else {left_out: 1})
@@ -515,7 +515,7 @@ def test_one_product_can_stay_in_16_bits(left_out, small_model):
 def test_both_ways_of_writing_products_agree(precision, small_model):
     """In fp32, where a sum's order changes few roundings to 8 bits."""
     images = {"images": goldens.image(2, 50, 70).numpy()}
-    graphs = [quantised(small_model, precision, torch.float32, products=way)[1] for way in ("matmul", "conv")]
+    graphs = [quantized(small_model, precision, torch.float32, products=way)[1] for way in ("matmul", "conv")]
     results = [map(torch.from_numpy, session(proto).run(None, images)) for proto in graphs]
     for first, second in zip(*results, strict=True):
         assert relative_error(first, second) < 0.01
@@ -536,19 +536,19 @@ def digits():
     return model, fused, input_ranges(fused, split.train_images[:512].split(64)), split
 
 
-# Of 359 held-out digits, of which the reference recognises 357. One less than measured: rounding differs by machine.
-RECOGNISED = {"fp16": 357, "int8": 356, "fp8": 354}
+# Of 359 held-out digits, of which the reference recognizes 357. One less than measured: rounding differs by machine.
+RECOGNIZED = {"fp16": 357, "int8": 356, "fp8": 354}
 
 
-@pytest.mark.parametrize("precision", RECOGNISED)
+@pytest.mark.parametrize("precision", RECOGNIZED)
 def test_digits(precision, digits, record_property):
     _, fused, ranges, split = digits
     typed = fused.in_precision(torch.float16)
     proto = onnx_from_model(typed.quantized(Quantization(precision, ranges)) if precision in FORMATS else typed)
     scores = torch.from_numpy(sum(session(proto).run(None, {"images": split.test_images.numpy()})))
     right = (scores.argmax(-1) == split.test_labels).sum().item()
-    record_property("table", ("held-out digits recognised in ONNX Runtime, of 359", "digits", precision, right))
-    assert right >= RECOGNISED[precision]
+    record_property("table", ("held-out digits recognized in ONNX Runtime, of 359", "digits", precision, right))
+    assert right >= RECOGNIZED[precision]
 
 
 # dB of the scores in ONNX Runtime, on other images than those of the ranges: 3 less than measured, because a rounding
@@ -585,7 +585,7 @@ RTX = any(map(find_spec, ("tensorrt_rtx", "tensorrt_rtx_bindings")))
 
 def layers(proto: onnx.ModelProto) -> Counter[tuple[str, str]]:
     """(kind, type of the first input) of each layer that TensorRT-RTX makes of a graph, from its verbose log."""
-    trt = get_flavour("tensorrt-rtx").module
+    trt = get_flavor("tensorrt-rtx").module
     lines = []
     listen = {"log": lambda self, severity, text: lines.extend(text.splitlines())}
     logger = type("Logger", (trt.ILogger,), listen)()
@@ -610,7 +610,7 @@ def layers(proto: onnx.ModelProto) -> Counter[tuple[str, str]]:
 def test_tensorrt_computes_every_product_in_8_bits(precision, small_model):
     """A product that it takes apart, as it does the joint projection of queries, keys and values if their split gives
     it reason to, it computes in 16 bits."""
-    model, proto = quantised(small_model, precision)
+    model, proto = quantized(small_model, precision)
     found, read = layers(proto), {"int8": "Int8", "fp8": "FP8"}[precision]
     matrices = {name for name in product_names(model) if re.search(r"\.(qkv|proj|fc1|fc2|up)$", name)}
     assert found["gemm", read] == len(matrices) == 4 * 3 + 2
@@ -624,10 +624,10 @@ def test_tensorrt_computes_every_product_in_8_bits(precision, small_model):
 @pytest.mark.skipif(not RTX, reason="needs TensorRT-RTX")
 @PRECISION
 def test_engines_are_built(precision, small_model, record_property):
-    _, proto = quantised(small_model, precision)
+    _, proto = quantized(small_model, precision)
     profile = Profile((1, 2, 4), (64, 64, 64), (96, 96, 96))
     plan = engine_from_onnx(
-        proto.SerializeToString(), [profile], get_flavour("tensorrt-rtx"), ("sm89", "sm120"), precision
+        proto.SerializeToString(), [profile], get_flavor("tensorrt-rtx"), ("sm89", "sm120"), precision
     )
     record_property("table", ("engine for sm89 and sm120, bytes", "small", precision, len(plan)))
     assert len(plan) > proto.ByteSize()

@@ -60,7 +60,7 @@ def test_relu_of_nan_is_nan(sample):
     assert ours.isnan().any()
 
 
-def test_rows_of_one_value_are_normalised_to_the_bias():
+def test_rows_of_one_value_are_normalized_to_the_bias():
     sample = Sample("", "linear", (fine(2, 24), shape(20, 24), shape(20), False, None, fine(24), fine(24), 1e-6))
     arguments = make(sample, torch.float32)
     arguments[0][:] = torch.tensor([[3.0], [-7e4]])

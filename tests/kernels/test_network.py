@@ -74,7 +74,7 @@ def test_a_network_in_8_bits(precision, small_model):
         assert error(value, other.double()) <= 0.1 * error(other, true)
     assert not [call.plan.unsupported for call in made if call.plan.unsupported]
     words = [call.plan.problem.split()[1] for call in made]
-    assert words.count(f"{precision}-fp32") == len([name for name in fused.quantisable if name in ranges])
+    assert words.count(f"{precision}-fp32") == len([name for name in fused.quantizable if name in ranges])
 
 
 @pytest.mark.slow

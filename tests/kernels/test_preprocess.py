@@ -1,4 +1,4 @@
-"""The kernel that preprocesses: equal to the CPU to the last bit, before normalisation and after."""
+"""The kernel that preprocesses: equal to the CPU to the last bit, before normalization and after."""
 
 import itertools
 import random

@@ -57,7 +57,7 @@ def test_channels_last_and_repeated_images():
 
 
 def test_maps_below_zero_are_zero():
-    """The pool's border does not count, neither as zeros before the bias nor as the map's neighbours."""
+    """The pool's border does not count, neither as zeros before the bias nor as the map's neighbors."""
     images, weight, bias, multiple = make(stem_sample("", 2, 17, 21, 4), torch.float32)
     for offset in (-100, 100):
         arguments = [images, weight, bias + offset, multiple]

@@ -127,7 +127,7 @@ def test_up_sampling_repeats_whole_tokens(stride):
 
 CUSTOM = {
     "depth-6": {"depth": 6},
-    "grey": {"in_channels": 1},
+    "gray": {"in_channels": 1},
     "multispectral": {"in_channels": 5},
     "head-32": {"embed_dim": 96, "num_heads": 3},
     "one-head": {"num_heads": 1},
@@ -225,7 +225,7 @@ def test_unknown_padding_is_refused(small_config):
         Conformer(small_config, pad="reflect")
 
 
-def test_an_image_does_not_see_its_neighbours(small_model):
+def test_an_image_does_not_see_its_neighbors(small_model):
     model, images = small_model.double(), goldens.image(3, 40, 56, torch.float64)
     with torch.no_grad():
         together = model(images)
@@ -293,7 +293,7 @@ def test_create_model_names_the_variants(name):
         create_model(name)
 
 
-def test_new_models_are_initialised_as_the_paper_trains_them(small_config):
+def test_new_models_are_initialized_as_the_paper_trains_them(small_config):
     model = Conformer(small_config)
     assert all(not module.bias.any() for module in model.modules() if isinstance(module, nn.Linear))
     weights = torch.cat([module.weight.flatten() for module in model.modules() if isinstance(module, nn.Linear)])

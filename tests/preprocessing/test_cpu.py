@@ -19,7 +19,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def normalise(pixels: np.ndarray) -> torch.Tensor:
+def normalize(pixels: np.ndarray) -> torch.Tensor:
     """(H, W, 3) in 0 ... 255 -> (3, H, W), in float64."""
     scaled = (pixels / 255.0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     return torch.from_numpy(scaled.transpose(2, 0, 1))
@@ -29,8 +29,8 @@ def bicubic_matrix(length: int, new_length: int) -> np.ndarray:
     """(new_length, length): Keys' cubic with a = -0.5, widened when shrinking, as a matrix."""
     scale = length / new_length
     stretch = max(scale, 1.0)
-    centre = (np.arange(new_length)[:, None] + 0.5) * scale
-    x = np.abs((np.arange(length)[None, :] + 0.5 - centre) / stretch)
+    center = (np.arange(new_length)[:, None] + 0.5) * scale
+    x = np.abs((np.arange(length)[None, :] + 0.5 - center) / stretch)
     near = 1.5 * x**3 - 2.5 * x**2 + 1
     far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
@@ -70,7 +70,7 @@ def test_sizes_and_offsets_by_hand(picture, size, resized, left_top):
     image = noise(*picture)
     left, top = left_top
     cropped = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))[top : top + size, left : left + size]
-    torch.testing.assert_close(preprocess(image, size), normalise(cropped).float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(preprocess(image, size), normalize(cropped).float(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("width", "height"), [(97, 61), (61, 97), (19, 23)])
@@ -83,7 +83,7 @@ def test_resize_is_antialiased_bicubic(width, height):
     horizontal = np.clip(np.einsum("xw,hwc->hxc", columns, np.asarray(image).astype(float)), 0, 255)
     resized = np.clip(np.einsum("yh,hxc->yxc", rows, horizontal), 0, 255)
     left, top = round((len(columns) - 32) / 2), round((len(rows) - 32) / 2)
-    expected = normalise(resized[top : top + 32, left : left + 32])
+    expected = normalize(resized[top : top + 32, left : left + 32])
     two_levels = 2 / 255 / 0.224
     assert (preprocess(image, 32).double() - expected).abs().max() < two_levels
 
@@ -91,7 +91,7 @@ def test_resize_is_antialiased_bicubic(width, height):
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5), (5, 1), (1, 300), (300, 1), (2, 3)])
 def test_tiny_pictures_are_enlarged(width, height):
     image = preprocess(Image.new("RGB", (width, height), (51, 51, 51)), 32)
-    torch.testing.assert_close(image, normalise(np.full((32, 32, 3), 51)).float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(image, normalize(np.full((32, 32, 3), 51)).float(), rtol=0, atol=1e-6)
 
 
 def test_picture_too_long_to_resize():
@@ -182,19 +182,19 @@ def test_cmyk_jpeg(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "mode"), [("x.png", "I;16"), ("x.tif", "I;16"), ("x.tif", "I;16B")])
-def test_16_bit_grey_keeps_the_high_byte(tmp_path, name, mode):
+def test_16_bit_gray_keeps_the_high_byte(tmp_path, name, mode):
     values = np.array([[0, 0x00FF, 0x0100, 0x80FF, 0xFFFF]], dtype=">u2" if mode == "I;16B" else "<u2")
     path = saved(tmp_path, Image.frombytes(mode, (5, 1), values.tobytes()), name)
     assert pixels_of(path) == [[v] * 3 for v in (0, 0, 1, 0x80, 0xFF)]
 
 
-def test_16_bit_grey_is_the_same_given_as_a_picture():
-    grey = Image.fromarray(np.full((40, 40), 0x3300, dtype=np.uint16))
-    torch.testing.assert_close(preprocess(grey, 32), normalise(np.full((32, 32, 3), 51)).float(), rtol=0, atol=1e-6)
+def test_16_bit_gray_is_the_same_given_as_a_picture():
+    gray = Image.fromarray(np.full((40, 40), 0x3300, dtype=np.uint16))
+    torch.testing.assert_close(preprocess(gray, 32), normalize(np.full((32, 32, 3), 51)).float(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("transparency", [None, 1, b"\x00\x80"], ids=["none", "index", "bytes"])
-def test_palette_keeps_its_colours_without_a_warning(tmp_path, transparency):
+def test_palette_keeps_its_colors_without_a_warning(tmp_path, transparency):
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *BLUE])
     image.putpixel((1, 0), 1)
@@ -213,13 +213,13 @@ def test_palette_keeps_its_colours_without_a_warning(tmp_path, transparency):
         ("1", 1, (255, 255, 255)),
     ],
 )
-def test_alpha_is_dropped_and_grey_repeated(tmp_path, mode, pixel, expected):
+def test_alpha_is_dropped_and_gray_repeated(tmp_path, mode, pixel, expected):
     assert pixels_of(saved(tmp_path, Image.new(mode, (1, 1), pixel))) == [list(expected)]
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x.png", "x.webp"])
 def test_first_frame_of_an_animation(tmp_path, name):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
     path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
     assert np.abs(np.subtract(pixels_of(path), RED)).max() <= 3
 
@@ -230,7 +230,7 @@ def test_mode_without_rgb_form_is_refused():
 
 
 @pytest.mark.parametrize(("mode", "value"), [("F", float("nan")), ("F", 0.5), ("I", 70000)])
-def test_grey_of_unknown_range_is_refused(tmp_path, mode, value):
+def test_gray_of_unknown_range_is_refused(tmp_path, mode, value):
     path = saved(tmp_path, Image.new(mode, (4, 4), value), "x.tif")
     with pytest.raises(ImageError, match=rf"x\.tif: mode {mode} .*8 or 16 bits"):
         load_image(path)

@@ -372,9 +372,9 @@ def test_errors_of_the_extensions_settings():
 @pytest.mark.skipif(module.PILLOW < (11, 2), reason="this Pillow does not give its memory away")
 def test_errors_of_pillows_memory():
     given = [(PIXELS, 8, 6, 8, 6, 0, 0, False)]
-    grey = noise(8, 6).convert("L").__arrow_c_array__()
+    gray = noise(8, 6).convert("L").__arrow_c_array__()
     with pytest.raises(ValueError, match="not four bytes a pixel"):
-        extension.resample([(grey, *given[0][1:])], OUT.copy(), True, None, 1)
+        extension.resample([(gray, *given[0][1:])], OUT.copy(), True, None, 1)
     other = noise(8, 7).__arrow_c_array__()
     with pytest.raises(ValueError, match="56 pixels in a row, 48 were expected"):
         extension.resample([(other, *given[0][1:])], OUT.copy(), True, None, 1)

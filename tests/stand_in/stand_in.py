@@ -420,7 +420,7 @@ def _pretended_tensorrt(test_runtime_gpu: Any) -> None:
     fake_tensorrt.expected = expected
     fake_tensorrt.Context.get_tensor_shape = lambda self, name: shapes(tuple(self.shape), len(fused))[name]
     export.onnx_from_model, plan_module.engine_from_onnx = export_and_keep, build
-    test_runtime_gpu.get_flavour = flavors.get_flavour = lambda name="auto": trt.flavour
+    test_runtime_gpu.get_flavor = flavors.get_flavor = lambda name="auto": trt.flavor
 
 
 def _set(**values: Any) -> Callable[[Any], None]:

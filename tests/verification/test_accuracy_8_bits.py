@@ -76,7 +76,7 @@ def test_held_out_accuracy(implementation, precision, name, subject, held_out, e
 @pytest.mark.parametrize("precision", FORMATS)
 def test_8_bits_are_in_use(precision, subject):
     """The accuracy was not bought by going back to 16 bits."""
-    kept = {product for product in fuse(subject.model).quantisable if usually_stored(product, precision)}
+    kept = {product for product in fuse(subject.model).quantizable if usually_stored(product, precision)}
     assert kept <= subject.quantizations[precision].ranges.keys()
 
 

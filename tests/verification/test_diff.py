@@ -92,7 +92,7 @@ def test_kernels_and_exported_graph(small_model):
     assert (eager.how, kernels.how, graph.how) == (
         "PyTorch",
         "Triton's interpreter" if implementations.interprets_kernels() else torch.cuda.get_device_name(),
-        "the exported graph, not optimised",
+        "the exported graph, not optimized",
     )
     for ran in (kernels, graph):
         assert list(ran.rows) == BLOCKS + LOGITS
@@ -120,7 +120,7 @@ def test_exported_graph_in_8_bits_errs_as_simulated(precision, small_model):
     for name in BLOCKS:
         assert graph.rows[name].within
         assert graph.rows[name].error == pytest.approx(simulated.rows[name].error, rel=0.35)
-        assert simulated.rows[name].error > 4e-3  # it is quantised
+        assert simulated.rows[name].error > 4e-3  # it is quantized
 
 
 def test_images_calibrate_each_precision(small_model):
@@ -135,7 +135,7 @@ def test_images_calibrate_each_precision(small_model):
     assert found.columns[0].rows["3.map"].error < found.columns[1].rows["3.map"].error
 
 
-def test_columns_of_a_precision_are_neighbours(small_model, monkeypatch):
+def test_columns_of_a_precision_are_neighbors(small_model, monkeypatch):
     monkeypatch.setitem(implementations.RUNNERS, "onnxruntime", spoilt({}))
     pairs = [(name, precision) for name in ("onnxruntime", "reference") for precision in ("fp32", "bf16")]
     found = diff(small_model, images(1, 3, 32, 32), pairs)
@@ -239,8 +239,8 @@ def test_pixels_and_the_model_are_left_alone(small_model):
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     before = {name: tensor.clone() for name, tensor in small_model.state_dict().items()}
     found = diff(small_model, pixels, [("reference", "fp32")])
-    normalised = cf.compile(small_model, backend="reference").as_input(pixels)
-    assert found == diff(small_model, normalised, [("reference", "fp32")])
+    normalized = cf.compile(small_model, backend="reference").as_input(pixels)
+    assert found == diff(small_model, normalized, [("reference", "fp32")])
     assert all(torch.equal(tensor, before[name]) for name, tensor in small_model.state_dict().items())
 
 

@@ -7,12 +7,12 @@ from xml.etree import ElementTree
 import pytest
 
 from conformer_fast.verification.diff import Column, Diff
-from conformer_fast.verification.heatmap import COLOURS, HIGHEST, LETTER, WIDTH, colour_of, contrast, ink_on, svg
+from conformer_fast.verification.heatmap import COLORS, HIGHEST, LETTER, WIDTH, color_of, contrast, ink_on, svg
 from conformer_fast.verification.verify import Report, Row
 
 SVG = "{http://www.w3.org/2000/svg}"
 BLOCKS = ("1.tokens", "1.map", "2.fcu_down", "2.tokens", "2.fcu_up", "2.map")
-GREYS = {"#000000": (0.0, 0.0, 0.0), "#ffffff": (1.0, 1.0, 1.0)}
+GRAYS = {"#000000": (0.0, 0.0, 0.0), "#ffffff": (1.0, 1.0, 1.0)}
 
 
 def ran(implementation: str, precision: str, error: float, **others: float) -> Column:
@@ -57,9 +57,9 @@ def test_every_figure_is_there():
     assert "2.map, kernels int8: error 0.5, bound 0.02" in tips
 
 
-def test_cells_have_the_colour_of_their_number():
+def test_cells_have_the_color_of_their_number():
     root = picture(ran("reference", "fp16", 1e-3))
-    expected = "#" + "".join(f"{round(255 * part):02x}" for part in colour_of(60.0))
+    expected = "#" + "".join(f"{round(255 * part):02x}" for part in color_of(60.0))
     filled = [rectangle.get("fill") for rectangle in root.iter(f"{SVG}rect")]
     assert filled.count(expected) == 8
 
@@ -81,25 +81,25 @@ def test_values_that_are_not_finite_are_drawn():
     assert texts(root).count("inf") == 1
 
 
-def test_words_stand_out_on_their_colour():
+def test_words_stand_out_on_their_color():
     for tenth in range(-50, 10 * int(HIGHEST) + 50):
-        colour = colour_of(tenth / 10)
-        assert contrast(GREYS[ink_on(colour)], colour) >= 4.5  # WCAG 2.2, level AA
+        color = color_of(tenth / 10)
+        assert contrast(GRAYS[ink_on(color)], color) >= 4.5  # WCAG 2.2, level AA
     assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
     assert contrast((1, 0, 0), (1, 0, 0)) == 1
 
 
-def test_colours_are_in_order_without_hue():
-    """Lighter is better in grey too, evenly, and so for any colour vision."""
-    light = [contrast(colour_of(sqnr), (0, 0, 0)) for sqnr in range(int(HIGHEST) + 1)]
+def test_colors_are_in_order_without_hue():
+    """Lighter is better in gray too, evenly, and so for any color vision."""
+    light = [contrast(color_of(sqnr), (0, 0, 0)) for sqnr in range(int(HIGHEST) + 1)]
     assert all(before < after for before, after in pairwise(light))
     assert light[-1] / light[0] > 10
 
 
 @pytest.mark.parametrize(("sqnr", "index"), [(0.0, 0), (-20.0, 0), (-math.inf, 0), (HIGHEST, -1), (math.inf, -1)])
 def test_scale_ends(sqnr, index):
-    colour = "#" + "".join(f"{round(255 * part):02x}" for part in colour_of(sqnr))
-    assert colour == COLOURS[index]
+    color = "#" + "".join(f"{round(255 * part):02x}" for part in color_of(sqnr))
+    assert color == COLORS[index]
 
 
 @pytest.mark.parametrize(

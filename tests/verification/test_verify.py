@@ -159,7 +159,7 @@ def test_8_bits_with_other_scales_are_not_within(precision, small_model):
     assert [row.name for row in report.blocks if not row.within] == ["3.map"]
 
 
-def test_8_bits_without_their_quantisation_have_no_bound(small_model):
+def test_8_bits_without_their_quantization_have_no_bound(small_model):
     fast, engine = in_8_bits(small_model, quantization_for(small_model, "int8"))
     report = verify_against(fast, images(1, 3, 32, 32), small_model, engine)
     assert all(row.bound == math.inf and math.isnan(row.eager_error) for row in (*report.results, *report.blocks))
@@ -167,10 +167,10 @@ def test_8_bits_without_their_quantisation_have_no_bound(small_model):
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp32"])
-def test_quantisation_of_another_precision(precision, small_model):
+def test_quantization_of_another_precision(precision, small_model):
     fast, engine = in_8_bits(small_model, quantization_for(small_model, "int8"))
     fast.settings = replace(fast.settings, precision=precision)
-    with pytest.raises(ValueError, match=f"runs in {precision}, its quantisation is for int8"):
+    with pytest.raises(ValueError, match=f"runs in {precision}, its quantization is for int8"):
         verify_against(fast, images(1, 3, 32, 32), small_model, engine, Quantization("int8", {}))
 
 

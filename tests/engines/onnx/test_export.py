@@ -74,7 +74,7 @@ CONFIGS = {
     "deep": {"depth": 6},
     "patch-32": {"patch_size": 32},
     "patch-48-one-head": {"patch_size": 48, "num_heads": 1},
-    "grey-head-32-ratio-3": {"in_channels": 1, "embed_dim": 96, "num_heads": 3, "channel_ratio": 3},
+    "gray-head-32-ratio-3": {"in_channels": 1, "embed_dim": 96, "num_heads": 3, "channel_ratio": 3},
 }
 
 PRODUCTS = ("matmul", "conv")

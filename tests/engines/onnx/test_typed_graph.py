@@ -162,7 +162,7 @@ def test_shapes_are_integers_whatever_the_type(dtype):
     assert not types  # nothing is said about types that inference would not find
 
 
-def test_without_quantisation_nothing_is_in_8_bits():
+def test_without_quantization_nothing_is_in_8_bits():
     graph = graph_of("x")
     assert graph.quantized("x", None, torch.int8) == "x"
     assert graph.type_of(graph.weight(torch.ones(3, 2), None)) == torch.float32

@@ -28,7 +28,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
     built = []
 
-    def engine_from_onnx(onnx, profiles, flavour, targets, precision):
+    def engine_from_onnx(onnx, profiles, flavor, targets, precision):
         built.append(SimpleNamespace(onnx=onnx, profiles=profiles, targets=targets, precision=precision))
         return plan([profile.shapes(3) for profile in profiles])
 
@@ -36,7 +36,7 @@ def machine(monkeypatch, tmp_path):
         tensorrt = replace(BACKENDS["tensorrt"], missing=lambda: None, device=lambda: str(DEVICE))
         monkeypatch.setitem(BACKENDS, "tensorrt", tensorrt)
         trt = TensorRT(cuda)
-        monkeypatch.setattr(flavors, "get_flavour", lambda name="auto": trt.flavour)
+        monkeypatch.setattr(flavors, "get_flavor", lambda name="auto": trt.flavor)
         monkeypatch.setattr(flavors, "gpu_target", lambda: "sm86")
         monkeypatch.setattr(builder_module, "gpu_target", lambda: "sm86")
         monkeypatch.setattr(builder_module, "engine_from_onnx", engine_from_onnx)
@@ -93,8 +93,8 @@ def test_save_and_load(machine, small_model, tmp_path, monkeypatch):
     assert len(machine.built) == 1  # the same engine, from the cache
     manifest = read_bundle(folder, b"secret").manifest
     assert manifest.profiles == (PROFILE,)
-    version = machine.trt.flavour.version
-    here = {"flavour": "tensorrt", "version": version, "targets": ["sm86"], "gpu": "Pretended 4090"}
+    version = machine.trt.flavor.version
+    here = {"flavor": "tensorrt", "version": version, "targets": ["sm86"], "gpu": "Pretended 4090"}
     assert manifest.runtime == here
     assert json.loads((folder / "model.plan").read_bytes())["outputs"]
     monkeypatch.setattr(cf.bundle, "_device_here", lambda manifest: str(DEVICE))

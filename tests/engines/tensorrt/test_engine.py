@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conformer_fast.engines.tensorrt import engine as engine_module
 from conformer_fast.engines.tensorrt.engine import TensorRTEngine
-from conformer_fast.engines.tensorrt.flavors import get_flavour
+from conformer_fast.engines.tensorrt.flavors import get_flavor
 from conformer_fast.engines.tensorrt.kernel_cache import RuntimeCacheFile
 from conformer_fast.engines.triton.graphs import CUDAGraphEngine
 from conformer_fast.errors import EngineError, GPUMemoryError
@@ -59,7 +59,7 @@ def rtx(cuda) -> TensorRT:
 
 
 def engine_of(trt: TensorRT, names=LOGITS, cache=None, **changes) -> TensorRTEngine:
-    return TensorRTEngine(plan(**changes), trt.flavour, names, CPU, cache)
+    return TensorRTEngine(plan(**changes), trt.flavor, names, CPU, cache)
 
 
 def reference(batch: Tensor, outputs=LOGITS) -> list[Tensor]:
@@ -351,8 +351,8 @@ def test_refuses_to_run_inside_a_recording(trt, cuda):
 @pytest.mark.parametrize("content", [b"", b"garbage", plan()[:-5]], ids=["empty", "garbage", "cut"])
 def test_plan_that_cannot_be_loaded(content, trt):
     with pytest.raises(EngineError) as caught:
-        TensorRTEngine(content, trt.flavour, LOGITS, CPU)
-    assert f"{trt.flavour} cannot load the plan of {len(content)} bytes on cpu; build it again" in str(caught.value)
+        TensorRTEngine(content, trt.flavor, LOGITS, CPU)
+    assert f"{trt.flavor} cannot load the plan of {len(content)} bytes on cpu; build it again" in str(caught.value)
     assert "header.magicTag == kEXPECTED_MAGIC_TAG" in str(caught.value)
 
 
@@ -393,7 +393,7 @@ def test_plan_of_another_graph(changes, message, trt):
 def test_what_tensorrt_refuses_is_said_with_its_log(call, message, trt, cuda):
     engine, batch = engine_of(trt), images(1, 3, 16, 16)
     trt.refuse[call] = "Error Code 7: the reason"
-    with pytest.raises(EngineError, match=f"(?s){trt.flavour} {message}.*Error Code 7: the reason"):
+    with pytest.raises(EngineError, match=f"(?s){trt.flavor} {message}.*Error Code 7: the reason"):
         engine(batch)
     assert cuda.log[-1][0] in ("done", "wait on the host")
     assert [len(lane._shapes) for lane in engine._idle] == [0]
@@ -631,10 +631,10 @@ LOAD = """
 import sys
 import torch
 from fake_cuda import fake_cuda
-from conformer_fast.engines.tensorrt.flavors import EngineError, get_flavour
+from conformer_fast.engines.tensorrt.flavors import EngineError, get_flavor
 from conformer_fast.engines.tensorrt.engine import TensorRTEngine
 
-flavour = get_flavour("tensorrt-rtx")
+flavor = get_flavor("tensorrt-rtx")
 good = open(sys.argv[1], "rb").read()
 middle = len(good) // 2
 plans = {
@@ -654,7 +654,7 @@ plans = {
 with fake_cuda():
     for name, plan in plans.items():
         try:
-            TensorRTEngine(plan, flavour, ["conv_logits"], torch.device("cpu"))
+            TensorRTEngine(plan, flavor, ["conv_logits"], torch.device("cpu"))
         except EngineError as error:
             print(name, "|", str(error).replace(chr(10), " "))
 """
@@ -675,7 +675,7 @@ def small_plan(small_config, tmp_path_factory) -> Path:
     profile = Profile((1, 2, 8), (32, 32, 64), (32, 32, 64))
     onnx = onnx_from_model(model).SerializeToString()
     path = tmp_path_factory.mktemp("plan") / "model.plan"
-    path.write_bytes(engine_from_onnx(onnx, [profile], get_flavour("tensorrt-rtx"), ["sm86"], "fp32"))
+    path.write_bytes(engine_from_onnx(onnx, [profile], get_flavor("tensorrt-rtx"), ["sm86"], "fp32"))
     return path
 
 

@@ -11,7 +11,7 @@ from executor_samples import FORMS, assert_same, equal, images
 from torch import Tensor
 
 from conformer_fast.engines.tensorrt.engine import TensorRTEngine
-from conformer_fast.engines.tensorrt.flavors import get_flavour
+from conformer_fast.engines.tensorrt.flavors import get_flavor
 from conformer_fast.model.shapes import Profile
 
 
@@ -22,13 +22,13 @@ def real_engine(model, profiles, precision="fp32"):
     from conformer_fast.engines.tensorrt.plan import engine_from_onnx
     from conformer_fast.inference.lower import fuse
 
-    flavour, fused = get_flavour(), fuse(model)
+    flavor, fused = get_flavor(), fuse(model)
     onnx = onnx_from_model(fused).SerializeToString()
-    if flavour.targets and gpu_target() not in flavour.targets:
-        pytest.skip(f"{flavour} does not build for {gpu_target()}")
-    built = engine_from_onnx(onnx, profiles, flavour, (), precision)
+    if flavor.targets and gpu_target() not in flavor.targets:
+        pytest.skip(f"{flavor} does not build for {gpu_target()}")
+    built = engine_from_onnx(onnx, profiles, flavor, (), precision)
     device = torch.device("cuda", torch.cuda.current_device())
-    return TensorRTEngine(built, flavour, fused.outputs, device), fused.outputs
+    return TensorRTEngine(built, flavor, fused.outputs, device), fused.outputs
 
 
 HAS_TENSORRT = any(map(find_spec, ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")))
@@ -136,7 +136,7 @@ class TestOnTheGPU:
         assert torch.cuda.memory_allocated() == before
 
     def test_trt_compile_save_and_load(self, model, tmp_path):
-        if get_flavour().targets:
+        if get_flavor().targets:
             pytest.skip("TensorRT-RTX may not build for this GPU")
         import conformer_fast as cf
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conformer_fast.engines.tensorrt import flavors
-from conformer_fast.engines.tensorrt.flavors import Flavour, Log, capability, get_flavour, gpu_target
+from conformer_fast.engines.tensorrt.flavors import Flavor, Log, capability, get_flavor, gpu_target
 from conformer_fast.errors import BackendError, EngineError
 
 
@@ -84,10 +84,10 @@ TRT, RTX, BINDINGS = {"tensorrt": "10.13.0"}, {"tensorrt_rtx": "1.7.0"}, {"tenso
 def test_which_is_taken(asked, installed, found, taken, install, gpu):
     install(**installed)
     gpu(found)
-    flavour = get_flavour(asked)
-    assert flavour.module.__name__ == taken
-    assert flavour.version == installed[taken]
-    assert flavour.name == ("tensorrt" if taken == "tensorrt" else "tensorrt-rtx")
+    flavor = get_flavor(asked)
+    assert flavor.module.__name__ == taken
+    assert flavor.version == installed[taken]
+    assert flavor.name == ("tensorrt" if taken == "tensorrt" else "tensorrt-rtx")
 
 
 MISSING_TRT = 'TensorRT is not installed: pip install "conformer-fast[tensorrt]"'
@@ -107,13 +107,13 @@ def test_missing_ones_are_named_with_the_command(asked, installed, message, inst
     install(**installed)
     gpu(None)
     with pytest.raises(BackendError) as caught:
-        get_flavour(asked)
+        get_flavor(asked)
     assert str(caught.value) == message
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"unknown flavour 'rtx' of TensorRT; choose one of auto, tensorrt, tensorrt-"):
-        get_flavour("rtx")
+    with pytest.raises(ValueError, match=r"unknown flavor 'rtx' of TensorRT; choose one of auto, tensorrt, tensorrt-"):
+        get_flavor("rtx")
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_old_ones_are_refused(name, installed, needed, install):
     with pytest.raises(
         BackendError, match=rf"{version} is too old, {needed} or newer is needed: pip install --upgrade"
     ):
-        get_flavour(name)
+        get_flavor(name)
 
 
 @pytest.mark.parametrize("version", ["10.12.0", "10.12.0.36", "10.100.0", "11.0.0", "11.4.1.post1"])
 def test_new_ones_are_not(version, install):
     install(tensorrt=version)
-    assert get_flavour("tensorrt").version == version
+    assert get_flavor("tensorrt").version == version
 
 
 @pytest.mark.parametrize("error", [ImportError("no bindings"), OSError("libnvinfer.so.10: cannot open")], ids=str)
@@ -147,17 +147,17 @@ def test_one_that_cannot_be_imported(error, install, monkeypatch):
     install(tensorrt="10.13.0")
     monkeypatch.setattr(flavors, "import_module", fail)
     with pytest.raises(BackendError, match=f"TensorRT is installed but cannot be imported: {error}"):
-        get_flavour("tensorrt")
+        get_flavor("tensorrt")
 
 
-def flavour(name: str, version: str) -> Flavour:
-    return Flavour(name, module(name, version), version)
+def flavor(name: str, version: str) -> Flavor:
+    return Flavor(name, module(name, version), version)
 
 
 TENSORRT_10, TENSORRT_11, TENSORRT_RTX = (
-    flavour("tensorrt", "10.13.3.9"),
-    flavour("tensorrt", "11.0.1"),
-    flavour("tensorrt-rtx", "1.7.1.116"),
+    flavor("tensorrt", "10.13.3.9"),
+    flavor("tensorrt", "11.0.1"),
+    flavor("tensorrt-rtx", "1.7.1.116"),
 )
 
 
@@ -240,9 +240,9 @@ def test_error_carries_the_log():
 
 
 @pytest.fixture
-def rtx() -> Flavour:
+def rtx() -> Flavor:
     pytest.importorskip("tensorrt_rtx_bindings")
-    return get_flavour("tensorrt-rtx")
+    return get_flavor("tensorrt-rtx")
 
 
 def test_the_real_tensorrt_rtx(rtx):
@@ -260,7 +260,7 @@ def test_the_real_logger(rtx):
 
 def test_only_the_first_logger_is_ever_registered():
     """TensorRT warns of each other one, and would keep a freed one."""
-    rtx = get_flavour("tensorrt-rtx")
+    rtx = get_flavor("tensorrt-rtx")
     logs = [Log(rtx), Log(rtx)]
     runtimes = [rtx.module.Runtime(log.logger) for log in logs]
     assert [log.tail() for log in logs] == ["", ""]

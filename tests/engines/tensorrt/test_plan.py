@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.tensorrt import plan as builder_module
 from conformer_fast.engines.tensorrt import timing_cache
-from conformer_fast.engines.tensorrt.flavors import Flavour, Log, get_flavour
+from conformer_fast.engines.tensorrt.flavors import Flavor, Log, get_flavor
 from conformer_fast.engines.tensorrt.plan import check_options, engine_from_onnx, targets_of
 from conformer_fast.errors import BackendError, EngineError
 from conformer_fast.inference.lower import fuse
@@ -50,9 +50,9 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
-def rtx() -> Flavour:
+def rtx() -> Flavor:
     pytest.importorskip("tensorrt_rtx_bindings")
-    return get_flavour("tensorrt-rtx")
+    return get_flavor("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def graph(small_config) -> bytes:
     return onnx_from_model(fuse(model)).SerializeToString()
 
 
-def quantised_graph(dtype: int) -> bytes:
+def quantized_graph(dtype: int) -> bytes:
     """One 8-bit convolution."""
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, "height", "width"])
     result = helper.make_tensor_value_info("result", TensorProto.FLOAT, None)
@@ -80,16 +80,16 @@ def quantised_graph(dtype: int) -> bytes:
         helper.make_node("DequantizeLinear", ["qw", "scales", "zeros"], ["w"], axis=0),
         helper.make_node("Conv", ["x", "w"], ["result"]),
     ]
-    made = helper.make_graph(nodes, "quantised", [images], [result], constants)
+    made = helper.make_graph(nodes, "quantized", [images], [result], constants)
     opsets = [helper.make_opsetid("", 20)]
     return helper.make_model(made, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
-def is_a_plan(flavour: Flavour, plan: bytes) -> bool:
+def is_a_plan(flavor: Flavor, plan: bytes) -> bool:
     """As far as TensorRT-RTX can tell without a GPU, from the header."""
-    log = Log(flavour)
-    diagnostics = flavour.module.Runtime(log.logger).get_engine_validity(plan)[1]
-    return not diagnostics & int(flavour.module.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
+    log = Log(flavor)
+    diagnostics = flavor.module.Runtime(log.logger).get_engine_validity(plan)[1]
+    return not diagnostics & int(flavor.module.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
 
 
 TARGETS = {"one": ["sm86"], "capitals": ["SM120"], "several": ["sm80", "sm86", "sm89", "sm120"]}
@@ -113,14 +113,14 @@ def test_builds_for_dynamic_shapes_and_several_profiles(graph, rtx):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(TensorProto.INT8, "int8"), (TensorProto.FLOAT8E4M3FN, "fp8")])
-def test_builds_quantised_graphs(dtype, precision, rtx):
-    plan = engine_from_onnx(quantised_graph(dtype), [DYNAMIC], rtx, ["sm89", "sm120"], precision)
+def test_builds_quantized_graphs(dtype, precision, rtx):
+    plan = engine_from_onnx(quantized_graph(dtype), [DYNAMIC], rtx, ["sm89", "sm120"], precision)
     assert is_a_plan(rtx, plan)
 
 
 def test_repeated_targets_count_once(rtx):
     sizes = {
-        len(engine_from_onnx(quantised_graph(TensorProto.INT8), [FIXED], rtx, targets, "int8"))
+        len(engine_from_onnx(quantized_graph(TensorProto.INT8), [FIXED], rtx, targets, "int8"))
         for targets in (["sm86"], ["sm86", "SM86", "sm86"])
     }
     assert len(sizes) == 1
@@ -157,7 +157,7 @@ def test_broken_graph_is_refused_with_the_reason(damage, reason, graph, rtx):
 
 def test_what_the_build_itself_refuses_comes_with_the_log(rtx):
     with pytest.raises(EngineError, match=r"(?s)the build failed; the log .*\[ERROR\].*sm86.*fp8_e4m3"):
-        engine_from_onnx(quantised_graph(TensorProto.FLOAT8E4M3FN), [FIXED], rtx, ["sm86", "sm89"], "int8")
+        engine_from_onnx(quantized_graph(TensorProto.FLOAT8E4M3FN), [FIXED], rtx, ["sm86", "sm89"], "int8")
 
 
 def test_graph_with_two_inputs_is_refused(graph, rtx):
@@ -249,7 +249,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(("stream", "shown"), [(Terminal(), True), (io.StringIO(), False)], ids=["terminal", "pipe"])
 def test_the_bar_is_for_terminals(stream, shown, rtx, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
-    engine_from_onnx(quantised_graph(TensorProto.INT8), [FIXED], rtx, ["sm86"], "int8")
+    engine_from_onnx(quantized_graph(TensorProto.INT8), [FIXED], rtx, ["sm86"], "int8")
     assert ("building" in stream.getvalue()) == shown
 
 
@@ -453,8 +453,8 @@ class FakeTensorRT(ModuleType):
         self.ComputeCapability = IntEnum("ComputeCapability", {"CURRENT": 1, "SM75": 75, "SM86": 86, "SM120": 120})
 
 
-def pretended(version: str = "10.13.0", fails: str = "", name: str = "tensorrt") -> Flavour:
-    return Flavour(name, FakeTensorRT(name, fails), version)
+def pretended(version: str = "10.13.0", fails: str = "", name: str = "tensorrt") -> Flavor:
+    return Flavor(name, FakeTensorRT(name, fails), version)
 
 
 @pytest.fixture
@@ -465,9 +465,9 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("version", "flags"), [("10.12.0", 2), ("10.13.3.9", 2), ("11.0.0", 0), ("11.4.1", 0)])
 def test_tensorrt_builds_for_the_gpu_here(version, flags, gpu, own_cache):
     gpu((8, 6))
-    flavour = pretended(version)
-    assert engine_from_onnx(b"graph", [DYNAMIC, FIXED], flavour) == b"plan"
-    assert flavour.module.calls == [
+    flavor = pretended(version)
+    assert engine_from_onnx(b"graph", [DYNAMIC, FIXED], flavor) == b"plan"
+    assert flavor.module.calls == [
         ("network", flags),
         "TF32 is off",
         ("images", (1, 3, 32, 48), (2, 3, 64, 64), (4, 3, 224, 224)),
@@ -480,20 +480,20 @@ def test_tensorrt_builds_for_the_gpu_here(version, flags, gpu, own_cache):
 def test_timings_go_from_build_to_build(gpu, own_cache):
     gpu((8, 6))
     for known in ([], [b"measured"]):
-        flavour = pretended()
+        flavor = pretended()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            engine_from_onnx(b"graph", [FIXED], flavour)
-        assert ("timings", known) in flavour.module.calls
-    assert timing_cache.file_for(flavour).read_bytes() == b"measured"
+            engine_from_onnx(b"graph", [FIXED], flavor)
+        assert ("timings", known) in flavor.module.calls
+    assert timing_cache.file_for(flavor).read_bytes() == b"measured"
 
 
 def test_a_build_that_failed_keeps_no_timings(gpu, own_cache):
     gpu((8, 6))
-    flavour = pretended(fails="build")
+    flavor = pretended(fails="build")
     with pytest.raises(EngineError):
-        engine_from_onnx(b"graph", [FIXED], flavour)
-    assert not timing_cache.file_for(flavour).exists()
+        engine_from_onnx(b"graph", [FIXED], flavor)
+    assert not timing_cache.file_for(flavor).exists()
 
 
 FAILURES = {
@@ -507,20 +507,20 @@ FAILURES = {
 @pytest.mark.parametrize(("fails", "message"), FAILURES.items(), ids=FAILURES)
 def test_a_failure_is_told_and_leaves_nothing_behind(fails, message, gpu, own_cache):
     gpu((8, 6))
-    flavour = pretended(fails=fails)
+    flavor = pretended(fails=fails)
     with pytest.raises(EngineError, match=f"^TensorRT 10.13.0 built no engine: {message}") as caught:
-        engine_from_onnx(b"graph", [FIXED], flavour)
+        engine_from_onnx(b"graph", [FIXED], flavor)
     gc.collect()
     assert caught.value.__traceback__ is not None
-    assert list(flavour.module.living) == []
+    assert list(flavor.module.living) == []
 
 
 def test_a_build_leaves_nothing_behind(gpu, own_cache):
     gpu((8, 6))
-    flavour = pretended()
-    engine_from_onnx(b"graph", [FIXED], flavour)
+    flavor = pretended()
+    engine_from_onnx(b"graph", [FIXED], flavor)
     gc.collect()
-    assert list(flavour.module.living) == []
+    assert list(flavor.module.living) == []
 
 
 NOT_FOR_TENSORRT = {
@@ -536,12 +536,12 @@ NOT_FOR_TENSORRT = {
 @pytest.mark.parametrize(("found", "targets", "precision", "message"), NOT_FOR_TENSORRT.values(), ids=NOT_FOR_TENSORRT)
 def test_what_tensorrt_cannot_do_is_refused_before_the_build(found, targets, precision, message, gpu):
     gpu(found)
-    flavour = pretended()
+    flavor = pretended()
     with pytest.raises(BackendError, match=message):
-        check_options(flavour, targets, precision)
+        check_options(flavor, targets, precision)
     with pytest.raises(BackendError, match=message):
-        engine_from_onnx(b"graph", [FIXED], flavour, targets, precision)
-    assert flavour.module.calls == []
+        engine_from_onnx(b"graph", [FIXED], flavor, targets, precision)
+    assert flavor.module.calls == []
 
 
 @pytest.mark.parametrize(
@@ -553,22 +553,22 @@ def test_what_tensorrt_can_do_on_a_gpu(found, precision, gpu):
 
 
 def test_targets_are_set_by_age_and_once(own_cache):
-    flavour = pretended("1.7.1", name="tensorrt-rtx")
-    engine_from_onnx(b"graph", [FIXED], flavour, ["sm120", "SM86", "sm120"], "fp16")
-    assert flavour.module.calls[3:-1] == [("SM86", 0, 2), ("SM120", 1, 2)]
+    flavor = pretended("1.7.1", name="tensorrt-rtx")
+    engine_from_onnx(b"graph", [FIXED], flavor, ["sm120", "SM86", "sm120"], "fp16")
+    assert flavor.module.calls[3:-1] == [("SM86", 0, 2), ("SM120", 1, 2)]
 
 
 def test_tensorrt_rtx_without_targets_builds_for_the_gpu_here(gpu, own_cache):
     gpu((8, 6))
-    flavour = pretended("1.7.1", name="tensorrt-rtx")
-    engine_from_onnx(b"graph", [FIXED], flavour)
-    assert flavour.module.calls[3:-1] == [("CURRENT", 0, 1)]
+    flavor = pretended("1.7.1", name="tensorrt-rtx")
+    engine_from_onnx(b"graph", [FIXED], flavor)
+    assert flavor.module.calls[3:-1] == [("CURRENT", 0, 1)]
 
 
 def test_a_target_that_is_refused_after_all():
-    flavour = pretended("1.7.1", "target", "tensorrt-rtx")
+    flavor = pretended("1.7.1", "target", "tensorrt-rtx")
     with pytest.raises(EngineError, match="compute capability SM86 was refused"):
-        engine_from_onnx(b"graph", [FIXED], flavour, ["sm86"])
+        engine_from_onnx(b"graph", [FIXED], flavor, ["sm86"])
 
 
 def test_nothing_of_tensorrt_is_needed_to_import_the_builder():

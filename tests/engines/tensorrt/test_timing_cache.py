@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from conformer_fast.engines.tensorrt import timing_cache
-from conformer_fast.engines.tensorrt.flavors import Flavour
+from conformer_fast.engines.tensorrt.flavors import Flavor
 
-FLAVOUR = Flavour("tensorrt", ModuleType("tensorrt"), "10.13.0")
+FLAVOR = Flavor("tensorrt", ModuleType("tensorrt"), "10.13.0")
 
 
 @dataclass
@@ -63,16 +63,16 @@ def folder(tmp_path, monkeypatch) -> Path:
 def build(*lines: bytes, config: FakeConfig | None = None) -> FakeConfig:
     """A build that measures `lines`."""
     config = config or FakeConfig()
-    cache = timing_cache.attach(config, FLAVOUR)
+    cache = timing_cache.attach(config, FLAVOR)
     assert config.attached is cache
     cache.lines.update(lines)
-    timing_cache.keep(cache, config, FLAVOUR)
+    timing_cache.keep(cache, config, FLAVOR)
     return config
 
 
 def attached() -> set[bytes]:
     config = FakeConfig()
-    timing_cache.attach(config, FLAVOUR)
+    timing_cache.attach(config, FLAVOR)
     return config.attached.lines
 
 
@@ -83,16 +83,16 @@ def test_the_next_build_is_given_the_timings():
         assert attached() == {b"conv 1", b"conv 2"}
 
 
-def test_one_file_a_flavour_version_and_gpu(folder, monkeypatch):
+def test_one_file_a_flavor_version_and_gpu(folder, monkeypatch):
     build(b"conv")
-    assert timing_cache.file_for(FLAVOUR).name == "tensorrt-10.13.0-NVIDIA-RTX-PRO-6000-96-GB-.cache"
-    assert timing_cache.file_for(FLAVOUR).parent == folder
+    assert timing_cache.file_for(FLAVOR).name == "tensorrt-10.13.0-NVIDIA-RTX-PRO-6000-96-GB-.cache"
+    assert timing_cache.file_for(FLAVOR).parent == folder
     others = {
-        timing_cache.file_for(Flavour("tensorrt", FLAVOUR.module, "10.13.1")),
-        timing_cache.file_for(Flavour("other", FLAVOUR.module, "10.13.0")),
+        timing_cache.file_for(Flavor("tensorrt", FLAVOR.module, "10.13.1")),
+        timing_cache.file_for(Flavor("other", FLAVOR.module, "10.13.0")),
     }
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
-    others.add(timing_cache.file_for(FLAVOUR))
+    others.add(timing_cache.file_for(FLAVOR))
     assert len(others) == 3
     assert not any(file.exists() for file in others)
     assert attached() == set()
@@ -100,10 +100,10 @@ def test_one_file_a_flavour_version_and_gpu(folder, monkeypatch):
 
 def test_what_another_build_wrote_meanwhile_is_kept():
     config = FakeConfig()
-    cache = timing_cache.attach(config, FLAVOUR)
+    cache = timing_cache.attach(config, FLAVOR)
     build(b"theirs")
     cache.lines.add(b"ours")
-    timing_cache.keep(cache, config, FLAVOUR)
+    timing_cache.keep(cache, config, FLAVOR)
     assert attached() == {b"ours", b"theirs"}
 
 
@@ -130,20 +130,20 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_timings_never_reach_tensorrt(damage):
     build(b"conv 1", b"conv 2")
-    file = timing_cache.file_for(FLAVOUR)
+    file = timing_cache.file_for(FLAVOR)
     damage(file, file.with_suffix(".json"))
     config = FakeConfig()
     with pytest.warns(UserWarning, match="are damaged; building without them"):
-        timing_cache.attach(config, FLAVOUR)
+        timing_cache.attach(config, FLAVOR)
     assert config.given == [b""]
     with pytest.warns(UserWarning, match="are damaged"):
-        timing_cache.keep(FakeCache({b"new"}), config, FLAVOUR)
+        timing_cache.keep(FakeCache({b"new"}), config, FLAVOR)
     assert attached() == {b"new"}
 
 
 def test_timings_without_a_manifest_are_none():
     build(b"conv")
-    timing_cache.file_for(FLAVOUR).with_suffix(".json").unlink()
+    timing_cache.file_for(FLAVOR).with_suffix(".json").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert attached() == set()
@@ -153,7 +153,7 @@ def test_timings_that_tensorrt_refuses_are_dropped():
     build(b"of another driver")
     config = FakeConfig(accepts=False)
     with pytest.warns(UserWarning, match=r"are refused by TensorRT 10.13.0; building without them"):
-        timing_cache.attach(config, FLAVOUR)
+        timing_cache.attach(config, FLAVOR)
     assert config.attached.lines == set()
 
 
@@ -195,6 +195,6 @@ def test_write_that_fails_is_a_warning_and_leaves_nothing_half(broken, folder, m
 
 def test_the_manifest_is_the_hash():
     build(b"conv")
-    manifest = json.loads(timing_cache.file_for(FLAVOUR).with_suffix(".json").read_text())
+    manifest = json.loads(timing_cache.file_for(FLAVOR).with_suffix(".json").read_text())
     assert list(manifest) == ["sha256"]
     assert len(manifest["sha256"]) == 64

@@ -88,9 +88,9 @@ def test_gpu_pixels():
     pixels = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
     fast = on_gpu("fp32")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    normalised = (pixels.float() / 255 - mean) / std
-    assert torch.equal(fast.as_input(pixels.cuda()).cpu(), normalised)
-    assert equal(fast(pixels.cuda()), fast(normalised.cuda()))
+    normalized = (pixels.float() / 255 - mean) / std
+    assert torch.equal(fast.as_input(pixels.cuda()).cpu(), normalized)
+    assert equal(fast(pixels.cuda()), fast(normalized.cuda()))
 
 
 def test_gpu_replay_neither_waits_nor_allocates_more_than_results():

@@ -102,7 +102,7 @@ def test_no_tile_is_dropped(dtype):
 def test_no_tile_of_a_product_in_8_bits_is_dropped(precision):
     """Candidates are compared with the same numbers summed in float64."""
     quantization, model = Quantization(precision, {"second": 3.0}), Net()
-    model.second.quantise("second", quantization)
+    model.second.quantize("second", quantization)
     model.forward = lambda images: ops.conv1x1(
         images.permute(0, 2, 3, 1).contiguous(), *model.second(), **model.second.scales()
     )
