@@ -23,7 +23,7 @@ def main(path: Path) -> None:
     rows = []
     for backend in ("reference", "openvino"):
         for precision in BACKENDS[backend].precisions():
-            fast = cf.compile(cf.create_model("digits", "bundled"), backend=backend, precision=precision)
+            fast = cf.compile(cf.create_model("digits", "packaged"), backend=backend, precision=precision)
             correct = int((fast(split.test_images).logits.argmax(-1) == split.test_labels).sum())
             errors = [_error(variant, backend, precision) for variant in cf.VARIANTS]
             rows.append({"backend": backend, "precision": precision, "correct": correct, "errors": errors})

@@ -19,9 +19,9 @@ from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.openvino.engine import describe_cpu
 from conformer_fast.engines.tensorrt.flavors import Flavor, get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.model.precision import DTYPES, FORMATS
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 
 class Engine(NamedTuple):
@@ -30,10 +30,10 @@ class Engine(NamedTuple):
     variant: str
     precision: str
     targets: tuple[str, ...]
-    profile: Profile = Profile()
+    profile: Shapes = Shapes()
 
 
-SIZES = Profile(batch=(1, 8, 32), height=(160, 224, 320), width=(160, 224, 320))
+SIZES = Shapes(batch=(1, 8, 32), height=(160, 224, 320), width=(160, 224, 320))
 EVERY_TARGET = ("sm80", "sm86", "sm89", "sm120")
 ENGINES = (
     *(Engine(variant, "fp16", ("sm86",)) for variant in cf.VARIANTS),
@@ -69,7 +69,7 @@ def build(flavor: Flavor, engines: Iterable[Engine]) -> Iterator[tuple[bytes, di
 def onnx_of(engine: Engine) -> bytes:
     """The typed graph, with random weights; in 8 bits calibrated with noise."""
     torch.manual_seed(0)
-    fused = fuse(cf.create_model(engine.variant))
+    fused = lower(cf.create_model(engine.variant))
     typed = fused.in_precision(DTYPES.get(engine.precision, torch.float16))
     if engine.precision in FORMATS:
         typed = typed.quantized(cf.calibrate(fused, [torch.randn(1, 3, 64, 64)], precision=engine.precision))

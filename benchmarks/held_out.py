@@ -20,7 +20,7 @@ from torch import Tensor
 
 from conformer_fast.engines.registry import BACKENDS
 from conformer_fast.errors import BackendError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.model.outputs import SUM
 from conformer_fast.verification.implementations import INTERPRET, Job, interprets_kernels, run
 
@@ -82,7 +82,7 @@ def _scores(implementation: str, precision: str, subject: Trained, images: Tenso
     if implementation == "reference":
         return model(images).logits
     if implementation == "simulated":
-        return fuse(model).with_outputs([SUM]).quantized(subject.quantizations[precision])(images)[0]
+        return lower(model).with_outputs([SUM]).quantized(subject.quantizations[precision])(images)[0]
     quantizations = {name: given for name, given in subject.quantizations.items() if name == precision}
     return run(implementation, precision, Job(model, images, (SUM,), (), quantizations)).values[SUM]
 

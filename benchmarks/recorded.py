@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from conformer_fast.inference import ops
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization, addend_of, usually_stored
 from conformer_fast.kernels import dispatch, launch
@@ -50,5 +50,5 @@ def _model(
     config: ConformerConfig, dtype: torch.dtype, outputs: tuple[str, ...], stored: str | None
 ) -> InferenceConformer:
     with torch.device("meta"):
-        model = fuse(Conformer(config).eval()).with_outputs(outputs).in_precision(dtype)
+        model = lower(Conformer(config).eval()).with_outputs(outputs).in_precision(dtype)
         return model.quantized(usual(model, stored)) if stored else model

@@ -52,7 +52,7 @@ def _digits(folder: Path) -> Trained:
             file = folder / split / str(labels[index]) / f"{index:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             digit_image(pixels[index]).save(file)
-    return _calibrated(cf.create_model("digits", "bundled"), folder)
+    return _calibrated(cf.create_model("digits", "packaged"), folder)
 
 
 def _digit_pairs(folder: Path) -> Trained:

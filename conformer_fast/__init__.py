@@ -2,7 +2,7 @@
 
 import conformer_fast as cf
 
-model = cf.create_model("small-p16", weights="mmpretrain")  # the reference, an ordinary nn.Module
+model = cf.create_model("small-p16", weights="pretrained")  # the reference, an ordinary nn.Module
 fast = cf.compile(model)  # the same outputs, faster
 fast.verify(images)  # how much the two differ
 fast.save("folder")  # and later, or elsewhere: fast = cf.load("folder")
@@ -26,7 +26,7 @@ from .evaluation.evaluate import evaluate
 from .inference.quantization import Quantization, load_quantization, save_quantization
 from .model.config import VARIANTS, ConformerConfig
 from .model.reference import Conformer, ConformerFeatures, ConformerOutput
-from .model.shapes import Profile
+from .model.shapes import Shapes
 from .version import __version__
 
 __all__ = [
@@ -42,8 +42,8 @@ __all__ = [
     "DownloadError",
     "EngineError",
     "EngineMismatchError",
-    "Profile",
     "Quantization",
+    "Shapes",
     "__version__",
     "build",
     "calibrate",

@@ -1,25 +1,19 @@
-"""Every error of ours."""
+"""Every error of ours. One that names a value of the user's is a ValueError too, any other a RuntimeError."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
+
+class ConformerFastError(Exception):
+    """What every error of this package derives from."""
 
 
-class BackendError(RuntimeError):
+class BackendError(ConformerFastError, RuntimeError):
     """A backend or precision that cannot be had here, with what to install or choose."""
 
 
-class GPUMemoryError(torch.OutOfMemoryError):
-    """A batch that the GPU has no room for; `needed`, `free` and `total` are bytes. Smaller batches still run."""
-
-    def __init__(self, message: str, needed: int, free: int, total: int) -> None:
-        super().__init__(message)
-        self.needed, self.free, self.total = needed, free, total
-
-
-class CheckpointError(ValueError):
+class CheckpointError(ConformerFastError, ValueError):
     """A weights file or state dict that cannot be used, with what is wrong and what to do."""
 
 
@@ -29,15 +23,15 @@ def first_few(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-class DownloadError(RuntimeError):
+class DownloadError(ConformerFastError, RuntimeError):
     """Weights that could not be downloaded, with where they are published and where to put them by hand."""
 
 
-class DatasetError(ValueError):
+class DatasetError(ConformerFastError, ValueError):
     """Labeled pictures that cannot be used, with which file, what is wrong and what to do."""
 
 
-class BundleError(RuntimeError):
+class BundleError(ConformerFastError, RuntimeError):
     """A folder that is no bundle, is damaged, or cannot be read or written; the message says which and what to do."""
 
 
@@ -58,9 +52,9 @@ class EngineMismatchError(BundleError):
         )
 
 
-class ImageError(ValueError):
+class ImageError(ConformerFastError, ValueError):
     """An image that cannot be used. The message says which file (if it came from one), what is wrong and what to do."""
 
 
-class EngineError(RuntimeError):
+class EngineError(ConformerFastError, RuntimeError):
     """An engine that could not be built or loaded, with what TensorRT's logger said."""

@@ -13,7 +13,7 @@ import torch
 from conformer_fast.errors import BackendError
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.precision import DTYPES, FORMATS, PRECISIONS
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 CAPABILITY = (8, 0)  # the oldest GPUs with bfloat16 and asynchronous copies: A100
 CAPABILITY_FP8 = (8, 9)  # the oldest that multiply it
@@ -30,7 +30,7 @@ class Settings:
     threads: int | None = None
     device: str = "cpu"
     tune: bool = False
-    profile: Profile | None = None
+    profile: Shapes | None = None
     quantization: Quantization | None = None
 
     ENGINE_FIELDS: ClassVar = ("backend", "precision")

@@ -44,7 +44,7 @@ def main() -> None:
 
 def show_accuracy() -> cf.Conformer:
     split = load_digits_split()
-    model = cf.create_model("digits", weights="bundled")
+    model = cf.create_model("digits", weights="packaged")
     print(f"{'backend':<10} {'precision':<10}{'correct':>12}{'accuracy':>10}{'ms/image':>10}")
     for backend in BACKENDS:
         missing = BACKENDS[backend].missing()
@@ -66,7 +66,7 @@ def show_accuracy() -> cf.Conformer:
 
 def show_predictions() -> None:
     try:
-        model = cf.create_model(PHOTO_MODEL, weights="mmpretrain")
+        model = cf.create_model(PHOTO_MODEL, weights="pretrained")
     except cf.DownloadError:
         print(
             "The published weights are not in the cache (`conformer-fast predict` downloads them), so random ones are"

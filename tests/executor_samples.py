@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from conformer_fast import Conformer, ConformerConfig
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.model.distance import relative_error
 
@@ -19,7 +19,7 @@ def images(*shape: int, seed: int = 0, device: str = "cpu") -> Tensor:
 
 
 def inference_model(config: ConformerConfig = TINY, dtype: torch.dtype = torch.float32) -> InferenceConformer:
-    return fuse(lookalikes.fill(Conformer(config)).eval()).in_precision(dtype)
+    return lower(lookalikes.fill(Conformer(config)).eval()).in_precision(dtype)
 
 
 def assert_same(results, expected, tolerance: float = 1e-5) -> None:

@@ -113,7 +113,7 @@ import sys, torch
 import conformer_fast as cf
 import conformer_fast.engines.cache
 from conformer_fast.model.class_names import imagenet_labels
-model = cf.create_model("digits", weights="bundled")
+model = cf.create_model("digits", weights="packaged")
 out = cf.compile(model, backend="reference")(torch.zeros(2, 3, 64, 64))
 print(tuple(out.logits.shape), bool(out.logits.isfinite().all()), len(imagenet_labels()))
 print(*sorted(module.__file__ for name, module in sys.modules.items() if name.startswith("conformer_fast")))

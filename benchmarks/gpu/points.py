@@ -17,7 +17,7 @@ from torch import Tensor
 
 import conformer_fast as cf
 from benchmarks.recorded import IMAGE
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.model.distance import relative_error
 
 from . import clock, roofline
@@ -68,7 +68,7 @@ def _ours(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
 def _quantized(precision: str) -> Implementation:
     def build(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
         noise = torch.randn(CALIBRATION_IMAGES, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
-        calibration = cf.calibrate(fuse(model), [noise], precision=precision)  # on the GPU, as `model` is
+        calibration = cf.calibrate(lower(model), [noise], precision=precision)  # on the GPU, as `model` is
         return cf.compile(model, backend="triton", precision=precision, calibration=calibration)
 
     how = f'conformer_fast.compile(model, backend="triton", precision="{precision}", calibration=of noise)'

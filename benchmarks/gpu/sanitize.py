@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.recorded import usual
 from conformer_fast.engines.registry import CAPABILITY_FP8
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.kernels import dispatch
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.precision import DTYPES, FORMATS
@@ -18,7 +18,7 @@ CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, ml
 
 
 def run() -> dict[str, Any]:
-    fused = fuse(Conformer(CONFIG).eval())
+    fused = lower(Conformer(CONFIG).eval())
     images = torch.randn(2, 3, 64, 48, device="cuda")
     for precision in ("fp32", "fp16", *FORMATS):
         if precision == "fp8" and torch.cuda.get_device_capability() < CAPABILITY_FP8:

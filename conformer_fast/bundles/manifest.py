@@ -16,7 +16,7 @@ from ..errors import BundleError
 from ..model.config import ConformerConfig
 from ..model.precision import PRECISIONS
 from ..model.reference import ConformerFeatures, ConformerOutput
-from ..model.shapes import Pad, Profile
+from ..model.shapes import Pad, Shapes
 from ..version import __version__
 
 SCHEMA = 1
@@ -76,7 +76,7 @@ class Manifest:
     pad: Pad
     outputs: tuple[str, ...]
     structure: Any
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Shapes, ...]
     runtime: Mapping[str, Any]
     preprocessing: Mapping[str, Any] | None
     labels: str | None
@@ -138,7 +138,7 @@ class Manifest:
             "config": ConformerConfig(**entries["config"]),
             "outputs": tuple(entries["outputs"]),
             "structure": _structure_from_json(entries["structure"]),
-            "profiles": tuple(map(Profile.from_json, entries["profiles"])),
+            "profiles": tuple(map(Shapes.from_json, entries["profiles"])),
             "files": files,
         }
         leaves = _leaves(entries["structure"])

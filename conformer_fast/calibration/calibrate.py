@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.adopt import Model, load_source
+from ..checkpoints.adopt import Model, adopt
 from ..datasets.batches import Batches
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization, load_quantization, save_quantization, usually_stored
 from ..model.precision import FORMATS
@@ -60,7 +60,7 @@ def calibrate(
                else is kept in memory.
     precision: "int8" or "fp8", which leaves the stem and the first bottleneck in 16 bits (quantization.py)
     method:    "mse", "percentile", "entropy" or "max"; see histograms.py
-    smoothquant:  whether layer norms may hand large channels to their products' weights where that pays; see smoothquant.py
+    smoothquant: whether layer norms may hand large channels to their products' weights where that pays (smoothquant.py)
     max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
                back to 16 bits until it holds. None: all products stay in 8 bits. The gate's report is
                `origin["gate"]` of the result.
@@ -72,7 +72,7 @@ def calibrate(
     values is not finite; TypeError for images that are not floating point.
     """
     _check_options(precision, method, max_drop, labels)
-    fused = model if isinstance(model, InferenceConformer) else fuse(load_source(model).reference)
+    fused = model if isinstance(model, InferenceConformer) else lower(adopt(model).reference)
     batches = _Checked(images, fused)
     folder = None if cache is None else Path(cache)
     factors = _smoothing(fused, batches, precision, folder) if smoothquant else {}

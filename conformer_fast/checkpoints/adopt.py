@@ -37,7 +37,7 @@ class Source:
     structure: Any
 
 
-def load_source(model: Model) -> Source:
+def adopt(model: Model) -> Source:
     """Recognizes `model`: a reference Conformer, another implementation's module, a state dict or a checkpoint's path.
 
     Raises CheckpointError when its names or sizes are not a Conformer's, ValueError when a module is in training mode,

@@ -20,7 +20,7 @@ def create_model(
     """The reference model in eval mode.
 
     name:        a variant's name ("tiny-p16", "small-p32", "small-p16", "base-p16", "digits") or a configuration
-    weights:     a checkpoint's path; "mmpretrain" downloads the published file; "bundled" takes the one that ships
+    weights:     a checkpoint's path; "pretrained" downloads the published file; "packaged" takes the one that ships
                  with this package (digits); None leaves random values
     num_classes: default: what the weights file holds, else the configuration's own (1000 for the published variants)
 

@@ -20,7 +20,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..errors import CheckpointError, first_few
-from ..model.config import BUNDLED, HEAD_DIM, STEM_CHANNELS, VARIANTS, ConformerConfig
+from ..model.config import HEAD_DIM, PACKAGED, STEM_CHANNELS, VARIANTS, ConformerConfig
 
 Dialect = Literal["official", "mmpretrain", "mmdetection"]
 
@@ -102,7 +102,7 @@ class Recognized:
 
 def _usual_heads(config: ConformerConfig) -> int:
     """The number of heads of the variant with these sizes; else 64 channels a head, with a warning."""
-    for known in (VARIANTS | BUNDLED).values():
+    for known in (VARIANTS | PACKAGED).values():
         if replace(known, num_classes=config.num_classes, num_heads=config.num_heads) == config:
             return known.num_heads
     advice = "build the model with create_model(ConformerConfig(...), weights=...) and give that instead"

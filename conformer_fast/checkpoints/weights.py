@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, first_few
-from ..model.config import BUNDLED, ConformerConfig
+from ..model.config import PACKAGED, ConformerConfig
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
 
 if TYPE_CHECKING:
@@ -102,20 +102,20 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
 
 
 def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]) -> Path:
-    """The file meant by `weights`: "mmpretrain" (downloaded if need be), "bundled" (digits only) or a path.
+    """The file meant by `weights`: "pretrained" (downloaded if need be), "packaged" (digits only) or a path.
 
     Raises CheckpointError when there is no such file, DownloadError when it cannot be downloaded.
     """
-    if weights == "mmpretrain":
+    if weights == "pretrained":
         if not isinstance(name, str):
-            raise CheckpointError("weights='mmpretrain' needs the name of a published variant, not a ConformerConfig")
+            raise CheckpointError("weights='pretrained' needs the name of a published variant, not a ConformerConfig")
         from .download import fetch
 
         return fetch(name)
-    if weights == "bundled":
-        if name not in BUNDLED:
+    if weights == "packaged":
+        if name not in PACKAGED:
             raise CheckpointError(
-                f"only {', '.join(BUNDLED)} has bundled weights, not {name}; pass a path or weights='mmpretrain'"
+                f"only {', '.join(PACKAGED)} has packaged weights, not {name}; pass a path or weights='pretrained'"
             )
         return _existing_file(DATA / f"{name}.safetensors")
     return _existing_file(weights)
@@ -179,7 +179,7 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
         return path
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; pass the checkpoint file inside it")
-    raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'mmpretrain' or 'bundled'")
+    raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'mmpretrain' or 'packaged'")
 
 
 def _read(path: Path) -> Any:

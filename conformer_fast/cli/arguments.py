@@ -15,24 +15,24 @@ from ..checkpoints.weights import read_state_dict
 from ..datasets.batches import Pictures, images_in
 from ..errors import CheckpointError
 from ..inference.quantization import Quantization, load_quantization
-from ..model.config import BUNDLED, VARIANTS, ConformerConfig
+from ..model.config import PACKAGED, VARIANTS, ConformerConfig
 from ..model.reference import Conformer
 
 DEFAULT = "small-p16"
 CALIBRATION_IMAGES = 512
-KEYWORDS = ("mmpretrain", "bundled", "random")  # weights that are no file
+KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        choices=[*VARIANTS, *BUNDLED],
+        choices=[*VARIANTS, *PACKAGED],
         help=f"default: what the checkpoint in --weights has the sizes of, without one {DEFAULT}",
     )
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="a checkpoint; 'mmpretrain' downloads the published one (default), 'bundled' (digits), 'random'",
+        help="a checkpoint; 'mmpretrain' downloads the published one (default), 'packaged' (digits), 'random'",
     )
 
 
@@ -57,11 +57,11 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> Confor
     is None for a checkpoint of sizes that have no name."""
     if options.model is None and options.weights not in (None, *KEYWORDS):
         config = _implied(options.weights)
-        options.model = next((name for name, known in (VARIANTS | BUNDLED).items() if _alike(known, config)), None)
+        options.model = next((name for name, known in (VARIANTS | PACKAGED).items() if _alike(known, config)), None)
         return create_model(config, options.weights, features_only=features_only)
     options.model = options.model or DEFAULT
     if options.weights is None:
-        options.weights = "bundled" if options.model in BUNDLED else "mmpretrain"
+        options.weights = "packaged" if options.model in PACKAGED else "pretrained"
     if options.weights == "random":
         torch.manual_seed(0)
         print("random weights: the predictions mean nothing", file=sys.stderr)

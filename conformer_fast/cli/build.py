@@ -16,9 +16,9 @@ from ..deploy.triton_server import write_model
 from ..engines.onnx.export import graph_of
 from ..engines.tensorrt.flavors import get_flavor
 from ..engines.tensorrt.plan import check_options
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..model.precision import PRECISIONS
-from ..model.shapes import Profile, Range, usual_side
+from ..model.shapes import Range, Shapes, usual_side
 from ..storage.atomic import replace_file
 from .arguments import add_calibration_arguments, add_model_arguments, calibration_of, key_of, model_of, positive
 
@@ -69,7 +69,7 @@ def _export(options: argparse.Namespace) -> int:
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
     model = model_of(options, options.features)
-    fused = fuse(model)
+    fused = lower(model)
     if options.outputs is not None:
         fused = fused.with_outputs(options.outputs)
     side = options.size or usual_side(model.config)
@@ -93,7 +93,7 @@ def _build(options: argparse.Namespace) -> int:
         model,
         options.output,
         precision=options.precision,
-        profiles=[Profile(options.batch, side, side)],
+        profiles=[Shapes(options.batch, side, side)],
         targets=options.target,
         flavor=options.flavor,
         outputs=options.outputs,

@@ -20,11 +20,11 @@ from ..datasets.batches import Batches, images_in
 from ..datasets.dataset import Dataset, open_dataset
 from ..deploy.compile import compile
 from ..engines.registry import BACKENDS, choose
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.quantization import Quantization, save_quantization
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
-from ..model.shapes import Profile, usual_side
+from ..model.shapes import Shapes, usual_side
 from ..storage.paths import cache_root
 from ..verification.timing import time_in_turn
 from .arguments import add_model_arguments, model_of, positive
@@ -77,7 +77,7 @@ def _calibrate(options: argparse.Namespace) -> int:
         images, labels = _Labeled(dataset, size), dataset.labels
     else:
         images = images_in(options.data, size, options.images, BATCH)
-    fused = fuse(model)
+    fused = lower(model)
     quantization = calibrate(
         fused,
         images,
@@ -132,7 +132,7 @@ def _timer(
             settings: dict[str, Any] = {"precision": quantization.precision, "calibration": quantization}
             if backend == "tensorrt":
                 B, _, H, W = images.shape
-                settings["profile"] = Profile((1, B, B), (H, H, H), (W, W, W))
+                settings["profile"] = Shapes((1, B, B), (H, H, H), (W, W, W))
             engines[name] = compile(model, backend=backend, **settings)
         with torch.inference_mode():
             timings = time_in_turn(engines, images.to(engines["after"].device), rounds=9)

@@ -11,7 +11,7 @@ from ..deploy.compile import CompiledConformer, compile
 from ..deploy.load import LoadedConformer, load
 from ..evaluation.evaluate import BATCH, evaluate
 from ..model.reference import Conformer
-from ..model.shapes import Profile, usual_side
+from ..model.shapes import Shapes, usual_side
 from .arguments import add_calibration_arguments, add_model_arguments, calibration_of, key_of, model_of, positive
 
 
@@ -75,7 +75,7 @@ def _from_model(options: argparse.Namespace) -> tuple[CompiledConformer, Conform
         model,
         backend=options.backend,
         precision=options.precision,
-        profile=Profile((1, batch, batch), (size,) * 3, (size,) * 3) if options.backend == "tensorrt" else None,
+        profile=Shapes((1, batch, batch), (size,) * 3, (size,) * 3) if options.backend == "tensorrt" else None,
         calibration=calibration_of(options, size),
     )
     return fast, None if options.reference is False else fast.reference, size

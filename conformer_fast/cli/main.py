@@ -18,17 +18,17 @@ from ..checkpoints.create import create_model
 from ..checkpoints.weights import convert
 from ..deploy.compile import CompiledConformer, compile
 from ..deploy.load import LoadedConformer, load
+from ..engines.cuda import bucket
 from ..engines.module import FastConformer
 from ..engines.registry import BACKENDS, choose
-from ..engines.triton.graphs import bucket
 from ..errors import BackendError, BundleError, CheckpointError, DownloadError, EngineError, ImageError
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..model.class_names import labels_for
-from ..model.config import BUNDLED, VARIANTS
+from ..model.config import PACKAGED, VARIANTS
 from ..model.outputs import LOGITS
 from ..model.precision import DTYPES, PRECISIONS
 from ..model.reference import Conformer
-from ..model.shapes import Profile, usual_side
+from ..model.shapes import Shapes, usual_side
 from ..preprocessing.cpu import image_path, load_batch
 from ..storage.paths import cache_root
 from ..verification.timing import time_in_turn
@@ -125,7 +125,7 @@ def _predictor(options: argparse.Namespace) -> tuple[FastConformer, Sequence[str
 
 
 def _compiled(model: Conformer, options: argparse.Namespace, side: int, batch: int) -> CompiledConformer:
-    profile = Profile((1, batch, batch), (side,) * 3, (side,) * 3) if options.backend == "tensorrt" else None
+    profile = Shapes((1, batch, batch), (side,) * 3, (side,) * 3) if options.backend == "tensorrt" else None
     calibration = calibration_of(options, side)
     return compile(
         model, backend=options.backend, precision=options.precision, profile=profile, calibration=calibration
@@ -175,7 +175,7 @@ def _tune(options: argparse.Namespace) -> int:
         print(tuning.HEADER)
     for name in options.models:
         torch.manual_seed(0)
-        model = fuse(create_model(name).eval()).in_precision(DTYPES[settings.precision]).to(settings.device)
+        model = lower(create_model(name).eval()).in_precision(DTYPES[settings.precision]).to(settings.device)
         for batch in sorted({bucket(batch) for batch in options.batch}):  # the sizes that compiled models run
             try:
                 images = tuning.random_images(model, batch, options.size, options.size)
@@ -212,7 +212,7 @@ def _info(options: argparse.Namespace) -> int:
         "auto": reason,
         "images": image_path(),
         "cache": str(cache_root()),
-        "models": [*VARIANTS, *BUNDLED],
+        "models": [*VARIANTS, *PACKAGED],
     }
     if options.json:
         print(json.dumps(facts))
@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", parents=[engine, output], help="time the compiled model against eager PyTorch")
     bench.set_defaults(run=_bench)
-    bench.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
+    bench.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *PACKAGED], metavar="MODEL")
     bench.add_argument("--batch", nargs="+", type=positive, default=[1, 8], metavar="N")
     bench.add_argument("--size", type=positive, default=224, metavar="PIXELS")
     add_calibration_arguments(bench)
@@ -301,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tune = commands.add_parser("tune", parents=[output], help="measure the kernels' tiles on this GPU; takes minutes")
     tune.set_defaults(run=_tune)
-    tune.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *BUNDLED], metavar="MODEL")
+    tune.add_argument("--models", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *PACKAGED], metavar="MODEL")
     tune.add_argument("--batch", nargs="+", type=positive, default=[1, 8, 32, 128], metavar="N")
     tune.add_argument("--size", type=positive, default=224, metavar="PIXELS")
     tune.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..bundles.folder import check_writable
 from ..calibration.resolve import quantization_of
-from ..checkpoints.adopt import Model, Source, load_source
+from ..checkpoints.adopt import Model, Source, adopt
 from ..engines.onnx.export import graph_of
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
 from ..model.precision import DTYPES
-from ..model.shapes import Profile, check_profiles, usual_profile
+from ..model.shapes import Shapes, check_shapes, usual_shapes
 from ..storage.hashed import weights_sha256
 from ..verification.graph import _measured, _noise
 from ..version import __version__
@@ -35,7 +35,7 @@ def build(
     folder: str | os.PathLike[str],
     *,
     precision: str = "fp16",
-    profiles: Sequence[Profile] | None = None,
+    profiles: Sequence[Shapes] | None = None,
     targets: Sequence[str] = (),
     flavor: str = "auto",
     outputs: Sequence[str] | None = None,
@@ -74,8 +74,8 @@ def build(
             raise TypeError(f"{name} must be a list of names, such as [{value!r}]")
     chosen = get_flavor(flavor)
     check_options(chosen, targets, precision)
-    source = load_source(model)
-    profiles = (usual_profile(source.reference.config),) if profiles is None else tuple(profiles)
+    source = adopt(model)
+    profiles = (usual_shapes(source.reference.config),) if profiles is None else tuple(profiles)
     if outputs is not None:
         source = replace(source, outputs=tuple(outputs), structure=outputs[0] if len(outputs) == 1 else list(outputs))
     return write_engine(
@@ -97,7 +97,7 @@ def write_engine(
     source: Source,
     *,
     precision: str,
-    profiles: Sequence[Profile],
+    profiles: Sequence[Shapes],
     flavor: Flavor,
     targets: Sequence[str] = (),
     calibration: Quantization | Iterable[Tensor] | None = None,
@@ -110,8 +110,8 @@ def write_engine(
 
     check_writable(folder, key)
     check_labels(labels, source.reference.config)
-    check_profiles(profiles, source.reference.config, source.reference.pad)
-    fused = fuse(source.reference).with_outputs(source.outputs)
+    check_shapes(profiles, source.reference.config, source.reference.pad)
+    fused = lower(source.reference).with_outputs(source.outputs)
     quantization, images = quantization_of(fused, precision, calibration)
     onnx = graph_of(fused, precision, quantization)
     calibrated = images is not None
@@ -141,7 +141,7 @@ def write_engine(
 def plan_of(
     model: InferenceConformer,
     precision: str,
-    profile: Profile,
+    profile: Shapes,
     flavor: Flavor,
     quantization: Quantization | None = None,
 ) -> bytes:
@@ -149,7 +149,7 @@ def plan_of(
     return _plan(graph_of(model, precision, quantization), precision, [profile], flavor, ())
 
 
-def _plan(onnx: bytes, precision: str, profiles: Sequence[Profile], flavor: Flavor, targets: Sequence[str]) -> bytes:
+def _plan(onnx: bytes, precision: str, profiles: Sequence[Shapes], flavor: Flavor, targets: Sequence[str]) -> bytes:
     from ..engines.cache import cached
     from ..engines.tensorrt.plan import engine_from_onnx, targets_of
 
@@ -185,7 +185,7 @@ def precisions(precision: str) -> dict[str, str]:
 def _call(
     folder: str | os.PathLike[str],
     precision: str,
-    profiles: Sequence[Profile],
+    profiles: Sequence[Shapes],
     flavor: Flavor,
     outputs: Sequence[str] | None = None,
 ) -> str:

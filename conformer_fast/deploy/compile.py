@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.adopt import Model, Source, load_source
+from ..checkpoints.adopt import Model, Source, adopt
 from ..engines.module import Engine, FastConformer
 from ..engines.registry import Settings, choose
 from ..engines.triton.graphs import CUDAGraphEngine
 from ..errors import BackendError
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
 from ..model.outputs import COUPLING, observed_outputs, reference_outputs
 from ..model.precision import DTYPES
 from ..model.reference import Conformer
-from ..model.shapes import Profile, usual_profile
+from ..model.shapes import Shapes, usual_shapes
 from ..storage.hashed import weights_sha256
 from ..version import __version__
 from .load import write_openvino_bundle, write_triton_bundle
@@ -43,7 +43,7 @@ def compile(
     precision: str = "auto",
     threads: int | None = None,
     tune: bool = False,
-    profile: Profile | None = None,
+    profile: Shapes | None = None,
     calibration: Quantization | Iterable[Tensor] | None = None,
 ) -> CompiledConformer:
     """A fast model that returns what `model` returns.
@@ -82,14 +82,14 @@ def compile(
         raise BackendError(f"only the backend 'triton' can be tuned, this is {reason}")
     if profile and settings.backend != "tensorrt":
         raise BackendError(f"only the backend 'tensorrt' takes a profile, others take any shape; this is {reason}")
-    source = load_source(model)
+    source = adopt(model)
     if settings.backend == "tensorrt":
-        profile = profile or usual_profile(source.reference.config)
+        profile = profile or usual_shapes(source.reference.config)
     quantization = None
     if calibration is not None or settings.precision not in DTYPES:
         from ..calibration.resolve import quantization_of
 
-        quantization, _ = quantization_of(fuse(source.reference), settings.precision, calibration)
+        quantization, _ = quantization_of(lower(source.reference), settings.precision, calibration)
     settings = replace(settings, tune=tune, profile=profile, quantization=quantization)
     return CompiledConformer(source, settings, reason)
 
@@ -184,21 +184,21 @@ class CompiledConformer(FastConformer):
         make_onnx = partial(self._onnx, outputs)
         return OpenVINOEngine(make_onnx, identity, self.settings.precision, self.settings.threads)
 
-    def _tensorrt_engine(self, outputs: Sequence[str], profile: Profile) -> Engine:
+    def _tensorrt_engine(self, outputs: Sequence[str], profile: Shapes) -> Engine:
         from ..engines.tensorrt.engine import TensorRTEngine
         from ..engines.tensorrt.flavors import get_flavor
-        from ..model.shapes import check_profiles
+        from ..model.shapes import check_shapes
         from .build import plan_of
 
-        check_profiles([profile], self.config, self.pad)
-        flavor, model = get_flavor(), fuse(self.reference).with_outputs(outputs)
+        check_shapes([profile], self.config, self.pad)
+        flavor, model = get_flavor(), lower(self.reference).with_outputs(outputs)
         with torch.cuda.device(self.device):
             plan = plan_of(model, self.settings.precision, profile, flavor, self.settings.quantization)
         return TensorRTEngine(plan, flavor, outputs, self.device)
 
     def _for_gpu(self, outputs: Sequence[str]) -> InferenceConformer:
         dtype = DTYPES.get(self.settings.precision, torch.float16)
-        return self._quantized(fuse(self.reference).with_outputs(outputs).in_precision(dtype)).to(self.device)
+        return self._quantized(lower(self.reference).with_outputs(outputs).in_precision(dtype)).to(self.device)
 
     def _quantized(self, model: InferenceConformer) -> InferenceConformer:
         return model.quantized(self.settings.quantization) if self.settings.quantization else model
@@ -206,7 +206,7 @@ class CompiledConformer(FastConformer):
     def _onnx(self, outputs: Sequence[str]) -> bytes:
         from ..engines.onnx.export import onnx_from_model
 
-        model = self._quantized(fuse(self.reference).with_outputs(outputs))
+        model = self._quantized(lower(self.reference).with_outputs(outputs))
         return onnx_from_model(model, products="conv").SerializeToString()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -244,7 +244,7 @@ def _identity(model: Conformer, settings: Settings) -> dict[str, Any]:
     from ..model import functional
 
     code = hashlib.sha256()
-    ours = sys.modules[__name__], sys.modules[fuse.__module__], functional, quantization_module
+    ours = sys.modules[__name__], functional, quantization_module
     for module in (*ours, export, typed_graph, engine_module):
         code.update(Path(str(module.__file__)).read_bytes())
     return {

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..bundles.folder import Bundle, read_bundle, write_bundle
 from ..bundles.manifest import LABELS, ONNX, PLAN, TILES, WEIGHTS, Manifest
-from ..checkpoints.adopt import Model, Source, load_source
+from ..checkpoints.adopt import Model, Source, adopt
 from ..engines.module import Engine, FastConformer
 from ..engines.registry import BACKENDS, Settings, choose
 from ..engines.triton.graphs import CUDAGraphEngine
@@ -38,7 +38,7 @@ from ..model.class_names import labels_for
 from ..model.config import ConformerConfig
 from ..model.outputs import LOGITS, SUM, rebuild
 from ..model.precision import DTYPES, FORMATS
-from ..model.shapes import Profile, usual_side
+from ..model.shapes import Shapes, usual_side
 from ..storage.hashed import weights_sha256
 from ..version import __version__
 
@@ -95,7 +95,7 @@ class LoadedConformer(FastConformer):
         and returns it. Raises ValueError when the bundle was not made from such a model."""
         from ..verification.verify import verify
 
-        reference = load_source(model).reference
+        reference = adopt(model).reference
         if reference.config != self.config:
             raise ValueError(f"verify: the bundle is of a {self.config}, the model is a {reference.config}")
         if weights_sha256(reference) != self.manifest.sha256["weights"]:
@@ -198,7 +198,7 @@ def write_tensorrt_bundle(
     *,
     precision: str,
     precisions: Mapping[str, str],
-    profiles: Sequence[Profile],
+    profiles: Sequence[Shapes],
     flavor: Flavor,
     targets: Sequence[str],
     weights: str,

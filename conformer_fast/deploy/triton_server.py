@@ -18,7 +18,7 @@ from ..bundles.manifest import PLAN, Manifest
 from ..errors import BundleError
 from ..model.config import EXPANSION, ConformerConfig
 from ..model.outputs import LOGITS, SUM
-from ..model.shapes import Profile, Range
+from ..model.shapes import Range, Shapes
 
 CONFIGURATION = "config.pbtxt"
 QUEUE_MICROSECONDS = 500  # how long a request waits for others: about what an engine takes for one image
@@ -85,7 +85,7 @@ def write_model(
     return folder
 
 
-def _batches(profiles: Sequence[Profile]) -> set[tuple[int, int]]:
+def _batches(profiles: Sequence[Shapes]) -> set[tuple[int, int]]:
     """The smallest and the largest batch of each size of images; one pair if they are all the same."""
     of_size: dict[tuple[Range, Range], list[Range]] = {}
     for profile in profiles:

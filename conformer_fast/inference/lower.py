@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..model.config import ConformerConfig
+from ..model.precision import DTYPES
 from ..model.reference import Conformer
 from .network import InferenceConformer
+from .quantization import Quantization
 
 
-def fuse(model: Conformer) -> InferenceConformer:
-    """The inference model of `model`, which is left untouched and shares no memory with it.
+def lower(
+    reference: Conformer,
+    outputs: Sequence[str] | None = None,
+    precision: str | None = None,
+    quantization: Quantization | None = None,
+) -> InferenceConformer:
+    """The inference network of `reference`, which is left untouched and shares no memory with it.
 
-    Raises ValueError if any part is in training mode: its batch norms would then not be the ones folded.
+    outputs:      names of InferenceConformer.outputs; default: what the reference returns
+    precision:    of products and maps, as `in_precision` takes it: "fp32", "bf16" or "fp16"; None leaves every type
+    quantization: which products are in 8 bits, and how
+
+    Raises ValueError if any part is in training mode, as its batch norms would then not be the ones folded, and for
+    outputs or products that the model does not have.
     """
-    if any(part.training for part in model.modules()):
-        raise ValueError("fuse: the model, or a part of it, is in training mode; call model.eval() first")
+    if any(part.training for part in reference.modules()):
+        raise ValueError("lower: the model, or a part of it, is in training mode; call model.eval() first")
     with torch.no_grad():
-        return InferenceConformer(model).requires_grad_(False).eval()
+        network = InferenceConformer(reference).requires_grad_(False).eval()
+    if outputs is not None:
+        network = network.with_outputs(outputs)
+    if precision is not None:
+        network = network.in_precision(DTYPES[precision])
+    return network.quantized(quantization) if quantization else network
 
 
 def blank(config: ConformerConfig, dtype: torch.dtype, *, heads: bool, norm: bool) -> InferenceConformer:
@@ -32,7 +51,7 @@ def blank(config: ConformerConfig, dtype: torch.dtype, *, heads: bool, norm: boo
         model = Conformer(config, features_only=not heads)
         if norm and not heads:
             model.trans_norm = nn.LayerNorm(config.embed_dim)
-    return fuse(model.eval())._cast(dtype)
+    return lower(model.eval())._cast(dtype)
 
 
 class _Unfilled(TorchFunctionMode):

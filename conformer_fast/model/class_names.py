@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from .config import BUNDLED, ConformerConfig, get_config
+from .config import PACKAGED, ConformerConfig, get_config
 
 IMAGENET_CLASSES = 1000
 
@@ -20,7 +20,7 @@ def labels_for(model: str | ConformerConfig) -> list[str]:
     Raises ValueError for an unknown model name.
     """
     config = get_config(model)
-    if config == BUNDLED["digits"]:
+    if config == PACKAGED["digits"]:
         return [str(digit) for digit in range(10)]
     if config.num_classes == IMAGENET_CLASSES:
         return imagenet_labels()

@@ -78,7 +78,7 @@ VARIANTS = {
 }
 
 DIGITS_SIDE = 64  # pixels of the images that the digits model is trained on
-BUNDLED = {
+PACKAGED = {
     # Trained by examples/train_digits.py; its weights ship with the package.
     "digits": ConformerConfig(channel_ratio=1, embed_dim=64, num_heads=4, depth=3, mlp_ratio=2, num_classes=10),
 }
@@ -89,7 +89,7 @@ def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> C
 
     Raises ValueError, with the names there are, when there is no such variant.
     """
-    known = VARIANTS | BUNDLED
+    known = VARIANTS | PACKAGED
     if isinstance(name, ConformerConfig):
         config = name
     elif name in known:

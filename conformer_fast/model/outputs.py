@@ -16,7 +16,7 @@ COUPLING = (".fcu_down", ".fcu_up")
 
 
 def reference_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:
-    """What `fuse(model).with_outputs(names)` returns for `images`, computed by the reference model itself."""
+    """What `lower(model).with_outputs(names)` returns for `images`, computed by the reference model itself."""
     found: dict[str, Tensor] = {}
     for index, (feature_map, tokens) in enumerate(model.forward_blocks(images), start=1):
         found[f"{index}.map"], found[f"{index}.tokens"] = feature_map, tokens

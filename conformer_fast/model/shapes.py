@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config import BUNDLED, DIGITS_SIDE, ConformerConfig
+from .config import DIGITS_SIDE, PACKAGED, ConformerConfig
 
 Range = tuple[int, int, int]
 Shape = tuple[int, int, int, int]
@@ -18,7 +18,7 @@ SIDE = 224  # pixels of the images that published models are trained on
 
 
 @dataclass(frozen=True)
-class Profile:
+class Shapes:
     """Batch, height and width, each (smallest, the one the engine is tuned for, largest).
 
     Raises ValueError unless they are whole numbers, at least 1, that do not fall.
@@ -37,7 +37,7 @@ class Profile:
                     f"(smallest, tuned for, largest), such as (1, 8, 64); got {limits!r}"
                 )
 
-    def shapes(self, channels: int) -> tuple[Shape, Shape, Shape]:
+    def with_channels(self, channels: int) -> tuple[Shape, Shape, Shape]:
         """(B, channels, H, W): the smallest, the one to tune for, the largest."""
         smallest, tuned, largest = (
             (B, channels, H, W) for B, H, W in zip(self.batch, self.height, self.width, strict=True)
@@ -60,7 +60,7 @@ class Profile:
         needed = ", ".join(f"{name}={limits}" for name, limits in wider.items())
         raise ValueError(
             f"images of shape {tuple(shape)} do not fit the engine, which takes {taken}; "
-            f"build it again with Profile({needed})"
+            f"build it again with Shapes({needed})"
         )
 
     def to_json(self) -> dict[str, list[int]]:
@@ -68,7 +68,7 @@ class Profile:
         return {name: list(limits) for name, limits in self._limits()}
 
     @classmethod
-    def from_json(cls, value: Any) -> Profile:
+    def from_json(cls, value: Any) -> Shapes:
         """The profile that `to_json` wrote. Raises ValueError for anything else."""
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names:
@@ -79,26 +79,26 @@ class Profile:
         return ("batch", self.batch), ("height", self.height), ("width", self.width)
 
 
-def check_profiles(profiles: Sequence[Profile], config: ConformerConfig, pad: Pad) -> None:
+def check_shapes(profiles: Sequence[Shapes], config: ConformerConfig, pad: Pad) -> None:
     """Raises ValueError when there is none, or the model takes no images of its sizes."""
     if not profiles:
         raise ValueError("an engine needs a profile, which says the shapes that it takes; none was given")
     for profile in profiles:
-        for shape in profile.shapes(config.in_channels):
+        for shape in profile.with_channels(config.in_channels):
             check_image_size(torch.empty(shape, device="meta"), config, pad)
 
 
 def usual_side(config: ConformerConfig) -> int:
     """Pixels of the side of the images that such a model is trained on; whole patches."""
-    if config == BUNDLED["digits"]:
+    if config == PACKAGED["digits"]:
         return DIGITS_SIDE
     return config.patch_size * max(1, round(SIDE / config.patch_size))
 
 
-def usual_profile(config: ConformerConfig) -> Profile:
+def usual_shapes(config: ConformerConfig) -> Shapes:
     """Batches of 1 to 64 images of the usual side."""
     sides = (usual_side(config),) * 3
-    return Profile(height=sides, width=sides)
+    return Shapes(height=sides, width=sides)
 
 
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:

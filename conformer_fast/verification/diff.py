@@ -19,7 +19,7 @@ from ..calibration.resolve import quantization_of
 from ..checkpoints.adopt import Model
 from ..deploy.compile import compile
 from ..errors import BackendError, EngineError
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.distance import sqnr_db
 from ..model.precision import DTYPES, PRECISIONS
@@ -217,7 +217,7 @@ def _quantizations(
         calibration = list(calibration)  # it is read for each precision
     found = {}
     for precision in in_8_bits:
-        quantization, _ = quantization_of(fuse(reference), precision, calibration)
+        quantization, _ = quantization_of(lower(reference), precision, calibration)
         assert quantization is not None
         found[precision] = quantization
     return found

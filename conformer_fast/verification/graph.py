@@ -13,10 +13,10 @@ from ..inference.network import InferenceConformer
 from ..model.distance import relative_error
 from ..model.outputs import LOGITS, SUM, reference_outputs
 from ..model.reference import Conformer
-from ..model.shapes import Profile
+from ..model.shapes import Shapes
 
 
-def _noise(model: InferenceConformer, profile: Profile) -> Tensor:
+def _noise(model: InferenceConformer, profile: Shapes) -> Tensor:
     shape = 2, model.config.in_channels, profile.height[1], profile.width[1]
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 

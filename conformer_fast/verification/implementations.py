@@ -22,12 +22,12 @@ from ..engines.onnx.export import graph_of
 from ..engines.registry import BACKENDS
 from ..errors import BackendError
 from ..inference import ops
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
 from ..model.precision import DTYPES, tf32_as_asked
 from ..model.reference import Conformer
-from ..model.shapes import Profile
+from ..model.shapes import Shapes
 
 INTERPRET = "TRITON_INTERPRET"
 
@@ -50,7 +50,7 @@ class Job:
 
     def fused(self) -> InferenceConformer:
         """The inference model that returns all of them, in fp32."""
-        return fuse(self.reference).with_outputs(self.names)
+        return lower(self.reference).with_outputs(self.names)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _engine(backend: str, job: Job, precision: str) -> Ran:
         options["calibration"] = job.quantizations[precision]
     if backend == "tensorrt":
         B, _, H, W = job.images.shape
-        options["profile"] = Profile((1, B, B), (H, H, H), (W, W, W))
+        options["profile"] = Shapes((1, B, B), (H, H, H), (W, W, W))
     fast = compile(job.reference, backend=backend, precision=precision, **options)
     images = fast.as_input(job.images.to(fast.device))
     values: dict[str, Tensor] = {}

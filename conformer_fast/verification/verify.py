@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..engines.module import Engine, FastConformer
-from ..inference.lower import fuse
+from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.config import ConformerConfig
 from ..model.distance import ALLOWANCE, FLOOR, relative_error, sqnr_db
@@ -189,7 +189,7 @@ def _simulated(
     reference: Conformer, images: Tensor, names: Sequence[str], quantization: Quantization
 ) -> dict[str, Tensor]:
     """On the CPU, where the operators are functional.py itself and not the kernels that are being judged."""
-    model = fuse(reference).quantized(quantization).with_outputs(names)
+    model = lower(reference).quantized(quantization).with_outputs(names)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         values = model(images.to("cpu", torch.float32))
     return {name: value.to(images.device) for name, value in zip(names, values, strict=True)}

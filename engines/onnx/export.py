@@ -151,7 +151,7 @@ def _layer_norm(w, x, weight, bias, eps):
 
 
 def _attention(w, qkv, num_heads, scale):
-    assert scale == 1.0, "fuse() folds the scale into the query projection"
+    assert scale == 1.0, "lower() folds the scale into the query projection"
     # Split as 3 * heads: along an axis of its own, TensorRT-RTX takes the joint projection apart and out of 8 bits.
     heads = w.node("Transpose", [w.node("Reshape", [qkv, [0, 0, 3 * num_heads, -1]])], perm=[0, 2, 1, 3])
     q, k, v = w.split(heads, 3, axis=1)  # each (B, heads, T, D)

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_fast.errors import EngineError, GPUMemoryError
-from conformer_fast.model.shapes import Profile
+from conformer_fast.errors import EngineError
+from conformer_fast.model.shapes import Shapes
 
-from ..triton.graphs import OUT_OF_MEMORY, RECORDING, bucket
+from ..cuda import OUT_OF_MEMORY, RECORDING, GPUMemoryError, bucket
 from .flavors import Flavor, Log
 from .kernel_cache import RuntimeCacheFile, digest_of
 
@@ -178,7 +178,6 @@ class _Plan:
             f"a call with {shape[0]} {H}x{W} images needs {needed:,} bytes, of which the engine takes "
             f"{self.scratch_bytes:,} for any batch; {self.device} has {free:,} bytes free of {total:,}; free memory, "
             f"make fewer calls at the same time, or build the engine for smaller batches or images",
-            needed,
             free,
             total,
         )
@@ -223,9 +222,9 @@ class _Plan:
             if dtype != module.DataType.FLOAT:
                 raise EngineError(f"the plan's {name} are {dtype}, not fp32; it was built from another graph")
 
-    def _profile(self, index: int) -> Profile:
+    def _profile(self, index: int) -> Shapes:
         batch, _, height, width = zip(*map(tuple, self.engine.get_tensor_profile_shape(IMAGES, index)), strict=True)
-        return Profile(batch, height, width)
+        return Shapes(batch, height, width)
 
 
 @dataclass(eq=False)

@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from conformer_fast.errors import BackendError
 from conformer_fast.model.precision import PRECISIONS
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 from . import timing_cache
 from .flavors import Flavor, Log, capability, gpu_target
 
 
 def engine_from_onnx(
-    onnx: bytes, profiles: Sequence[Profile], flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16"
+    onnx: bytes, profiles: Sequence[Shapes], flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16"
 ) -> bytes:
     """The engine of an ONNX graph with one input, images (B, C, H, W), whose B, H and W are free.
 
@@ -103,7 +103,7 @@ def _target(name: str) -> str:
 
 
 def _build(
-    onnx: bytes, profiles: Sequence[Profile], flavor: Flavor, targets: Sequence[str], log: Log, progress: _Progress
+    onnx: bytes, profiles: Sequence[Shapes], flavor: Flavor, targets: Sequence[str], log: Log, progress: _Progress
 ) -> bytes | str:
     """The plan, or why there is none."""
     trt = flavor.module
@@ -123,7 +123,7 @@ def _build(
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is meant
     for profile in profiles:
         shapes = builder.create_optimization_profile()
-        shapes.set_shape(images.name, *profile.shapes(images.shape[1]))
+        shapes.set_shape(images.name, *profile.with_channels(images.shape[1]))
         if config.add_optimization_profile(shapes) < 0:
             return f"{profile} was refused"
     if flavor.builds_without_gpu:

@@ -10,11 +10,10 @@ on the GPU, for the one before it (`Device`).
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,31 +21,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from conformer_fast.errors import GPUMemoryError
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.streams import side_stream
 from conformer_fast.model.precision import tf32_as_asked
 
+from ..cuda import OUT_OF_MEMORY, RECORDING, GPUMemoryError, bucket
+
 GRAPHS_KEPT = 32  # of one engine; then the least recently used is dropped
 TWO_STREAMS = 8  # the largest bucket whose independent branches run side by side: a larger one fills the GPU by itself
-OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # in the messages of PyTorch and CUDA, of cuBLAS
 
 Outputs = tuple[Tensor, ...]
 Key = tuple[int, int, int]  # bucket, height, width
-
-
-def bucket(batch: int) -> int:
-    """How many rows run for `batch` images: 1, 2, 4, 8, then four sizes to each doubling: 10, 12, 14, 16, 20, 24, ...
-
-    Fewer than half of the rows are spare up to 8, where a GPU is not full anyway, and fewer than a fifth beyond.
-    """
-    if batch <= 8:
-        return 1 << (batch - 1).bit_length()
-    step = 1 << ((batch - 1).bit_length() - 3)
-    return -(-batch // step) * step
 
 
 class CUDAGraphEngine:
@@ -153,11 +139,9 @@ class Device:
             return graph
         torch.cuda.empty_cache()  # what the failed run held
         free, total = torch.cuda.mem_get_info(self.device)
-        needed = activation_bytes(model, rows, height, width)
         raise GPUMemoryError(
-            f"a batch of {rows} {height}x{width} images needs {needed:,} bytes for its activations in {_dtype(model)}; "
-            f"{self.device} has {free:,} bytes free of {total:,}; run smaller batches or free memory",
-            needed,
+            f"{self.device} has no room for the activations of {rows} {height}x{width} images in {_dtype(model)}: "
+            f"{free:,} bytes are free of {total:,}; run smaller batches or free memory",
             free,
             total,
         )
@@ -227,7 +211,6 @@ class Device:
 
 
 _devices: dict[torch.device, Device] = {}
-RECORDING = threading.Lock()  # PyTorch records one graph at a time in a process
 
 
 def shared(device: torch.device) -> Device:
@@ -246,45 +229,6 @@ def _joined(stream: torch.cuda.Stream, side: torch.cuda.Stream | None) -> Iterat
         yield
     finally:
         stream.wait_stream(side)
-
-
-def activation_bytes(model: InferenceConformer, rows: int, height: int, width: int) -> int:
-    """The most that images and activations of one run hold at any time, in PyTorch's blocks of 512 bytes.
-
-    Computed from shapes alone. Counts what the operators of ops.py return, not what one of them uses inside.
-    """
-    twin = copy.deepcopy(model, {id(weight): weight.to("meta") for weight in model.buffers()})  # weights without data
-    with torch.no_grad(), _LiveBytes(twin.buffers()) as live:
-        twin(_blank(twin, rows, height, width, torch.device("meta")))
-    return live.most
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the memory of all tensors made inside, while they are alive."""
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.most = self._now = 0
-        self._known = {weight.untyped_storage()._cdata for weight in weights}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
-        if key not in self._known:
-            self._known.add(key)
-            self._now += size
-            self.most = max(self.most, self._now)
-            weakref.finalize(storage, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._known.remove(key)
-        self._now -= size
 
 
 def _own(output: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ QUICK = [name for name in PEERS if not name.startswith(("torch.compile", "ONNX")
 def test_peer_computes_the_model(name):
     if PEERS[name].precision not in native_precisions():
         pytest.skip(f"this CPU does not compute in {PEERS[name].precision}")
-    model = cf.create_model("digits", weights="bundled")
+    model = cf.create_model("digits", weights="packaged")
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.inference_mode():
@@ -115,7 +115,7 @@ def test_readmes_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (90, 70), "white").save("cat.jpg")
     names: dict[str, object] = {}
-    exec(example[1].replace('"small-p16", weights="mmpretrain"', '"digits", weights="bundled"'), names)
+    exec(example[1].replace('"small-p16", weights="pretrained"', '"digits", weights="packaged"'), names)
     assert names["probabilities"].shape == (1, 10)
     assert names["report"].within
     assert "within the bound" in capsys.readouterr().out

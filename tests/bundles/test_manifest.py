@@ -15,7 +15,7 @@ from conformer_fast.bundles import manifest as module
 from conformer_fast.bundles.folder import check_writable, read_bundle, write_bundle
 from conformer_fast.bundles.manifest import Manifest
 from conformer_fast.errors import BundleError, EngineMismatchError
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 KEY = b"secret"
 FILES = {"model.plan": bytes(range(256)) * 4, "labels.txt": b"cat\ndog\n"}
@@ -27,7 +27,7 @@ MANIFEST = Manifest(
     pad="none",
     outputs=("3.map", "conv_logits", "trans_logits"),
     structure=["3.map", (ConformerOutput("conv_logits", "trans_logits"),)],
-    profiles=(Profile(), Profile(batch=(1, 1, 2), width=(224, 320, 448))),
+    profiles=(Shapes(), Shapes(batch=(1, 1, 2), width=(224, 320, 448))),
     runtime={"flavor": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm86", "sm120"], "gpu": ""},
     preprocessing=None,
     labels="labels.txt",

@@ -14,7 +14,7 @@ import torch
 from conformer_fast.calibration.accuracy_gate import SQNR_FLOOR, gate, sensitivities
 from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.calibration.observer import Observer
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization, addend_of
 from conformer_fast.model.outputs import SUM
@@ -29,7 +29,7 @@ def images() -> list[torch.Tensor]:
 
 @pytest.fixture
 def fused(small_model) -> InferenceConformer:
-    return fuse(small_model)
+    return lower(small_model)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_another_runner_is_judged_as_the_simulation_is(fused, broken):
 
 
 def test_features_are_judged_by_their_error(small_config):
-    fused = fuse(lookalikes.fill(Conformer(small_config, features_only=True)).eval())
+    fused = lower(lookalikes.fill(Conformer(small_config, features_only=True)).eval())
     ranges = input_ranges(fused, images())
     broken = Quantization("int8", {**ranges, "trans_1.fc2": 1000 * ranges["trans_1.fc2"]})
     _, report = gate(fused, broken, images(), max_drop=0)
@@ -189,6 +189,6 @@ def test_bad_arguments(options, message, fused, broken):
 
 
 def test_features_have_no_labels(small_config):
-    fused = fuse(lookalikes.fill(Conformer(small_config, features_only=True)).eval())
+    fused = lower(lookalikes.fill(Conformer(small_config, features_only=True)).eval())
     with pytest.raises(ValueError, match="labels need a model with heads"):
         gate(fused, Quantization("int8", {}), images(), max_drop=1, labels=[0] * 7)

@@ -14,7 +14,7 @@ from conformer_fast.calibration import calibrate as calibrate_module
 from conformer_fast.calibration.calibrate import calibrate, input_ranges
 from conformer_fast.datasets.batches import images_in
 from conformer_fast.errors import ImageError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization, addend_of, load_quantization, save_quantization
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.reference import Bottleneck, Conformer, TransformerBlock
@@ -91,7 +91,7 @@ def test_ranges_are_what_the_reference_reads(case, features_only, small_config):
     config = replace(small_config, **CASES[case])
     model = lookalikes.fill(Conformer(config, features_only=features_only)).eval()
     batches = [torch.randn(B, config.in_channels, H, W) for B, H, W in [(1, 64, 96), (3, 50, 70)]]
-    measured = input_ranges(fuse(model), batches)
+    measured = input_ranges(lower(model), batches)
     expected = watched_ranges(model, *batches)
     assert measured.keys() == expected.keys()
     for name, largest in expected.items():
@@ -101,13 +101,13 @@ def test_ranges_are_what_the_reference_reads(case, features_only, small_config):
 
 def test_a_published_variant():
     model = lookalikes.fill(Conformer(VARIANTS["tiny-p16"])).eval()
-    measured = input_ranges(fuse(model), [goldens.image(2, 64, 96)])
+    measured = input_ranges(lower(model), [goldens.image(2, 64, 96)])
     assert measured == pytest.approx(watched_ranges(model, goldens.image(2, 64, 96)), rel=1e-3)
 
 
 def test_products_and_what_bottlenecks_add_have_ranges(small_model):
     """And nothing else: heads stay as they are, and no residual of the tokens is rounded."""
-    fused = fuse(small_model)
+    fused = lower(small_model)
     ranges = input_ranges(fused, [goldens.image(1, 64, 96)])
     weights = {name.removesuffix(".weight") for name, value in fused.named_buffers() if value.ndim > 1}
     products = weights - {"conv_head", "trans_head", "cls_token"}
@@ -117,12 +117,12 @@ def test_products_and_what_bottlenecks_add_have_ranges(small_model):
 
 
 def test_ranges_of_an_inner_output_are_those_of_what_it_needs(small_model):
-    ranges = input_ranges(fuse(small_model).with_outputs(["1.map"]), [goldens.image(1, 64, 96)])
+    ranges = input_ranges(lower(small_model).with_outputs(["1.map"]), [goldens.image(1, 64, 96)])
     assert {name.partition(".")[0] for name in ranges} == {"stem", "conv_1"}
 
 
 def test_the_largest_of_all_images_counts(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     images = torch.cat([goldens.image(4, 64, 96) * scale for scale in (1, 3, 0.5)])
     together = input_ranges(fused, [images])
     for sizes in ([1] * 12, [5, 7], [4, 4, 4], [11, 1]):
@@ -136,13 +136,13 @@ def test_the_largest_of_all_images_counts(small_model):
 def test_batches_may_come_one_by_one(small_model):
     """From a generator, in several sizes; an empty one says nothing."""
     images = [goldens.image(1, 64, 96), goldens.image(2, 50, 70), goldens.image(1, 64, 96)[:0]]
-    fused = fuse(small_model)
+    fused = lower(small_model)
     assert input_ranges(fused, (batch for batch in images)) == input_ranges(fused, images[:2])
 
 
 def test_signs_do_not_matter(small_model):
     """The most negative value counts as the most positive does: what norms return has both."""
-    fused = fuse(small_model)
+    fused = lower(small_model)
     before = input_ranges(fused, [goldens.image(1, 64, 96)])
     norm = fused.trans_1.norm1
     norm.weight.neg_()
@@ -154,7 +154,7 @@ def test_signs_do_not_matter(small_model):
 @pytest.mark.parametrize("batches", [[], [torch.zeros(0, 3, 64, 96)]], ids=["none", "empty"])
 def test_no_images(batches, small_model):
     with pytest.raises(ValueError, match="calibration got no images; give some that are like those"):
-        input_ranges(fuse(small_model), batches)
+        input_ranges(lower(small_model), batches)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -164,11 +164,11 @@ def test_images_that_are_not_numbers(value, position, small_model):
     batches = [goldens.image(1, 64, 96).clone() for _ in range(3)]
     batches[position][0, 0, 30, 30] = value
     with pytest.raises(ValueError, match=r"calibration: the input of \S+ is NaN or infinite; check the images"):
-        input_ranges(fuse(small_model), batches)
+        input_ranges(lower(small_model), batches)
 
 
 def test_the_product_that_overflows_is_named(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     fused.conv_trans_3.fusion_block.conv1.bias[0] = float("inf")
     with pytest.raises(ValueError, match=r"the input of conv_trans_3\.fusion_block\.conv2 is NaN or infinite"):
         input_ranges(fused, [goldens.image(1, 64, 96)])
@@ -184,11 +184,11 @@ def test_the_product_that_overflows_is_named(small_model):
 )
 def test_images_that_do_not_fit_the_model(shape, message, small_model):
     with pytest.raises(ValueError, match=message):
-        input_ranges(fuse(small_model), [goldens.image(1, 64, 96), torch.zeros(shape)])
+        input_ranges(lower(small_model), [goldens.image(1, 64, 96), torch.zeros(shape)])
 
 
 def test_the_model_is_untouched(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     before = {name: value.clone() for name, value in fused.state_dict().items()}
     images = goldens.image(1, 64, 96)
     scores = fused(images)
@@ -200,7 +200,7 @@ def test_the_model_is_untouched(small_model):
 
 
 def test_autocast_around_it_changes_nothing(small_model):
-    fused, images = fuse(small_model), goldens.image(1, 64, 96)
+    fused, images = lower(small_model), goldens.image(1, 64, 96)
     plain = input_ranges(fused, [images])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert input_ranges(fused, [images]) == plain
@@ -308,7 +308,7 @@ def test_how_images_are_batched_does_not_matter(method, small_model):
 def test_max_is_what_input_ranges_measures(small_model):
     found = calibrate(small_model, batches(), method="max", smoothquant=False)
     assert found.precision == "int8"
-    assert found.ranges == pytest.approx(input_ranges(fuse(small_model), batches()), rel=1e-6)
+    assert found.ranges == pytest.approx(input_ranges(lower(small_model), batches()), rel=1e-6)
 
 
 def test_ranges_suit_the_format(small_model):
@@ -316,7 +316,7 @@ def test_ranges_suit_the_format(small_model):
     int8, fp8 = (
         calibrate(small_model, batches(), precision=precision, smoothquant=False) for precision in ("int8", "fp8")
     )
-    largest = input_ranges(fuse(small_model), batches())
+    largest = input_ranges(lower(small_model), batches())
     assert (int8.origin["method"], fp8.origin["method"]) == ("mse", "mse")
     assert all(int8.ranges[name] <= largest[name] for name in largest)
     clipped = {
@@ -327,7 +327,7 @@ def test_ranges_suit_the_format(small_model):
 
 
 def test_the_quantized_model_is_close(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     found = calibrate(fused, batches())
     images = goldens.image(4, 64, 96)
     for mine, exact in zip(fused.quantized(found)(images), fused(images), strict=True):
@@ -345,7 +345,7 @@ def test_smoothing_is_measured_with_the_ranges(small_model):
     plain = calibrate(small_model, batches(), method="max", smoothquant=False)
     assert set(found.smoothing) == {"trans_1.qkv"}
     assert plain.smoothing == {}
-    assert found.ranges == pytest.approx(input_ranges(fuse(small_model).smoothed(found.smoothing), batches()))
+    assert found.ranges == pytest.approx(input_ranges(lower(small_model).smoothed(found.smoothing), batches()))
     assert found.ranges["trans_1.qkv"] < 0.2 * plain.ranges["trans_1.qkv"]
 
 
@@ -397,7 +397,7 @@ def test_fp8_leaves_the_first_products_in_16_bits(small_model):
     int8, fp8 = (calibrate(small_model, batches(), precision=precision) for precision in ("int8", "fp8"))
     convolutions = ("conv1", "conv2", "residual", "conv3", "conv3.addend")
     assert int8.ranges.keys() - fp8.ranges.keys() == {"stem", *(f"conv_1.{name}" for name in convolutions)}
-    assert int8.ranges.keys() == input_ranges(fuse(small_model), batches()).keys()
+    assert int8.ranges.keys() == input_ranges(lower(small_model), batches()).keys()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])

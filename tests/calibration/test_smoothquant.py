@@ -8,7 +8,7 @@ import torch
 
 from conformer_fast.calibration.observer import Observer
 from conformer_fast.calibration.smoothquant import smoothing_factors
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
 
@@ -21,7 +21,7 @@ def images() -> list[torch.Tensor]:
 
 @pytest.fixture
 def fused(small_model) -> InferenceConformer:
-    return fuse(small_model)
+    return lower(small_model)
 
 
 @pytest.fixture

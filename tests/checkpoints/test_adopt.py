@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from conformer_fast.checkpoints.adopt import load_source
+from conformer_fast.checkpoints.adopt import adopt
 from conformer_fast.errors import CheckpointError
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.outputs import rebuild, reference_outputs
@@ -61,7 +61,7 @@ def given(request):
 
 def test_names_outputs_and_structure(given):
     module, names = given
-    source = load_source(module)
+    source = adopt(module)
     assert source.outputs == names
     batch = images(2, 3, 48, 64)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_names_outputs_and_structure(given):
 @pytest.mark.parametrize("make", [Conformer, lookalikes.MMPretrainClassifier], ids=["own", "mmpretrain"])
 def test_reference_is_fp32_in_eval_mode_without_gradients(make, dtype):
     module = evaluated(make(CONFIG)).to(dtype)
-    reference = load_source(module).reference
+    reference = adopt(module).reference
     assert {tensor.dtype for tensor in reference.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
     assert not any(part.training for part in reference.modules())
     assert not any(parameter.requires_grad for parameter in reference.parameters())
@@ -94,7 +94,7 @@ def test_given_module_is_left_as_it_was(given):
     gradients = [(parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
     before = copy.deepcopy(module.state_dict())
 
-    source = load_source(module)
+    source = adopt(module)
     assert len(calls) == 1  # the trial run
     after = module.state_dict()
     assert list(after) == list(before)
@@ -111,8 +111,8 @@ def test_given_module_is_left_as_it_was(given):
 def test_takes_no_random_numbers(given):
     module, _ = given
     state = torch.get_rng_state()
-    load_source(module)
-    load_source(module.state_dict())
+    adopt(module)
+    adopt(module.state_dict())
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -122,7 +122,7 @@ def test_trial_run_is_in_the_modules_own_precision():
     seen = []
     module.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        load_source(module)
+        adopt(module)
     assert seen == [False]
 
 
@@ -133,19 +133,19 @@ def test_trial_run_is_in_the_modules_own_precision():
 )
 def test_wrapped(wrap, features_only):
     model = evaluated(Conformer(CONFIG, features_only))
-    source = load_source(wrap(model).eval())
+    source = adopt(wrap(model).eval())
     assert type(source.structure) is (ConformerFeatures if features_only else ConformerOutput)
-    assert source.outputs == load_source(model).outputs
+    assert source.outputs == adopt(model).outputs
 
 
 def test_own_model_keeps_its_padding():
-    assert load_source(evaluated(Conformer(CONFIG, pad="none"))).reference.pad == "none"
+    assert adopt(evaluated(Conformer(CONFIG, pad="none"))).reference.pad == "none"
 
 
 def test_heads_are_counted_in_the_module():
     config = replace(CONFIG, num_heads=4)  # 16 channels a head: a state dict alone would say one head
     module = evaluated(lookalikes.OfficialConformer(config))
-    assert load_source(module).reference.config == config
+    assert adopt(module).reference.config == config
 
 
 @pytest.mark.parametrize("conv", [True, False], ids=["conv", "trans"])
@@ -154,7 +154,7 @@ def test_head_of_zeros_is_a_conformer(conv):
     with torch.no_grad():
         for parameter in (module.conv_cls_head if conv else module.trans_cls_head).parameters():
             parameter.zero_()
-    assert load_source(module).outputs == LOGITS
+    assert adopt(module).outputs == LOGITS
 
 
 class Scaled(lookalikes.OfficialConformer):
@@ -203,7 +203,7 @@ WRONG = {
 @pytest.mark.parametrize("make", WRONG.values(), ids=WRONG)
 def test_what_computes_something_else_is_refused(make):
     with pytest.raises(ValueError, match=r"Conformer's parameter names but computes something else \((conv|trans)_log"):
-        load_source(evaluated(make()))
+        adopt(evaluated(make()))
 
 
 class Reshaped(lookalikes.OfficialConformer):
@@ -237,7 +237,7 @@ UNKNOWN_FORMS = {
 @pytest.mark.parametrize("kind", UNKNOWN_FORMS, ids=lambda kind: kind.__name__)
 def test_unknown_output_is_refused(kind):
     with pytest.raises(ValueError, match=UNKNOWN_FORMS[kind]):
-        load_source(evaluated(kind(CONFIG)))
+        adopt(evaluated(kind(CONFIG)))
 
 
 @pytest.mark.parametrize("part", ["", "conv_trans_2.cnn_block.bn1"], ids=["all", "one-norm"])
@@ -248,7 +248,7 @@ def test_training_mode_is_refused_before_anything_runs(make, wrap, part):
     module.get_submodule(part).train()
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(ValueError, match=r"in training mode; call model.eval\(\) first"):
-        load_source(wrap(module))
+        adopt(wrap(module))
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
@@ -258,28 +258,28 @@ def test_weights_that_are_not_finite_are_refused(make):
     with torch.no_grad():
         module.conv_cls_head.weight[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=r"conv_cls_head.weight holds NaN"):
-        load_source(module)
+        adopt(module)
 
 
 def test_model_without_values_is_refused():
     with torch.device("meta"):
         model = Conformer(CONFIG).eval()
     with pytest.raises(CheckpointError, match="cls_token is not a plain dense tensor"):
-        load_source(model)
+        adopt(model)
 
 
 def test_replaced_part_is_refused():
     model = evaluated(Conformer(CONFIG))
     model.conv_trans_3.trans_block.attn.proj = nn.Sequential(nn.Linear(64, 4), nn.Linear(4, 64)).eval()
     with pytest.raises(CheckpointError, match=r"conv_trans_3\.trans_block\.attn\.proj"):
-        load_source(model)
+        adopt(model)
 
 
 def test_different_head_counts_are_refused():
     module = evaluated(lookalikes.OfficialConformer(CONFIG))
     module.trans_1.attn.num_heads = 2
     with pytest.raises(ValueError, match=r"different numbers of attention heads: \[1, 2\]"):
-        load_source(module)
+        adopt(module)
 
 
 RESNET = {
@@ -307,14 +307,14 @@ GARBAGE = {
 @pytest.mark.parametrize(("what", "kind", "message"), GARBAGE.values(), ids=GARBAGE)
 def test_garbage_is_refused(what, kind, message):
     with pytest.raises(kind, match=message):
-        load_source(what)
+        adopt(what)
 
 
 def test_part_of_a_state_dict_is_refused():
     state = evaluated(Conformer(CONFIG)).state_dict()
     del state["conv_trans_2.trans_block.mlp.fc1.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: conv_trans_2.trans_block.mlp.fc1.weight"):
-        load_source(state)
+        adopt(state)
 
 
 def test_rebuild_keeps_every_kind_of_nest():

@@ -20,7 +20,7 @@ from conformer_fast.checkpoints.create import create_model
 from conformer_fast.checkpoints.dialects import recognize, to_dialect
 from conformer_fast.checkpoints.weights import convert, load_weights, read_state_dict, resolve_weights, save_weights
 from conformer_fast.errors import CheckpointError
-from conformer_fast.model.config import BUNDLED, VARIANTS, ConformerConfig
+from conformer_fast.model.config import PACKAGED, VARIANTS, ConformerConfig
 from conformer_fast.model.reference import Conformer
 
 CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, num_classes=7)
@@ -300,9 +300,9 @@ def test_lookalikes_have_the_published_names_in_order(variant, dialect, lookalik
     assert [(name, tuple(tensor.shape)) for name, tensor in state.items()] == published
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, *BUNDLED])
+@pytest.mark.parametrize("name", [*VARIANTS, *PACKAGED])
 def test_a_variants_sizes_tell_its_heads(name, recwarn):
-    config = replace((VARIANTS | BUNDLED)[name], num_classes=3)
+    config = replace((VARIANTS | PACKAGED)[name], num_classes=3)
     with torch.device("meta"):
         state = Conformer(config).state_dict()
     assert recognize(state).config() == config
@@ -310,7 +310,7 @@ def test_a_variants_sizes_tell_its_heads(name, recwarn):
 
 
 def test_heads_of_other_sizes_are_assumed_with_a_warning_or_told():
-    config = replace(BUNDLED["digits"], mlp_ratio=3)
+    config = replace(PACKAGED["digits"], mlp_ratio=3)
     found = recognize(Conformer(config).state_dict())
     with pytest.warns(UserWarning, match="1 of 64 channels are assumed"):
         assert found.config().num_heads == 1
@@ -431,15 +431,15 @@ def test_resolving_names(tmp_path, monkeypatch):
     path.write_bytes(b"x")
     monkeypatch.setattr(download, "fetch", lambda variant: tmp_path / variant)
     assert resolve_weights("tiny-p16", str(path)) == path
-    assert resolve_weights("tiny-p16", "mmpretrain") == tmp_path / "tiny-p16"
+    assert resolve_weights("tiny-p16", "pretrained") == tmp_path / "tiny-p16"
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "problem"),
     [
-        (CONFIG, "mmpretrain", "needs the name of a published variant"),
-        ("tiny-p16", "bundled", "only digits has bundled weights, not tiny-p16"),
-        (CONFIG, "bundled", "only digits has bundled weights"),
+        (CONFIG, "pretrained", "needs the name of a published variant"),
+        ("tiny-p16", "packaged", "only digits has packaged weights, not tiny-p16"),
+        (CONFIG, "packaged", "only digits has packaged weights"),
         ("tiny-p16", "nowhere.pth", "nowhere.pth: no such file"),
         ("tiny-p16", ".", "is a folder"),
     ],

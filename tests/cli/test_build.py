@@ -15,14 +15,14 @@ from PIL import Image
 
 import conformer_fast as cf
 from conformer_fast.bundles.folder import read_bundle
-from conformer_fast.checkpoints.adopt import load_source
+from conformer_fast.checkpoints.adopt import adopt
 from conformer_fast.cli import arguments as arguments_module
 from conformer_fast.cli import build, main
 from conformer_fast.deploy.load import write_tensorrt_bundle
 from conformer_fast.engines.tensorrt import flavors
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import LOGITS
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 onnx = pytest.importorskip("onnx")
 needs_rtx = pytest.mark.skipif(
@@ -76,7 +76,7 @@ def test_export_writes_a_graph_that_is_right(capsys, precision, tmp_path, digit_
         images = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
         session = pytest.importorskip("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
         with torch.no_grad():
-            expected = cf.create_model("digits", weights="bundled")(images)
+            expected = cf.create_model("digits", weights="packaged")(images)
         for value, exact in zip(session.run(LOGITS, {"images": images.numpy()}), expected, strict=True):
             assert relative_error(torch.from_numpy(value), exact) < {"fp32": 1e-5, "fp16": 5e-3, "int8": 0.1}[precision]
 
@@ -128,7 +128,7 @@ def test_calibration_takes_as_many_pictures_as_asked(capsys, tmp_path, digit_fil
 def test_build_with_every_option(capsys, tmp_path, digit_files, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("key").write_bytes(b"secret")
-    weights = cf.create_model("digits", weights="bundled")
+    weights = cf.create_model("digits", weights="packaged")
     cf.save_weights(weights.state_dict(), "digits.safetensors")
     arguments = [
         *("build", "--model", "digits", "--weights", "digits.safetensors", "--precision", "int8"),
@@ -140,7 +140,7 @@ def test_build_with_every_option(capsys, tmp_path, digit_files, monkeypatch):
     assert (status, err) == (0, "")
     manifest = read_bundle("my engine", b"secret").manifest
     assert manifest.precision == "int8"
-    assert manifest.profiles == (Profile((1, 8, 32), (32, 64, 96), (32, 64, 96)),)
+    assert manifest.profiles == (Shapes((1, 8, 32), (32, 64, 96), (32, 64, 96)),)
     assert manifest.runtime["targets"] == ["sm86", "sm89", "sm120"]
     assert manifest.outputs == ("logits",)
     assert Path("my engine/labels.txt").read_text().split() == [str(digit) for digit in range(10)]
@@ -253,15 +253,15 @@ def write_plan(folder: Path, **changes) -> Path:
     entries = {
         "precision": "fp16",
         "precisions": {},
-        "profiles": [Profile((1, 2, 4), (96, 96, 96), (96, 96, 96))],
+        "profiles": [Shapes((1, 2, 4), (96, 96, 96), (96, 96, 96))],
         "flavor": SimpleNamespace(name="tensorrt", version="10.13.2.6"),
         "targets": ["sm86"],
         "weights": "0",
         "onnx": "1",
         "rebuild": "conformer-fast build ...",
     }
-    model = cf.create_model("digits", weights="bundled")
-    return write_tensorrt_bundle(folder, load_source(model), b"plan", **{**entries, **changes})
+    model = cf.create_model("digits", weights="packaged")
+    return write_tensorrt_bundle(folder, adopt(model), b"plan", **{**entries, **changes})
 
 
 def test_triton_repo(capsys, tmp_path):
@@ -310,7 +310,7 @@ def test_triton_repo_refuses_in_one_line(capsys, wrong, tmp_path):
 def bundle(tmp_path):
     """The digits model, as saved for OpenVINO."""
     pytest.importorskip("openvino")
-    fast = cf.compile(cf.create_model("digits", weights="bundled"), backend="openvino", precision="fp32")
+    fast = cf.compile(cf.create_model("digits", weights="packaged"), backend="openvino", precision="fp32")
     fast(torch.zeros(1, 3, 64, 64))
     return fast.save(tmp_path / "digits-engine")
 
@@ -326,7 +326,7 @@ def test_predict_with_a_bundle(capsys, bundle, digit_files):
 
     _, out, _ = run(capsys, "predict", *digit_files[:10], *DIGITS, "--backend", "openvino", "--json", "--topk", 2)
     compiled = json.loads(out)
-    assert (compiled["model"], compiled["weights"]) == ("digits", "bundled")
+    assert (compiled["model"], compiled["weights"]) == ("digits", "packaged")
     assert "bundle" not in compiled
     for ours, theirs in zip(result["images"], compiled["images"], strict=True):
         assert [top["index"] for top in ours["top"]] == [top["index"] for top in theirs["top"]]
@@ -352,7 +352,7 @@ def test_predict_fits_images_to_the_profile(capsys, tmp_path, monkeypatch, digit
     """Of the size that the engine is tuned for, in batches that it takes."""
     runtime = pytest.importorskip("conformer_fast.engines.tensorrt.engine")
     write_plan(tmp_path / "engine")
-    model, seen = cf.create_model("digits", weights="bundled"), []
+    model, seen = cf.create_model("digits", weights="packaged"), []
 
     def engine(plan, *args):
         def run_batch(images):
@@ -380,7 +380,7 @@ def test_predict_fits_images_to_the_profile(capsys, tmp_path, monkeypatch, digit
 
 def test_predict_needs_both_heads(capsys, tmp_path, digit_files):
     pytest.importorskip("openvino")
-    model = cf.create_model("digits", weights="bundled", features_only=True)
+    model = cf.create_model("digits", weights="packaged", features_only=True)
     folder = cf.compile(model, backend="openvino", precision="fp32").save(tmp_path / "features")
     status, out, err = run(capsys, "predict", digit_files[0], "--bundle", folder)
     assert (status, out) == (2, "")
@@ -413,7 +413,7 @@ def test_the_cache_lists_engines_of_both_kinds(capsys, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
     assert run(capsys, "build", *DIGITS, *RTX, "--target", "sm89,sm120", "-o", tmp_path / "engine")[0] == 0
-    model = cf.create_model("digits", weights="bundled")
+    model = cf.create_model("digits", weights="packaged")
     cf.compile(model, backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 96))
     status, out, _ = run(capsys, "cache", "list")
     first, *rows = out.splitlines()
@@ -494,7 +494,7 @@ def test_predict_with_a_key(capsys, digit_files, tmp_path):
     key, other = tmp_path / "key", tmp_path / "other"
     key.write_bytes(b"secret")
     other.write_bytes(b"wrong")
-    fast = cf.compile(cf.create_model("digits", "bundled"), backend="openvino")
+    fast = cf.compile(cf.create_model("digits", "packaged"), backend="openvino")
     fast.save(tmp_path / "bundle", key=b"secret")
     arguments = ["predict", digit_files[3], "--bundle", tmp_path / "bundle", "--topk", 1, "--key"]
     status, out, _ = run(capsys, *arguments, key)

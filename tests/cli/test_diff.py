@@ -14,7 +14,7 @@ from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.cli import diff, main
 from conformer_fast.datasets.digits import digit_image
 from conformer_fast.errors import BackendError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization, save_quantization
 from conformer_fast.preprocessing.cpu import load_batch
 from conformer_fast.verification import implementations
@@ -77,7 +77,7 @@ def test_json_and_noise_of_the_asked_size(capsys):
     )
     found = json.loads(out)
     assert status == 0
-    assert (found["model"], found["weights"], found["svg"]) == ("digits", "bundled", None)
+    assert (found["model"], found["weights"], found["svg"]) == ("digits", "packaged", None)
     assert (found["images"], found["height"], found["width"]) == (2, 32, 32)
     assert [column["implementation"] for column in found["columns"]] == ["reference"]
 
@@ -87,7 +87,7 @@ def test_8_bits_take_pictures_or_a_file(capsys, digit_files, tmp_path, kind):
     calibration = tmp_path / "photos"
     if kind == "file":
         batch = load_batch(digit_files, 64)
-        ranges = input_ranges(fuse(cf.create_model("digits", "bundled")), [batch])
+        ranges = input_ranges(lower(cf.create_model("digits", "packaged")), [batch])
         calibration = save_quantization(Quantization("int8", ranges), tmp_path / "quantization.json")
     arguments = ["diff", *DIGITS, "--images", digit_files[0], "--precisions", "int8", "--implementations", "reference"]
     status, out, err = run(capsys, *arguments, "--json", "--calibration", calibration)

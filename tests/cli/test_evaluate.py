@@ -54,7 +54,7 @@ def test_evaluate_prints_for_programs(capsys, data):
     status, out, err = run(capsys, "--data", data, *DIGITS, "--json")
     values = json.loads(out)
     assert (status, err) == (0, "")
-    assert (values["model"], values["weights"], values["bundle"]) == ("digits", "bundled", None)
+    assert (values["model"], values["weights"], values["bundle"]) == ("digits", "packaged", None)
     assert values["evaluated"] == 40
     assert values["compiled"]["sum"]["top1"]["count"] >= 39
     assert values["compiled"] == values["reference"]
@@ -153,7 +153,7 @@ def test_data_must_be_named(capsys):
 def test_a_bundle_with_and_without_its_reference(capsys, data, tmp_path):
     if BACKENDS["openvino"].missing():
         pytest.skip("openvino is not installed")
-    cf.compile(cf.create_model("digits", "bundled"), backend="openvino", precision="fp32").save(tmp_path / "bundle")
+    cf.compile(cf.create_model("digits", "packaged"), backend="openvino", precision="fp32").save(tmp_path / "bundle")
     arguments = ["--data", data, "--bundle", tmp_path / "bundle", "--workers", 0]
     status, out, _ = run(capsys, *arguments, "--json")
     assert status == 0
@@ -194,7 +194,7 @@ def test_calibration_reaches_compile(capsys, data, tmp_path, monkeypatch, given)
 
 
 def test_a_checkpoint_tells_its_model(capsys, data, tmp_path):
-    cf.save_weights(cf.create_model("digits", "bundled").state_dict(), tmp_path / "some.safetensors", "mmpretrain")
+    cf.save_weights(cf.create_model("digits", "packaged").state_dict(), tmp_path / "some.safetensors", "mmpretrain")
     arguments = ["--weights", tmp_path / "some.safetensors", "--backend", "reference", "--workers", 0, "--json"]
     status, out, _ = run(capsys, "--data", data, *arguments)
     assert status == 0
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_sizes_without_a_name(capsys, data, tmp_path):
 
 
 def test_other_commands_read_it_too(capsys, data, tmp_path):
-    cf.save_weights(cf.create_model("digits", "bundled").state_dict(), tmp_path / "some.safetensors")
+    cf.save_weights(cf.create_model("digits", "packaged").state_dict(), tmp_path / "some.safetensors")
     arguments = ["predict", str(next(data.glob("7/*.png"))), "--weights", str(tmp_path / "some.safetensors"), "--json"]
     assert main.main(arguments) == 0
     values = json.loads(capsys.readouterr().out)
@@ -230,7 +230,7 @@ def test_weights_that_are_no_conformers(capsys, data, tmp_path):
 
 
 def test_a_model_that_is_named_must_fit_the_weights(capsys, data, tmp_path):
-    cf.save_weights(cf.create_model("digits", "bundled").state_dict(), tmp_path / "some.safetensors")
+    cf.save_weights(cf.create_model("digits", "packaged").state_dict(), tmp_path / "some.safetensors")
     status, _, err = run(capsys, "--data", data, "--weights", tmp_path / "some.safetensors", "--model", "tiny-p16")
     assert status == 2
     assert "the file has" in err

@@ -42,7 +42,7 @@ def test_predict_recognizes_the_digits(capsys, digit_files):
     assert all(len(entry["top"]) == 3 for entry in result["images"])
     probabilities = [top["probability"] for top in result["images"][0]["top"]]
     assert probabilities == sorted(probabilities, reverse=True)
-    assert result["weights"] == "bundled"
+    assert result["weights"] == "packaged"
 
 
 @pytest.mark.parametrize("backend", ["reference", "openvino"])
@@ -217,7 +217,7 @@ def test_tune_passes_over_a_batch_without_room(capsys, tuned_batches, tmp_path):
 
 @pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
 def test_convert_writes_weights_that_load(capsys, tmp_path, dialect):
-    model = cf.create_model("digits", weights="bundled")
+    model = cf.create_model("digits", weights="packaged")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "in.pth")
     target = tmp_path / "out.safetensors"
     status, out, _ = run(capsys, "convert", str(tmp_path / "in.pth"), str(target), "--to", dialect)

@@ -1,4 +1,4 @@
-"""The digits data set's fixed split, the bundled weights' accuracy and the script that made them."""
+"""The digits data set's fixed split, the packaged weights' accuracy and the script that made them."""
 
 import hashlib
 import subprocess
@@ -77,12 +77,12 @@ def test_missing_scikit_learn_is_explained(monkeypatch):
         load_digits_split()
 
 
-def test_bundled_weights_are_small_and_single_precision():
+def test_packaged_weights_are_small_and_single_precision():
     assert WEIGHTS.stat().st_size <= 2_000_000
     assert {tensor.dtype for tensor in load_file(WEIGHTS).values()} == {torch.float32}
 
 
-def test_bundled_weights_recognize_held_out_digits(split):
+def test_packaged_weights_recognize_held_out_digits(split):
     with torch.inference_mode():
         output = load_model(WEIGHTS)(split.test_images)
     with safe_open(WEIGHTS, "pt") as file:

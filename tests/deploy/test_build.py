@@ -26,12 +26,12 @@ from conformer_fast.engines.tensorrt import flavors
 from conformer_fast.engines.tensorrt import plan as plan_module
 from conformer_fast.engines.tensorrt.flavors import Flavor
 from conformer_fast.errors import BackendError, EngineError
-from conformer_fast.model.config import BUNDLED
+from conformer_fast.model.config import PACKAGED
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
 from conformer_fast.model.outputs import LOGITS, feature_names
 from conformer_fast.model.precision import DTYPES
 from conformer_fast.model.reference import Conformer, ConformerOutput
-from conformer_fast.model.shapes import Profile, usual_profile
+from conformer_fast.model.shapes import Shapes, usual_shapes
 from conformer_fast.preprocessing.cpu import MEAN, STD
 from conformer_fast.storage.hashed import weights_sha256
 
@@ -39,7 +39,7 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(
     not any(map(find_spec, flavors.MODULES["tensorrt-rtx"])), reason="needs TensorRT-RTX to build with"
 )
-PROFILE = Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 64, 64))
+PROFILE = Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 64, 64))
 TARGETS = {"fp32": ["sm86"], "fp16": ["sm86"], "bf16": ["sm86"], "int8": ["sm86"], "fp8": ["sm120", "sm89"]}
 KERNEL = b"_gemm_mha_v2"  # TensorRT-RTX's attention with its softmax
 
@@ -171,15 +171,15 @@ def test_the_measured_error_of_8_bits(name, precision, small_model, tmp_path, re
     model, options = small_model, {}
     if name == "digits":
         pytest.importorskip("sklearn")
-        model = cf.create_model("digits", weights="bundled")
+        model = cf.create_model("digits", weights="packaged")
         size = (IMAGE_SIZE,) * 3
         batches = load_digits_split().train_images[:64].split(5)
-        options = {"profiles": [Profile((1, 2, 4), size, size)], "calibration": batches}
+        options = {"profiles": [Shapes((1, 2, 4), size, size)], "calibration": batches}
     manifest = build_in(tmp_path / "bundle", model, precision, **options)
     measured = manifest.measured
     assert measured["images"] == "8 of the calibration"
     assert measured["top1_agreement"] == 1
-    assert manifest.config == (BUNDLED["digits"] if name == "digits" else small_model.config)
+    assert manifest.config == (PACKAGED["digits"] if name == "digits" else small_model.config)
     for head, error in measured["error"].items():
         decibels = -20 * math.log10(error)
         record_property("table", ("SQNR of built engines' graphs, dB", f"{name} {precision}", head, decibels))
@@ -247,7 +247,7 @@ def test_every_kind_of_model_gives_the_same_engine(given, small_config, tmp_path
 
 
 def test_several_profiles(small_model, tmp_path, fresh_cache, built):
-    profiles = [Profile((1, 1, 1), (64, 64, 64), (64, 64, 64)), PROFILE]
+    profiles = [Shapes((1, 1, 1), (64, 64, 64), (64, 64, 64)), PROFILE]
     manifest = build_in(tmp_path / "bundle", small_model, profiles=profiles)
     assert manifest.profiles == tuple(profiles)
     assert list(built[0][1]) == profiles
@@ -344,7 +344,7 @@ def test_the_calibrations_batches_are_not_kept(small_model, monkeypatch):
             alive.append(images(4, 3, 32, 32, seed=seed))
             yield alive[-1]
 
-    _, first = resolve.quantization_of(build_module.fuse(small_model), "int8", batches())
+    _, first = resolve.quantization_of(build_module.lower(small_model), "int8", batches())
     assert first.shape == (8, 3, 32, 32)
     assert torch.equal(first[4:], alive[1])
     assert all(first.untyped_storage().data_ptr() != batch.untyped_storage().data_ptr() for batch in alive)
@@ -380,7 +380,7 @@ WRONG = {
     "fp8 on Ampere": ({"precision": "fp8", "targets": ["sm86"]}, BackendError, "'fp8' needs sm89 or newer"),
     "no profile": ({"profiles": []}, ValueError, "an engine needs a profile"),
     "profile": (
-        {"profiles": [PROFILE, Profile(height=(8, 32, 32))]},
+        {"profiles": [PROFILE, Shapes(height=(8, 32, 32))]},
         ValueError,
         "images are 8x224, smaller than one 16x16 patch",
     ),
@@ -468,7 +468,7 @@ def test_the_command_that_rebuilds_is_python(small_model, tmp_path, monkeypatch)
     asked = {}
     monkeypatch.setattr(build_module, "build", lambda *args, **options: asked.update(options, folder=args[1]))
     call = re.sub(r"^conformer_fast\.build", "builder.build", manifest.rebuild)
-    eval(call, {"builder": build_module, "model": small_model, "Profile": Profile, "images": "images"})
+    eval(call, {"builder": build_module, "model": small_model, "Shapes": Shapes, "images": "images"})
     assert asked == {
         "folder": "bundle",
         "precision": "int8",
@@ -485,6 +485,6 @@ def test_one_name_is_no_list(name, small_model, tmp_path):
         cf.build(small_model, tmp_path / "engine", **{name: "sm86"})
 
 
-def test_the_usual_profile_is_the_models():
-    assert usual_profile(cf.VARIANTS["base-p16"]) == Profile((1, 8, 64), (224,) * 3, (224,) * 3)
-    assert usual_profile(cf.create_model("digits").config) == Profile((1, 8, 64), (64,) * 3, (64,) * 3)
+def test_the_usual_shapes_is_the_models():
+    assert usual_shapes(cf.VARIANTS["base-p16"]) == Shapes((1, 8, 64), (224,) * 3, (224,) * 3)
+    assert usual_shapes(cf.create_model("digits").config) == Shapes((1, 8, 64), (64,) * 3, (64,) * 3)

@@ -26,16 +26,16 @@ import conformer_fast as cf
 from conformer_fast import Conformer, ConformerOutput
 from conformer_fast.bundles.folder import write_bundle
 from conformer_fast.calibration.calibrate import input_ranges
-from conformer_fast.checkpoints.adopt import load_source
+from conformer_fast.checkpoints.adopt import adopt
 from conformer_fast.deploy import load as module
 from conformer_fast.engines.tensorrt import engine as engine_module
 from conformer_fast.engines.tensorrt import flavors
 from conformer_fast.errors import BackendError, BundleError, EngineError, EngineMismatchError
-from conformer_fast.inference.lower import blank, fuse
+from conformer_fast.inference.lower import blank, lower
 from conformer_fast.inference.quantization import Quantization, addend_of
 from conformer_fast.model.class_names import labels_for
 from conformer_fast.model.precision import FORMATS
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 from conformer_fast.storage import hashed
 
 KEY = b"secret"
@@ -123,14 +123,14 @@ def write_plan(folder: Path, model: nn.Module, key: bytes | None = None, plan: b
     entries = {
         "precision": "fp16",
         "precisions": {"products": "fp16"},
-        "profiles": [Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))],
+        "profiles": [Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))],
         "flavor": SimpleNamespace(name="tensorrt", version="10.13.2.6"),
         "targets": ["sm86", "sm120"],
         "weights": "0",
         "onnx": "1",
         "rebuild": "conformer-fast build ...",
     }
-    return module.write_tensorrt_bundle(folder, load_source(model), plan, **{**entries, **changes}, key=key)
+    return module.write_tensorrt_bundle(folder, adopt(model), plan, **{**entries, **changes}, key=key)
 
 
 def saved(folder: Path, backend: str, model: nn.Module, key: bytes | None = None) -> Path:
@@ -193,7 +193,7 @@ def test_manifest(backend, small_model, tmp_path):
     assert loaded.labels == tuple(labels_for(small_model.config))
     assert (folder / "labels.txt").read_text() == "".join(f"class {index}\n" for index in range(7))
     if backend != "tensorrt":
-        assert manifest.sha256["weights"] == hashed.weights_sha256(load_source(small_model).reference)
+        assert manifest.sha256["weights"] == hashed.weights_sha256(adopt(small_model).reference)
         assert manifest.rebuild == f"conformer_fast.compile(model, backend={backend!r}).save('bundle')"
 
 
@@ -356,7 +356,7 @@ def test_verify_refuses_other_models(small_model, small_config, tmp_path):
 
 
 def test_verify_has_no_bound_for_eight_bits(small_model, tmp_path, tensorrt, monkeypatch):
-    weights = hashed.weights_sha256(load_source(small_model).reference)
+    weights = hashed.weights_sha256(adopt(small_model).reference)
     loaded = cf.load(write_plan(tmp_path / "bundle", small_model, precision="int8", weights=weights))
     monkeypatch.setattr(type(loaded), "device", torch.device("cpu"))
     monkeypatch.setattr(loaded, "_engine", lambda batch: tuple(1.01 * logits for logits in small_model(batch)))
@@ -431,7 +431,7 @@ def test_a_bundle_in_8_bits_runs_any_batch_without_a_build(small_model, own_cach
 @pytest.mark.parametrize(("name", "size"), [("digits", 64), ("small", 224), ("patches", 240)])
 def test_usual_size_is_saved_if_none_ran(name, size, small_config, own_cache, tmp_path):
     config = replace(small_config, patch_size=48 if name == "patches" else 16)
-    model = cf.create_model("digits", weights="bundled") if name == "digits" else filled(Conformer(config))
+    model = cf.create_model("digits", weights="packaged") if name == "digits" else filled(Conformer(config))
     folder = cf.compile(model, backend="openvino", precision="fp32").save(tmp_path / "bundle")
     assert engine_sizes(folder) == {f"1x{size}x{size}"}
     kept = sorted(own_cache.iterdir())
@@ -523,7 +523,7 @@ def test_blank_model_has_every_weight_but_no_values(dtype, heads, norm, small_co
     state = torch.get_rng_state()
     empty = blank(small_config, dtype, heads=heads, norm=norm)
     assert torch.equal(torch.get_rng_state(), state)
-    assert described(empty) == described(fuse(model.eval()).in_precision(dtype))
+    assert described(empty) == described(lower(model.eval()).in_precision(dtype))
     assert {weight.device.type for weight in empty.buffers()} == {"meta"}
 
 
@@ -543,8 +543,8 @@ def test_weights_come_back_as_the_kernels_read_them(precision, small_model, tmp_
 @pytest.mark.parametrize("precision", FORMATS)
 def test_weights_in_8_bits_come_back(precision, small_model, tmp_path):
     """All products but one, as after an accuracy gate."""
-    source = load_source(small_model)
-    fused = fuse(source.reference).with_outputs(source.outputs)
+    source = adopt(small_model)
+    fused = lower(source.reference).with_outputs(source.outputs)
     ranges = input_ranges(fused, [images(2, 3, 32, 32)])
     del ranges["conv_trans_2.up"], ranges[addend_of("conv_1.conv3")]
     model = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges))
@@ -564,11 +564,11 @@ def test_weights_in_8_bits_come_back(precision, small_model, tmp_path):
 
 
 def test_scales_of_no_product_are_refused(small_model, tmp_path):
-    model = fuse(small_model).in_precision(torch.float16)
+    model = lower(small_model).in_precision(torch.float16)
     model.conv_head.register_buffer("weight_scale", torch.ones(1))
     with fake_cuda():
         folder = module.write_triton_bundle(
-            tmp_path / "bundle", load_source(small_model), model, precision="int8", weights="0"
+            tmp_path / "bundle", adopt(small_model), model, precision="int8", weights="0"
         )
         with pytest.raises(BundleError, match=r"no products .*conv_head"):
             cf.load(folder)

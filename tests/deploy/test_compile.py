@@ -325,7 +325,7 @@ def test_repr_tells_how_it_runs(compiled, backend):
 
 
 def test_copies_and_pickles_compute_the_same(backend):
-    fast = cf.compile(cf.create_model("digits", weights="bundled"), backend=backend)
+    fast = cf.compile(cf.create_model("digits", weights="packaged"), backend=backend)
     images = torch.randn(2, 3, 64, 64)
     expected = fast(images)
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):

@@ -10,23 +10,23 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.bundles.folder import read_bundle
-from conformer_fast.checkpoints.adopt import load_source
+from conformer_fast.checkpoints.adopt import adopt
 from conformer_fast.deploy.load import write_tensorrt_bundle
 from conformer_fast.deploy.triton_server import write_model
 from conformer_fast.engines.tensorrt import flavors
 from conformer_fast.errors import BundleError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.model.reference import Conformer
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 PLAN = bytes(range(256)) * 64
-SMALL = Profile(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))
-FIXED = Profile(batch=(1, 8, 32))
+SMALL = Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))
+FIXED = Shapes(batch=(1, 8, 32))
 
 
 def write_plan(folder, model, outputs=None, profiles=(FIXED,), flavor="tensorrt", key=None):
     """A bundle with any bytes for a plan."""
-    source = load_source(model)
+    source = adopt(model)
     if outputs:
         source = source.__class__(source.reference, tuple(outputs), list(outputs))
     return write_tensorrt_bundle(
@@ -92,7 +92,7 @@ instance_group [
 
 def test_several_profiles(small_model, tmp_path):
     """The server takes, for each batch, the profile that fits it best."""
-    text = configuration(tmp_path, small_model, profiles=[Profile((1, 1, 1)), Profile((2, 16, 64)), Profile((1, 1, 8))])
+    text = configuration(tmp_path, small_model, profiles=[Shapes((1, 1, 1)), Shapes((2, 16, 64)), Shapes((1, 1, 8))])
     assert "max_batch_size: 64\n" in text
     assert "preferred_batch_size: [1, 16]\n" in text
     assert 'profile: [ "0", "1", "2" ]' in text
@@ -103,8 +103,8 @@ def test_several_profiles(small_model, tmp_path):
     ("profiles", "sizes"),
     [
         ([SMALL], [3, -1, -1]),
-        ([Profile(width=(224, 224, 448))], [3, 224, -1]),
-        ([Profile(height=(64,) * 3), Profile(height=(96,) * 3)], [3, -1, 224]),
+        ([Shapes(width=(224, 224, 448))], [3, 224, -1]),
+        ([Shapes(height=(64,) * 3), Shapes(height=(96,) * 3)], [3, -1, 224]),
     ],
     ids=["any", "wide", "two heights"],
 )
@@ -135,7 +135,7 @@ def test_features_have_no_labels(small_config, tmp_path):
 
 def test_every_output_has_its_dimensions(small_model, tmp_path):
     """A number where the model's tensor always has it, -1 where it depends on the image."""
-    model = fuse(small_model)
+    model = lower(small_model)
     names = model.output_names
     written = dims(configuration(tmp_path, small_model, outputs=names, profiles=[SMALL]))
     shapes = []
@@ -157,7 +157,7 @@ def test_the_dimensions_do_not_contradict_the_engines(small_model, tmp_path):
     pytest.importorskip("onnx")
     from conformer_fast.engines.onnx.export import graph_of
 
-    model = fuse(small_model)
+    model = lower(small_model)
     model = model.with_outputs(model.output_names)
     written = dims(configuration(tmp_path, small_model, outputs=model.outputs, profiles=[SMALL]))
     flavor = flavors.get_flavor("tensorrt-rtx")
@@ -209,14 +209,14 @@ def test_an_engine_of_openvino(small_model, tmp_path):
 
 def test_an_engine_that_takes_no_single_images(small_model, tmp_path):
     """However it is configured, the server runs what it has when the queue's time is up."""
-    bundle = write_plan(tmp_path / "bundle", small_model, profiles=[Profile((8, 8, 8)), Profile((4, 8, 32))])
+    bundle = write_plan(tmp_path / "bundle", small_model, profiles=[Shapes((8, 8, 8)), Shapes((4, 8, 32))])
     with pytest.raises(BundleError, match=r"takes 4 images or more, .*build one with --batch 1,4,32"):
         write_model(bundle, tmp_path / "models", "conformer")
 
 
 def test_larger_images_in_smaller_batches(small_model, tmp_path):
     """The server would batch as many large images as it may small ones."""
-    profiles = [Profile((1, 8, 64)), Profile((1, 1, 4), (448,) * 3, (448,) * 3)]
+    profiles = [Shapes((1, 8, 64)), Shapes((1, 1, 4), (448,) * 3, (448,) * 3)]
     bundle = write_plan(tmp_path / "bundle", small_model, profiles=profiles)
     with pytest.raises(BundleError, match=r"takes other batches for other images \(\[\(1, 4\), \(1, 64\)\]\)"):
         write_model(bundle, tmp_path / "models", "conformer")

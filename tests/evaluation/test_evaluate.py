@@ -38,7 +38,7 @@ def held_out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fast():
-    return cf.compile(cf.create_model("digits", "bundled"), backend="reference")
+    return cf.compile(cf.create_model("digits", "packaged"), backend="reference")
 
 
 @pytest.fixture(scope="module")

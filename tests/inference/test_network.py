@@ -1,4 +1,4 @@
-"""Every rewrite of fuse.py against the reference in float64, alone and together, and what a fused model promises."""
+"""Every rewrite of network.py against the reference in float64, alone and together, and what a fused model promises."""
 
 import copy
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conformer_fast.inference.fold import fold_attention_scale, fold_batch_norm
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceBlock, InferenceBottleneck, InferenceFCUDown, InferenceTransformer
 from conformer_fast.model import functional as CF
 from conformer_fast.model.config import VARIANTS
@@ -155,7 +155,7 @@ def test_bottleneck_pools_what_fcu_down_reads(token_stride):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_precision_of_products_and_of_tokens(small_model, dtype):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     typed = fused.in_precision(dtype)
     for name, tensor in typed.state_dict().items():
         fine = "norm" in name or name == "cls_token"
@@ -174,7 +174,7 @@ def test_precision_of_products_and_of_tokens(small_model, dtype):
 def test_tokens_in_float32_keep_the_doubled_class_token_exact_enough():
     """Kept in float16 too, the last class token of a model of full depth errs more, and one that grows overflows."""
     config = replace(VARIANTS["tiny-p16"], embed_dim=48, num_heads=2, num_classes=7, mlp_ratio=1)
-    fused = fuse(lookalikes.fill(Conformer(config)).eval()).with_outputs(["12.class_token", "12.tokens"])
+    fused = lower(lookalikes.fill(Conformer(config)).eval()).with_outputs(["12.class_token", "12.tokens"])
     images = torch.randn(2, 3, 32, 32)
     exact = fused.double()(images.double())[0]
 
@@ -244,7 +244,7 @@ def test_both_heads_together(small_config):
 
 
 def assert_fused_model_is_exact(model, images):
-    fused = fuse(model)
+    fused = lower(model)
     assert_outputs_are_exact(fused.with_outputs(fused.output_names), model, images)
 
 
@@ -283,7 +283,7 @@ def test_custom_configurations(small_config, sizes, size):
 
 def test_features_only(small_config):
     model = lookalikes.fill(Conformer(small_config, features_only=True)).double().eval()
-    fused = fuse(model)
+    fused = lower(model)
     assert fused.output_names == tuple(
         [f"{block}.{kind}" for block in (1, 2, 3) for kind in ("map", "tokens")]
         + [f"{block}.{kind}" for block in (2, 3) for kind in ("fcu_down", "fcu_up")]
@@ -292,7 +292,7 @@ def test_features_only(small_config):
 
 
 def test_output_names(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     kinds = ("map", "tokens", "pooled", "class_token")
     assert fused.outputs == ("conv_logits", "trans_logits")
     assert fused.output_names == tuple(
@@ -316,13 +316,13 @@ def test_output_names(small_model):
 )
 def test_with_outputs_returns_those_in_that_order(small_model, outputs):
     model = small_model.double()
-    fused = fuse(model).with_outputs(outputs)
+    fused = lower(model).with_outputs(outputs)
     assert fused.outputs == tuple(outputs)
     assert_outputs_are_exact(fused, model, goldens.image(1, 40, 56, DOUBLE))
 
 
 def test_with_outputs_shares_the_weights_and_leaves_the_model_alone(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     other = fused.with_outputs(["1.map"]).with_outputs(["2.tokens"])
     assert fused.outputs == ("conv_logits", "trans_logits")
     assert other.outputs == ("2.tokens",)
@@ -334,21 +334,21 @@ def test_with_outputs_shares_the_weights_and_leaves_the_model_alone(small_model)
 @pytest.mark.parametrize("outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "sum"], "3.map"], ids=str)
 def test_with_outputs_refuses_unknown_names(small_model, outputs):
     with pytest.raises(ValueError, match="no such outputs") as caught:
-        fuse(small_model).with_outputs(outputs)
+        lower(small_model).with_outputs(outputs)
     assert "this model has conv_logits, trans_logits, logits, 1.map" in str(caught.value)
 
 
 @pytest.mark.parametrize("outputs", [[], ["1.map", "1.map"]], ids=str)
 def test_with_outputs_refuses_none_and_the_same_twice(small_model, outputs):
     with pytest.raises(ValueError, match="one or more different names") as caught:
-        fuse(small_model).with_outputs(outputs)
+        lower(small_model).with_outputs(outputs)
     assert str(outputs) in str(caught.value)
 
 
 def test_a_part_in_training_mode_is_refused(small_model):
     small_model.conv_1.bn1.train()
     with pytest.raises(ValueError, match="a part of it, is in training mode"):
-        fuse(small_model)
+        lower(small_model)
 
 
 def test_a_features_model_returns_its_features(small_config):
@@ -356,18 +356,18 @@ def test_a_features_model_returns_its_features(small_config):
     image = torch.randn(1, 3, 64, 48, dtype=torch.float64)
     with torch.no_grad():
         maps, tokens = model(image)
-        for ours, theirs in zip(fuse(model)(image), (*maps, tokens), strict=True):
+        for ours, theirs in zip(lower(model)(image), (*maps, tokens), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_features_have_no_logits(small_config):
     with pytest.raises(ValueError, match=r"no such outputs: \['conv_logits'\]; this model has 1.map"):
-        fuse(Conformer(small_config, features_only=True).eval()).with_outputs(["conv_logits"])
+        lower(Conformer(small_config, features_only=True).eval()).with_outputs(["conv_logits"])
 
 
 def test_the_given_model_is_untouched(small_model):
     before = copy.deepcopy(small_model)
-    fused = fuse(small_model)
+    fused = lower(small_model)
     fused(goldens.image(1, 32, 32))
     for buffer in fused.buffers():
         buffer.zero_()
@@ -379,7 +379,7 @@ def test_the_given_model_is_untouched(small_model):
 
 
 def test_no_memory_is_shared_with_the_given_model(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     expected = fused(goldens.image(1, 32, 32))
     theirs = {tensor.untyped_storage().data_ptr() for tensor in small_model.state_dict().values()}
     assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in fused.state_dict().values()}
@@ -391,7 +391,7 @@ def test_no_memory_is_shared_with_the_given_model(small_model):
 
 def test_nothing_in_it_trains(small_model):
     with torch.enable_grad():
-        fused = fuse(small_model)
+        fused = lower(small_model)
         output = fused(goldens.image(1, 32, 32))
     assert not list(fused.parameters())
     assert not any(buffer.requires_grad for buffer in fused.buffers())
@@ -401,20 +401,20 @@ def test_nothing_in_it_trains(small_model):
 
 def test_training_mode_is_refused(small_model):
     with pytest.raises(ValueError, match=r"training mode; call model\.eval\(\) first"):
-        fuse(small_model.train())
+        lower(small_model.train())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_dtype_is_the_models(small_model, dtype):
-    fused = fuse(small_model.to(dtype))
+    fused = lower(small_model.to(dtype))
     assert {buffer.dtype for buffer in fused.buffers()} == {dtype}
     assert {value.dtype for value in fused(goldens.image(1, 32, 32, dtype))} == {dtype}
 
 
 def test_copies_compute_the_same(small_model):
     images = goldens.image(1, 32, 48)
-    fused = fuse(small_model)
-    restored = fuse(lookalikes.fill(copy.deepcopy(small_model), "other values").eval())
+    fused = lower(small_model)
+    restored = lower(lookalikes.fill(copy.deepcopy(small_model), "other values").eval())
     restored.load_state_dict(fused.state_dict())
     for other in (copy.deepcopy(fused), restored):
         for value, expected in zip(other(images), fused(images), strict=True):

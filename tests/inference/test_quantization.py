@@ -20,7 +20,7 @@ from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import ELEMENT_TYPES
 from conformer_fast.engines.tensorrt.flavors import get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import LARGEST, Quantization, addend_of
 from conformer_fast.model import functional as CF
@@ -29,7 +29,7 @@ from conformer_fast.model.distance import relative_error
 from conformer_fast.model.functional import LIMITS, stored
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 PRECISIONS = list(FORMATS)
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -207,7 +207,7 @@ def test_products_are_sums_of_numbers(precision):
 @PRECISION
 @DTYPE
 def test_quantized_models_store_8_bits_and_compute_in_the_type_around(precision, dtype, small_model):
-    fused, image = fuse(small_model), goldens.image(1, 64, 96)
+    fused, image = lower(small_model), goldens.image(1, 64, 96)
     typed = fused.in_precision(dtype)
     before = {name: value.clone() for name, value in typed.named_buffers()}
     model = typed.quantized(Quantization(precision, input_ranges(fused, [goldens.image(2, 64, 96)])))
@@ -226,7 +226,7 @@ def test_quantized_models_store_8_bits_and_compute_in_the_type_around(precision,
 
 @PRECISION
 def test_products_that_are_not_named_stay(precision, small_model):
-    typed, image = fuse(small_model).in_precision(torch.float16), goldens.image(1, 64, 96)
+    typed, image = lower(small_model).in_precision(torch.float16), goldens.image(1, 64, 96)
     model = typed.quantized(Quantization(precision, {"trans_1.fc1": 5.0, addend_of("conv_1.conv3"): 5.0}))
     known = dict(typed.named_buffers())
     stored_ones = {name for name, value in model.named_buffers() if value.dtype == FORMATS[precision]}
@@ -238,7 +238,7 @@ def test_products_that_are_not_named_stay(precision, small_model):
 
 
 def test_what_quantized_refuses(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     with pytest.raises(ValueError, match=r"no products \['conv_head', 'trans_9.qkv'\]; were the ranges measured"):
         fused.quantized(Quantization("int8", {"trans_9.qkv": 1.0, "conv_head": 1.0, "trans_1.qkv": 1.0}))
     with pytest.raises(ValueError, match=r"no products \['conv_1.conv2.addend'\]"):  # it adds nothing
@@ -253,7 +253,7 @@ def test_what_quantized_refuses(small_model):
 @PRECISION
 def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
     """One definition. In fp32: a few values beside a tie fall on its other side, and an early one changes others."""
-    fused, images = fuse(small_model), goldens.image(2, 64, 96)
+    fused, images = lower(small_model), goldens.image(2, 64, 96)
     model = fused.quantized(Quantization(precision, input_ranges(fused, [images])))
     found = session(onnx_from_model(model)).run(None, {"images": images.numpy()})
     for theirs, ours, exact in zip(map(torch.from_numpy, found), model(images), fused(images), strict=True):
@@ -267,7 +267,7 @@ def quantized(
     model: Conformer, precision: str = "int8", dtype: torch.dtype = torch.float16, without: str = "", **arguments
 ) -> tuple[InferenceConformer, onnx.ModelProto]:
     """The inference model in `dtype` and its graph in 8 bits, one product left out."""
-    fused = fuse(model)
+    fused = lower(model)
     ranges = input_ranges(fused, [goldens.image(2, 64, 96)])
     ranges.pop(without, None)
     typed = fused.in_precision(dtype)
@@ -474,7 +474,7 @@ def test_graphs_of_every_type_are_valid(precision, products, dtype, small_model)
 @PRECISION
 def test_weights_take_a_byte_each(precision):
     model, proto = quantized(lookalikes.fill(Conformer(VARIANTS["tiny-p16"])).eval(), precision)
-    plain = onnx_from_model(fuse(Conformer(VARIANTS["tiny-p16"]).eval()))
+    plain = onnx_from_model(lower(Conformer(VARIANTS["tiny-p16"]).eval()))
     element = ELEMENT_TYPES[FORMATS[precision]]
     taken = sum(len(value.raw_data) for value in proto.graph.initializer if value.data_type == element)
     weights = sum(model.get_buffer(f"{name}.weight").numel() for name in product_names(model))
@@ -531,8 +531,8 @@ def digits():
     from conformer_fast.datasets.digits import load_digits_split
 
     split = load_digits_split()
-    model = cf.create_model("digits", weights="bundled")
-    fused = fuse(model)
+    model = cf.create_model("digits", weights="packaged")
+    fused = lower(model)
     return model, fused, input_ranges(fused, split.train_images[:512].split(64)), split
 
 
@@ -566,7 +566,7 @@ SQNR = {
 @pytest.mark.parametrize(("name", "precision"), SQNR)
 def test_scores_keep_their_distance(name, precision, small_config, record_property):
     model = lookalikes.fill(Conformer(VARIANTS.get(name, small_config))).eval()
-    fused = fuse(model)
+    fused = lower(model)
     known, new = goldens.image(16, 64, 96).split(8)
     quantization = Quantization(precision, input_ranges(fused, [known]))
     proto = onnx_from_model(fused.in_precision(torch.float16).quantized(quantization))
@@ -595,7 +595,7 @@ def layers(proto: onnx.ModelProto) -> Counter[tuple[str, str]]:
     assert parser.parse(proto.SerializeToString())
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
-    shapes.set_shape("images", *Profile((1, 2, 4), (64, 64, 64), (96, 96, 96)).shapes(3))
+    shapes.set_shape("images", *Shapes((1, 2, 4), (64, 64, 64), (96, 96, 96)).with_channels(3))
     config.add_optimization_profile(shapes)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
@@ -625,7 +625,7 @@ def test_tensorrt_computes_every_product_in_8_bits(precision, small_model):
 @PRECISION
 def test_engines_are_built(precision, small_model, record_property):
     _, proto = quantized(small_model, precision)
-    profile = Profile((1, 2, 4), (64, 64, 64), (96, 96, 96))
+    profile = Shapes((1, 2, 4), (64, 64, 64), (96, 96, 96))
     plan = engine_from_onnx(
         proto.SerializeToString(), [profile], get_flavor("tensorrt-rtx"), ("sm89", "sm120"), precision
     )

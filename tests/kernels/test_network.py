@@ -11,7 +11,7 @@ from benchmarks.judge import ALLOWANCE, FLOOR, error, poisoned_memory
 from conformer_fast import create_model
 from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.inference import ops
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.dispatch import PYTORCH
@@ -27,7 +27,7 @@ def by_pytorch():
 
 def check_network(config, images, dtype, **kind):
     model = lookalikes.fill(Conformer(config, **kind)).eval().to(DEVICE)
-    fused = fuse(model)
+    fused = lower(model)
     names = fused.output_names
     typed = fused.with_outputs(names).in_precision(dtype)
     with torch.inference_mode(), ops.on_kernels():
@@ -62,7 +62,7 @@ def test_a_backbone(small_config):
 def test_a_network_in_8_bits(precision, small_model):
     """All products but two, as after an accuracy gate, beside the same network in PyTorch. In fp32: a value's last bit
     decides on which side of a tie it is, and of float16 those of many values differ."""
-    fused, images = fuse(small_model.to(DEVICE)), torch.randn(2, 3, 64, 48, device=DEVICE)
+    fused, images = lower(small_model.to(DEVICE)), torch.randn(2, 3, 64, 48, device=DEVICE)
     ranges = input_ranges(fused, [images])
     del ranges["conv_trans_2.trans_block.fc1"], ranges["conv_trans_3.cnn_block.conv3"]
     typed = fused.quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
@@ -85,7 +85,7 @@ def test_digits_in_8_bits(precision):
     from conformer_fast.datasets.digits import load_digits_split
 
     split = load_digits_split()
-    fused = fuse(create_model("digits", weights="bundled").to(DEVICE))
+    fused = lower(create_model("digits", weights="packaged").to(DEVICE))
     ranges = input_ranges(fused, [split.train_images[:128].to(DEVICE)])
     typed = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
     images = split.test_images[:8].to(DEVICE)
@@ -99,7 +99,7 @@ def test_digits_in_8_bits(precision):
 
 
 def test_operators_are_themselves_again_afterwards(small_model):
-    typed, images = fuse(small_model).with_outputs(LOGITS), torch.randn(1, 3, 32, 32)
+    typed, images = lower(small_model).with_outputs(LOGITS), torch.randn(1, 3, 32, 32)
     with dispatch.calls() as made:
         with pytest.raises(KeyError), ops.on_kernels():
             raise KeyError

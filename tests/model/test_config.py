@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 
-from conformer_fast.model.config import BUNDLED, VARIANTS, ConformerConfig, get_config
+from conformer_fast.model.config import PACKAGED, VARIANTS, ConformerConfig, get_config
 
 SIZES = [field.name for field in fields(ConformerConfig)]
 
@@ -108,7 +108,7 @@ def test_mlp_dim(ratio):
 def test_get_config_by_name_or_value():
     custom = ConformerConfig(depth=3)
     assert get_config("small-p32") is VARIANTS["small-p32"]
-    assert get_config("digits") is BUNDLED["digits"]
+    assert get_config("digits") is PACKAGED["digits"]
     assert get_config(custom) is custom
     assert get_config("tiny-p16", 10) == ConformerConfig(channel_ratio=1, num_classes=10)
     assert VARIANTS["tiny-p16"].num_classes == 1000
@@ -121,4 +121,4 @@ def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match="unknown Conformer") as caught:
         get_config(name)
     assert repr(name) in str(caught.value)
-    assert all(known in str(caught.value) for known in [*VARIANTS, *BUNDLED, "ConformerConfig"])
+    assert all(known in str(caught.value) for known in [*VARIANTS, *PACKAGED, "ConformerConfig"])

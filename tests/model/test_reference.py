@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conformer_fast.checkpoints.create import create_model
-from conformer_fast.model.config import BUNDLED, VARIANTS, ConformerConfig
+from conformer_fast.model.config import PACKAGED, VARIANTS, ConformerConfig
 from conformer_fast.model.functional import attention
 from conformer_fast.model.reference import Attention, Conformer, ConformerFeatures, ConformerOutput, FCUUp
 
@@ -282,7 +282,7 @@ def test_create_model_is_ready_to_evaluate(small_config, features_only):
 
 
 def test_create_model_by_name():
-    assert create_model("digits").config == BUNDLED["digits"]
+    assert create_model("digits").config == PACKAGED["digits"]
     model = create_model("digits", num_classes=3)
     assert model.conv_cls_head.out_features == model.trans_cls_head.out_features == 3
 

@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
-SMALL = Profile((1, 2, 4), (64, 64, 96), (32, 48, 48))
+SMALL = Shapes((1, 2, 4), (64, 64, 96), (32, 48, 48))
 
 
 def test_shapes_are_smallest_tuned_largest():
-    assert SMALL.shapes(3) == ((1, 3, 64, 32), (2, 3, 64, 48), (4, 3, 96, 48))
-    assert Profile().shapes(5) == ((1, 5, 224, 224), (8, 5, 224, 224), (64, 5, 224, 224))
+    assert SMALL.with_channels(3) == ((1, 3, 64, 32), (2, 3, 64, 48), (4, 3, 96, 48))
+    assert Shapes().with_channels(5) == ((1, 5, 224, 224), (8, 5, 224, 224), (64, 5, 224, 224))
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ def test_shapes_are_smallest_tuned_largest():
 @pytest.mark.parametrize("name", ["batch", "height", "width"])
 def test_impossible_limits_are_refused_with_their_values(name, limits):
     with pytest.raises(ValueError, match=f"^{name} of a profile must be") as caught:
-        Profile(**{name: limits})
+        Shapes(**{name: limits})
     assert str(caught.value).endswith(f"got {limits!r}")
 
 
 def test_true_is_not_a_size():
     with pytest.raises(ValueError, match="whole numbers"):
-        Profile(batch=(True, 1, 1))
+        Shapes(batch=(True, 1, 1))
 
 
 def test_equal_limits_are_a_fixed_size():
-    assert Profile((1, 1, 1)).shapes(3)[0] == Profile((1, 1, 1)).shapes(3)[2]
+    assert Shapes((1, 1, 1)).with_channels(3)[0] == Shapes((1, 1, 1)).with_channels(3)[2]
 
 
 def test_profiles_are_values():
-    assert len({Profile(), Profile((1, 8, 64)), SMALL}) == 2
+    assert len({Shapes(), Shapes((1, 8, 64)), SMALL}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         SMALL.batch = (1, 1, 1)
 
@@ -62,13 +62,13 @@ def test_shapes_outside_are_refused_with_the_profile_that_holds_them(shape, need
     message = str(caught.value)
     assert f"shape {shape}" in message
     assert "takes batch 1 to 4, height 64 to 96, width 32 to 48" in message
-    assert message.endswith(f"build it again with Profile({needed})")
-    eval(f"Profile({needed})", {"Profile": Profile}).check(shape)
+    assert message.endswith(f"build it again with Shapes({needed})")
+    eval(f"Shapes({needed})", {"Shapes": Shapes}).check(shape)
 
 
 def test_a_fixed_size_is_told_as_one_number():
     with pytest.raises(ValueError, match="takes batch 1 to 64, height 224, width 224"):
-        Profile().check((1, 3, 224, 225))
+        Shapes().check((1, 3, 224, 225))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 32), (1, 1, 3, 64, 32), (0, 3, 64, 32), (1, 3, 64, 0), ()], ids=str)
@@ -78,8 +78,8 @@ def test_what_is_no_batch_of_images_is_refused(shape):
 
 
 def test_json_and_back():
-    assert Profile.from_json(json.loads(json.dumps(SMALL.to_json()))) == SMALL
-    assert Profile().to_json() == {"batch": [1, 8, 64], "height": [224, 224, 224], "width": [224, 224, 224]}
+    assert Shapes.from_json(json.loads(json.dumps(SMALL.to_json()))) == SMALL
+    assert Shapes().to_json() == {"batch": [1, 8, 64], "height": [224, 224, 224], "width": [224, 224, 224]}
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_json_and_back():
 )
 def test_other_json_is_refused(value):
     with pytest.raises(ValueError, match="profile"):
-        Profile.from_json(value)
+        Shapes.from_json(value)

@@ -23,7 +23,7 @@ def split():
 
 @pytest.fixture(scope="module")
 def model():
-    return cf.create_model("digits", weights="bundled")
+    return cf.create_model("digits", weights="packaged")
 
 
 def accuracy(output: cf.ConformerOutput, labels: torch.Tensor) -> float:

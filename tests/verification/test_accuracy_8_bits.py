@@ -12,7 +12,7 @@ from benchmarks.held_out import MODELS, PATHS, chosen
 from benchmarks.trained import Trained, trained
 from conformer_fast.engines.openvino.engine import native_precisions
 from conformer_fast.engines.registry import BACKENDS
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import usually_stored
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import SUM
@@ -76,7 +76,7 @@ def test_held_out_accuracy(implementation, precision, name, subject, held_out, e
 @pytest.mark.parametrize("precision", FORMATS)
 def test_8_bits_are_in_use(precision, subject):
     """The accuracy was not bought by going back to 16 bits."""
-    kept = {product for product in fuse(subject.model).quantizable if usually_stored(product, precision)}
+    kept = {product for product in lower(subject.model).quantizable if usually_stored(product, precision)}
     assert kept <= subject.quantizations[precision].ranges.keys()
 
 
@@ -86,7 +86,7 @@ def test_kernels_compute_the_simulated_arithmetic(precision, name, subject, held
         pytest.skip("the interpreter takes a minute for 12 blocks, and leaves fp8 products to PyTorch")
     images, quantization = held_out[0][:2], subject.quantizations[precision]
     with torch.no_grad():
-        (simulated,) = fuse(subject.model).with_outputs([SUM]).quantized(quantization)(images)
+        (simulated,) = lower(subject.model).with_outputs([SUM]).quantized(quantization)(images)
     ran = run("kernels", precision, Job(subject.model, images, (SUM,), (), {precision: quantization}))
     assert "by PyTorch" not in ran.how
     assert relative_error(ran.values[SUM], simulated) < {"int8": 0.05, "fp8": 0.1}[precision]

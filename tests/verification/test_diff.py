@@ -14,7 +14,7 @@ import conformer_fast as cf
 from conformer_fast import Conformer
 from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.errors import BackendError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
 from conformer_fast.model.outputs import observed_outputs
@@ -32,7 +32,7 @@ def images(*shape: int) -> torch.Tensor:
 
 
 def quantization(model, precision: str) -> Quantization:
-    return Quantization(precision, input_ranges(fuse(model), [images(4, 3, 32, 32)]))
+    return Quantization(precision, input_ranges(lower(model), [images(4, 3, 32, 32)]))
 
 
 def column(*rows: Row, results: tuple[Row, ...] = (), how: str = "here") -> Column:

@@ -14,7 +14,7 @@ from fake_cuda import fake_cuda
 import conformer_fast as cf
 from conformer_fast import Conformer
 from conformer_fast.calibration.calibrate import input_ranges
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
 from conformer_fast.model.outputs import observed_outputs, reference_outputs
@@ -110,7 +110,7 @@ def test_bound_is_from_pytorchs_own_error(settings, small_config, small_model):
 
 def in_8_bits(model: Conformer, quantization: Quantization, dtype: torch.dtype = torch.float16):
     """A compiled model of 8 bits, as an engine would be, and what makes engines like it."""
-    quantized = fuse(model).in_precision(dtype).quantized(quantization)
+    quantized = lower(model).in_precision(dtype).quantized(quantization)
     fast = compiled(model)
     fast.settings = replace(fast.settings, precision=quantization.precision)
 
@@ -122,7 +122,7 @@ def in_8_bits(model: Conformer, quantization: Quantization, dtype: torch.dtype =
 
 
 def quantization_for(model: Conformer, precision: str) -> Quantization:
-    return Quantization(precision, input_ranges(fuse(model), [images(4, 3, 32, 32)]))
+    return Quantization(precision, input_ranges(lower(model), [images(4, 3, 32, 32)]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -136,7 +136,7 @@ def test_bound_of_8_bits_is_that_of_the_simulated_model(precision, dtype, small_
         exact = observed_outputs(
             lookalikes.fill(Conformer(small_model.config)).eval().double(), batch.double(), everything
         )
-        simulated = fuse(small_model).quantized(quantization).with_outputs(everything)(batch)
+        simulated = lower(small_model).quantized(quantization).with_outputs(everything)(batch)
     rows = {row.name: row for row in (*report.results, *report.blocks)}
     assert list(rows) == everything
     for name, true, value in zip(everything, exact, simulated, strict=True):

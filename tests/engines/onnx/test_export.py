@@ -16,7 +16,7 @@ from onnx import TensorProto
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import OPSET
 from conformer_fast.engines.openvino.engine import core
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
@@ -39,7 +39,7 @@ class Exported(NamedTuple):
 
 
 def export(reference: Conformer, outputs=None, products="matmul", precision="fp32") -> Exported:
-    fused = fuse(reference)
+    fused = lower(reference)
     fused = fused.with_outputs(outputs or fused.output_names)
     proto = onnx_from_model(fused.in_precision(DTYPES[precision]), products)
     options = onnxruntime.SessionOptions()
@@ -191,7 +191,7 @@ def element_types(proto: onnx.ModelProto) -> dict[str, int]:
 
 @pytest.mark.parametrize(("precision", "product_type"), PRECISIONS.items())
 def test_products_are_in_the_precision_and_all_else_in_fp32(small_model, precision, product_type):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     proto = onnx_from_model(fused.in_precision(DTYPES[precision]))
     onnx.checker.check_model(proto, full_check=True)
     assert {value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)} == {
@@ -212,7 +212,7 @@ def test_products_are_in_the_precision_and_all_else_in_fp32(small_model, precisi
 
 def test_the_residual_of_tokens_is_fp32_throughout(small_model):
     """The class token doubles in each coupled block, and its residual must not be rounded each time."""
-    fused = fuse(small_model)
+    fused = lower(small_model)
     names = [name for name in fused.output_names if name.endswith((".tokens", ".fcu_down"))]
     proto = onnx_from_model(fused.with_outputs(names).in_precision(torch.float16))
     producers = {node.output[0]: node for node in proto.graph.node}
@@ -231,12 +231,12 @@ def test_half_precision_at_every_size(small_config, products):
 
 def test_bfloat16_computes_what_the_operators_do(small_model):
     """ONNX Runtime has no bfloat16 on the CPU; OpenVINO has, and is told not to use another precision."""
-    fused = fuse(small_model)
+    fused = lower(small_model)
     images = goldens.image(2, 50, 70)
     read = core().read_model(onnx_from_model(fused.in_precision(torch.bfloat16)).SerializeToString())
     compiled = core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with torch.no_grad():
-        exact = fuse(small_model.double())(images.double())
+        exact = lower(small_model.double())(images.double())
         eager = fused.in_precision(torch.bfloat16)(images)
     for port, (ours, true) in enumerate(zip(eager, exact, strict=True)):
         value = torch.from_numpy(compiled(images.numpy())[port])
@@ -245,7 +245,7 @@ def test_bfloat16_computes_what_the_operators_do(small_model):
 
 def test_a_type_that_engines_lack(small_model):
     with pytest.raises(TypeError, match=r"engines take no torch\.float64"):
-        onnx_from_model(fuse(small_model.double()))
+        onnx_from_model(lower(small_model.double()))
 
 
 @pytest.mark.parametrize(
@@ -261,12 +261,12 @@ def test_any_outputs_in_any_order(small, outputs):
 
 
 def test_exports_are_reproducible(small):
-    again = onnx_from_model(fuse(small.reference).with_outputs(small.fused.outputs))
+    again = onnx_from_model(lower(small.reference).with_outputs(small.fused.outputs))
     assert again.SerializeToString(deterministic=True) == small.proto.SerializeToString(deterministic=True)
 
 
 def test_the_model_is_untouched(small_model):
-    fused = fuse(small_model)
+    fused = lower(small_model)
     before = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
     onnx_from_model(fused)
     assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
@@ -281,7 +281,7 @@ def test_openvino_reads_it(small):
 
 
 def test_only_what_an_output_needs_is_written(small_model):
-    model = fuse(small_model)
+    model = lower(small_model)
     everything, first_map = onnx_from_model(model), onnx_from_model(model.with_outputs(["1.map"]))
     assert first_map.ByteSize() < everything.ByteSize() / 10
     onnx.checker.check_model(first_map, full_check=True)

@@ -410,7 +410,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 def drop():
     engines.clear()
 
-engines = [cf.compile(cf.create_model("digits", "bundled"), backend="openvino") for _ in range(3)]
+engines = [cf.compile(cf.create_model("digits", "packaged"), backend="openvino") for _ in range(3)]
 for index in range(3):
     engines[index](torch.zeros(2, 3, 64, 64))
 thread = threading.Thread(target=drop)

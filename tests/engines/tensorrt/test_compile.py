@@ -19,7 +19,7 @@ from conformer_fast.engines.tensorrt import plan as builder_module
 
 pytest.importorskip("onnx")
 
-PROFILE = cf.Profile((1, 2, 4), (32, 32, 64), (32, 32, 64))
+PROFILE = cf.Shapes((1, 2, 4), (32, 32, 64), (32, 32, 64))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def machine(monkeypatch, tmp_path):
 
     def engine_from_onnx(onnx, profiles, flavor, targets, precision):
         built.append(SimpleNamespace(onnx=onnx, profiles=profiles, targets=targets, precision=precision))
-        return plan([profile.shapes(3) for profile in profiles])
+        return plan([profile.with_channels(3) for profile in profiles])
 
     with fake_cuda() as cuda:
         tensorrt = replace(BACKENDS["tensorrt"], missing=lambda: None, device=lambda: str(DEVICE))
@@ -62,7 +62,7 @@ def test_engine_is_built_for_the_profile_and_runs(machine, small_model):
 
 def test_default_profile(machine, small_model):
     fast = cf.compile(small_model, backend="tensorrt")
-    assert fast.settings.profile == cf.Profile((1, 8, 64), (224, 224, 224), (224, 224, 224))
+    assert fast.settings.profile == cf.Shapes((1, 8, 64), (224, 224, 224), (224, 224, 224))
     with pytest.raises(ValueError, match="takes batch 1 to 64, height 224, width 224"):
         fast(torch.randn(1, 3, 32, 32))
 
@@ -72,7 +72,7 @@ def test_second_compile_builds_nothing(machine, small_model):
     compiled(small_model)
     assert len(machine.built) == 1
     compiled(small_model, precision="bf16")
-    compiled(small_model, profile=cf.Profile((1, 1, 1), (32, 32, 32), (32, 32, 32)))
+    compiled(small_model, profile=cf.Shapes((1, 1, 1), (32, 32, 32), (32, 32, 32)))
     small_model.conv_trans_2.trans_block.mlp.fc1.weight.data[0, 0] += 1
     compiled(small_model)
     assert len(machine.built) == 4

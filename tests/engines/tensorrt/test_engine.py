@@ -20,13 +20,14 @@ from fake_tensorrt import SCRATCH, TensorRT, expected, plan
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conformer_fast.engines.cuda import GPUMemoryError
 from conformer_fast.engines.tensorrt import engine as engine_module
 from conformer_fast.engines.tensorrt.engine import TensorRTEngine
 from conformer_fast.engines.tensorrt.flavors import get_flavor
 from conformer_fast.engines.tensorrt.kernel_cache import RuntimeCacheFile
 from conformer_fast.engines.triton.graphs import CUDAGraphEngine
-from conformer_fast.errors import EngineError, GPUMemoryError
-from conformer_fast.model.shapes import Profile
+from conformer_fast.errors import EngineError
+from conformer_fast.model.shapes import Shapes
 
 CPU = torch.device("cpu")
 LOGITS = ("conv_logits", "trans_logits")
@@ -668,11 +669,11 @@ def small_plan(small_config, tmp_path_factory) -> Path:
     from conformer_fast import Conformer
     from conformer_fast.engines.onnx.export import onnx_from_model
     from conformer_fast.engines.tensorrt.plan import engine_from_onnx
-    from conformer_fast.inference.lower import fuse
+    from conformer_fast.inference.lower import lower
 
     torch.manual_seed(0)
-    model = fuse(lookalikes.fill(Conformer(small_config)).eval())
-    profile = Profile((1, 2, 8), (32, 32, 64), (32, 32, 64))
+    model = lower(lookalikes.fill(Conformer(small_config)).eval())
+    profile = Shapes((1, 2, 8), (32, 32, 64), (32, 32, 64))
     onnx = onnx_from_model(model).SerializeToString()
     path = tmp_path_factory.mktemp("plan") / "model.plan"
     path.write_bytes(engine_from_onnx(onnx, [profile], get_flavor("tensorrt-rtx"), ["sm86"], "fp32"))

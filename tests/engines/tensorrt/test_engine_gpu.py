@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conformer_fast.engines.tensorrt.engine import TensorRTEngine
 from conformer_fast.engines.tensorrt.flavors import get_flavor
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
 
 def real_engine(model, profiles, precision="fp32"):
@@ -20,9 +20,9 @@ def real_engine(model, profiles, precision="fp32"):
     from conformer_fast.engines.onnx.export import onnx_from_model
     from conformer_fast.engines.tensorrt.flavors import gpu_target
     from conformer_fast.engines.tensorrt.plan import engine_from_onnx
-    from conformer_fast.inference.lower import fuse
+    from conformer_fast.inference.lower import lower
 
-    flavor, fused = get_flavor(), fuse(model)
+    flavor, fused = get_flavor(), lower(model)
     onnx = onnx_from_model(fused).SerializeToString()
     if flavor.targets and gpu_target() not in flavor.targets:
         pytest.skip(f"{flavor} does not build for {gpu_target()}")
@@ -49,8 +49,8 @@ class TestOnTheGPU:
     @pytest.fixture(scope="class")
     def engine(self, model):
         profiles = [
-            Profile((1, 2, 4), (32, 32, 32), (32, 32, 32)),
-            Profile((1, 4, 12), (32, 48, 64), (32, 48, 64)),
+            Shapes((1, 2, 4), (32, 32, 32), (32, 32, 32)),
+            Shapes((1, 4, 12), (32, 48, 64), (32, 48, 64)),
         ]
         return real_engine(model, profiles)
 
@@ -129,7 +129,7 @@ class TestOnTheGPU:
         gc.collect()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
-        run, _ = real_engine(model, [Profile((1, 2, 4), (32, 32, 32), (32, 32, 32))])
+        run, _ = real_engine(model, [Shapes((1, 2, 4), (32, 32, 32), (32, 32, 32))])
         run(images(4, 3, 32, 32, device="cuda"))
         del run
         gc.collect()
@@ -140,7 +140,7 @@ class TestOnTheGPU:
             pytest.skip("TensorRT-RTX may not build for this GPU")
         import conformer_fast as cf
 
-        profile = Profile((1, 2, 4), (32, 32, 64), (32, 32, 64))
+        profile = Shapes((1, 2, 4), (32, 32, 64), (32, 32, 64))
         fast = cf.compile(model, backend="tensorrt", precision="fp16", profile=profile)
         batch = images(3, 3, 32, 48).cuda()
         assert fast.verify(batch).within

@@ -27,12 +27,12 @@ from conformer_fast.engines.tensorrt import timing_cache
 from conformer_fast.engines.tensorrt.flavors import Flavor, Log, get_flavor
 from conformer_fast.engines.tensorrt.plan import check_options, engine_from_onnx, targets_of
 from conformer_fast.errors import BackendError, EngineError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.model.reference import Conformer
-from conformer_fast.model.shapes import Profile
+from conformer_fast.model.shapes import Shapes
 
-FIXED = Profile((1, 1, 1), (64, 64, 64), (64, 64, 64))
-DYNAMIC = Profile((1, 2, 4), (32, 64, 224), (48, 64, 224))
+FIXED = Shapes((1, 1, 1), (64, 64, 64), (64, 64, 64))
+DYNAMIC = Shapes((1, 2, 4), (32, 64, 224), (48, 64, 224))
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def rtx() -> Flavor:
 def graph(small_config) -> bytes:
     """The small model as a fp32 ONNX graph."""
     model = lookalikes.fill(Conformer(small_config)).eval()
-    return onnx_from_model(fuse(model)).SerializeToString()
+    return onnx_from_model(lower(model)).SerializeToString()
 
 
 def quantized_graph(dtype: int) -> bytes:
@@ -499,7 +499,7 @@ def test_a_build_that_failed_keeps_no_timings(gpu, own_cache):
 FAILURES = {
     "builder": r".*factory function returned nullptr; TensorRT's logger said nothing",
     "parse": r"node 3 is odd; node 4 is odder",
-    "profile": r"Profile\(batch=\(1, 1, 1\), .* was refused",
+    "profile": r"Shapes\(batch=\(1, 1, 1\), .* was refused",
     "build": r"the build failed; the log of TensorRT ends with\n\[ERROR\] no tactic is left$",
 }
 

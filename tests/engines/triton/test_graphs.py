@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig
+from conformer_fast.engines.cuda import GPUMemoryError, bucket
 from conformer_fast.engines.triton import graphs
-from conformer_fast.engines.triton.graphs import CUDAGraphEngine, activation_bytes, bucket, shared
-from conformer_fast.errors import GPUMemoryError
-from conformer_fast.inference.lower import fuse
+from conformer_fast.engines.triton.graphs import CUDAGraphEngine, activation_bytes, shared
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.model.outputs import LOGITS
 from conformer_fast.model.precision import DTYPES, tf32_as_asked
@@ -94,7 +94,7 @@ def test_memory_does_not_grow_with_depth():
     def needed(depth, outputs):
         config = ConformerConfig(embed_dim=256, num_heads=4, depth=depth, channel_ratio=1, mlp_ratio=1)
         with torch.device("meta"):
-            return activation_bytes(fuse(Conformer(config).eval()).with_outputs(outputs(depth)), 8, 64, 64)
+            return activation_bytes(lower(Conformer(config).eval()).with_outputs(outputs(depth)), 8, 64, 64)
 
     def everything(depth):
         return [f"{block}.tokens" for block in range(1, depth + 1)]
@@ -103,7 +103,7 @@ def test_memory_does_not_grow_with_depth():
 
 
 def test_maps_and_tokens(cuda):
-    model = fuse(lookalikes.fill(Conformer(TINY, features_only=True)).eval())
+    model = lower(lookalikes.fill(Conformer(TINY, features_only=True)).eval())
     batch = images(3, 3, 33, 47)
     results = CUDAGraphEngine(model)(batch)
     assert_same(results, model(batch))

@@ -14,10 +14,10 @@ from executor_samples import FORMS, TINY, assert_same, equal, images
 
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig
+from conformer_fast.engines.cuda import GPUMemoryError
 from conformer_fast.engines.registry import BACKENDS
 from conformer_fast.engines.triton import graphs
 from conformer_fast.engines.triton.graphs import activation_bytes
-from conformer_fast.errors import GPUMemoryError
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.precision import DTYPES
 

@@ -20,7 +20,7 @@ import conformer_fast as cf
 from conformer_fast.engines.triton import tuning
 from conformer_fast.engines.triton.tuning import Tuned, fastest, load, save, tune
 from conformer_fast.inference import ops
-from conformer_fast.inference.lower import fuse
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import Weights
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
@@ -529,7 +529,7 @@ def test_times_are_of_a_launch_in_a_graph_after_the_weights_are_evicted(monkeypa
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
 def test_on_a_gpu():
     device = torch.device("cuda", torch.cuda.current_device())
-    model = fuse(cf.create_model("digits").eval()).in_precision(torch.float16).to(device)
+    model = lower(cf.create_model("digits").eval()).in_precision(torch.float16).to(device)
     images = tuning.random_images(model, 3, 64, 64)
     first, again = (tune(model, images) for _ in range(2))
     assert first.keys() == {call.plan.problem for call in problems(model, images) if not call.plan.unsupported}
