@@ -14,7 +14,7 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.datasets.digits import load_digits_split
-from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.registry import make
 from conformer_fast.model.distance import relative_error
 
 
@@ -22,7 +22,7 @@ def main(path: Path) -> None:
     split = load_digits_split()
     rows = []
     for backend in ("reference", "openvino"):
-        for precision in BACKENDS[backend].precisions():
+        for precision in make(backend).precisions().native:
             fast = cf.compile(cf.create_model("digits", "packaged"), backend=backend, precision=precision)
             correct = int((fast(split.test_images).logits.argmax(-1) == split.test_labels).sum())
             errors = [_error(variant, backend, precision) for variant in cf.VARIANTS]

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 import conformer_fast as cf
-from conformer_fast.engines.onnx.export import onnx_from_model
+from conformer_fast.engines.onnx.graph import typed_graph
 from conformer_fast.engines.openvino.engine import describe_cpu
 from conformer_fast.engines.tensorrt.flavors import Flavor, get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
-from conformer_fast.inference.lower import lower
-from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.model.outputs import LOGITS
+from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.shapes import Shapes
 
 
@@ -69,11 +69,10 @@ def build(flavor: Flavor, engines: Iterable[Engine]) -> Iterator[tuple[bytes, di
 def onnx_of(engine: Engine) -> bytes:
     """The typed graph, with random weights; in 8 bits calibrated with noise."""
     torch.manual_seed(0)
-    fused = lower(cf.create_model(engine.variant))
-    typed = fused.in_precision(DTYPES.get(engine.precision, torch.float16))
+    model, quantization = cf.create_model(engine.variant), None
     if engine.precision in FORMATS:
-        typed = typed.quantized(cf.calibrate(fused, [torch.randn(1, 3, 64, 64)], precision=engine.precision))
-    return onnx_from_model(typed).SerializeToString()
+        quantization = cf.calibrate(model, [torch.randn(1, 3, 64, 64)], precision=engine.precision)
+    return typed_graph(model, LOGITS, engine.precision, quantization)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.registry import BACKENDS, make
+from conformer_fast.engines.triton.alone import INTERPRET, interprets_kernels
 from conformer_fast.errors import BackendError
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.outputs import SUM
-from conformer_fast.verification.implementations import INTERPRET, Job, interprets_kernels, run
+from conformer_fast.verification.implementations import Job, run
 
 from .trained import Trained, trained
 
@@ -70,9 +71,9 @@ def _rows(subject: Trained, interpreted: int | None) -> Iterator[dict[str, Any]]
 
 def chosen(implementation: str, precision: str, subject: Trained, images: Tensor) -> Tensor:
     """The class of each image (B,) by one of PATHS. Raises BackendError when it cannot run here."""
-    backend = BACKENDS.get(implementation)
-    if backend and backend.missing():
-        raise BackendError(f"no {implementation}: {backend.missing()}")
+    missing = make(implementation).missing() if implementation in BACKENDS else None
+    if missing:
+        raise BackendError(f"no {implementation}: {missing}")
     return torch.cat([_scores(implementation, precision, subject, part).argmax(-1) for part in images.split(BATCH)])
 
 
@@ -82,7 +83,7 @@ def _scores(implementation: str, precision: str, subject: Trained, images: Tenso
     if implementation == "reference":
         return model(images).logits
     if implementation == "simulated":
-        return lower(model).with_outputs([SUM]).quantized(subject.quantizations[precision])(images)[0]
+        return lower(model, [SUM], quantization=subject.quantizations[precision])(images)[0]
     quantizations = {name: given for name, given in subject.quantizations.items() if name == precision}
     return run(implementation, precision, Job(model, images, (SUM,), (), quantizations)).values[SUM]
 

@@ -89,7 +89,7 @@ def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
 
 def _ours(model: cf.Conformer, rest: str, quantization: cf.Quantization) -> dict[str, Run]:
     plain = cf.compile(model, backend="openvino", precision=rest)
-    quantized = cf.compile(model, backend="openvino", precision="int8", calibration=quantization)
+    quantized = cf.compile(model, backend="openvino", precision="int8", quantization=quantization)
     return {
         f"conformer_fast {rest}": lambda images: plain(images).logits,
         "conformer_fast int8": lambda images: quantized(images).logits,

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from conformer_fast.kernels.launch import Plan
 from conformer_fast.kernels.tiles import Tile
+from conformer_fast.model import distance
 from conformer_fast.model import functional as CF
-from conformer_fast.model.precision import tf32_as_asked
+from conformer_fast.model.distance import ALLOWANCE, relative_error
+from conformer_fast.model.precision import DTYPES, tf32_as_asked
 
 STORED = (torch.int8, torch.float8_e4m3fn)
-ALLOWANCE = 2.0  # times PyTorch's own error
-FLOOR = {  # relative error that is always allowed: PyTorch happens to be exact on some small sums
-    torch.float32: 1e-6,  # some roundings of 6e-8
-    torch.float16: 5e-4,  # one rounding, 2^-11
-    torch.bfloat16: 4e-3,  # one rounding, 2^-8
-}
+FLOOR = {dtype: distance.FLOOR[precision] for precision, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -55,18 +52,13 @@ def judge(operation: str, plan: Plan, arguments: list[Any], tile: Tile, floor: f
     for value, same, true in zip(ours, eager, exact, strict=True):
         assert (value.shape, value.dtype, value.device) == (same.shape, same.dtype, same.device)
         assert value.is_contiguous()
-        bound = ALLOWANCE * error(same, true) + max(FLOOR[same.dtype], floor)
-        verdicts.append(Verdict(error(value, true), bound))
+        bound = ALLOWANCE * relative_error(same, true) + max(FLOOR[same.dtype], floor)
+        verdicts.append(Verdict(relative_error(value, true), bound))
     return verdicts
 
 
 def outputs(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else tuple(value)
-
-
-def error(value: Tensor, exact: Tensor) -> float:
-    """||value - exact|| / ||exact||; NaN if anything is not finite."""
-    return ((value.double() - exact).norm() / exact.norm().clamp(min=1e-300)).item()
 
 
 def finest(tensor: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from conformer_fast.kernels.preprocess import Pass, launch_preprocess
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.outputs import LOGITS
 from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.tables import Column, Table
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
@@ -55,6 +56,15 @@ MATRIX = {
     "tcgen05": r"tcgen05\.mma",
     "mma": r"mma\.sync",
 }  # in PTX; Hopper's, Blackwell's
+ROWS = Table(
+    Column("problem"),
+    Column("tile"),
+    Column("registers", "d"),
+    Column("spilled", "d"),
+    Column("shared", "d"),
+    Column("matrix"),
+    Column(),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Row:
     the matrix instruction that its products use, None if it has none; products: whether it multiplies matrices other
     than exactly in fp32, for which there is none. serialized: whether each of Hopper's matrix instructions waits for
     the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next step
-    may overwrite registers that they still read (`_launch.must_wait`)."""
+    may overwrite registers that they still read (`launch.must_wait`)."""
 
     triton: str
     chip: int
@@ -97,6 +107,12 @@ class Row:
         if self.products and self.matrix is None:
             found.append("multiplies matrices without matrix instructions")
         return found
+
+    @property
+    def cells(self) -> tuple[object, ...]:
+        """Of a line of ROWS."""
+        tile = "x".join(map(str, self.tile[:3])) + f" w{self.tile[3]} s{self.tile[4]}"
+        return self.problem, tile, self.registers, self.spilled, self.shared, self.matrix, "; ".join(self.faults)
 
 
 @dataclass(frozen=True)
@@ -260,13 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chip in options.chips:
         name, shared = chips_module.CHIPS[chip].name, chips_module.CHIPS[chip].shared
         print(f"\n{name} (sm_{chip}), {shared} bytes of shared memory a block; Triton {triton.__version__}")
-        print(f"{'problem':<64}{'tile':<24}{'registers':>9}{'spilled':>8}{'shared':>8}  matrix")
-        for row in sorted(
-            {(r.problem, r.tile, r.kernel): r for r in rows if r.chip == chip}.values(), key=lambda r: r.problem
-        ):
-            tile = "x".join(map(str, row.tile[:3])) + f" w{row.tile[3]} s{row.tile[4]}"
-            figures = f"{row.registers:>9}{row.spilled:>8}{row.shared:>8}  {row.matrix or '-'}"
-            print(f"{row.problem:<64}{tile:<24}{figures}{''.join(f'  {fault}' for fault in row.faults)}")
+        different = {(row.problem, row.tile, row.kernel): row for row in rows if row.chip == chip}.values()
+        print("\n".join(ROWS.lines(row.cells for row in sorted(different, key=lambda row: row.problem))))
     faulty = sum(bool(row.faults) for row in rows)
     print(f"\n{len(rows)} kernels and shapes, {faulty} with faults")
     return 1 if faulty else 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,11 +24,13 @@ import torch
 from PIL import Image
 
 from conformer_fast.preprocessing import cpu as path
+from conformer_fast.tables import Column, Table
 from conformer_fast.verification.timing import time_in_turn
 
 PEER = "Pillow + NumPy"
 SIZES = {(500, 375): 300, (375, 500): 300, (320, 240): 300, (100, 75): 300, (1920, 1080): 60, (4000, 3000): 20}
 BATCH = 64
+FIGURES = Table(Column(), Column("ms", ".3f"), Column("times as fast", ".2f"))
 MEAN, STD = np.array(path.MEAN, np.float32), np.array(path.STD, np.float32)
 
 
@@ -65,28 +66,16 @@ def measure(image: Image.Image, rounds: int) -> dict[str, dict[str, float]]:
     Time in which the core worked for other processes does not count: it falls on long calls rather than on short ones.
     """
     assert np.array_equal(by_pillow_and_numpy(image), path.preprocess(image).numpy())
-    calls: dict[str, Callable[[], Any]] = {
-        PEER: lambda: by_pillow_and_numpy(image),
-        "ours": lambda: path.preprocess(image),
-        "ours, float16": lambda: path.preprocess_batch([image], dtype=torch.float16, threads=1),
-        "ours, uint8": lambda: path.preprocess_batch([image], dtype=torch.uint8, threads=1),
+    calls: dict[str, Callable[[Any], Any]] = {
+        PEER: lambda _: by_pillow_and_numpy(image),
+        "ours": lambda _: path.preprocess(image),
+        "ours, float16": lambda _: path.preprocess_batch([image], dtype=torch.float16, threads=1),
+        "ours, uint8": lambda _: path.preprocess_batch([image], dtype=torch.uint8, threads=1),
     }
     for name in path._C.instruction_sets():
-        calls[f"ours, {name}"] = lambda name=name: on(name, image)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.thread_time()
-            call()
-            seconds[name].append(time.thread_time() - start)
-    peer = seconds[PEER]
-    return {
-        name: {
-            "ms": 1000 * statistics.median(own),
-            "times as fast": statistics.median(base / mine for base, mine in zip(peer, own, strict=True)),
-        }
-        for name, own in seconds.items()
-    }
+        calls[f"ours, {name}"] = lambda _, name=name: on(name, image)
+    found = time_in_turn(calls, torch.empty(0), rounds, time.thread_time)
+    return {name: {"ms": 1000 * own.median, "times as fast": own.speedup} for name, own in found.items()}
 
 
 def batch_on_all_cores(image: Image.Image) -> dict[str, float]:
@@ -109,8 +98,7 @@ def main(arguments: list[str]) -> None:
         found = measure(photo(width, height), rounds)
         rows.append({"width": width, "height": height, "measured": found})
         print(f"{width}x{height} to 224x224")
-        for name, figures in found.items():
-            print(f"  {name:<16}" + "".join(f"{figure:>10.3f} {unit}" for unit, figure in figures.items()))
+        print("\n".join(FIGURES.lines((name, *figures.values()) for name, figures in found.items())))
     batch = batch_on_all_cores(photo(500, 375))
     print(f"{BATCH} of 500x375\n  " + ", ".join(f"{name} {figure:.3f}" for name, figure in batch.items()))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {path.image_path()}"

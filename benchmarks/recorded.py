@@ -40,8 +40,9 @@ def recorded_calls(
     """
     size = size or IMAGE
     images = torch.empty(batch, config.in_channels, size, size, dtype=dtype, device="meta")
+    model = _model(config, dtype, outputs, stored)
     with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, launch.recording():
-        _model(config, dtype, outputs, stored)(images)
+        model(images)
     return made
 
 

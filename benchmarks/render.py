@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conformer_fast.tables import Column, Table
+
 from .gpu import roofline, steps
 from .gpu.session import PEERS
 from .gpu.steps import BATCHES, VARIANTS
-from .gpu.tables import ceilings_line, machine_line, number, older
+from .gpu.tables import ceilings_line, figure, gain, machine_line
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "speed.json"
@@ -67,15 +69,15 @@ def noise(points: Points) -> float:
 
 
 def speed_table(points: Points) -> str:
-    lines = [
-        "| ms a batch | " + " | ".join(COLUMNS.values()) + " | bf16: ours / OpenVINO |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
-    for (variant, batch), rows in points.items():
-        cells = [_milliseconds(rows.get(name)) for name in COLUMNS]
-        ratio = rows["conformer_fast bf16"]["speedup_over_rival"]
-        lines.append(f"| {variant}, B{batch} | {' | '.join(cells)} | {ratio:.2f}x |")
-    return "\n".join(lines)
+    table = Table(*map(Column, ("ms a batch", *COLUMNS.values(), "bf16: ours / OpenVINO")))
+    return table.markdown(
+        (
+            f"{variant}, B{batch}",
+            *(_milliseconds(rows.get(name)) for name in COLUMNS),
+            f"{rows['conformer_fast bf16']['speedup_over_rival']:.2f}x",
+        )
+        for (variant, batch), rows in points.items()
+    )
 
 
 def summary(points: Points) -> str:
@@ -112,34 +114,41 @@ def speed() -> str:
 
 def accuracy() -> str:
     results = json.loads(ACCURACY.read_text())
-    lines = ["| backend, precision | digits, held out | error of the scores, " + ", ".join(results["variants"]) + " |"]
-    lines.append("|---" * 3 + "|")
-    for row in results["rows"]:
-        digits = f"{row['correct']} of {row['count']} ({row['correct'] / row['count']:.2%})"
-        errors = ", ".join(f"{error:.1e}" for error in row["errors"])
-        lines.append(f"| {row['backend']} {row['precision']} | {digits} | {errors} |")
-    return "\n".join(lines)
+    variants = ", ".join(results["variants"])
+    table = Table(Column("backend, precision"), Column("digits, held out"), Column(f"error of the scores, {variants}"))
+    return table.markdown(
+        (f"{row['backend']} {row['precision']}", _of(row["correct"], row["count"]), _errors(row["errors"]))
+        for row in results["rows"]
+    )
 
 
 def token_precision() -> str:
     rows = json.loads(TOKEN_PRECISION.read_text())["rows"]
-    lines = ["| | tokens in fp32 | tokens in the products' precision |", "|---" * 3 + "|"]
-    for row in rows:
-        fp32, products = (", ".join(f"{error:.1e}" for error in row["errors"][key]) for key in ("fp32", "products"))
-        lines.append(f"| {row['variant']}, {row['precision']} | {fp32} | {products} |")
+    table = Table(Column(), Column("tokens in fp32"), Column("tokens in the products' precision")).markdown(
+        (f"{row['variant']}, {row['precision']}", *(_errors(row["errors"][key]) for key in ("fp32", "products")))
+        for row in rows
+    )
     largest = max(row["largest"] for row in rows)
-    return "\n".join([*lines, "", f"The largest token is {largest:,.0f} there; fp16 holds up to 65,504."])
+    return f"{table}\n\nThe largest token is {largest:,.0f} there; fp16 holds up to 65,504."
 
 
 def engines() -> str:
     report = json.loads(ENGINES.read_text())
-    lines = ["| engine | for | batch | image side | ONNX, MB | plan, MB | built in, s |", "|---" * 7 + "|"]
-    for row in report["engines"]:
-        shapes = " | ".join(_limits(row["profile"][name]) for name in ("batch", "height"))
-        figures = f"{row['onnx_bytes'] / 1e6:.1f} | {row['plan_bytes'] / 1e6:.1f} | {row['seconds']:.1f}"
-        lines.append(f"| {row['variant']} {row['precision']} | {', '.join(row['targets'])} | {shapes} | {figures} |")
+    words = map(Column, ("engine", "for", "batch", "image side"))
+    figures = (Column(heading, ".1f") for heading in ("ONNX, MB", "plan, MB", "built in, s"))
+    table = Table(*words, *figures).markdown(
+        (
+            f"{row['variant']} {row['precision']}",
+            ", ".join(row["targets"]),
+            *(_limits(row["profile"][name]) for name in ("batch", "height")),
+            row["onnx_bytes"] / 1e6,
+            row["plan_bytes"] / 1e6,
+            row["seconds"],
+        )
+        for row in report["engines"]
+    )
     machine = f"{report['flavor']} {report['version']} on {report['threads']} threads of an {report['cpu']}"
-    return "\n".join([*lines, "", f"Built without a GPU by {machine}."])
+    return f"{table}\n\nBuilt without a GPU by {machine}."
 
 
 def _limits(limits: list[int]) -> str:
@@ -148,19 +157,16 @@ def _limits(limits: list[int]) -> str:
 
 
 def held_out() -> str:
-    rows = json.loads(HELD_OUT.read_text())["rows"]
-    lines = ["| model | path | right | the reference, of these | same class |", "|---" * 5 + "|"]
-    for row in rows:
-        path = f"{row['model']} | {row['implementation']} {row['precision']}"
+
+    def line(row: dict[str, Any]) -> list[object]:
+        path = [row["model"], f"{row['implementation']} {row['precision']}"]
         if "missing" in row:
-            lines.append(f"| {path} | {row['missing']} | | |")
-            continue
-        count = row["count"]
-        right, reference = (
-            f"{row[key]} of {count} ({row[key] / count:.2%})" for key in ("correct", "reference_correct")
-        )
-        lines.append(f"| {path} | {right} | {reference} | {row['agreement']} |")
-    return "\n".join(lines)
+            return [*path, row["missing"], "", ""]
+        right, reference = (_of(row[key], row["count"]) for key in ("correct", "reference_correct"))
+        return [*path, right, reference, row["agreement"]]
+
+    table = Table(*map(Column, ("model", "path", "right", "the reference, of these", "same class")))
+    return table.markdown(map(line, json.loads(HELD_OUT.read_text())["rows"]))
 
 
 def int8() -> str:
@@ -168,15 +174,15 @@ def int8() -> str:
     rest = report["rest"]
     seconds = {(row["variant"], row["batch"], row["implementation"]): row for row in report["speed"]}
     names = ("OpenVINO int8 (NNCF)", "OpenVINO int8 (NNCF), streams", f"conformer_fast {rest}", "conformer_fast int8")
-    lines = [
-        "| ms a batch | NNCF | NNCF, streams | ours " + rest + " | **ours int8** | over ours " + rest + " | over NNCF |"
-    ]
-    lines.append("|---" * 7 + "|")
-    for variant, batch in dict.fromkeys((row["variant"], row["batch"]) for row in report["speed"]):
+
+    def line(variant: str, batch: int) -> list[str]:
         rows = [seconds[variant, batch, name] for name in names]
-        nncf = rows[3]["speedup"] / max(row["speedup"] for row in rows[:2])
-        cells = " | ".join(_milliseconds(row) for row in rows)
-        lines.append(f"| {variant}, B{batch} | {cells} | {rows[3]['speedup']:.2f}x | {nncf:.2f}x |")
+        ours, nncf = rows[3]["speedup"], max(row["speedup"] for row in rows[:2])
+        return [f"{variant}, B{batch}", *map(_milliseconds, rows), f"{ours:.2f}x", f"{ours / nncf:.2f}x"]
+
+    headings = ("NNCF", "NNCF, streams", f"ours {rest}", "**ours int8**", f"over ours {rest}", "over NNCF")
+    places = dict.fromkeys((row["variant"], row["batch"]) for row in report["speed"])
+    table = Table(*map(Column, ("ms a batch", *headings))).markdown(line(*place) for place in places)
     reference, *others = report["accuracy"]
     found = "; ".join(
         f"{row['implementation']} {row['correct']} right, {row['agreement']} as the reference, scores "
@@ -186,7 +192,7 @@ def int8() -> str:
     nncf = next(row for row in others if "NNCF" in row["implementation"])
     return "\n".join(
         [
-            *lines,
+            table,
             "",
             f"224x224, medians on {report['threads']} threads of an {report['cpu']}, OpenVINO {report['openvino']}. "
             "All took turns, and the ratios are medians over the turns (the last column: of both ratios to ours in "
@@ -200,26 +206,31 @@ def int8() -> str:
 def preprocessing() -> str:
     report = json.loads(PREPROCESSING.read_text())
     names = list(report["rows"][0]["measured"])
-    lines = ["| picture | " + " | ".join(names) + " | times as fast |", "|---" * (len(names) + 2) + "|"]
-    for row in report["rows"]:
-        cells = " | ".join(f"{row['measured'][name]['ms']:.2f}" for name in names)
-        lines.append(f"| {row['width']}x{row['height']} | {cells} | {row['measured']['ours']['times as fast']:.1f}x |")
+    table = Table(Column("picture"), *(Column(name, ".2f") for name in names), Column("times as fast")).markdown(
+        (
+            f"{row['width']}x{row['height']}",
+            *(row["measured"][name]["ms"] for name in names),
+            f"{row['measured']['ours']['times as fast']:.1f}x",
+        )
+        for row in report["rows"]
+    )
     machine = f"Pillow {report['pillow']}, NumPy {report['numpy']}; {report['machine']}"
-    return "\n".join([*lines, "", f"Milliseconds of one core. {machine}."])
+    return f"{table}\n\nMilliseconds of one core. {machine}."
 
 
 def floors() -> str:
     """Computed, not measured: for the ceilings that are assumed of a GPU until one has been measured."""
-    lines = ["| | floor | int8 | fused floor | launch floor | with dependent launch |", "|---" * 6 + "|"]
-    for variant in VARIANTS:
-        for batch in BATCHES:
-            found = roofline.floors(variant, batch, "fp16", ASSUMED)
-            assert found.dependent_launch is not None
-            int8 = roofline.floors(variant, batch, "int8", ASSUMED).floor
-            times = (found.floor, int8, found.fused, found.launch, found.dependent_launch)
-            cells = " | ".join(f"{1e3 * seconds:.3g}" for seconds in times)
-            lines.append(f"| {variant}, B{batch} | {cells} |")
-    return "\n".join(lines)
+
+    def line(variant: str, batch: int) -> list[object]:
+        found = roofline.floors(variant, batch, "fp16", ASSUMED)
+        assert found.dependent_launch is not None
+        int8 = roofline.floors(variant, batch, "int8", ASSUMED).floor
+        times = (found.floor, int8, found.fused, found.launch, found.dependent_launch)
+        return [f"{variant}, B{batch}", *(1e3 * seconds for seconds in times)]
+
+    headings = ("floor", "int8", "fused floor", "launch floor", "with dependent launch")
+    table = Table(Column(), *(Column(heading, ".3g") for heading in headings))
+    return table.markdown(line(variant, batch) for variant in VARIANTS for batch in BATCHES)
 
 
 def floor_parts() -> str:
@@ -233,11 +244,8 @@ def floor_parts() -> str:
             name = f"{operation.name}, bound by {operation.bound(ASSUMED)}"
             shares[variant][name] += operation.count * operation.floor(ASSUMED) / total
     names = [name for name, share in sum(shares.values(), Counter[str]()).most_common() if share > LEAST_SHARE]
-    lines = ["| | " + " | ".join(VARIANTS) + " |", "|---" * (len(VARIANTS) + 1) + "|"]
-    for name in names:
-        cells = " | ".join(f"{shares[variant][name]:.1%}" if shares[variant][name] else "" for variant in VARIANTS)
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
+    table = Table(Column(), *(Column(variant, ".1%") for variant in VARIANTS))
+    return table.markdown((name, *(shares[variant][name] or "" for variant in VARIANTS)) for name in names)
 
 
 def gpus() -> str:
@@ -250,18 +258,23 @@ def gpus() -> str:
 def _gpu(entry: dict[str, Any]) -> str:
     """Milliseconds a batch, and how many times faster ours was than each peer, in turn with it."""
     rows = {(row["implementation"], row["variant"], row["batch"]): row for row in entry["points"]}
-    lines = [f"{machine_line(entry)}; {ceilings_line(entry)}.", ""]
-    head = [*PEERS, "**ours**", *(f"ours / {peer}" for peer in PEERS), "of the floor", "error"]
-    lines += ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    lines = []
     for variant, batch in [(variant, batch) for variant in VARIANTS for batch in BATCHES]:
         own = rows.get(("ours", variant, batch))
         beside = [rows.get((peer, variant, batch)) for peer in PEERS]
         if own or any(beside):
-            cells = [number(row, "ms", ".3f") for row in (*beside, own)]
-            cells += [number(row, "ours_speedup", ".2f") + older(row, own) for row in beside]
-            cells += [number(own, "share_of_floor", ".0%"), number(own, "error", ".0e")]
-            lines.append(f"| {variant}, B{batch} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            times = [figure(row, "ms") for row in (*beside, own)]
+            gains = [gain(row, own) for row in beside]
+            judged = [figure(own, "share_of_floor"), figure(own, "error")]
+            lines.append([f"{variant}, B{batch}", *times, *gains, *judged])
+    table = Table(
+        Column(),
+        *(Column(name, ".3f") for name in (*PEERS, "**ours**")),
+        *(Column(f"ours / {peer}", ".2f") for peer in PEERS),
+        Column("of the floor", ".0%"),
+        Column("error", ".0e"),
+    )
+    return f"{machine_line(entry)}; {ceilings_line(entry)}.\n\n{table.markdown(lines)}"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -286,6 +299,14 @@ def render(document: str) -> str:
             pattern = f"<!-- {name} -->.*<!-- /{name} -->"
             document = re.sub(pattern, lambda _, r=replacement: r, document, flags=re.DOTALL)
     return document
+
+
+def _of(part: int, count: int) -> str:
+    return f"{part} of {count} ({part / count:.2%})"
+
+
+def _errors(errors: list[float]) -> str:
+    return ", ".join(f"{error:.1e}" for error in errors)
 
 
 def _milliseconds(row: dict[str, Any] | None) -> str:

@@ -7,7 +7,6 @@ ratio is a median over pairs and survives a machine whose speed drifts. Run by `
 from __future__ import annotations
 
 import statistics
-import time
 from functools import lru_cache
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.model.distance import relative_error
+from conformer_fast.verification.timing import seconds_of
 
 from .peers import PEERS, rival_of
 
@@ -46,12 +46,12 @@ def test_benchmark_speed(benchmark, variant, batch, implementation):
         rival = PEERS[rival_of(implementation)].build(_model(variant), images)
         error = relative_error(run(images).float(), expected)
         assert error < ERROR[peer.precision]
-        seconds = _seconds(rival, images) + _seconds(run, images)
+        seconds = seconds_of(rival, images) + seconds_of(run, images)
         pairs: list[float] = []
         benchmark.pedantic(
             run,
             args=(images,),
-            setup=lambda: pairs.append(_seconds(rival, images)),
+            setup=lambda: pairs.append(seconds_of(rival, images)),
             rounds=max(ROUNDS[0], min(ROUNDS[1], round(SECONDS / seconds))),
         )
     own = benchmark.stats.stats.data
@@ -63,9 +63,3 @@ def test_benchmark_speed(benchmark, variant, batch, implementation):
 def _model(variant: str) -> cf.Conformer:
     torch.manual_seed(0)
     return cf.create_model(variant)
-
-
-def _seconds(run, images) -> float:
-    start = time.perf_counter()
-    run(images)
-    return time.perf_counter() - start

@@ -32,7 +32,7 @@ def main(path: Path) -> None:
         model = cf.create_model(variant)
         for name, value in model.state_dict().items():
             value.copy_(torch.from_numpy(tensor(name, tuple(value.shape))))
-        fused = lower(model).with_outputs(["trans_logits", f"{model.config.depth}.tokens"])
+        fused = lower(model, ["trans_logits", f"{model.config.depth}.tokens"])
         with torch.no_grad():
             exact = copy.deepcopy(fused).double()(images.double())
             for precision, dtype in PRECISIONS.items():

@@ -6,55 +6,123 @@ model = cf.create_model("small-p16", weights="pretrained")  # the reference, an 
 fast = cf.compile(model)  # the same outputs, faster
 fast.verify(images)  # how much the two differ
 fast.save("folder")  # and later, or elsewhere: fast = cf.load("folder")
+
+Every name is imported when it is first used: the import of the package alone waits for neither PyTorch nor NumPy.
 """
 
-from .calibration.calibrate import calibrate
-from .checkpoints.create import create_model
-from .checkpoints.weights import convert, load_weights, read_state_dict, save_weights
-from .deploy.build import build
-from .deploy.compile import CompiledConformer, compile
-from .deploy.load import load
-from .errors import (
-    BackendError,
-    BundleError,
-    CheckpointError,
-    DownloadError,
-    EngineError,
-    EngineMismatchError,
-)
-from .evaluation.evaluate import evaluate
-from .inference.quantization import Quantization, load_quantization, save_quantization
-from .model.config import VARIANTS, ConformerConfig
-from .model.reference import Conformer, ConformerFeatures, ConformerOutput
-from .model.shapes import Shapes
-from .version import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "VARIANTS",
-    "BackendError",
-    "BundleError",
-    "CheckpointError",
-    "CompiledConformer",
-    "Conformer",
-    "ConformerConfig",
-    "ConformerFeatures",
-    "ConformerOutput",
-    "DownloadError",
-    "EngineError",
-    "EngineMismatchError",
-    "Quantization",
-    "Shapes",
-    "__version__",
-    "build",
-    "calibrate",
-    "compile",
-    "convert",
-    "create_model",
-    "evaluate",
-    "load",
-    "load_quantization",
-    "load_weights",
-    "read_state_dict",
-    "save_quantization",
-    "save_weights",
-]
+if TYPE_CHECKING:
+    from .calibration.calibrate import calibrate as calibrate
+    from .checkpoints.create import create_model as create_model
+    from .checkpoints.weights import LoadReport as LoadReport
+    from .checkpoints.weights import convert as convert
+    from .checkpoints.weights import load_weights as load_weights
+    from .checkpoints.weights import read_state_dict as read_state_dict
+    from .checkpoints.weights import save_weights as save_weights
+    from .deploy.benchmark import Benchmark as Benchmark
+    from .deploy.benchmark import benchmark as benchmark
+    from .deploy.build import build as build
+    from .deploy.compile import compile as compile
+    from .deploy.export import export as export
+    from .deploy.fast_conformer import FastConformer as FastConformer
+    from .deploy.load import load as load
+    from .deploy.predict import Prediction as Prediction
+    from .deploy.predict import Predictions as Predictions
+    from .deploy.tune import Tuning as Tuning
+    from .deploy.tune import tune as tune
+    from .engines.cuda import GPUMemoryError as GPUMemoryError
+    from .engines.openvino.backend import OpenVINO as OpenVINO
+    from .engines.reference import Reference as Reference
+    from .engines.tensorrt.backend import TensorRT as TensorRT
+    from .engines.triton.backend import Triton as Triton
+    from .errors import BackendError as BackendError
+    from .errors import BundleError as BundleError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import ConformerFastError as ConformerFastError
+    from .errors import DatasetError as DatasetError
+    from .errors import DownloadError as DownloadError
+    from .errors import EngineError as EngineError
+    from .errors import EngineMismatchError as EngineMismatchError
+    from .errors import ImageError as ImageError
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.report import Evaluation as Evaluation
+    from .inference.quantization import Quantization as Quantization
+    from .model.config import VARIANTS as VARIANTS
+    from .model.config import ConformerConfig as ConformerConfig
+    from .model.reference import Conformer as Conformer
+    from .model.reference import ConformerFeatures as ConformerFeatures
+    from .model.reference import ConformerOutput as ConformerOutput
+    from .model.shapes import Shapes as Shapes
+    from .preprocessing.cpu import load_batch as load_batch
+    from .preprocessing.cpu import preprocess as preprocess
+    from .verification.diff import Diff as Diff
+    from .verification.diff import diff as diff
+    from .verification.verify import Report as Report
+    from .version import __version__ as __version__
+
+HOMES = {  # where each name is defined
+    "BackendError": "errors:BackendError",
+    "Benchmark": "deploy.benchmark:Benchmark",
+    "BundleError": "errors:BundleError",
+    "CheckpointError": "errors:CheckpointError",
+    "Conformer": "model.reference:Conformer",
+    "ConformerConfig": "model.config:ConformerConfig",
+    "ConformerFastError": "errors:ConformerFastError",
+    "ConformerFeatures": "model.reference:ConformerFeatures",
+    "ConformerOutput": "model.reference:ConformerOutput",
+    "DatasetError": "errors:DatasetError",
+    "Diff": "verification.diff:Diff",
+    "DownloadError": "errors:DownloadError",
+    "EngineError": "errors:EngineError",
+    "EngineMismatchError": "errors:EngineMismatchError",
+    "Evaluation": "evaluation.report:Evaluation",
+    "FastConformer": "deploy.fast_conformer:FastConformer",
+    "GPUMemoryError": "engines.cuda:GPUMemoryError",
+    "ImageError": "errors:ImageError",
+    "LoadReport": "checkpoints.weights:LoadReport",
+    "OpenVINO": "engines.openvino.backend:OpenVINO",
+    "Prediction": "deploy.predict:Prediction",
+    "Predictions": "deploy.predict:Predictions",
+    "Quantization": "inference.quantization:Quantization",
+    "Reference": "engines.reference:Reference",
+    "Report": "verification.verify:Report",
+    "Shapes": "model.shapes:Shapes",
+    "TensorRT": "engines.tensorrt.backend:TensorRT",
+    "Triton": "engines.triton.backend:Triton",
+    "Tuning": "deploy.tune:Tuning",
+    "VARIANTS": "model.config:VARIANTS",
+    "__version__": "version:__version__",
+    "benchmark": "deploy.benchmark:benchmark",
+    "build": "deploy.build:build",
+    "calibrate": "calibration.calibrate:calibrate",
+    "compile": "deploy.compile:compile",
+    "convert": "checkpoints.weights:convert",
+    "create_model": "checkpoints.create:create_model",
+    "diff": "verification.diff:diff",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "export": "deploy.export:export",
+    "load": "deploy.load:load",
+    "load_batch": "preprocessing.cpu:load_batch",
+    "load_weights": "checkpoints.weights:load_weights",
+    "preprocess": "preprocessing.cpu:preprocess",
+    "read_state_dict": "checkpoints.weights:read_state_dict",
+    "save_weights": "checkpoints.weights:save_weights",
+    "tune": "deploy.tune:tune",
+}
+
+__all__ = list(HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = HOMES[name].partition(":")
+    value = getattr(import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})

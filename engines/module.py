@@ -1,25 +1,26 @@
-"""What compiled and loaded models share: images in, checked and as an engine reads them, and results out."""
+"""An engine as a module: images in, checked and as the engine reads them, and results out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformer_fast.errors import ConformerFastError
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.outputs import rebuild
-from conformer_fast.model.shapes import Pad, check_image_size
+from conformer_fast.model.shapes import Pad, Shapes, check_image_size
 
-from .registry import Settings
+from .base import Engine, Settings
 
-Engine = Callable[[Tensor], tuple[Tensor, ...]]
+INSTEAD = "save it with .save(folder), or save the model it was made from"
 
 
-class FastConformer(nn.Module):
+class EngineModule(nn.Module):
     """images (B, in_channels, H, W) on `device` -> what the original model's own forward returns, in fp32.
 
     Images are floating point and normalized, or uint8: the pixels of RGB pictures, which are then normalized as
@@ -27,13 +28,13 @@ class FastConformer(nn.Module):
 
     Safe to call from several threads. `settings` and `reason` tell how it runs, `config` and `pad` what the model is,
     `outputs` the names of the tensors it returns, in order (see InferenceConformer). It has no parameters and never
-    trains.
+    trains: what of nn.Module would change that raises ConformerFastError, and so does what would record its results as
+    constants.
     """
-
-    _engine: Engine  # set by those who derive from this
 
     def __init__(
         self,
+        engine: Engine,
         settings: Settings,
         reason: str,
         config: ConformerConfig,
@@ -42,9 +43,9 @@ class FastConformer(nn.Module):
         structure: Any,
     ) -> None:
         super().__init__()
+        self._engine, self._structure = engine, structure
         self.settings, self.reason = settings, reason
         self.config, self.pad, self.outputs = config, pad, outputs
-        self._structure = structure
         self.eval()
 
     @property
@@ -52,20 +53,75 @@ class FastConformer(nn.Module):
         """Where its images must be, and its results are."""
         return torch.device(self.settings.device)
 
+    @property
+    def shapes(self) -> tuple[Shapes, ...]:
+        """Of images that it takes; none: any."""
+        return self.settings.backend.shapes
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its values beside `settings`, as JSON values; "weights" is the hash of the reference's."""
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> Any:
-        return rebuild(self._structure, self.run(images))
+        run: Callable[[Tensor], tuple[Tensor, ...]] = self.run
+        if torch.compiler.is_compiling():  # as a decorator, `disable` would import the compiler into every program
+            run = torch.compiler.disable(run)
+        return rebuild(self._structure, run(images))
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:
         """The tensors called `outputs`, outside the structure that `forward` puts them in."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise ConformerFastError(f"an engine is not made of PyTorch's operators, so it cannot be traced; {INSTEAD}")
         return self._engine(self.as_input(images))
 
     def as_input(self, images: Tensor) -> Tensor:
         """The images as an engine reads them, floating point. Raises what `check_images` raises."""
-        check_images(images, self.config, self.pad, self.device)
-        return images if images.is_floating_point() else _normalized(images)
+        return as_input(images, self.config, self.pad, self.device)
 
     def extra_repr(self) -> str:
         return self.reason
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            raise ConformerFastError("a compiled model does not train; train the model it was made from, then compile")
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What .to(), .half(), .cuda() and their like call, also on a module that this is a part of."""
+        here = torch.empty(0, dtype=torch.float32, device=self.device)
+        try:
+            there = fn(here)
+        except (RuntimeError, AssertionError) as error:  # PyTorch's for a device that it does not have
+            raise ConformerFastError(
+                f"a compiled model stays on {self.device}; compile the model it was made from elsewhere ({error})"
+            ) from error
+        if there.dtype != here.dtype:
+            raise ConformerFastError(
+                f"a compiled model stays in {self.settings.precision}, {there.dtype} would change nothing; compile the "
+                f"model it was made from with another precision. Images may be of any floating point type"
+            )
+        if there.device != here.device:
+            raise ConformerFastError(
+                f"a compiled model stays on {self.device}; move the model it was made from to {there.device} and "
+                f"compile it, or give compile(device={str(there.device)!r})"
+            )
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConformerFastError(f"a compiled model has no state dict; {INSTEAD}")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConformerFastError("a compiled model takes no weights; load them into the model, then compile that")
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise ConformerFastError("DataParallel copies weights, a compiled model has none; compile one for each GPU")
+
+
+def as_input(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device) -> Tensor:
+    """The images as an engine on `device` reads them, floating point. Raises what `check_images` raises."""
+    check_images(images, config, pad, device)
+    return images if images.is_floating_point() else _normalized(images)
 
 
 def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device) -> None:

@@ -1,155 +1,128 @@
-"""The backends there are: what each needs, which precisions it has here, and which one "auto" takes."""
+"""The backends there are, by name, and which one runs a model here. Listing them imports none of them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import ClassVar
-
-import torch
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conformer_fast.errors import BackendError
-from conformer_fast.inference.quantization import Quantization
-from conformer_fast.model.precision import DTYPES, FORMATS, PRECISIONS
-from conformer_fast.model.shapes import Shapes
+from conformer_fast.model.names import PRECISIONS
 
-CAPABILITY = (8, 0)  # the oldest GPUs with bfloat16 and asynchronous copies: A100
-CAPABILITY_FP8 = (8, 9)  # the oldest that multiply it
+if TYPE_CHECKING:
+    from conformer_fast.bundles.manifest import Format
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is compiled. ENGINE_FIELDS are those that change the engine itself; `device` takes the images; `tune`
-    measures each new shape's kernels before it runs; `profile` is of TensorRT's engines alone, `quantization` of 8-bit
-    precisions."""
-
-    backend: str
-    precision: str
-    threads: int | None = None
-    device: str = "cpu"
-    tune: bool = False
-    profile: Shapes | None = None
-    quantization: Quantization | None = None
-
-    ENGINE_FIELDS: ClassVar = ("backend", "precision")
-
-    def engine_fields(self) -> dict[str, str]:
-        return {name: getattr(self, name) for name in self.ENGINE_FIELDS}
-
-
-@dataclass(frozen=True)
-class Backend:
-    """missing() says why the backend cannot run here, or None; precisions() the ones it has here, the fastest last, and
-    in_8_bits() those that need a calibration and so are only had when asked for; device() where it would run; "auto"
-    leaves out what is asked_only."""
-
-    hardware: str
-    missing: Callable[[], str | None]
-    precisions: Callable[[], tuple[str, ...]]
-    in_8_bits: Callable[[], tuple[str, ...]] = lambda: ()
-    device: Callable[[], str] = lambda: "cpu"
-    asked_only: bool = False
-
-
-def _triton_missing() -> str | None:
-    if not torch.cuda.is_available() or torch.version.hip:
-        return "no CUDA device"
-    if find_spec("triton") is None:
-        return 'triton not installed: pip install "conformer-fast[triton]"'
-    if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on"):
-        return "TRITON_INTERPRET makes Triton run its kernels on the CPU; unset it"
-    capability = torch.cuda.get_device_capability()
-    if capability < CAPABILITY:
-        return "the GPU has compute capability {}.{}, the kernels need {}.{}".format(*capability, *CAPABILITY)
-    return None
-
-
-def _tensorrt_missing() -> str | None:
-    if not torch.cuda.is_available() or torch.version.hip:
-        return "no CUDA device"
-    if not any(map(find_spec, ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"))):
-        return 'TensorRT not installed: pip install "conformer-fast[tensorrt]"'
-    if find_spec("onnx") is None:
-        return 'onnx not installed: pip install "conformer-fast[tensorrt]"'
-    return None
-
-
-def _cuda_device() -> str:
-    return f"cuda:{torch.cuda.current_device()}"
-
-
-def _cuda_in_8_bits() -> tuple[str, ...]:
-    return tuple(FORMATS) if torch.cuda.get_device_capability() >= CAPABILITY_FP8 else ("int8",)
-
-
-def _openvino_missing() -> str | None:
-    absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]
-    if absent:
-        return f'{" and ".join(absent)} not installed: pip install "conformer-fast[cpu]"'
-    return None
-
-
-def _openvino_precisions() -> tuple[str, ...]:
-    from .openvino.engine import native_precisions
-
-    return native_precisions()
-
+    from .base import Backend
 
 # In the order in which "auto" prefers them.
 BACKENDS = {
-    "triton": Backend("GPU", _triton_missing, lambda: tuple(DTYPES), _cuda_in_8_bits, _cuda_device),
-    # It takes the shapes of one profile only, and long to build.
-    "tensorrt": Backend(
-        "GPU", _tensorrt_missing, lambda: tuple(DTYPES), _cuda_in_8_bits, _cuda_device, asked_only=True
-    ),
-    "openvino": Backend("CPU", _openvino_missing, _openvino_precisions, lambda: ("int8",)),
-    "reference": Backend("any", lambda: None, lambda: ("fp32",)),
+    "triton": "conformer_fast.engines.triton.backend:Triton",
+    "tensorrt": "conformer_fast.engines.tensorrt.backend:TensorRT",
+    "openvino": "conformer_fast.engines.openvino.backend:OpenVINO",
+    "reference": "conformer_fast.engines.reference:Reference",
 }
+TUNED = "triton"  # whose kernels `tune` measures
+AHEAD = "tensorrt"  # what `build` builds engines with, for other machines too
 
 
-def choose(backend: str = "auto", precision: str = "auto", threads: int | None = None) -> tuple[Settings, str]:
-    """The settings for this machine and a one-line reason for them.
+class Choice(NamedTuple):
+    """A backend, the precision it runs in, and why these, in one line."""
 
-    Raises ValueError for an unknown name, BackendError when the backend is not installed or the hardware lacks the
-    precision.
+    backend: Backend
+    precision: str
+    reason: str
+
+
+def make(name: str, options: Mapping[str, Any] | None = None) -> Backend:
+    """The backend called `name` with these options.
+
+    Raises ValueError for an unknown name, BackendError for an option that it does not have.
     """
-    _check_name("backend", backend, ("auto", *BACKENDS))
-    _check_name("precision", precision, ("auto", *PRECISIONS))
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads must be a whole number, at least 1, got {threads!r}")
+    check_name("backend", name, BACKENDS)
+    backend: type[Any] = pkgutil.resolve_name(BACKENDS[name])
+    known = [field.name for field in fields(backend)]
+    unknown = sorted(set(options or {}) - set(known))
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise BackendError(f"backend {name!r} has no option {', '.join(unknown)}; {has}")
+    return backend(**(options or {}))
+
+
+def format_of(name: str) -> Format:
+    """Of the bundles of a backend. Raises ValueError for a name that no backend with bundles has."""
+    form = getattr(make(name), "format", None)
+    if form is None:
+        raise ValueError(f"backend {name!r} has no bundles")
+    return form
+
+
+def with_bundles() -> list[str]:
+    """The backends whose engines can be saved."""
+    return [name for name in BACKENDS if hasattr(make(name), "format")]
+
+
+def choose(
+    backend: str | Backend = "auto",
+    precision: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    device_type: str | None = None,
+) -> Choice:
+    """What runs here: the backend asked for, or for "auto" the first that can.
+
+    options:     of the backend's class, for one that is given by name
+    device_type: "cpu" or "cuda": where it is to run; None: anywhere
+
+    Raises ValueError for an unknown name, BackendError when the backend cannot run here or there, has no such option
+    or the hardware lacks the precision.
+    """
+    check_name("precision", precision, ("auto", *PRECISIONS))
+    if isinstance(getattr(backend, "name", None), str):  # an instance: no string has a name
+        if options:
+            raise BackendError(
+                f"the options {', '.join(options)} belong to the backend's class: {type(backend).__name__}(...)"
+            )
+        return _chosen(backend, precision, device_type, [])
+    check_name("backend", backend, ("auto", *BACKENDS))
+    if backend != "auto":
+        return _chosen(make(backend, options), precision, device_type, [])
     passed_over: list[str] = []
-    for name, candidate in BACKENDS.items():
-        if backend != name and (backend != "auto" or candidate.asked_only):
+    for name in BACKENDS:
+        candidate = make(name)
+        if candidate.asked_only:
             continue
-        missing = candidate.missing()
-        if missing is None:
-            taken, why = _precision(name, candidate, precision)
-            reason = f"{name} {taken}: {why}"
-            return Settings(name, taken, threads, candidate.device()), "; ".join([reason, *passed_over])
-        if backend == name:
-            others = [other for other, known in BACKENDS.items() if known.missing() is None]
-            raise BackendError(f"backend {name!r} cannot run here: {missing}; here there is {', '.join(others)}")
-        passed_over.append(f"no {name} ({missing})")
-    raise AssertionError("the reference backend is never missing")
+        why = _unusable(candidate, device_type)
+        if why is None:
+            return _chosen(make(name, options), precision, device_type, passed_over)
+        passed_over.append(f"no {name} ({why})")
+    raise BackendError(f"nothing runs on {device_type!r} here: {'; '.join(passed_over)}")
 
 
-def _precision(name: str, backend: Backend, precision: str) -> tuple[str, str]:
-    native = backend.precisions()
-    if precision == "auto":
-        why = f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
-        return native[-1], why
-    if precision in native:
-        return precision, "as asked"
-    available = (*native, *backend.in_8_bits())
-    if precision not in available:
-        raise BackendError(
-            f"precision {precision!r} is not available on backend {name!r} here; choose from {', '.join(available)}"
-        )
-    return precision, "as asked"
-
-
-def _check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
+def check_name(kind: str, name: str, known: Any) -> None:
+    """Raises ValueError, with the names there are, unless `name` is one of them."""
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+
+
+def _chosen(backend: Backend, precision: str, device_type: str | None, passed_over: list[str]) -> Choice:
+    why = _unusable(backend, device_type)
+    if why:
+        others = [name for name in BACKENDS if _unusable(make(name), device_type) is None]
+        raise BackendError(f"backend {backend.name!r} cannot run here: {why}; here there is {', '.join(others)}")
+    native, calibrated = backend.precisions()
+    reason = "as asked"
+    if precision == "auto":
+        precision = native[-1]
+        reason = f"the fastest precision of the {backend.hardware}" if len(native) > 1 else "its precision here"
+    elif precision not in (*native, *calibrated):
+        raise BackendError(
+            f"precision {precision!r} is not available on backend {backend.name!r} here; choose from "
+            f"{', '.join((*native, *calibrated))}"
+        )
+    return Choice(backend, precision, "; ".join([f"{backend.name} {precision}: {reason}", *passed_over]))
+
+
+def _unusable(backend: Backend, device_type: str | None) -> str | None:
+    if device_type not in (None, backend.device_type):
+        return f"it runs on {backend.device_type}, not on {device_type}"
+    return backend.missing()

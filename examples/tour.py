@@ -16,10 +16,12 @@ from PIL import Image
 import conformer_fast as cf
 from conformer_fast.cli import main as main_module
 from conformer_fast.datasets.digits import load_digits_split
-from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.registry import BACKENDS, make
 from conformer_fast.model.class_names import labels_for
 from conformer_fast.model.distance import relative_error
 from conformer_fast.preprocessing.cpu import load_batch
+from conformer_fast.tables import Column, Table
+from conformer_fast.verification.timing import time_in_turn
 
 PHOTO_MODEL = "small-p16"
 
@@ -45,22 +47,26 @@ def main() -> None:
 def show_accuracy() -> cf.Conformer:
     split = load_digits_split()
     model = cf.create_model("digits", weights="packaged")
-    print(f"{'backend':<10} {'precision':<10}{'correct':>12}{'accuracy':>10}{'ms/image':>10}")
+    count = len(split.test_labels)
+    table = Table(
+        Column("backend", width=9),
+        Column("precision"),
+        Column(f"correct of {count}", "d"),
+        Column("accuracy", ".2%"),
+        Column("ms/image", ".2f"),
+    )
+    print(table.head)
     for backend in BACKENDS:
-        missing = BACKENDS[backend].missing()
+        missing = make(backend).missing()
         if missing:
-            print(f"{backend:<10} {missing}")
+            print(table.line(backend, missing, "", "", ""))
             continue
-        for precision in BACKENDS[backend].precisions():
+        for precision in make(backend).precisions().native:
             fast = cf.compile(model, backend=backend, precision=precision)
             images = split.test_images.to(fast.device)
-            fast(images)  # builds the engine
-            start = time.perf_counter()
             correct = int((fast(images).logits.argmax(-1).cpu() == split.test_labels).sum())
-            seconds = time.perf_counter() - start
-            count = len(split.test_labels)
-            figures = f"{correct:>5} of {count}{correct / count:>10.2%}{seconds / count * 1e3:>10.2f}"
-            print(f"{backend:<10} {precision:<10}{figures}")
+            seconds = time_in_turn({backend: fast}, images, rounds=1)[backend].median
+            print(table.line(backend, precision, correct, correct / count, seconds / count * 1e3))
     return model
 
 
@@ -80,10 +86,12 @@ def show_predictions() -> None:
         images = load_batch(paths)
     with torch.inference_mode():
         expected, result = model(images).logits, fast(images.to(fast.device)).logits.cpu()
-    print(f"{'photograph':<12}{'reference says':<20}{'compiled says':<20}{'error of the scores':>20}")
-    for path, true, ours in zip(paths, expected, result, strict=True):
-        reference, compiled = labels[true.argmax()], labels[ours.argmax()]
-        print(f"{path.stem:<12}{reference:<20}{compiled:<20}{relative_error(ours, true):>20.2%}")
+    words = map(Column, ("photograph", "reference says", "compiled says"))
+    rows = (
+        (path.stem, labels[true.argmax()], labels[ours.argmax()], relative_error(ours, true))
+        for path, true, ours in zip(paths, expected, result, strict=True)
+    )
+    print("\n".join(Table(*words, Column("error of the scores", ".2%")).lines(rows)))
 
 
 def write_photographs(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from conformer_fast.checkpoints.create import create_model
 from conformer_fast.datasets.digits import load_digits_split
+from conformer_fast.model.distance import top1_agreement
 from conformer_fast.model.reference import Conformer
 
 BATCH = 64
@@ -100,7 +101,7 @@ def evaluate(model: Conformer, images: Tensor, labels: Tensor) -> dict[str, floa
     """Share of right answers of the CNN head, the transformer head and their sum."""
     output = model(images)
     scores = {"conv": output.conv_logits, "trans": output.trans_logits, "sum": output.logits}
-    return {name: (score.argmax(1) == labels).double().mean().item() for name, score in scores.items()}
+    return {name: top1_agreement(score, labels) for name, score in scores.items()}
 
 
 def save(model: Conformer, path: Path, metadata: dict[str, float]) -> None:

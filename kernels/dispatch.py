@@ -140,11 +140,16 @@ def read_table(file: Path) -> dict[str, Choice]:
 
     Raises ValueError, naming the file and the entry, for anything else.
     """
+    return choices_in(file.read_bytes(), str(file))
+
+
+def choices_in(content: bytes, where: str) -> dict[str, Choice]:
+    """The choices in a table's content, as `read_table` says. Raises ValueError, naming `where`, for anything else."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["choices"].items()
+        entries = json.loads(content)["choices"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no table of tuned choices: {type(error).__name__}: {error}") from error
-    return {problem: choice_of(entry, f"{file}: {problem!r}") for problem, entry in entries}
+        raise ValueError(f"{where} is no table of tuned choices: {type(error).__name__}: {error}") from error
+    return {problem: choice_of(entry, f"{where}: {problem!r}") for problem, entry in entries}
 
 
 def choice_of(entry: Any, where: str) -> Choice:

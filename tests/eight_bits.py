@@ -1,10 +1,15 @@
-"""Calls of operations in 8 bits."""
+"""Calls of operations in 8 bits, and ranges for networks in 8 bits."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
+
+from conformer_fast.calibration.observer import Observer
+from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model import functional as CF
 
@@ -23,3 +28,19 @@ def in_8_bits(operation: str, arguments: list[Any], quantization: Quantization) 
     if call.arguments.get("residual") is not None and "addend_scale" in call.arguments:
         call.arguments["addend_scale"] = quantization.scale("addend", weight.dtype).to(weight.device)
     return list(call.arguments.values())
+
+
+def largest_inputs(model: InferenceConformer, batches: Iterable[Tensor]) -> dict[str, float]:
+    """The largest magnitude that each product reads, and that bottlenecks add: ranges that clip nothing, in any format.
+
+    model: in fp32, on the device of the images
+    """
+    largest: dict[str, float] = {}
+    observer = Observer(model)
+
+    def see(name: str, value: Tensor) -> None:
+        largest[name] = max(largest.get(name, 0.0), value.abs().amax().item())
+
+    for images in batches:
+        observer.observe(images, see)
+    return largest

@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,8 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conformer_fast.engines.registry import BACKENDS
 from conformer_fast.engines.triton import graphs as graphs_module
+from conformer_fast.engines.triton.backend import Triton
 
 DEVICE = torch.device("cpu")  # where the pretended GPU is
 FREE, TOTAL = 1_000_000, 80_000_000  # bytes of its memory
@@ -247,13 +247,14 @@ def fake_cuda() -> Iterator[FakeCUDA]:
         "synchronize": cuda.wait_on_the_host,
         "empty_cache": lambda: None,
         "mem_get_info": lambda device: (FREE, TOTAL),
+        "get_device_capability": lambda: (8, 9),
     }
-    triton = replace(BACKENDS["triton"], missing=lambda: None, device=lambda: str(DEVICE))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in pretended.items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)  # torch.cuda.graph calls it
-        patch.setitem(BACKENDS, "triton", triton)
+        patch.setattr(Triton, "missing", lambda self: None)
+        patch.setattr(Triton, "device", lambda self: str(DEVICE))
         patch.setattr(graphs_module, "_devices", {})
         yield cuda
         for device in graphs_module._devices.values():

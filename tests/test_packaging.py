@@ -177,7 +177,7 @@ def test_a_prediction_from_an_empty_environment(built, tmp_path):
     command = tmp_path / "empty" / "bin" / "conformer-fast"
     for backend in ("reference", "openvino"):
         printed = run(command, "predict", "four.png", "--model", "digits", "--backend", backend, "--json", cwd=tmp_path)
-        assert json.loads(printed)["images"][0]["top"][0]["label"] == "4"
+        assert json.loads(printed)["result"]["pictures"][0]["top"][0]["label"] == "4"
     assert str(tmp_path) in run(python, "-c", "import conformer_fast; print(conformer_fast.__file__)", cwd=tmp_path)
 
 

@@ -1,59 +1,77 @@
-"""`import conformer_fast` is cheap and safe anywhere, and imports inside the package point one way."""
+"""The rooms: who may import whom, what the import of the package costs, and that only a backend knows its name."""
 
 import ast
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from functools import cache
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import conformer_fast
+from conformer_fast.engines.registry import BACKENDS
 
 PACKAGE = "conformer_fast"
 EXTENSION = f"{PACKAGE}._C"  # of csrc/, which imports nothing
 ROOT = Path(__file__).parents[1]
-FOLDERS = {PACKAGE: ROOT / PACKAGE, f"{PACKAGE}.engines": ROOT / "engines", f"{PACKAGE}.kernels": ROOT / "kernels"}
+FOLDERS = {"": ROOT / PACKAGE, "engines": ROOT / "engines", "kernels": ROOT / "kernels"}
 
-# From the top down. A module imports from lower rows and from its own, never from a higher one, and never in a circle.
-LAYERS = [
+# From the top down. A room imports rooms of lower floors only, also where an import stands inside a function.
+FLOORS = [
     {"cli"},
-    {"cli_calibrate", "cli_diff", "cli_engines", "cli_evaluate", "cli_model"},
-    {"diff", "evaluation", "heatmap", "runners"},
-    {"builder", "bundle", "compiler", "inference_server", "tuning", "verify"},
-    {"fast", "manifest"},
-    {"backends", "calibration", "cuda_graph", "smoothquant", "gate", "observer", "outputs", "source", "engines.*"},
-    {"fuse"},
-    {"datasets", "evaluation_report", "preprocess_gpu", "labeled", "published", "shards", "tally"},
-    {"ops", "histograms", "quantization", "quantization_file"}
-    | {"model", "weights", "dialects", "download", "labels", "digits", "digit_pairs"},
-    {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing", "kernels.*"},
+    {"deploy"},
+    {"verification", "evaluation"},
+    {"calibration"},
+    {"engines", "datasets"},
+    {"checkpoints", "inference", "preprocessing", "bundles"},
+    {"model", "storage", "kernels"},
+    {"errors", "version", "tables"},
 ]
-LEAVES = {"functional", "config", "files", "paths", "preprocess", "profile", "streams", "timing"}  # import none of it
-OPTIONAL = {"triton", "tensorrt", "tensorrt_rtx", "openvino", "onnx", "onnxruntime", "sklearn", "skimage", "pybind11"}
-OPTIONAL |= {"pyarrow"}
-LEAN = {"torch", "numpy", "safetensors", "filelock", "platformdirs", "tqdm"}  # what the import may cost beside Python
+KERNELS = {"inference.ops", "preprocessing.gpu"}  # what reaches them beside engines/triton
+OPTIONAL = {  # package: where it is imported
+    "triton": ("engines.triton", "kernels", "preprocessing.gpu"),
+    "tensorrt": ("engines.tensorrt",),
+    "tensorrt_rtx": ("engines.tensorrt",),
+    "openvino": ("engines.openvino",),
+    "onnx": ("engines.onnx",),
+    "onnxruntime": ("engines.onnx",),
+    "pyarrow": ("datasets.archives",),
+    "matplotlib": ("verification.heatmap",),
+    "sklearn": ("datasets.digits",),
+    "skimage": (),
+    "pybind11": (),
+}
+LEAN = {"torch", "numpy", "safetensors", "filelock", "platformdirs", "tqdm"}  # what a use may cost beside Python
 
 
-def layer(module: str) -> int:
-    name = module.partition(".")[0] + ".*" if "." in module else module
-    rows = [row for row, modules in enumerate(LAYERS) if name in modules]
-    assert rows, f"{module} has no row in LAYERS of {Path(__file__).name}; give it one"
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def floor(module: str) -> int:
+    rows = [row for row, rooms in enumerate(FLOORS) if room(module) in rooms]
+    assert rows, f"{module} is in no room of FLOORS in {Path(__file__).name}; give its room a floor"
     return rows[0]
 
 
 @cache
 def sources() -> dict[str, ast.Module]:
-    """Every module of the package by its name inside it, except the packages' own __init__."""
+    """Every module of the package by its name inside it; a package's own __init__ by the package's name."""
     found = {}
-    for package, folder in FOLDERS.items():
-        prefix = package.removeprefix(PACKAGE).removeprefix(".")
-        for file in sorted(folder.glob("*.py")):
-            if file.stem != "__init__":
-                found[f"{prefix}.{file.stem}".removeprefix(".")] = ast.parse(file.read_text(encoding="utf-8"))
+    for prefix, folder in FOLDERS.items():
+        for file in sorted(folder.rglob("*.py")):
+            parts = [prefix, *file.relative_to(folder).with_suffix("").parts]
+            name = ".".join(part for part in parts if part and part != "__init__")
+            if name:
+                found[name] = ast.parse(file.read_text(encoding="utf-8"))
     return found
+
+
+def is_package(name: str) -> bool:
+    return any(other.startswith(f"{name}.") for other in sources())
 
 
 def imported(name: str, *, when_run: bool = True) -> set[str]:
@@ -62,7 +80,7 @@ def imported(name: str, *, when_run: bool = True) -> set[str]:
     when_run=False leaves out those inside functions, which are imported when they are called.
     """
     found = set()
-    package = f"{PACKAGE}.{name}".rpartition(".")[0]
+    package = f"{PACKAGE}.{name}" if is_package(name) else f"{PACKAGE}.{name}".rpartition(".")[0]
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -97,50 +115,48 @@ def of_the_package(names: set[str]) -> set[str]:
 
 
 def test_the_walk_sees_what_is_there():
-    assert {"cli", "model", "fuse", "engines.export"} <= sources().keys()
-    assert {"functional", "config", "weights"} <= of_the_package(imported("model"))
-    assert "weights" not in of_the_package(imported("model", when_run=False))
-    assert "fuse" in of_the_package(imported("engines.export"))
-    assert "engines.cache" in of_the_package(imported("engines.openvino"))
-    assert "compiler" not in of_the_package(imported("verify"))  # for type checkers only
-    assert "ops" in of_the_package(imported("fuse"))  # from . import ops
-    assert "cuda_graph" in of_the_package(imported("compiler"))
+    assert {"cli.main", "model.reference", "inference.lower", "engines.onnx.export", "errors"} <= sources().keys()
+    assert {"model.functional", "model.config"} <= of_the_package(imported("model.reference"))
+    assert "engines.onnx.export" not in of_the_package(imported("engines.onnx.graph", when_run=False))
+    assert "engines.onnx.export" in of_the_package(imported("engines.onnx.graph"))
+    assert "inference.network" in of_the_package(imported("engines.onnx.export"))
+    assert "engines.cache" in of_the_package(imported("engines.openvino.engine"))
+    assert "engines.base" not in of_the_package(imported("engines.registry", when_run=False))  # for type checkers only
+    assert "inference.ops" in of_the_package(imported("inference.network"))  # from . import ops
 
 
 @pytest.mark.parametrize("name", sources())
 def test_imports_point_down(name):
-    upward = {other for other in of_the_package(imported(name)) - {""} if layer(other) < layer(name)}
-    assert not upward
+    upward = {
+        other
+        for other in of_the_package(imported(name)) - {""}
+        if room(other) != room(name) and floor(other) <= floor(name)
+    }
+    assert not upward, f"{name}, on floor {len(FLOORS) - floor(name)}, imports {', '.join(sorted(upward))}"
 
 
-def test_imports_form_no_circle():
-    graph = {name: of_the_package(imported(name)) - {""} for name in sources()}
-    TopologicalSorter(graph).prepare()  # raises CycleError
+@pytest.mark.parametrize("within", sorted(set.union(*FLOORS)))
+def test_files_of_a_room_form_no_circle(within):
+    names = [name for name in sources() if room(name) == within]
+    assert names, f"there is no room {within}"
+    graph = {name: {other for other in of_the_package(imported(name)) if other in names} for name in names}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES))
-def test_leaves_import_nothing_of_the_package(name):
-    assert not of_the_package(imported(name))
-
-
-def test_nothing_imports_the_command_line():
-    assert [name for name in sources() if "cli" in of_the_package(imported(name))] == []
-
-
-def test_modules_take_only_the_version_from_the_package_itself():
+def test_modules_take_nothing_from_the_package_itself():
+    """Its face is for users, of which the command line is one."""
     exported = {f"{PACKAGE}.{name}" for name in conformer_fast.__all__}
     for name in sources():
-        assert not imported(name) & {PACKAGE, *exported}, name
+        assert name.startswith("cli") or not imported(name) & {PACKAGE, *exported}, name
 
 
-def test_only_operators_tuning_comparison_and_images_reach_the_kernels():
+def test_few_reach_the_kernels():
     reaching = {name for name in sources() if any(".kernels" in other for other in imported(name))}
-    assert {name for name in reaching if not name.startswith("kernels.")} <= {
-        "ops",
-        "preprocess_gpu",
-        "runners",
-        "tuning",
-    }
+    others = {name for name in reaching if not name.startswith(("kernels", "engines.triton."))}
+    assert others == KERNELS
 
 
 def test_kernels_import_torch_and_triton_only():
@@ -151,10 +167,31 @@ def test_kernels_import_torch_and_triton_only():
 
 
 @pytest.mark.parametrize("name", sources())
-def test_optional_packages_are_imported_where_they_are_used(name):
-    roots = {other.partition(".")[0] for other in imported(name, when_run=False)}
-    allowed = OPTIONAL if name.startswith(("engines.", "kernels.")) else set()
-    assert roots & OPTIONAL <= allowed
+def test_optional_packages_are_imported_in_their_own_rooms(name):
+    """And at the beginning of a module only where that is nothing but the package's user."""
+    for package in {other.partition(".")[0] for other in imported(name)} & OPTIONAL.keys():
+        assert name.startswith(OPTIONAL[package]), f"{name} imports {package}"
+    early = {other.partition(".")[0] for other in imported(name, when_run=False)} & OPTIONAL.keys()
+    assert not early or name.startswith(("engines.", "kernels.")), f"{name} imports {early} at its beginning"
+
+
+def named(tree: ast.Module) -> set[str]:
+    """The backends that a module names as a value, outside docstrings."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    backends = BACKENDS.keys() - {"reference"}  # that is also what every engine is compared with
+    return backends & {node.value for node in constants if isinstance(node.value, str)}
+
+
+def test_only_backends_and_the_registry_know_their_names():
+    users = defaultdict(set)
+    for name, tree in sources().items():
+        for backend in named(tree):
+            if not name.startswith((f"engines.{backend}", "engines.registry")):
+                users[name].add(backend)
+    packages = users.pop("cli.info")  # whose versions it prints
+    assert packages == {"triton", "openvino", "tensorrt"}
+    assert users == {}
 
 
 def run(code: str) -> str:
@@ -221,7 +258,7 @@ def test_import_changes_nothing_global():
 def test_import_needs_none_of_the_optional_packages():
     code = f"""
 import sys
-sys.modules.update(dict.fromkeys({sorted(OPTIONAL | {"PIL"})}))  # None: importing it raises ImportError
+sys.modules.update(dict.fromkeys({sorted({*OPTIONAL, "PIL"})}))  # None: importing it raises ImportError
 import conformer_fast as cf, torch
 model = cf.create_model("digits").eval()
 out = cf.compile(model, backend="reference")(torch.zeros(1, 3, 64, 64))

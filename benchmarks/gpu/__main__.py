@@ -63,7 +63,7 @@ def _stop(number: int, _: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    described = "\n".join(f"  {name:<10} {step.about}" for name, step in steps.STEPS.items())
+    described = "\n".join(tables.WORDS.lines((f"  {name}", step.about) for name, step in steps.STEPS.items()))
     parser = argparse.ArgumentParser(
         "benchmarks.gpu",
         description=f"{__doc__.partition(chr(10))[0]}\n\n{described}",

@@ -51,7 +51,7 @@ def measure(places: list[Place], tables: str) -> Iterator[dict[str, Any]]:
                 if isinstance(value, torch.Tensor) and roofline.is_weight(name)
             }
             found.append(tuning.measured(call, timer, weights))
-        replace_file(file, tuning.with_added(file, gpu, found))
+        replace_file(file, tuning.with_added(file.read_bytes() if file.exists() else None, gpu, found))
         yield {"file": str(file), "problems": [tuned.facts for tuned in found]}
 
 

@@ -1,4 +1,7 @@
-"""Time on the GPU, by CUDA events."""
+"""Time on the GPU, by CUDA events: how long it works on a call while others wait behind it.
+
+How long a caller waits for one call, on any device, is what conformer_fast/verification/timing.py measures.
+"""
 
 from __future__ import annotations
 

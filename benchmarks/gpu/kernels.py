@@ -74,7 +74,7 @@ def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
     """As in the network: weights come from memory, since all others were read in between, and activations from the L2
     cache as far as they fit, since the operation before has just written them. PyTorch's row is the same call by
     functional.py."""
-    launches = _launches(operation)
+    launches = launches_of(operation)
     with dispatch.calls() as made:
         launches[0]()
     seconds, pytorch = clock.of_graph(launches), clock.of_graph([partial(_by_pytorch, launch) for launch in launches])
@@ -99,7 +99,7 @@ def _by_pytorch(launch: Callable[[], Any]) -> Any:
         return launch()
 
 
-def _launches(operation: Operation) -> list[Callable[[], Any]]:
+def launches_of(operation: Operation) -> list[Callable[[], Any]]:
     """The operation on the same activations and, each time, other weights, together twice as large as the L2 cache."""
     weights = {name: value for name, value in operation.arguments.items() if roofline.is_weight(name)}
     cache = torch.cuda.get_device_properties().L2_cache_size

@@ -69,9 +69,9 @@ def _quantized(precision: str) -> Implementation:
     def build(model: cf.Conformer) -> Callable[[Tensor], cf.ConformerOutput]:
         noise = torch.randn(CALIBRATION_IMAGES, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
         calibration = cf.calibrate(lower(model), [noise], precision=precision)  # on the GPU, as `model` is
-        return cf.compile(model, backend="triton", precision=precision, calibration=calibration)
+        return cf.compile(model, backend="triton", precision=precision, quantization=calibration)
 
-    how = f'conformer_fast.compile(model, backend="triton", precision="{precision}", calibration=of noise)'
+    how = f'conformer_fast.compile(model, backend="triton", precision="{precision}", quantization=of noise)'
     return Implementation(how, torch.contiguous_format, build, precision)
 
 

@@ -99,14 +99,14 @@ def network(config: str | ConformerConfig, batch: int, precision: str = "fp16") 
 
     precision: "fp16" or "fp32"; "int8" and "fp8" are of all products that can be, within fp16
     """
-    made = _made(config, batch, precision)
+    made = in_order(config, batch, precision)
     counts = Counter(operation.problem for operation in made)
     different = {operation.problem: operation for operation in made}
     return [replace(operation, count=counts[problem]) for problem, operation in different.items()]
 
 
 @cache
-def _made(config: str | ConformerConfig, batch: int, precision: str) -> tuple[Operation, ...]:
+def in_order(config: str | ConformerConfig, batch: int, precision: str) -> tuple[Operation, ...]:
     """The operations in the order in which they are called, one by one."""
     stored, rest = (None, precision) if precision in DTYPES else (precision, "fp16")
     made = recorded_calls(get_config(config), batch, DTYPES[rest], stored=stored)
@@ -167,7 +167,7 @@ class Floors:
 
 def floors(config: str | ConformerConfig, batch: int, precision: str, ceilings: Ceilings) -> Floors:
     """The network's floor and those that could be had in its place."""
-    made = _made(config, batch, precision)
+    made = in_order(config, batch, precision)
     times = [operation.floor(ceilings) for operation in made]
     gaps = (ceilings.gap, ceilings.dependent_gap)
     launch, dependent = (None if gap is None else sum(max(time, gap) for time in times) for gap in gaps)

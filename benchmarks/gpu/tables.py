@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Sequence
 from typing import Any
 
 from .session import PEERS
 from .steps import QUANTIZED
+from .tree import ROOT
+
+_PRINTER = runpy.run_path(str(ROOT / "conformer_fast" / "tables.py"))  # nothing of ours is installed in this process
+Column, Table = _PRINTER["Column"], _PRINTER["Table"]
+POINTS = Table(
+    Column("milliseconds"),
+    *(Column(name, ".3f") for name in ("eager", "compile", "autotune", "ours")),
+    *(Column(f"x {name}", ".2f") for name in ("eager", "compile", "autotune")),
+    Column("images/s", ".0f"),
+    *(Column(name, ".0%") for name in ("of floor", "of fused")),
+    Column("error", ".0e"),
+    *(Column(precision, ".3f") for precision in QUANTIZED.values()),
+)
+KERNELS = (
+    Column("n", "d"),
+    Column("us", ".1f"),
+    Column("pytorch", ">"),
+    Column("floor", ".1f"),
+    Column("lost ms", ".3f"),
+    Column("share", ".1%"),
+    Column("GB/s", ".0f"),
+    Column("TFLOP/s", ".1f"),
+    Column(),
+)
+WORDS = Table(Column(), Column())
 
 
 def points_table(entry: dict[str, Any]) -> list[str]:
@@ -16,36 +42,36 @@ def points_table(entry: dict[str, Any]) -> list[str]:
     *: than the version of ours that was measured in turn with that peer, which is another one.
     """
     rows = {(row["implementation"], row["variant"], row["batch"]): row for row in entry["points"]}
-    names = ("eager", "compile", "autotune")
-    head = "".join(f"{name:>9}" for name in (*names, "ours")) + "".join(f"{f'x {name}':>11}" for name in names)
-    head += f"{'images/s':>9}{'of floor':>9}{'of fused':>9}{'error':>8}"
-    if not rows:
-        return []
-    lines = [f"{'milliseconds':<15}{head}" + "".join(f"{precision:>8}" for precision in QUANTIZED.values())]
-    for variant, batch in sorted({key[1:] for key in rows}):
+
+    def line(variant: str, batch: int) -> list[object]:
         own = rows.get(("ours", variant, batch))
-        found = [rows.get((peer, variant, batch)) for peer in PEERS]
-        times = "".join(f"{number(row, 'ms', '.3f'):>9}" for row in (*found, own))
-        gains = "".join(f"{number(row, 'ours_speedup', '.2f') + older(row, own):>11}" for row in found)
-        rate = f"{number(own, 'images_per_second', '.0f'):>9}{number(own, 'share_of_floor', '.0%'):>9}"
-        rate += f"{number(own, 'share_of_fused_floor', '.0%'):>9}{number(own, 'error', '.0e'):>8}"
-        stored = "".join(f"{number(rows.get((name, variant, batch)), 'ms', '.3f'):>8}" for name in QUANTIZED)
-        lines.append(f"{f'{variant} B{batch}':<15}{times}{gains}{rate}{stored}")
-    return lines
+        beside = [rows.get((peer, variant, batch)) for peer in PEERS]
+        stored = [rows.get((name, variant, batch)) for name in QUANTIZED]
+        own_figures = ("images_per_second", "share_of_floor", "share_of_fused_floor", "error")
+        return [
+            f"{variant} B{batch}",
+            *(figure(row, "ms") for row in (*beside, own)),
+            *(gain(row, own) for row in beside),
+            *(figure(own, name) for name in own_figures),
+            *(figure(row, "ms") for row in stored),
+        ]
+
+    return POINTS.lines(line(*place) for place in sorted({key[1:] for key in rows})) if rows else []
 
 
-def number(row: dict[str, Any] | None, name: str, form: str) -> str:
+def figure(row: dict[str, Any] | None, name: str) -> float | str | None:
     """A figure of a row, or why there is none."""
-    if row is None:
-        return "-"
-    if "failed" in row:
+    if row is not None and "failed" in row:
         return "cut" if row.get("cut") else "fails"
-    return "-" if row.get(name) is None else format(row[name], form)
+    return None if row is None else row.get(name)
 
 
-def older(row: dict[str, Any] | None, own: dict[str, Any] | None) -> str:
-    """A star where a peer was measured in turn with another version of ours."""
-    return "*" if row and own and "ours_speedup" in row and row["source"] != own["source"] else ""
+def gain(row: dict[str, Any] | None, own: dict[str, Any] | None) -> float | str | None:
+    """How many times faster ours was than a peer; with a star where that was measured with another version of ours."""
+    found = figure(row, "ours_speedup")
+    if row and own and "ours_speedup" in row and row["source"] != own["source"]:
+        return f"{found:.2f}*"
+    return found
 
 
 def kernels_table(row: dict[str, Any], most: int | None = None) -> list[str]:
@@ -55,25 +81,27 @@ def kernels_table(row: dict[str, Any], most: int | None = None) -> list[str]:
     if "operations" not in row:
         return [f"{title}: {row['failed']}"]
     title += f", {row['sum_ms']:.3f} ms" + (f", {row['failed']}" if "failed" in row else "")
-    lines = [f"{title[:51]:<52}  n{'us':>9}{'pytorch':>9} {'floor':>8}{'lost ms':>8}  share  GB/s TFLOP/s"]
-    for one in row["operations"][:most]:
+
+    def line(one: dict[str, Any]) -> list[object]:
+        pytorch = f"{one['pytorch_us']:.1f}" + ("<" if one["pytorch_us"] < one["us"] else " ")
         lost = one["count"] * (one["us"] - one["floor_us"]) / 1e3
-        times = f"{one['count']:>3}{one['us']:>9.1f}{one['pytorch_us']:>9.1f}"
-        times += (
-            f"{'<' if one['pytorch_us'] < one['us'] else ' '}{one['floor_us']:>8.1f}{lost:>8.3f}{one['share']:>7.1%}"
-        )
-        own = " pytorch" if one["choice"] == "pytorch" else ""
-        lines.append(f"{one['problem'][:51]:<52}{times}{one['gbs']:>6.0f}{one['tflops']:>8.1f} {one['bound']}{own}")
-    return lines
+        bound = one["bound"] + (" pytorch" if one["choice"] == "pytorch" else "")
+        times = [one["count"], one["us"], pytorch, one["floor_us"], lost, one["share"]]
+        return [one["problem"][:WIDEST_PROBLEM], *times, one["gbs"], one["tflops"], bound]
+
+    return Table(Column(title[:WIDEST_PROBLEM], width=WIDEST_PROBLEM), *KERNELS).lines(
+        map(line, row["operations"][:most])
+    )
 
 
 def steps_table(entry: dict[str, Any]) -> list[str]:
-    return [
-        f"{row['name']:<10}{row.get('seconds', 0):>6.0f} s  {row['outcome']}"
-        + (f"  FAILED: {row['failed']}" if "failed" in row else "")
-        for row in entry["steps"]
-        if "earlier" not in row
-    ]
+    table = Table(Column(), Column(form=">"), Column())
+    rows = [row for row in entry["steps"] if "earlier" not in row]
+    return table.lines((row["name"], f"{row.get('seconds', 0):.0f} s", outcome(row)) for row in rows)
+
+
+def outcome(row: dict[str, Any]) -> str:
+    return row["outcome"] + (f"  FAILED: {row['failed']}" if "failed" in row else "")
 
 
 def checks_table(entry: dict[str, Any], source: str, most: int | None = None) -> list[str]:
@@ -92,13 +120,7 @@ def checks_table(entry: dict[str, Any], source: str, most: int | None = None) ->
 
 def files_table(entry: dict[str, Any], most: int | None = None) -> list[str]:
     rows = sorted(entry["tests"], key=lambda row: "failed" not in row)
-    return _first(
-        [
-            f"{row['name']:<34}{row['outcome']}" + (f"  FAILED: {row['failed']}" if "failed" in row else "")
-            for row in rows
-        ],
-        most,
-    )
+    return _first(WORDS.lines((row["name"], outcome(row)) for row in rows), most)
 
 
 def counters_table(entry: dict[str, Any]) -> list[str]:
@@ -136,10 +158,8 @@ def products_table(entry: dict[str, Any]) -> list[str]:
     if not rates:
         return []
     precisions = next(iter(rates.values()))
-    lines = [f"{'PyTorch products, 10^12/s':<28}" + "".join(f"{precision:>8}" for precision in precisions)]
-    return lines + [
-        f"{shape:<28}" + "".join(f"{rate / 1e12:>8.0f}" for rate in row.values()) for shape, row in rates.items()
-    ]
+    table = Table(Column("PyTorch products, 10^12/s"), *(Column(precision, ".0f", 6) for precision in precisions))
+    return table.lines((shape, *(rate / 1e12 for rate in row.values())) for shape, row in rates.items())
 
 
 def everything(entry: dict[str, Any], source: str) -> str:
@@ -162,6 +182,7 @@ def everything(entry: dict[str, Any], source: str) -> str:
 
 SUMMARY_LINES, SUMMARY_CHARACTERS = 100, 11_500
 WIDEST = 140  # characters of a line of the summary
+WIDEST_PROBLEM = 51
 TABLES_SHOWN = (("small-p16", "fp16", 128), ("small-p16", "fp16", 1), ("base-p16", "fp16", 128))
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,10 +18,9 @@ from typing import Any
 
 from ..errors import BundleError
 from ..version import __version__
-from .manifest import MANIFEST, PLAN, RUNTIME_CACHE, SCHEMA, TILES, WEIGHTS, Manifest, StoredFile
+from .manifest import MANIFEST, RUNTIME_CACHE, SCHEMA, Format, Manifest, StoredFile
 
 LIMIT_BYTES = 1 << 20  # of a manifest; a real one has some thousand
-AT_ONCE = {WEIGHTS, TILES, PLAN}  # a loaded model reads these once, and right away
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class Bundle:
         self._check(name, StoredFile(hashlib.sha256(content).hexdigest(), len(content)))
         return content
 
-    def verify(self, name: str) -> None:
-        """Raises BundleError if a file is not what the manifest says. Keeps those of AT_ONCE for one `read`."""
-        if name in AT_ONCE:
+    def verify(self, name: str, *, keep: bool) -> None:
+        """Raises BundleError if a file is not what the manifest says. keep: its bytes, for one `read`."""
+        if keep:
             self._kept[name] = self.read(name)
         else:
             size = self._check_size(name)
@@ -69,8 +68,10 @@ class Bundle:
             )
 
 
-def read_bundle(folder: str | os.PathLike[str], key: bytes | None = None) -> Bundle:
+def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Format], key: bytes | None = None) -> Bundle:
     """Verifies the manifest, its HMAC if there is a key, and then every file that it names. Other files may lie there.
+
+    format_of: of a backend, by its name; raises ValueError for an unknown one
 
     Raises BundleError for a folder that is no whole, unchanged bundle, or one not signed with this key; TypeError or
     ValueError for a key that is not a few bytes.
@@ -78,9 +79,15 @@ def read_bundle(folder: str | os.PathLike[str], key: bytes | None = None) -> Bun
     _check_key(key)
     folder = Path(os.path.abspath(folder))
     bundle = Bundle(folder, *_parsed(folder / MANIFEST, key))
+    try:
+        form = format_of(bundle.manifest.backend)
+        bundle.manifest.check(form)
+    except ValueError as error:
+        raise _unusable(folder / MANIFEST, error) from error
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(bundle.verify, bundle.manifest.files):  # raises what one of them raised
-            pass
+        checks = [pool.submit(bundle.verify, name, keep=name in form.read_once) for name in bundle.manifest.files]
+    for check in checks:
+        check.result()  # raises what it raised
     return bundle
 
 
@@ -165,7 +172,11 @@ def _parsed(path: Path, key: bytes | None) -> tuple[Manifest, str, bool]:
     try:
         return Manifest.from_json(content), digest, signed
     except (ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is no bundle's manifest: {error}; make the bundle again") from error
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> BundleError:
+    return BundleError(f"{path} is no bundle's manifest: {error}; make the bundle again")
 
 
 def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any], str, bool]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import BundleError
 from ..model.config import ConformerConfig
-from ..model.precision import PRECISIONS
+from ..model.names import PRECISIONS
 from ..model.reference import ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad, Shapes
 from ..version import __version__
@@ -22,25 +22,30 @@ from ..version import __version__
 SCHEMA = 1
 MANIFEST = "manifest.json"
 RUNTIME_CACHE = "runtime.cache"  # how the names of what TensorRT-RTX keeps beside a plan begin; no part of the bundle
-LABELS, ONNX, WEIGHTS, TILES, PLAN = "labels.txt", "model.onnx", "model.safetensors", "tiles.json", "model.plan"
+LABELS = "labels.txt"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
-FILES = {  # of each backend, beside the labels
-    "openvino": (ONNX,),
-    "triton": (WEIGHTS, TILES),
-    "tensorrt": (PLAN,),
-}
-RUNTIME: dict[str, dict[str, type]] = {
-    "openvino": {"cpu": str, "capabilities": list, "openvino": str},
-    "triton": {"gpu": str, "torch": str, "triton": str},
-    "tensorrt": {"flavor": str, "version": str, "targets": list, "gpu": str},
-}
 CONTAINERS: dict[str, Any] = {
     "list": list,
     "tuple": tuple,
     "ConformerOutput": ConformerOutput,
     "ConformerFeatures": ConformerFeatures,
 }
+
+
+class Format(NamedTuple):
+    """What is special to the bundles of one backend.
+
+    files:     that they must have, beside the labels
+    runtime:   the keys of Manifest.runtime, and their values' types
+    sized:     whether the engine takes the shapes of its manifest only
+    read_once: those files that a loaded model reads once, and right away
+    """
+
+    files: tuple[str, ...]
+    runtime: Mapping[str, type]
+    sized: bool = False
+    read_once: tuple[str, ...] = ()
 
 
 class StoredFile(NamedTuple):
@@ -52,14 +57,14 @@ class StoredFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle is. Other than `config`, `profiles` and `structure`, all values are JSON's.
+    """What a bundle is. Other than `config`, `shapes` and `structure`, all values are JSON's.
 
     backend, precision: as in Settings; precisions: that of each part of the model
     config, pad:        of the model
     outputs:            names of the engine's tensors, in order (see InferenceConformer)
     structure:          what the model's forward returns, with names of outputs for tensors
-    profiles:           shapes of images that the engine takes; none: any
-    runtime:            what the engine was built for; its keys are in RUNTIME
+    shapes:             of images that the engine takes; none: any
+    runtime:            what the engine was built for; its keys are in the backend's Format
     preprocessing:      from a picture to the engine's images; None if these are not RGB
     labels:             the file of class names, one a line; None without heads
     sha256:             of the reference's "weights" and of the "onnx" graph; None where there is none
@@ -76,7 +81,7 @@ class Manifest:
     pad: Pad
     outputs: tuple[str, ...]
     structure: Any
-    profiles: tuple[Shapes, ...]
+    shapes: tuple[Shapes, ...]
     runtime: Mapping[str, Any]
     preprocessing: Mapping[str, Any] | None
     labels: str | None
@@ -101,7 +106,7 @@ class Manifest:
             "pad": self.pad,
             "outputs": list(self.outputs),
             "structure": _structure_to_json(self.structure),
-            "profiles": [profile.to_json() for profile in self.profiles],
+            "shapes": [shapes.to_json() for shapes in self.shapes],
             "runtime": dict(self.runtime),
             "preprocessing": self.preprocessing and dict(self.preprocessing),
             "labels": self.labels,
@@ -121,24 +126,16 @@ class Manifest:
         for name, kinds in _KINDS.items():
             if not isinstance(entries[name], kinds):
                 raise TypeError(f"its {name} has the wrong type, {type(entries[name]).__name__}")
-        backend, runtime = entries["backend"], entries["runtime"]
-        if backend not in FILES:
-            raise ValueError(f"its backend {backend!r} is none of {', '.join(FILES)}")
-        if {name: type(entry) for name, entry in runtime.items()} != RUNTIME[backend]:
-            raise ValueError(f"its runtime must have {', '.join(RUNTIME[backend])}, got {runtime}")
         if entries["precision"] not in PRECISIONS or entries["pad"] not in ("stem", "none"):
             raise ValueError(f"it has the precision {entries['precision']!r} and the pad {entries['pad']!r}")
         files = {name: _stored(name, entry) for name, entry in entries["files"].items()}
-        if backend == "tensorrt" and not entries["profiles"]:
-            raise ValueError("its engine has no profiles")
-        needed = {*FILES[backend], *([] if entries["labels"] is None else [entries["labels"]])}
-        if not needed <= files.keys():
-            raise ValueError(f"it lacks the files {', '.join(sorted(needed - files.keys()))}")
+        if entries["labels"] not in (None, *files):
+            raise ValueError(f"it lacks the file {entries['labels']}")
         entries |= {
             "config": ConformerConfig(**entries["config"]),
             "outputs": tuple(entries["outputs"]),
             "structure": _structure_from_json(entries["structure"]),
-            "profiles": tuple(map(Shapes.from_json, entries["profiles"])),
+            "shapes": tuple(map(Shapes.from_json, entries["shapes"])),
             "files": files,
         }
         leaves = _leaves(entries["structure"])
@@ -146,11 +143,21 @@ class Manifest:
             raise ValueError(f"its structure {value['structure']} is not made of its outputs {value['outputs']}")
         return cls(**entries)
 
+    def check(self, form: Format) -> None:
+        """Raises ValueError, naming the entry, unless it is the manifest of such a bundle."""
+        if {name: type(entry) for name, entry in self.runtime.items()} != form.runtime:
+            raise ValueError(f"its runtime must have {', '.join(form.runtime)}, got {self.runtime}")
+        if form.sized and not self.shapes:
+            raise ValueError("it names no shapes that its engine takes")
+        missing = sorted(set(form.files) - self.files.keys())
+        if missing:
+            raise ValueError(f"it lacks the files {', '.join(missing)}")
+
 
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("conformer_fast", "backend", "precision", "pad", "rebuild"), str),
     **dict.fromkeys(("precisions", "config", "runtime", "sha256", "files"), dict),
-    **dict.fromkeys(("outputs", "profiles"), list),
+    **dict.fromkeys(("outputs", "shapes"), list),
     **dict.fromkeys(("preprocessing", "measured"), dict | None),
     "labels": str | None,
     "structure": dict | str,

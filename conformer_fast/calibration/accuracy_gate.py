@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization, addend_of
+from ..model.distance import top1_agreement
 from ..model.outputs import SUM
 from .observer import Observer, progress, spread
 
@@ -198,7 +199,7 @@ class _Judge:
         self._labels = (
             None if labels is None else _labels(labels, self.count, self.classifies, model.config.num_classes)
         )
-        self.reference_top1 = None if self._labels is None else _share(self._classes(self._exact) == self._labels)
+        self.reference_top1 = None if self._labels is None else top1_agreement(self._scores(self._exact), self._labels)
 
     def simulation(self, quantization: Quantization) -> Run:
         quantized = self.model.quantized(quantization)
@@ -216,9 +217,9 @@ class _Judge:
         sqnr_db = 10 * math.log10(power / noise) if noise and power else -math.inf if noise else math.inf
         if not self.classifies:
             return Judgment(None, None, sqnr_db)
-        classes = self._classes(found)
-        top1 = None if self._labels is None else _share(classes == self._labels)
-        return Judgment(top1, _share(classes == self._classes(self._exact)), sqnr_db)
+        scores = self._scores(found)
+        top1 = None if self._labels is None else top1_agreement(scores, self._labels)
+        return Judgment(top1, top1_agreement(scores, self._scores(self._exact)), sqnr_db)
 
     def holds(self, judgment: Judgment, max_drop: float) -> bool:
         allowed = max_drop / 100 + 1e-9  # shares are ratios of integers
@@ -228,8 +229,8 @@ class _Judge:
         return agrees and judgment.sqnr_db >= SQNR_FLOOR
 
     @staticmethod
-    def _classes(outputs: Sequence[Sequence[Tensor]]) -> Tensor:
-        return torch.cat([scores.argmax(-1) for (scores,) in outputs]).cpu()
+    def _scores(outputs: Sequence[Sequence[Tensor]]) -> Tensor:
+        return torch.cat([scores for (scores,) in outputs]).cpu()
 
 
 def _labels(labels: Sequence[int], images: int, classifies: bool, classes: int) -> Tensor:
@@ -270,7 +271,3 @@ def _outputs(model: InferenceConformer, images: Tensor) -> list[Tensor]:
 
 def _power(value: Tensor) -> float:
     return value.double().square().sum().item()
-
-
-def _share(hits: Tensor) -> float:
-    return hits.double().mean().item()

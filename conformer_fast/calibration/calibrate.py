@@ -1,9 +1,12 @@
 """How a model's products are best put in 8 bits, measured on images; engines and kernels all take their scales from it.
 
 A pass over the images counts how often each magnitude occurs in what each product reads (histograms.py), after layer
-norms with outlying channels have been smoothed (smoothquant.py). The ranges come from these counts, by any method
-without another pass, and a gate may then put products back to 16 bits (gate.py). Only scalars are kept of the images,
-so their number is limited by time alone; 128 to 1024 are usual.
+norms with outlying channels have been smoothed (smoothquant.py). The ranges come from these counts, for either
+precision, and a gate may then put products back to 16 bits (accuracy_gate.py). Only scalars are kept of the images, so
+their number is limited by time alone; 128 to 1024 are usual.
+
+It is our own because libraries that do this (NNCF, ModelOpt, torchao) each return the quantized model of one engine,
+and here every engine takes the same numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +15,7 @@ import hashlib
 import io
 import json
 import os
-import zipfile
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,16 +28,16 @@ from ..checkpoints.adopt import Model, adopt
 from ..datasets.batches import Batches
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
-from ..inference.quantization import Quantization, load_quantization, save_quantization, usually_stored
+from ..inference.quantization import Quantization, usually_stored
+from ..model.digest import digest_of
 from ..model.precision import FORMATS
-from ..storage.atomic import replace_file
+from ..storage.hashed import HashedFile
 from ..version import __version__
 from .accuracy_gate import gate
-from .histograms import BINS, METHODS, Histogram
+from .histograms import BINS, Histogram
 from .observer import Observer, progress
 from .smoothquant import Factors, smoothing_factors
 
-METHOD = "mse"
 SAVED_EVERY = 4  # batches: what an interruption may cost
 
 
@@ -46,64 +46,45 @@ def calibrate(
     images: Iterable[Tensor],
     *,
     precision: str = "int8",
-    method: str = METHOD,
     smoothquant: bool = True,
     max_drop: float | None = None,
     labels: Sequence[int] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Quantization:
-    """How to quantize `model`: what `compile` and `build` take for an 8-bit precision, and `save_quantization` writes.
+    """How to quantize `model`: what `compile` and `build` take for an 8-bit precision, and `Quantization.save` writes.
 
     model:     what `compile` takes, or its inference model in fp32. It is not changed.
     images:    batches of images (B, in_channels, H, W), normalized, like those that the model will see. A sequence is
                read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
                else is kept in memory.
     precision: "int8" or "fp8", which leaves the stem and the first bottleneck in 16 bits (quantization.py)
-    method:    "mse", "percentile", "entropy" or "max"; see histograms.py
     smoothquant: whether layer norms may hand large channels to their products' weights where that pays (smoothquant.py)
     max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
                back to 16 bits until it holds. None: all products stay in 8 bits. The gate's report is
                `origin["gate"]` of the result.
     labels:    the class of each image, in their order, for the gate; without them it asks for agreement with fp32
     cache:     a folder: what was counted is kept there, during the pass too. The same model and images go on from where
-               they were interrupted, and another method needs no pass at all.
+               they were interrupted, and without smoothing another precision needs no pass at all.
 
     Raises ValueError when options do not fit together, there are no images, they do not fit the model or one of the
     values is not finite; TypeError for images that are not floating point.
     """
-    _check_options(precision, method, max_drop, labels)
+    _check_options(precision, max_drop, labels)
     fused = model if isinstance(model, InferenceConformer) else lower(adopt(model).reference)
     batches = _Checked(images, fused)
     folder = None if cache is None else Path(cache)
     factors = _smoothing(fused, batches, precision, folder) if smoothquant else {}
     counts = _statistics(fused.smoothed(factors), batches, folder)
     ranges = {
-        name: histogram.range(precision, method)
+        name: histogram.range(precision)
         for name, histogram in counts.histograms.items()
         if usually_stored(name, precision)
     }
-    origin = {
-        "conformer_fast": __version__,
-        "method": method,
-        "images": counts.images,
-        "weights": _digest(fused.state_dict()),
-    }
+    origin = {"conformer_fast": __version__, "images": counts.images, "weights": digest_of(fused.state_dict())}
     quantization = Quantization(precision, ranges, factors, origin)
     if max_drop is not None:
         quantization, _ = gate(fused, quantization, batches, max_drop=max_drop, labels=labels)
     return quantization
-
-
-def input_ranges(model: InferenceConformer, batches: Iterable[Tensor]) -> dict[str, float]:
-    """The largest magnitude that the input of each product takes over all images, and of what bottlenecks add.
-
-    model:   in fp32, on the device of the images
-    batches: images (B, in_channels, H, W), normalized as for the model
-
-    Raises ValueError when there are no images, when they do not fit the model, or when one of the values is not finite.
-    """
-    counts = _counted(model, (_checked(images, model) for images in batches))
-    return {name: histogram.largest for name, histogram in counts.histograms.items()}
 
 
 class _Checked(Batches):
@@ -124,7 +105,7 @@ class _Checked(Batches):
         """Of the images and how they are batched."""
         if isinstance(self._given, Batches):
             return self._given.identity
-        digests = (_digest({"": images}) for images in self)
+        digests = (digest_of({"": images}) for images in self)
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
@@ -136,42 +117,31 @@ class _Counts:
     batches: int = 0
     images: int = 0
 
-    def to_bytes(self, key: str) -> bytes:
-        facts = {"key": key, "batches": self.batches, "images": self.images, "points": list(self.histograms)}
+    def to_bytes(self) -> bytes:
+        facts = {"batches": self.batches, "images": self.images, "points": list(self.histograms)}
         file = io.BytesIO()
         np.savez_compressed(
             file,
             facts=np.array(json.dumps(facts)),
             largest=np.array([histogram.largest for histogram in self.histograms.values()]),
-            counts=np.array([histogram.counts for histogram in self.histograms.values()]),
             weights=np.array([histogram.weights for histogram in self.histograms.values()]),
         )
         return file.getvalue()
 
     @classmethod
-    def read(cls, file: Path, key: str) -> _Counts:
-        """What was kept under this key; nothing when there is no such file, or it is damaged."""
-        try:
-            with np.load(file, allow_pickle=False) as kept:
-                facts = json.loads(kept["facts"].item())
-                if facts["key"] != key:
-                    return cls()
-                histograms = {
-                    name: Histogram(float(largest), counts, weights)
-                    for name, largest, counts, weights in zip(
-                        facts["points"], kept["largest"], kept["counts"], kept["weights"], strict=True
-                    )
-                }
-                return cls(histograms, facts["batches"], facts["images"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-            return cls()
+    def from_bytes(cls, content: bytes) -> _Counts:
+        with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+            facts = json.loads(kept["facts"].item())
+            histograms = {
+                name: Histogram(float(largest), weights)
+                for name, largest, weights in zip(facts["points"], kept["largest"], kept["weights"], strict=True)
+            }
+            return cls(histograms, facts["batches"], facts["images"])
 
 
-def _check_options(precision: str, method: str, max_drop: float | None, labels: Sequence[int] | None) -> None:
+def _check_options(precision: str, max_drop: float | None, labels: Sequence[int] | None) -> None:
     if precision not in FORMATS:
         raise ValueError(f"calibration is for {' and '.join(FORMATS)}, got precision {precision!r}")
-    if method not in METHODS:
-        raise ValueError(f"unknown calibration method {method!r}; choose from {', '.join(METHODS)}")
     if labels is not None and max_drop is None:
         raise ValueError("labels are for the gate: give max_drop too, such as 0.5 percentage points")
 
@@ -179,23 +149,18 @@ def _check_options(precision: str, method: str, max_drop: float | None, labels: 
 def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> _Counts:
     if cache is None:
         return _counted(model, batches)
-    key = _key(model, batches, "histograms")
-    return _counted(model, batches, cache / f"{key}.npz", key)
+    return _counted(model, batches, HashedFile(cache / f"{_key(model, batches, 'histograms')}.npz"))
 
 
-def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: Path | None = None, key: str = "") -> _Counts:
-    """One pass over the images, or what is left of it where `file` has its beginning, of the same key."""
-    counts = _Counts() if file is None else _Counts.read(file, key)
+def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedFile | None = None) -> _Counts:
+    """One pass over the images, or what is left of it where `file` has its beginning."""
+    content = None if file is None else file.read_or_warn("its images are counted again")
+    counts = _Counts() if content is None else _Counts.from_bytes(content)
     started = counts.batches
     observer = Observer(model)
 
     def see(name: str, value: Tensor) -> None:
-        try:
-            counts.histograms.setdefault(name, Histogram()).add(value)
-        except ValueError as error:
-            raise ValueError(
-                f"calibration: the input of {name} is NaN or infinite; check the images and the weights"
-            ) from error
+        counts.histograms.setdefault(name, Histogram()).add(value)
 
     total, rest = None, batches
     if isinstance(batches, Sequence):
@@ -207,8 +172,7 @@ def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: Path | 
             counts.images += len(images)
             bar.update()
             if file and (counts.batches % SAVED_EVERY == 0 or counts.batches == total):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(file, counts.to_bytes(key))
+                file.write_or_warn("counts", counts.to_bytes())
     if not counts.histograms:
         raise ValueError("calibration got no images; give some that are like those the model will see")
     return counts
@@ -218,30 +182,20 @@ def _smoothing(model: InferenceConformer, batches: _Checked, precision: str, cac
     """`smoothing_factors` of a share of the images, from the cache if it is there."""
     if cache is None:
         return smoothing_factors(model, batches, precision)
-    file = cache / f"{_key(model, batches, precision)}.json"
-    if file.exists():
-        with suppress(OSError, ValueError):
-            return dict(load_quantization(file).smoothing)
+    file = HashedFile(cache / f"{_key(model, batches, precision)}.json")
+    content = file.read_or_warn("smoothing is measured again")
+    if content is not None:
+        return {name: tuple(values) for name, values in json.loads(content).items()}
     factors = smoothing_factors(model, batches, precision)
-    cache.mkdir(parents=True, exist_ok=True)
-    save_quantization(Quantization(precision, {}, factors), file)
+    file.write_or_warn("smoothing factors", json.dumps(factors).encode())
     return factors
 
 
 def _key(model: InferenceConformer, batches: _Checked, what: str) -> str:
     """Names what is measured, of which weights and images, by which version of this code."""
     seen = list(model.outputs), list(model.quantizable)
-    facts = [__version__, BINS, what, _digest(model.state_dict()), *seen, batches.identity]
+    facts = [__version__, BINS, what, digest_of(model.state_dict()), *seen, batches.identity]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _checked(images: Tensor, model: InferenceConformer) -> Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..inference.network import InferenceConformer
 from ..inference.ops import operation_of
 from ..inference.quantization import addend_of
+from ..inference.trace import trace
 from ..model import functional
 from ..model.shapes import check_image_size
 
@@ -30,7 +31,7 @@ class Observer(fx.Interpreter):
     """
 
     def __init__(self, model: InferenceConformer) -> None:
-        graph = fx.symbolic_trace(model).graph
+        graph = trace(model).graph
         graph.eliminate_dead_code()
         super().__init__(fx.GraphModule(model, graph))
         self.multiply_adds: dict[str, int] = {}
@@ -43,7 +44,7 @@ class Observer(fx.Interpreter):
 
         images: (B, in_channels, H, W), normalized, on the model's device; none of them is no error
 
-        Raises ValueError when they do not fit the model.
+        Raises ValueError when they do not fit the model, or one of the values is NaN or infinite.
         """
         check_image_size(images, self._model.config)
         if not len(images):
@@ -61,6 +62,10 @@ class Observer(fx.Interpreter):
         product = call.arguments["weight"].target.removesuffix(".weight")
         arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
         for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"calibration: the input of {name} is NaN or infinite; check the images and the weights"
+                )
             self._see(name, value)
         result = super().run_node(n)
         output = result[0] if isinstance(result, tuple) else result

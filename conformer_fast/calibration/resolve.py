@@ -1,4 +1,4 @@
-"""From what the user gave as a calibration to the scales of 8 bits."""
+"""From what the user gave as a quantization to the scales of 8 bits."""
 
 from __future__ import annotations
 
@@ -7,37 +7,40 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..inference.network import InferenceConformer
+from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.precision import FORMATS
+from ..model.reference import Conformer
 from ..storage.paths import cache_root
 from .calibrate import calibrate
 
-MEASURED_IMAGES = 8  # of the calibration's, on which the graph's error is measured
+MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
 
-def quantization_of(
-    model: InferenceConformer, precision: str, calibration: Quantization | Iterable[Tensor] | None
+def resolve(
+    reference: Conformer, precision: str, quantization: Quantization | Iterable[Tensor] | None
 ) -> tuple[Quantization | None, Tensor | None]:
-    """How to quantize `model`, in fp32, if at all, and the first of the calibration's images if it is images.
+    """How to quantize `reference`, if at all, and the first of the images if images were given.
 
-    Raises ValueError when only one of an 8-bit precision and its calibration is given, or a calibration for another
-    precision, and what `calibrate` raises.
+    quantization: what `calibrate` returned, or the images that it is to measure: batches (B, in_channels, H, W)
+
+    Raises ValueError when only one of an 8-bit precision and its quantization is given, or one for another precision,
+    and what `calibrate` raises.
     """
     if precision not in FORMATS:
-        if calibration is not None:
-            raise ValueError(f"calibration is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}")
+        if quantization is not None:
+            raise ValueError(f"quantization is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}")
         return None, None
-    if calibration is None:
-        raise ValueError(f"precision {precision!r} takes its ranges from images: give some hundred as calibration")
-    if isinstance(calibration, Quantization):
-        if calibration.precision != precision:
+    if quantization is None:
+        raise ValueError(f"precision {precision!r} takes its ranges from images: give some hundred as quantization")
+    if isinstance(quantization, Quantization):
+        if quantization.precision != precision:
             raise ValueError(
-                f"the calibration was made for {calibration.precision}, not for {precision!r}; calibrate again"
+                f"the quantization was made for {quantization.precision}, not for {precision!r}; calibrate again"
             )
-        return calibration, None
-    batches = calibration if isinstance(calibration, Sequence) else list(calibration)
-    quantization = calibrate(model, batches, precision=precision, cache=cache_root() / "calibration")
+        return quantization, None
+    batches = quantization if isinstance(quantization, Sequence) else list(quantization)
+    found = calibrate(lower(reference), batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []
     for images in batches:
         room = MEASURED_IMAGES - sum(map(len, first))
@@ -45,4 +48,4 @@ def quantization_of(
             break
         if len(images) and images.shape[1:] == [*first, images][0].shape[1:]:
             first.append(images[:room].detach().to("cpu", torch.float32))  # where the reference is
-    return quantization, torch.cat(first)
+    return found, torch.cat(first)

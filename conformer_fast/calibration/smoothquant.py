@@ -79,7 +79,7 @@ def _error(x: Tensor, weight: Tensor, factors: Tensor, precision: str) -> float:
     inputs, columns = x / factors, weight * factors
     histogram = Histogram()
     histogram.add(inputs[None])
-    quantization = Quantization(precision, {"x": histogram.range(precision, "mse")})
+    quantization = Quantization(precision, {"x": histogram.range(precision)})
     numbers, scales = quantization.weight(columns, axis=0)
     scale = quantization.scale("x", torch.float32).to(x.device)
     read = stored(inputs / scale, quantization.dtype).float() * scale

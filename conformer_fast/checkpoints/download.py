@@ -1,8 +1,10 @@
-"""Fetches published weights into the cache: continued when cut, checked against the hash in their name."""
+"""Fetches published weights into the cache: continued when cut, checked against the hash in their name.
+
+Our own code, because `torch.hub.download_url_to_file`, which checks such names too, keeps nothing of a cut download.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import os
@@ -11,10 +13,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from ..errors import DownloadError
+from ..storage.hashed import HashedFile
 from ..storage.paths import cache_root
 
 BASE_URL = "https://download.openmmlab.com/mmclassification/v0/conformer"  # $CONFORMER_FAST_WEIGHTS_URL: a mirror
@@ -46,19 +48,17 @@ def fetch(variant: str) -> Path:
     if variant not in FILES:
         raise DownloadError(f"no published weights for {variant!r}; there are weights for {', '.join(FILES)}")
     target = cache_root() / "weights" / FILES[variant]
+    file = HashedFile(target, folder_mode=0o777)
     if not target.is_file():
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):
+            with file.locked():
                 if not target.is_file():  # another process may have fetched it while this one waited
                     _download(target)
         except OSError as error:
             raise DownloadError(
                 f"cannot write the cache folder {target.parent}: {error}; set CONFORMER_FAST_CACHE to another folder"
             ) from error
-    if not _checked_before(target):
-        _check_hash(target, "remove it, or put the right file in its place")
-        _mark_checked(target)
+    _check_hash(target, file.sha256(), "remove it, or put the right file in its place")
     return target
 
 
@@ -81,13 +81,14 @@ def _download(target: Path) -> None:
             reason = str(error)
     else:
         raise DownloadError(f"no complete download after {ATTEMPTS} attempts ({reason}); try again later, or {by_hand}")
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        _check_hash(part, f"it was removed; try again, or {by_hand}")
+        _check_hash(part, found, f"it was removed; try again, or {by_hand}")
     except DownloadError:
         part.unlink()
         raise
     part.replace(target)
-    _mark_checked(target)
 
 
 def _continue(url: str, part: Path) -> None:
@@ -139,27 +140,7 @@ def _receive(response: http.client.HTTPResponse, part: Path, offset: int) -> Non
         raise _CutError(f"the connection ended after {received} of {total} bytes")
 
 
-def _check_hash(path: Path, advice: str) -> None:
+def _check_hash(path: Path, found: str, advice: str) -> None:
     expected = path.name.removesuffix(".part").removesuffix(".pth").rsplit("-", 1)[1]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):
         raise DownloadError(f"{path}: its sha256 begins with {found[: len(expected)]}, not {expected}; {advice}")
-
-
-def _mark_checked(path: Path) -> None:
-    with contextlib.suppress(OSError):  # in a folder that cannot be written the hash is checked every time
-        _marker(path).write_text(_fingerprint(path))
-
-
-def _checked_before(path: Path) -> bool:
-    return _marker(path).is_file() and _marker(path).read_text() == _fingerprint(path)
-
-
-def _marker(path: Path) -> Path:
-    return path.with_name(path.name + ".checked")
-
-
-def _fingerprint(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {int(stat.st_mtime)}"

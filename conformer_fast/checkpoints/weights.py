@@ -179,7 +179,7 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
         return path
     if path.is_dir():
         raise CheckpointError(f"{path}: is a folder; pass the checkpoint file inside it")
-    raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'mmpretrain' or 'packaged'")
+    raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'pretrained' or 'packaged'")
 
 
 def _read(path: Path) -> Any:

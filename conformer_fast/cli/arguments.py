@@ -1,29 +1,36 @@
-"""What the commands that take a model share: its arguments, and the model that these name."""
+"""What the commands share: arguments, what these name, and how results are printed."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import sys
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import conformer_fast as cf
 
-from ..checkpoints.create import create_model
-from ..checkpoints.dialects import recognize
-from ..checkpoints.weights import read_state_dict
-from ..datasets.batches import Pictures, images_in
+from ..engines.registry import BACKENDS
 from ..errors import CheckpointError
-from ..inference.quantization import Quantization, load_quantization
 from ..model.config import PACKAGED, VARIANTS, ConformerConfig
-from ..model.reference import Conformer
+from ..model.names import IN_8_BITS, PRECISIONS
+
+if TYPE_CHECKING:
+    from ..datasets.batches import Pictures
 
 DEFAULT = "small-p16"
-CALIBRATION_IMAGES = 512
+CALIBRATION_LIMIT = 512
 KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 
+# Options, by who adds them: what a bundle makes superfluous.
+MODEL = ("model", "weights")
+ENGINE = ("backend", "precision", "quantization", "calibration", "calibration_limit")
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         choices=[*VARIANTS, *PACKAGED],
@@ -32,55 +39,54 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="a checkpoint; 'mmpretrain' downloads the published one (default), 'packaged' (digits), 'random'",
+        help="a checkpoint; 'pretrained' downloads the published one (default), 'packaged' (digits), 'random'",
     )
 
 
-def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join([*VARIANTS, *PACKAGED])
     parser.add_argument(
-        "--calibration", metavar="DIR|JSON", help="for int8 and fp8: pictures, or what `conformer-fast calibrate` wrote"
+        "--models",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=[*VARIANTS, *PACKAGED],
+        metavar="MODEL",
+        help=f"of {names}, with random weights (default: all but the last)",
     )
-    parser.add_argument("--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N")
 
 
-def calibration_of(options: argparse.Namespace, size: int) -> Quantization | Pictures | None:
-    """What was asked for: pictures become inputs of size x size."""
-    if options.calibration is None:
-        return None
-    if Path(options.calibration).is_file():
-        return load_quantization(options.calibration)
-    return images_in(options.calibration, size, options.calibration_images)
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="auto", choices=["auto", *BACKENDS])
+    parser.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])
 
 
-def model_of(options: argparse.Namespace, features_only: bool = False) -> Conformer:
-    """The reference model that was asked for. Sets `options.model` and `options.weights` to what was taken; the model
-    is None for a checkpoint of sizes that have no name."""
-    if options.model is None and options.weights not in (None, *KEYWORDS):
-        config = _implied(options.weights)
-        options.model = next((name for name, known in (VARIANTS | PACKAGED).items() if _alike(known, config)), None)
-        return create_model(config, options.weights, features_only=features_only)
-    options.model = options.model or DEFAULT
-    if options.weights is None:
-        options.weights = "packaged" if options.model in PACKAGED else "pretrained"
-    if options.weights == "random":
-        torch.manual_seed(0)
-        print("random weights: the predictions mean nothing", file=sys.stderr)
-        return create_model(options.model, features_only=features_only)
-    return create_model(options.model, options.weights, features_only=features_only)
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--quantization", type=file, metavar="FILE", help="for int8 and fp8: what `conformer-fast calibrate` wrote"
+    )
+    group.add_argument(
+        "--calibration", type=folder, metavar="DIR", help="for int8 and fp8: pictures to measure the ranges from"
+    )
+    parser.add_argument(
+        "--calibration-limit",
+        type=positive,
+        metavar="N",
+        help=f"at most so many of these pictures, evenly from all (default {CALIBRATION_LIMIT})",
+    )
 
 
-def _implied(path: str) -> ConformerConfig:
-    """The sizes of the model whose weights a file holds."""
-    state = read_state_dict(path)
-    try:
-        return recognize(state).config()
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+def add_bundle(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--bundle", metavar="DIR", help=help)
+    add_key(parser, "the key that the bundle is signed with")
 
 
-def _alike(config: ConformerConfig, other: ConformerConfig) -> bool:
-    """Whether they differ in the number of classes at most."""
-    return replace(config, num_classes=other.num_classes) == other
+def add_key(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--key", type=file, metavar="FILE", help=help)
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
 
 
 def positive(text: str) -> int:
@@ -90,6 +96,141 @@ def positive(text: str) -> int:
     return value
 
 
+def file(text: str) -> str:
+    """The path of a file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return text
+
+
+def folder(text: str) -> str:
+    """The path of a folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return text
+
+
+def new_file(text: str) -> str:
+    """The path of a file to write, in a folder that is there."""
+    if not Path(text).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: the folder {Path(text).parent} does not exist; create it first")
+    return text
+
+
+def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises ValueError, which says why and names them, if any of these options was given: it would be ignored."""
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False, "auto")]
+    if given:
+        raise ValueError(f"{why}; leave out {', '.join(given)}")
+
+
+def check_quantization(options: argparse.Namespace, precisions: Collection[str]) -> None:
+    """Raises ValueError unless 8 bits and how to quantize are given together, or neither. Before any work."""
+    in_8_bits = [precision for precision in precisions if precision in IN_8_BITS]
+    given = "quantization" if options.quantization else "calibration" if options.calibration else None
+    if given and not in_8_bits:
+        raise ValueError(f"--{given} is for {' and '.join(IN_8_BITS)}; leave it out, or ask for such a precision")
+    if in_8_bits and not given:
+        raise ValueError(
+            f"{in_8_bits[0]} takes its ranges from images: give --calibration DIR with some hundred pictures, or "
+            f"--quantization FILE, which `conformer-fast calibrate` writes"
+        )
+    if not options.calibration:
+        refuse(options, ("calibration_limit",), "only the pictures of --calibration are counted")
+    if options.quantization:
+        made_for = cf.Quantization.load(options.quantization).precision
+        if set(in_8_bits) != {made_for}:
+            other = next(precision for precision in in_8_bits if precision != made_for)
+            raise ValueError(f"{options.quantization} was made for {made_for}, not for {other}; calibrate again")
+
+
+def quantization_of(options: argparse.Namespace, size: int) -> cf.Quantization | Pictures | None:
+    """What was asked for: a file's content, or pictures as inputs of size x size."""
+    from ..datasets.batches import images_in
+
+    if options.quantization:
+        return cf.Quantization.load(options.quantization)
+    if options.calibration:
+        return images_in(options.calibration, size, options.calibration_limit or CALIBRATION_LIMIT)
+    return None
+
+
+def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Conformer:
+    """The reference model that was asked for. Sets `options.model` and `options.weights` to what was taken; the model
+    is None for a checkpoint of sizes that have no name."""
+    if options.model is None and options.weights not in (None, *KEYWORDS):
+        config = _implied(options.weights)
+        options.model = next((name for name, known in (VARIANTS | PACKAGED).items() if _alike(known, config)), None)
+        return cf.create_model(config, options.weights, features_only=features_only)
+    options.model = options.model or DEFAULT
+    if options.weights is None:
+        options.weights = "packaged" if options.model in PACKAGED else "pretrained"
+    if options.weights == "random":
+        import torch
+
+        torch.manual_seed(0)
+        print("random weights: the predictions mean nothing", file=sys.stderr)
+        return cf.create_model(options.model, features_only=features_only)
+    return cf.create_model(options.model, options.weights, features_only=features_only)
+
+
+def compiled(model: cf.Conformer, options: argparse.Namespace, size: int, batch: int) -> cf.FastConformer:
+    """The model as it was asked for, for up to `batch` images of size x size."""
+    from ..engines.registry import choose
+
+    backend = choose(options.backend, options.precision).backend
+    return cf.compile(
+        model,
+        backend=backend.for_images((batch, model.config.in_channels, size, size)),
+        precision=options.precision,
+        quantization=quantization_of(options, size),
+    )
+
+
 def key_of(path: str | None) -> bytes | None:
     """A bundle's HMAC key: all bytes of the file."""
     return Path(path).read_bytes() if path else None
+
+
+def how(fast: cf.FastConformer) -> dict[str, str]:
+    """How a model runs, for programs."""
+    settings = fast.settings
+    return {"backend": settings.backend.name, "precision": settings.precision, "device": str(fast.device)}
+
+
+def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    """Prints a result: for programs if they asked, else the text for people."""
+    if options.json:
+        print(json.dumps({"command": options.command, "result": result}))
+    elif text:
+        print(text)
+
+
+def row_by_row(options: argparse.Namespace, head: Callable[[], str]) -> Callable[[object], None]:
+    """Prints each result on a line of its own as soon as it is known, below `head`; nothing for programs."""
+    numbers = itertools.count()
+
+    def show_row(row: object) -> None:
+        if options.json:
+            return
+        if next(numbers) == 0:
+            print(head())
+        print(row, flush=True)
+
+    return show_row
+
+
+def _implied(path: str) -> ConformerConfig:
+    """The sizes of the model whose weights a file holds."""
+    from ..checkpoints.dialects import recognize
+
+    state = cf.read_state_dict(path)
+    try:
+        return recognize(state).config()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _alike(config: ConformerConfig, other: ConformerConfig) -> bool:
+    """Whether they differ in the number of classes at most."""
+    return replace(config, num_classes=other.num_classes) == other

@@ -1,89 +1,112 @@
-"""The command that finds where error comes in: conformer-fast diff."""
+"""conformer-fast diff: where error comes in, by the same images through several implementations."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import conformer_fast as cf
 
+from ..engines.registry import BACKENDS
 from ..model.config import ConformerConfig
-from ..model.precision import DTYPES, PRECISIONS
-from ..model.shapes import usual_side
-from ..preprocessing.cpu import load_batch
-from ..storage.atomic import replace_file
-from ..verification.diff import REFERENCE, diff
-from ..verification.heatmap import svg
-from ..verification.implementations import INTERPRET, RUNNERS, interprets_kernels
-from .arguments import add_calibration_arguments, add_model_arguments, calibration_of, model_of, positive
+from ..model.names import IN_8_BITS, PRECISIONS
+from .arguments import (
+    add_model,
+    add_quantization,
+    add_size,
+    check_quantization,
+    model_of,
+    new_file,
+    quantization_of,
+    show,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NOISE_IMAGES = 2
+IMPLEMENTATIONS = tuple(dict.fromkeys(("reference", "kernels", "onnxruntime", "engine", *BACKENDS)))
 
 
-def add_diff(commands: Any, output: argparse.ArgumentParser) -> None:
-    """Adds the command to the command line's; `output` has the options that every command has."""
-    parser = commands.add_parser(
-        "diff",
-        parents=[output],
-        help="compare implementations inside the network",
-        description="Runs the same images through several implementations and compares what both branches and the "
-        "coupling units of each block compute with the reference in float64. The status is 1 if a result is over its "
-        "bound, 2 if nothing was compared.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs the same images through several implementations and compares what both branches and the coupling units "
+        "of each block compute with the reference in float64. The status is 1 if a result is over its bound, 2 if "
+        "nothing was compared."
     )
-    parser.set_defaults(run=_diff)
-    add_model_arguments(parser)
+    add_model(parser)
     parser.add_argument("--images", nargs="+", metavar="FILE", help=f"pictures (default: {NOISE_IMAGES} of noise)")
-    parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
-    parser.add_argument("--precisions", nargs="+", default=list(DTYPES), choices=PRECISIONS, metavar="PRECISION")
+    add_size(parser)
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=[precision for precision in PRECISIONS if precision not in IN_8_BITS],
+        choices=PRECISIONS,
+        metavar="PRECISION",
+    )
     parser.add_argument(
         "--implementations",
         nargs="+",
-        choices=[REFERENCE, *RUNNERS],
+        choices=IMPLEMENTATIONS,
         metavar="NAME",
         help="of 'kernels', 'onnxruntime', 'engine' (what compile takes here) and the backends' names; PyTorch always "
         "runs. Default: all three, but the kernels on a GPU alone: their interpreter takes minutes an image of 224x224",
     )
-    add_calibration_arguments(parser)
-    parser.add_argument("--svg", metavar="OUT.svg", help="write the heat map of SQNR")
+    add_quantization(parser)
+    parser.add_argument("--svg", type=new_file, metavar="OUT.svg", help="write the heat map of SQNR")
 
 
-def _diff(options: argparse.Namespace) -> int:
-    if options.svg and not Path(options.svg).parent.is_dir():
-        raise ValueError(f"{options.svg}: the folder {Path(options.svg).parent} does not exist; create it first")
-    implementations = options.implementations or _usual()
-    if "kernels" in implementations and interprets_kernels() and not torch.cuda.is_available():
-        os.environ.setdefault(INTERPRET, "1")  # nothing has imported the kernels yet
-        print("no GPU: Triton's interpreter runs the kernels, for minutes an image of 224x224", file=sys.stderr)
+def run(options: argparse.Namespace) -> int:
+    from ..model.shapes import usual_side
+    from ..storage.atomic import replace_file
+    from ..verification.heatmap import check_matplotlib, svg
+
+    check_quantization(options, options.precisions)
+    if options.svg:
+        check_matplotlib()
+    implementations = options.implementations or usual_implementations()
+    if "kernels" in implementations:
+        _interpret_without_gpu()
     model = model_of(options)
     size = options.size or usual_side(model.config)
-    found = diff(
+    found = cf.diff(
         model,
-        load_batch(options.images, size) if options.images else _noise(model.config, size),
+        cf.load_batch(options.images, size) if options.images else _noise(model.config, size),
         [(implementation, precision) for precision in options.precisions for implementation in implementations],
-        calibration=calibration_of(options, size),
+        quantization=quantization_of(options, size),
     )
     name = options.model or Path(options.weights).name
     if options.svg:
         replace_file(Path(options.svg), svg(found, f"{name}: SQNR against the reference").encode(), 0o666)
-    if options.json:
-        source = {"model": options.model, "weights": options.weights, "svg": options.svg}
-        print(json.dumps({**source, **found.to_dict()}))
-    else:
-        print(found)
-        if options.svg:
-            print(f"heat map: {options.svg}")
+    source = {"model": options.model, "weights": options.weights, "svg": options.svg}
+    heat_map = f"\nheat map: {options.svg}" if options.svg else ""
+    show(options, {**source, **found.to_dict()}, f"{found}{heat_map}")
     return 0 if found.within else 1
 
 
-def _usual() -> list[str]:
+def usual_implementations() -> list[str]:
+    """What can run here in reasonable time."""
+    from ..engines.triton.alone import interprets_kernels
+
     return [*([] if interprets_kernels() else ["kernels"]), "onnxruntime", "engine"]
 
 
+def _interpret_without_gpu() -> None:
+    """Has Triton's interpreter run the kernels where there is no GPU. Nothing has imported them yet."""
+    import torch
+
+    from ..engines.triton.alone import INTERPRET, interprets_kernels
+
+    if interprets_kernels() and not torch.cuda.is_available():
+        os.environ.setdefault(INTERPRET, "1")
+        print("no GPU: Triton's interpreter runs the kernels, for minutes an image of 224x224", file=sys.stderr)
+
+
 def _noise(config: ConformerConfig, size: int) -> Tensor:
+    import torch
+
     shape = NOISE_IMAGES, config.in_channels, size, size
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

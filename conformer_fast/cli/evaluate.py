@@ -1,24 +1,33 @@
-"""The command that measures accuracy on labeled pictures: conformer-fast evaluate."""
+"""conformer-fast evaluate: accuracy on labeled pictures, beside the reference in the same pass."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
 
-from ..datasets.dataset import open_dataset
-from ..deploy.compile import CompiledConformer, compile
-from ..deploy.load import LoadedConformer, load
-from ..evaluation.evaluate import BATCH, evaluate
-from ..model.reference import Conformer
-from ..model.shapes import Shapes, usual_side
-from .arguments import add_calibration_arguments, add_model_arguments, calibration_of, key_of, model_of, positive
+import conformer_fast as cf
+
+from .arguments import (
+    ENGINE,
+    MODEL,
+    add_bundle,
+    add_engine,
+    add_model,
+    add_quantization,
+    add_size,
+    check_quantization,
+    compiled,
+    how,
+    key_of,
+    model_of,
+    positive,
+    refuse,
+    show,
+)
+
+BATCH = 32
 
 
-def add_evaluate(commands: Any, engine: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
-    """Adds the command to the command line's; `engine` and `output` have the options that others have too."""
-    parser = commands.add_parser("evaluate", parents=[engine, output], help="top-1 and top-5 on labeled pictures")
-    parser.set_defaults(run=_evaluate)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
@@ -26,11 +35,11 @@ def add_evaluate(commands: Any, engine: argparse.ArgumentParser, output: argpars
         help="a folder with one folder a class, or of pictures with --labels; or tar or parquet files",
     )
     parser.add_argument("--labels", metavar="FILE", help="lines of a picture's name and its class's number or synset")
-    add_model_arguments(parser)
-    add_calibration_arguments(parser)
-    parser.add_argument("--bundle", metavar="DIR", help="evaluate this engine; with --weights beside its reference")
-    parser.add_argument("--key", metavar="FILE", help="the key that the bundle is signed with")
-    parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
+    add_model(parser)
+    add_engine(parser)
+    add_quantization(parser)
+    add_bundle(parser, "evaluate this engine; with --weights beside its reference")
+    add_size(parser)
     parser.add_argument("--batch", type=positive, metavar="N", help=f"pictures run together (default {BATCH})")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode; 0: none of their own")
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many pictures, evenly from all")
@@ -45,57 +54,48 @@ def add_evaluate(commands: Any, engine: argparse.ArgumentParser, output: argpars
     )
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    from ..datasets.dataset import open_dataset
+
     fast, reference, size = _from_bundle(options) if options.bundle else _from_model(options)
-    found = evaluate(
+    found = cf.evaluate(
         fast,
         open_dataset(options.data, options.labels, fast.config.num_classes),
         reference=reference,
         size=size,
-        batch=_batch(options, fast),
+        batch=options.batch or min([BATCH, *(shapes.batch[2] for shapes in fast.shapes[:1])]),
         workers=options.workers,
         limit=options.limit,
         skip_damaged=options.skip_damaged,
         resume=options.resume,
     )
-    if options.json:
-        source = {"model": options.model, "weights": options.weights, "bundle": options.bundle}
-        print(json.dumps({**source, **found.to_dict()}))
-    else:
-        print(found)
+    source = {name: getattr(options, name) for name in ("model", "weights", "bundle")}
+    show(options, {**source, **found.to_dict(), "run": how(fast)}, str(found))
     return 1 if found.damaged else 0
 
 
-def _from_model(options: argparse.Namespace) -> tuple[CompiledConformer, Conformer | None, int]:
+def _from_model(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conformer | None, int]:
     """What is evaluated, its reference if that runs too, and the side of the input."""
+    from ..model.shapes import usual_side
+
+    refuse(options, ("key",), "a key is for a --bundle")
+    check_quantization(options, [options.precision])
     model = model_of(options)
     size = options.size or usual_side(model.config)
-    batch = options.batch or BATCH
-    fast = compile(
-        model,
-        backend=options.backend,
-        precision=options.precision,
-        profile=Shapes((1, batch, batch), (size,) * 3, (size,) * 3) if options.backend == "tensorrt" else None,
-        calibration=calibration_of(options, size),
-    )
+    fast = compiled(model, options, size, options.batch or BATCH)
     return fast, None if options.reference is False else fast.reference, size
 
 
-def _from_bundle(options: argparse.Namespace) -> tuple[LoadedConformer, Conformer | None, int]:
+def _from_bundle(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conformer | None, int]:
     """The same for a bundle."""
-    chosen = [name for name in ("backend", "precision", "calibration") if getattr(options, name) not in (None, "auto")]
-    if chosen:
-        raise ValueError(f"--bundle says how its model runs; leave out {', '.join(f'--{name}' for name in chosen)}")
-    fast = load(options.bundle, key=key_of(options.key))
+    from ..model.shapes import usual_side
+
+    refuse(options, ENGINE, "--bundle says how its model runs")
     given = options.model is not None or options.weights is not None
+    if options.reference is False:
+        refuse(options, MODEL, "with --no-reference the bundle runs alone")
     if options.reference and not given:
         raise ValueError("a bundle has no reference; give the --weights that it was made from")
-    reference = model_of(options) if given and options.reference is not False else None
-    profiles = fast.manifest.profiles
-    return fast, reference, options.size or (profiles[0].height[1] if profiles else usual_side(fast.config))
-
-
-def _batch(options: argparse.Namespace, fast: CompiledConformer | LoadedConformer) -> int:
-    """What was asked for; else the usual one, or what the engine takes."""
-    profiles = fast.manifest.profiles if isinstance(fast, LoadedConformer) else ()
-    return options.batch or min([BATCH, *(profile.batch[2] for profile in profiles[:1])])
+    fast = cf.load(options.bundle, key=key_of(options.key))
+    side = fast.shapes[0].height[1] if fast.shapes else usual_side(fast.config)
+    return fast, model_of(options) if given else None, options.size or side

@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import overload
 
+import torch
 from torch import Tensor
 
+from .dataset import Dataset
 from .labels import PICTURES
 
 
@@ -76,4 +78,29 @@ class Pictures(Batches):
         digest = hashlib.sha256(f"{self.size} {self.batch}".encode())
         for path in self.paths:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+class DatasetBatches(Batches):
+    """A data set's pictures as batches (B, 3, size, size) of the published preprocessing.
+
+    Reading one raises ImageError for a picture that cannot be used.
+    """
+
+    def __init__(self, dataset: Dataset, size: int, batch: int = 8) -> None:
+        self.dataset, self.size, self.batch = dataset, size, batch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.batch)
+
+    def read(self, index: int) -> Tensor:
+        chosen = range(len(self.dataset))[index * self.batch : (index + 1) * self.batch]
+        return torch.stack([self.dataset.input(position, self.size) for position in chosen])
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the pictures' files, in order, and of how they are read."""
+        digest = hashlib.sha256(f"{self.size} {self.batch}".encode())
+        for position in range(len(self.dataset)):
+            digest.update(hashlib.sha256(self.dataset.read(position)).digest())
         return digest.hexdigest()

@@ -22,14 +22,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..datasets.dataset import Dataset, open_dataset
-from ..deploy.compile import CompiledConformer
-from ..deploy.load import LoadedConformer
+from ..engines.module import EngineModule
 from ..errors import DatasetError
+from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
 from ..model.shapes import usual_side
-from ..storage.hashed import weights_sha256
 from ..version import __version__
 from .published import published_for
 from .report import Evaluation, Score
@@ -42,7 +41,7 @@ MOST_WORKERS = 16
 
 
 def evaluate(
-    fast: CompiledConformer | LoadedConformer,
+    fast: EngineModule,
     data: Dataset | str | os.PathLike[str],
     *,
     reference: Conformer | None = None,
@@ -117,7 +116,7 @@ def evaluate(
         evaluated=evaluated,
         damaged={dataset.pictures[index].name: error for index, error in sorted(tally.errors.items())},
         run=fast.reason,
-        backend=fast.settings.backend,
+        backend=fast.settings.backend.name,
         precision=fast.settings.precision,
         size=size,
         batch=batch,
@@ -255,7 +254,7 @@ def _bar(tally: Tally, progress: bool) -> tqdm:
     return tqdm(total=total, initial=tally.known, desc="evaluating", unit="image", disable=not shown, leave=False)
 
 
-def _check(fast: CompiledConformer | LoadedConformer, dataset: Dataset, reference: Conformer | None) -> None:
+def _check(fast: EngineModule, dataset: Dataset, reference: Conformer | None) -> None:
     config = fast.config
     if not (set(LOGITS) <= set(fast.outputs) or SUM in fast.outputs):
         raise ValueError(f"the model returns {', '.join(fast.outputs)}; evaluation needs {', '.join(LOGITS)} or {SUM}")
@@ -272,29 +271,20 @@ def _check(fast: CompiledConformer | LoadedConformer, dataset: Dataset, referenc
         return
     if reference.config != config or reference.features_only:
         raise ValueError(f"the reference must be a {config} with its heads, is a {reference.config}")
-    if isinstance(fast, LoadedConformer) and weights_sha256(reference) != fast.manifest.sha256["weights"]:
+    if "bundle" in fast.identity and weights_sha256(reference) != fast.identity["weights"]:
         raise ValueError("the bundle was made from other weights than the reference's; give it those")
 
 
-def _fields(
-    fast: CompiledConformer | LoadedConformer, dataset: Dataset, reference: Conformer | None, size: int, batch: int
-) -> dict[str, Any]:
+def _fields(fast: EngineModule, dataset: Dataset, reference: Conformer | None, size: int, batch: int) -> dict[str, Any]:
     """What decides every prediction: a file to resume from must agree in all of it."""
-    model: dict[str, Any]
-    if isinstance(fast, LoadedConformer):
-        files = {name: stored.sha256 for name, stored in sorted(fast.manifest.files.items())}
-        model = {"weights": fast.manifest.sha256["weights"], "bundle": files}
-    else:
-        quantization = fast.settings.quantization
-        model = {"weights": weights_sha256(fast.reference), "quantization": quantization and quantization.digest}
     gpu = torch.cuda.get_device_name(fast.device) if fast.device.type == "cuda" else None
     return {
         "conformer_fast": __version__,
         "data": dataset.sha256(),
         "pictures": len(dataset),
-        **model,
+        **fast.identity,
         "reference": reference is not None,
-        "backend": fast.settings.backend,
+        "backend": fast.settings.backend.name,
         "precision": fast.settings.precision,
         "gpu": gpu,
         "pad": fast.pad,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..tables import Column, Table
 from .published import PICTURES, SIZE, Published
+
+HEADINGS = "", "top-1", "top-5"
+OF_BOTH = *HEADINGS, "reference top-1", "top-5", "same top-1"
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,8 @@ class Evaluation:
             self.run,
             f"{self.data} ({self.kind}): {self.evaluated} of {self.pictures} pictures evaluated{damaged}; "
             f"{self.size}x{self.size}, batches of {self.batch}",
-            f"{'':<8}{'top-1':<20}{'top-5':<20}"
-            + (f"{'reference top-1':<20}{'top-5':<20}{'same top-1':<20}" if self.reference else ""),
+            *Table(*map(Column, OF_BOTH if self.reference else HEADINGS)).lines(map(self._row, self.compiled)),
         ]
-        for head, score in self.compiled.items():
-            counts = [score.top1, score.top5]
-            if self.reference:
-                counts += [self.reference[head].top1, self.reference[head].top5, self.agreement[head]]
-            cells = (f"{self.percent(count):.2f}% ({count})" for count in counts)
-            lines.append(f"{head:<8}{''.join(f'{cell:<20}' for cell in cells)}".rstrip())
         lines += map(self._compared, self.published)
         if self.seconds:
             rates = (f"{name} {rate:.1f}" for name, rate in self.images_per_second.items())
@@ -110,6 +107,12 @@ class Evaluation:
         lines.append("peak memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.memory.items()))
         lines += [f"damaged: {error}" for error in self.damaged.values()]
         return "\n".join(lines)
+
+    def _row(self, head: str) -> tuple[str, ...]:
+        counts = [self.compiled[head].top1, self.compiled[head].top5]
+        if self.reference:
+            counts += [self.reference[head].top1, self.reference[head].top5, self.agreement[head]]
+        return head, *(f"{self.percent(count):.2f}% ({count})" for count in counts)
 
     def _compared(self, published: Published) -> str:
         figures = {"top1": published.top1, "top5": published.top5}

@@ -60,7 +60,7 @@ class InferenceConformer(nn.Module):
             self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
 
     def with_outputs(self, outputs: Sequence[str]) -> InferenceConformer:
-        """The same model, sharing its weights, returning these outputs.
+        """A copy that returns these outputs. It shares the weights' memory, and casts or moves leave this model alone.
 
         Raises ValueError for an unknown name, a name given twice, or none.
         """
@@ -69,8 +69,7 @@ class InferenceConformer(nn.Module):
             raise ValueError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
         if len(set(outputs)) != len(outputs) or not outputs:
             raise ValueError(f"outputs must be one or more different names, got {list(outputs)}")
-        other = nn.Module.__new__(type(self))
-        other.__dict__ = self.__dict__.copy()
+        other = copy.deepcopy(self, {id(weight): weight for weight in self.buffers()})
         other.outputs = tuple(outputs)
         return other
 

@@ -3,54 +3,59 @@
 Each is registered the same way: the schema and the CPU implementation are the function of the same name in
 functional.py, where its shapes are documented; the CUDA implementation is the kernel that kernels/dispatch.py chooses,
 or the same function of functional.py; `register_fake` gives the output's shape. Being operators, they stay whole in a
-traced graph, which is what engines/export.py translates.
+traced graph, which is what engines/onnx/export.py translates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, fx
 from torch.library import CustomOpDef, custom_op
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..model import functional as CF
 
+NAMESPACE = "conformer_fast"
 OPS: dict[str, CustomOpDef] = {}
 
 
 def _operator(fake):
     """Registers functional.<name> as an operator, with `fake` (same arguments) as its shape function."""
-    op = custom_op(f"conformer_fast::{fake.__name__}", getattr(CF, fake.__name__), mutates_args=())
+    op = custom_op(f"{NAMESPACE}::{fake.__name__}", getattr(CF, fake.__name__), mutates_args=())
     op.register_fake(fake)
-    op.register_kernel("cuda")(partial(_on_kernel, fake.__name__))
+    op.register_kernel("cuda")(partial(_by_kernel, fake.__name__))
     OPS[fake.__name__] = op
     return op
 
 
-def _on_kernel(name, *args, **kwargs):
+def _by_kernel(name, *args, **kwargs):
     from ..kernels import dispatch
 
     return dispatch.run(name, getattr(CF, name), *args, **kwargs)
 
 
-@contextmanager
-def on_kernels() -> Iterator[None]:
-    """Inside, the operators of this module are their kernels on any device: on the CPU for Triton's interpreter, on
-    meta tensors to record what would be launched. For one thread at a time."""
-    try:
-        globals().update({name: partial(_on_kernel, name) for name in OPS})
-        yield
-    finally:
-        globals().update(OPS)
+def on_kernels() -> TorchDispatchMode:
+    """Inside, in this thread, the operators are their kernels on any device: on the CPU for Triton's interpreter, on
+    meta tensors to record what would be launched. What the kernels themselves call is left alone."""
+    return _OnKernels()
+
+
+class _OnKernels(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first call imports it, which takes seconds
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        call = partial(_by_kernel, func.overloadpacket.__name__) if func.namespace == NAMESPACE else func
+        return call(*args, **(kwargs or {}))
 
 
 def operation_of(node: fx.Node) -> str:
     """What a traced node calls: the name of one of these operators, of a builtin or of a tensor's method."""
     if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._opname
+        return node.target.overloadpacket.__name__
     return node.target if isinstance(node.target, str) else node.target.__name__
 
 

@@ -30,6 +30,7 @@ from ..model.functional import stored
 from ..model.precision import FORMATS
 from ..storage.atomic import replace_file
 
+FORMAT = "conformer-fast quantization 1"  # of the files
 LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # parts of the model
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # -128 is not used: symmetric
 SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less than half a step
@@ -84,6 +85,31 @@ class Quantization:
         shape = [-1 if dimension == axis else 1 for dimension in range(weight.ndim)]
         return stored(exact / scale.float().view(shape), self.dtype), scale
 
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Writes it as JSON, all at once, and returns the path. Raises OSError when it cannot be written."""
+        path = Path(file)
+        values = {"format": FORMAT, **asdict(self)}
+        replace_file(path, (json.dumps(values, indent=1) + "\n").encode(), 0o666)
+        return path
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Quantization:
+        """What `save` wrote. Raises OSError when it cannot be read, ValueError when it is anything else."""
+        try:
+            values = json.loads(Path(file).read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files") from error
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise ValueError(
+                f"{file} is no quantization: its format is {found!r}, not {FORMAT!r}; "
+                f"`conformer-fast calibrate -o` writes such files"
+            )
+        try:
+            return _quantization(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is a damaged quantization ({error!r}); calibrate again") from error
+
 
 def usually_stored(product: str, precision: str) -> bool:
     """Whether `calibrate` puts a product, or what it adds, in the 8 bits of `precision`."""
@@ -98,35 +124,6 @@ def addend_of(product: str) -> str:
 def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tensor:
     scale = (largest / LARGEST[stored_in]).clamp(min=SMALLEST_SCALE[dtype])
     return torch.where(largest > 0, scale, torch.ones_like(largest)).to(dtype)
-
-
-FORMAT = "conformer-fast quantization 1"
-
-
-def save_quantization(quantization: Quantization, file: str | os.PathLike[str]) -> Path:
-    """Writes it, all at once, and returns the path. Raises OSError when it cannot be written."""
-    path = Path(file)
-    values = {"format": FORMAT, **asdict(quantization)}
-    replace_file(path, (json.dumps(values, indent=1) + "\n").encode(), 0o666)
-    return path
-
-
-def load_quantization(file: str | os.PathLike[str]) -> Quantization:
-    """What `save_quantization` wrote. Raises OSError when it cannot be read, ValueError when it is anything else."""
-    try:
-        values = json.loads(Path(file).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files") from error
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise ValueError(
-            f"{file} is no quantization: its format is {found!r}, not {FORMAT!r}; "
-            f"`conformer-fast calibrate -o` writes such files"
-        )
-    try:
-        return _quantization(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is a damaged quantization ({error!r}); calibrate again") from error
 
 
 def _quantization(values: dict[str, Any]) -> Quantization:

@@ -26,6 +26,13 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
     return error if math.isfinite(error) else math.nan
 
 
+def top1_agreement(scores: Tensor, expected: Tensor) -> float:
+    """The share of images whose highest score is of the expected class. scores: (B, classes). expected: scores too, or
+    classes (B,); on the same device."""
+    classes = expected if expected.dim() == 1 else expected.argmax(-1)
+    return (scores.argmax(-1) == classes).double().mean().item()
+
+
 def sqnr_db(error: float) -> float:
     """The ratio of signal to noise of a relative error, in dB: infinite for 0, NaN for NaN."""
     return -20 * math.log10(error) if error else math.inf

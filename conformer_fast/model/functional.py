@@ -1,8 +1,8 @@
 """The Conformer's mathematics in plain PyTorch, each operation once.
 
 The custom operators (ops.py) run these on the CPU and they are every kernel's oracle. They are the operations of the
-*inference* model, after the rewrites of network.py; the reference (reference.py) shares `attention` and is written as the
-paper is. Tests in float64 hold the two together, and the official implementation's recorded outputs the reference.
+*inference* model, after the rewrites of network.py; the reference (reference.py) shares `attention` and is written as
+the paper is. Tests in float64 hold the two together, and the official implementation's recorded outputs the reference.
 
 Shapes: B images, N tokens without the class token, T = N + 1, C embed channels, K CNN channels, H x W map, S map pixels
 per token side. Maps are (B, H, W, K), contiguous; tokens are (B, T, C) with the class token first; matrices are

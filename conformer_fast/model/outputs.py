@@ -57,9 +57,9 @@ def feature_names(config: ConformerConfig) -> tuple[str, ...]:
     return (*(f"{block}.map" for block in config.feature_blocks), f"{config.depth}.tokens")
 
 
-def rebuild(structure: Any, tensors: tuple[Tensor, ...]) -> Any:
-    """`structure` with its leaves replaced by `tensors`, in order."""
-    return _fill(structure, iter(tensors))
+def rebuild(structure: Any, leaves: Sequence[Any]) -> Any:
+    """`structure`, a nest of lists and tuples, with its leaves replaced by these, in order."""
+    return _fill(structure, iter(leaves))
 
 
 def _fill(structure: Any, tensors: Any) -> Any:

@@ -9,7 +9,11 @@ import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # of products in 8 bits
-PRECISIONS = (*DTYPES, *FORMATS)
+
+
+def around(precision: str) -> str:
+    """What lies between products of this precision: the same, or fp16 around 8 bits."""
+    return precision if precision in DTYPES else "fp16"
 
 
 def tf32_as_asked(dtype: torch.dtype) -> AbstractContextManager:

@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..calibration.resolve import quantization_of
-from ..checkpoints.adopt import Model
-from ..deploy.compile import compile
+from ..calibration.resolve import resolve
+from ..checkpoints.adopt import Model, adopt
+from ..engines.module import as_input
 from ..errors import BackendError, EngineError
-from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.distance import sqnr_db
-from ..model.precision import DTYPES, PRECISIONS
+from ..model.names import PRECISIONS
+from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from . import implementations
+from .implementations import REFERENCE
 from .verify import Report, Row, eager_outputs, exact_outputs, finite, inner_names, report_of
-
-REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def diff(
     images: Tensor,
     run: Iterable[tuple[str, str]],
     *,
-    calibration: Quantization | Iterable[Tensor] | None = None,
+    quantization: Quantization | Iterable[Tensor] | None = None,
 ) -> Diff:
     """Runs images (B, in_channels, H, W) through each implementation and compares all of them.
 
@@ -155,18 +154,19 @@ def diff(
                  interpreter, for which TRITON_INTERPRET=1 must be set before anything imports them; "onnxruntime" runs
                  the exported graph as it is written; "engine" is what `compile` takes here, other backends go by their
                  names. "reference" is PyTorch, which runs in any case.
-    calibration: how "int8" or "fp8" quantize, or batches of images from which their ranges are measured
+    quantization: how "int8" or "fp8" quantize, or batches of images from which their ranges are measured
 
-    What cannot run here is in the result with the reason. Raises ValueError for unknown names, for a calibration that
+    What cannot run here is in the result with the reason. Raises ValueError for unknown names, for a quantization that
     does not fit the precisions, and what `compile` raises for a wrong model or wrong images.
     """
     pairs = tuple(run)
     _check(pairs)
-    plain = compile(model, backend="reference")
-    reference, images = plain.reference, plain.as_input(images)
+    source = adopt(model)
+    reference = source.reference
+    images = as_input(images, reference.config, reference.pad, torch.device("cpu"))
     precisions = tuple(dict.fromkeys(precision for _, precision in pairs))
-    quantizations = _quantizations(reference, precisions, calibration)
-    job = implementations.Job(reference, images, plain.outputs, inner_names(reference.config), quantizations)
+    quantizations = _quantizations(reference, precisions, quantization)
+    job = implementations.Job(reference, images, source.outputs, inner_names(reference.config), quantizations)
     exact = exact_outputs(reference, images, job.names)
 
     def report(implementation: str, precision: str, values: dict[str, Tensor], eager: dict[str, Tensor]) -> Report:
@@ -199,25 +199,25 @@ def _check(pairs: Sequence[tuple[str, str]]) -> None:
     if not pairs:
         raise ValueError("diff: nothing to run; give pairs such as ('onnxruntime', 'fp16')")
     for implementation, precision in pairs:
-        if implementation not in (REFERENCE, *implementations.RUNNERS):
-            known = ", ".join((REFERENCE, *implementations.RUNNERS))
+        if implementation not in (REFERENCE, *implementations.IMPLEMENTATIONS):
+            known = ", ".join((REFERENCE, *implementations.IMPLEMENTATIONS))
             raise ValueError(f"unknown implementation {implementation!r}; choose from {known}")
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
 
 
 def _quantizations(
-    reference: Conformer, precisions: Iterable[str], calibration: Quantization | Iterable[Tensor] | None
+    reference: Conformer, precisions: Iterable[str], given: Quantization | Iterable[Tensor] | None
 ) -> dict[str, Quantization]:
     """How to quantize for each of the precisions that need it."""
-    in_8_bits = [precision for precision in precisions if precision not in DTYPES]
-    if calibration is not None and not in_8_bits:
-        raise ValueError("calibration is for int8 and fp8; leave it out, or compare one of them too")
-    if calibration is not None and not isinstance(calibration, Quantization | Sequence):
-        calibration = list(calibration)  # it is read for each precision
+    in_8_bits = [precision for precision in precisions if precision in FORMATS]
+    if given is not None and not in_8_bits:
+        raise ValueError("quantization is for int8 and fp8; leave it out, or compare one of them too")
+    if given is not None and not isinstance(given, Quantization | Sequence):
+        given = list(given)  # it is read for each precision
     found = {}
     for precision in in_8_bits:
-        quantization, _ = quantization_of(lower(reference), precision, calibration)
+        quantization, _ = resolve(reference, precision, given)
         assert quantization is not None
         found[precision] = quantization
     return found

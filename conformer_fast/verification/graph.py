@@ -1,7 +1,8 @@
-"""How far an ONNX graph is from the reference."""
+"""How far an ONNX graph is from the reference: what a bundle says of an engine that cannot run where it is built."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -9,49 +10,49 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError
-from ..inference.network import InferenceConformer
-from ..model.distance import relative_error
+from ..model.distance import relative_error, top1_agreement
 from ..model.outputs import LOGITS, SUM, reference_outputs
 from ..model.reference import Conformer
 from ..model.shapes import Shapes
 
 
-def _noise(model: InferenceConformer, profile: Shapes) -> Tensor:
-    shape = 2, model.config.in_channels, profile.height[1], profile.width[1]
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _measured(
-    onnx: bytes, reference: Conformer, names: tuple[str, ...], images: Tensor, calibrated: bool
+def graph_error(
+    graph: bytes, reference: Conformer, outputs: Sequence[str], shapes: Shapes, images: Tensor | None = None
 ) -> dict[str, Any] | None:
-    """How far the graph is from the reference, by ONNX Runtime; None where that cannot run it.
+    """The manifest's "measured": error of each output and top-1 agreement, by ONNX Runtime; None where that cannot run.
+
+    images: (B, in_channels, H, W) of the calibration, on the CPU; None: two of noise, of the size that `shapes` is
+            tuned for
 
     Raises ValueError when a value of the graph's is not finite.
     """
     from ..engines.onnx.runtime import run_graph
 
+    source = "noise" if images is None else "the calibration"
+    if images is None:
+        size = 2, reference.config.in_channels, shapes.height[1], shapes.width[1]
+        images = torch.randn(size, generator=torch.Generator().manual_seed(0))
     try:
-        found = run_graph(onnx, images, names)
+        found = run_graph(graph, images, outputs)
     except BackendError:  # it is not installed, or has no bf16
         return None
     with torch.no_grad():
-        exact = reference_outputs(reference, images, names)
-    bad = [name for name, value in zip(names, found, strict=True) if not value.isfinite().all()]
+        exact = reference_outputs(reference, images, outputs)
+    bad = [name for name, value in zip(outputs, found, strict=True) if not value.isfinite().all()]
     if bad:
         raise ValueError(
             f"{bad[0]} of the typed graph is NaN or infinite: the model exceeds the precision's range; "
             f"use bf16 or fp32, or check the weights"
         )
-    errors = {name: relative_error(*pair) for name, *pair in zip(names, found, exact, strict=True)}
-    scores = [index for index, name in enumerate(names) if name in (*LOGITS, SUM)]
+    scores = [index for index, name in enumerate(outputs) if name in (*LOGITS, SUM)]
     agreement = None
     if scores:
-        ours, true = (torch.stack([values[index] for index in scores]).sum(0).argmax(-1) for values in (found, exact))
-        agreement = (ours == true).double().mean().item()
+        ours, true = (torch.stack([values[index] for index in scores]).sum(0) for values in (found, exact))
+        agreement = top1_agreement(ours, true)
     return {
         "by": f"ONNX Runtime {version('onnxruntime')}, of the engine's graph",
-        "images": f"{len(images)} {'of the calibration' if calibrated else 'of noise'}",
-        "error": errors,
+        "images": f"{len(images)} of {source}",
+        "error": {name: relative_error(*pair) for name, *pair in zip(outputs, found, exact, strict=True)},
         "top1_agreement": agreement,
         "accuracy": None,
     }

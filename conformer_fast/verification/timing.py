@@ -1,4 +1,8 @@
-"""Timing that survives a noisy machine: candidates take turns, and speed-ups are medians over the turns."""
+"""Timing that survives a noisy machine: candidates take turns, and speed-ups are medians over the turns.
+
+It is what a caller waits for one call, on a GPU from before it to the end of its work. How long the GPU itself works on
+a call, while others wait behind it, is what benchmarks/gpu/clock.py measures, by the GPU's own clock.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +26,34 @@ class Timing:
 
 
 def time_in_turn(
-    candidates: Mapping[str, Callable[[Tensor], object]], images: Tensor, rounds: int = 5
+    candidates: Mapping[str, Callable[[Tensor], object]],
+    images: Tensor,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Calls every candidate once with `images` to warm it up, then all of them in turn, `rounds` times.
 
-    A call has ended when the GPU, if the images are on one, has.
+    clock: tells seconds, as the functions of the module `time` do
     """
     for call in candidates.values():
-        _call(call, images)
+        seconds_of(call, images, clock)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
-            start = time.perf_counter()
-            _call(call, images)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(seconds_of(call, images, clock))
     first = next(iter(seconds.values()))
     return {name: _summary(times, first) for name, times in seconds.items()}
 
 
-def _call(call: Callable[[Tensor], object], images: Tensor) -> None:
+def seconds_of(
+    call: Callable[[Tensor], object], images: Tensor, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one call with `images`, which has ended when the GPU, if they are on one, has."""
+    start = clock()
     call(images)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
+    return clock() - start
 
 
 def _summary(times: list[float], first: list[float]) -> Timing:

@@ -17,14 +17,25 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ..engines.module import Engine, FastConformer
+from ..engines.base import Engine
+from ..engines.module import EngineModule
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.config import ConformerConfig
-from ..model.distance import ALLOWANCE, FLOOR, relative_error, sqnr_db
+from ..model.distance import ALLOWANCE, FLOOR, relative_error, sqnr_db, top1_agreement
 from ..model.outputs import LOGITS, observed_outputs
 from ..model.precision import DTYPES, tf32_as_asked
 from ..model.reference import Conformer
+from ..tables import Column, Table
+
+ROWS = Table(
+    Column(width=16),
+    Column("error", ".2e", 8),
+    Column("SQNR dB", ".1f"),
+    Column("eager", ".2e", 8),
+    Column("bound", ".2e", 8),
+    Column(),
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,8 @@ class Row:
         return self.error <= self.bound
 
     def __str__(self) -> str:
-        figures = f"{self.error:>10.2e}{self.sqnr_db:>9.1f}{self.eager_error:>10.2e}{self.bound:>10.2e}"
-        return f"{self.name:<16}{figures}{'' if self.within else '  over'}"
+        over = "" if self.within else "over"
+        return ROWS.line(self.name, self.error, self.sqnr_db, self.eager_error, self.bound, over)
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"{self.backend} {self.precision} against the reference in float64, {self.images} image(s)",
-            f"{'':<16}{'error':>10}{'SQNR dB':>9}{'eager':>10}{'bound':>10}",
+            ROWS.head,
             *map(str, (*self.blocks, *self.results)),
         ]
         if self.top1_agreement:
@@ -98,7 +109,7 @@ class Report:
 
 
 def verify(
-    fast: FastConformer,
+    fast: EngineModule,
     images: Tensor,
     reference: Conformer,
     engine: Callable[[Sequence[str]], Engine] | None = None,
@@ -120,7 +131,7 @@ def verify(
     names = tuple({**ours, **inside})
     exact = exact_outputs(reference, images, names)
     eager = eager_outputs(reference, images, names, precision, quantization)
-    return report_of(fast.settings.backend, precision, ours, inside, exact, eager)
+    return report_of(fast.settings.backend.name, precision, ours, inside, exact, eager)
 
 
 def report_of(
@@ -189,7 +200,7 @@ def _simulated(
     reference: Conformer, images: Tensor, names: Sequence[str], quantization: Quantization
 ) -> dict[str, Tensor]:
     """On the CPU, where the operators are functional.py itself and not the kernels that are being judged."""
-    model = lower(reference).quantized(quantization).with_outputs(names)
+    model = lower(reference, names, quantization=quantization)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         values = model(images.to("cpu", torch.float32))
     return {name: value.to(images.device) for name, value in zip(names, values, strict=True)}
@@ -200,5 +211,5 @@ def _top1_agreement(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[s
     agreement = {}
     for head, names in heads.items():
         mine, true = (torch.stack([scores[name].double() for name in names]).sum(0) for scores in (ours, exact))
-        agreement[head] = (mine.argmax(-1) == true.argmax(-1)).double().mean().item()
+        agreement[head] = top1_agreement(mine, true)
     return agreement

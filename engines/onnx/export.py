@@ -16,18 +16,15 @@ norms alone. The stem's map is rounded before its pool as well as behind it, whi
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import onnx
 import torch
 from torch import Tensor, fx
 
-from conformer_fast.errors import BackendError
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.ops import operation_of
-from conformer_fast.inference.quantization import Quantization
-from conformer_fast.model.precision import DTYPES
+from conformer_fast.inference.trace import trace
 
 from .typed_graph import TypedGraph
 
@@ -42,7 +39,7 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
     """
     writer = _Writer(products)
     values: dict[fx.Node, Any] = {}
-    graph = fx.symbolic_trace(model).graph
+    graph = trace(model).graph
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -216,7 +213,7 @@ def _conv3x3(
         shape = w.node("Concat", [[0, weight.shape[1]], grid], axis=0)
         addition = w.node("Reshape", [w.node("Transpose", [token_map], perm=[0, 2, 1]), shape])  # (B, K, H / S, W / S)
         if S > 1:
-            scales = torch.tensor([1.0, 1.0, S, S])
+            scales = torch.tensor([1.0, 1.0, S, S], dtype=torch.float32, device="cpu")
             addition = w.node(
                 "Resize",
                 [addition, "", scales],
@@ -300,15 +297,3 @@ _TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "getitem": lambda w, values, index: values[index],
     "permute": lambda w, feature_map, *order: feature_map,  # maps are (B, K, H, W) here already
 }
-
-
-def graph_of(model: InferenceConformer, precision: str, quantization: Quantization | None = None) -> bytes:
-    """The typed ONNX graph of an fp32 inference model; 8-bit products are computed among fp16."""
-    if find_spec("onnx") is None:
-        raise BackendError(
-            'the graph is written with onnx, which is not installed: pip install "conformer-fast[tensorrt]"'
-        )
-    from ..engines.onnx.export import onnx_from_model
-
-    typed = model.in_precision(DTYPES.get(precision, torch.float16))
-    return onnx_from_model(typed.quantized(quantization) if quantization else typed).SerializeToString()

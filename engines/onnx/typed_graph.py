@@ -116,7 +116,9 @@ class TypedGraph:
 
     def constant(self, value: Tensor | list[int]) -> str:
         """Adds an initializer, of the tensor's type or int64, and returns its name."""
-        tensor = torch.tensor(value, dtype=torch.int64) if isinstance(value, list) else value.detach().cpu()
+        if isinstance(value, list):
+            value = torch.tensor(value, dtype=torch.int64, device="cpu")
+        tensor = value.detach().cpu()
         name = f"constant_{len(self._initializers)}"
         content = tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes()
         self._types[name] = tensor.dtype

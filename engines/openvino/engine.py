@@ -11,9 +11,10 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
@@ -66,8 +67,18 @@ class Input(NamedTuple):
 
 def engine_file(onnx_sha256: str, precision: str, shape: Input) -> str:
     """The name in a bundle of the engine that this CPU loads for this input."""
-    fields = {"onnx": onnx_sha256, "precision": precision, **describe_cpu(), **shape._asdict()}
-    return f"{'x'.join(map(str, shape))}-{key_of(fields)}.engine"
+    return f"{'x'.join(map(str, shape))}-{key_of(engine_fields(onnx_sha256, precision, shape))}.engine"
+
+
+def engine_fields(onnx_sha256: str, precision: str, shape: Input) -> dict[str, Any]:
+    """What decides an engine, as JSON values."""
+    return {
+        "backend": "openvino",
+        "onnx": onnx_sha256,
+        "precision": precision,
+        **describe_cpu(),
+        **shape._asdict(),
+    }
 
 
 def streams_for(batch: int, threads: int) -> int:
@@ -83,28 +94,30 @@ def images_at_once(batch: int, streams: int, precision: str) -> int:
 class OpenVINOEngine:
     """images (B, in_channels, H, W), fp32 on the CPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
 
-    make_onnx:  returns the graph's bytes; called only when an engine is not in the cache
-    identity:   what the graph was made from, as JSON values: part of the cache key
+    graph:      returns the ONNX graph, the same bytes each time
     precision:  "fp32" or "bf16"; "int8" for a graph that says by Q/DQ pairs what is in 8 bits
     threads:    cores to use; default: as many as PyTorch uses
+    sha256:     of the graph, if it is known
     stored:     returns the engine for an input if it is at hand; asked before the cache
+
+    An engine is kept on disk under the graph's hash, the precision, and what this CPU and OpenVINO are.
     """
 
     def __init__(
         self,
-        make_onnx: Callable[[], bytes],
-        identity: Mapping[str, Any],
+        graph: Callable[[], bytes],
         precision: str,
         threads: int | None = None,
+        sha256: str | None = None,
         stored: Callable[[Input], bytes | None] = lambda shape: None,
     ) -> None:
-        self._make_onnx, self._precision, self._stored = make_onnx, precision, stored
-        self._identity = {**identity, "precision": precision, **describe_cpu()}
+        self._graph, self._sha256, self._precision, self._stored = graph, sha256, precision, stored
         self._threads = threads or torch.get_num_threads()
         # By height and width, then by images at once and streams.
         self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
         self._building: dict[tuple[Input, int], threading.Lock] = {}  # by the number of streams too
         self._lock = threading.Lock()  # of both tables; held for look-ups only
+        self._hashing = threading.Lock()  # of the graph
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         images = images.to(torch.float32).resolve_neg().contiguous()
@@ -173,13 +186,21 @@ class OpenVINOEngine:
         }
 
     def _bytes(self, shape: Input, options: dict[str, str]) -> bytes:
+        stored = self._stored(shape)
+        if stored is not None:
+            return stored
+        with self._hashing:
+            graph = None
+            if self._sha256 is None:
+                graph = self._graph()
+                self._sha256 = hashlib.sha256(graph).hexdigest()
+
         def build() -> bytes:
-            model = core().read_model(self._make_onnx())
+            model = core().read_model(graph or self._graph())
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             return core().compile_model(model, "CPU", options).export_model().getvalue()
 
-        stored = self._stored(shape)
-        return cached({**self._identity, **shape._asdict()}, build) if stored is None else stored
+        return cached(engine_fields(self._sha256, self._precision, shape), build)
 
 
 class _SizedEngine:

@@ -1,1 +1,3 @@
 """TensorRT and TensorRT-RTX."""
+
+FLAVORS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}  # what they are called

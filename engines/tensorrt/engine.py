@@ -10,6 +10,7 @@ TensorRT is recorded by PyTorch. TensorRT-RTX records itself, and would do so ag
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import warnings
 import weakref
@@ -27,7 +28,7 @@ from conformer_fast.model.shapes import Shapes
 
 from ..cuda import OUT_OF_MEMORY, RECORDING, GPUMemoryError, bucket
 from .flavors import Flavor, Log
-from .kernel_cache import RuntimeCacheFile, digest_of
+from .kernel_cache import RuntimeCacheFile
 
 IMAGES = "images"  # the plan's only input
 SHAPES_KEPT = 32  # of one lane; then the least recently used is dropped
@@ -61,6 +62,7 @@ class TensorRTEngine:
         device: torch.device,
         runtime_cache: RuntimeCacheFile | None = None,
     ) -> None:
+        self.plan = plan  # for a bundle of it
         self._plan = _Plan(plan, flavor, tuple(outputs), device, runtime_cache)
         self._idle: list[_Lane] = []
         self._lock = threading.Lock()  # of the list; held for look-ups only
@@ -188,9 +190,10 @@ class _Plan:
             return
         serialized = self._kernels.serialize()
         content = b"" if serialized is None else bytes(serialized)
-        if content and digest_of(content) != self._kept:
+        digest = hashlib.sha256(content).digest()
+        if content and digest != self._kept:
             self._cache_writes -= 1
-            self._kept = digest_of(content)
+            self._kept = digest
             self._cache_file.write(content)
 
     def _read_kernels(self) -> Any:
@@ -199,7 +202,7 @@ class _Plan:
         self.require(kernels is not None, "made no runtime cache")
         content = self._cache_file.read() if self._cache_file else None
         if content and kernels.deserialize(content):
-            self._kept = digest_of(content)
+            self._kept = hashlib.sha256(content).digest()
         return kernels
 
     def _runtime_config(self) -> Any:

@@ -21,7 +21,8 @@ import torch
 
 from conformer_fast.errors import BackendError, EngineError
 
-TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+from . import FLAVORS
+
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 OLDEST_VERSION = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 7)}
 MESSAGES_KEPT = 50  # of a log: the last warnings and errors
@@ -37,7 +38,7 @@ class Flavor:
     version: str
 
     def __str__(self) -> str:
-        return f"{TITLES[self.name]} {self.version}"
+        return f"{FLAVORS[self.name]} {self.version}"
 
     @property
     def network_flags(self) -> int:
@@ -91,9 +92,9 @@ def get_flavor(name: str = "auto") -> Flavor:
 
     Raises ValueError for an unknown name, BackendError if it is not installed, too old or cannot be imported.
     """
-    if name not in ("auto", *TITLES):
-        raise ValueError(f"unknown flavor {name!r} of TensorRT; choose one of {', '.join(('auto', *TITLES))}")
-    modules = {known: _module_name(known) for known in TITLES}
+    if name not in ("auto", *FLAVORS):
+        raise ValueError(f"unknown flavor {name!r} of TensorRT; choose one of {', '.join(('auto', *FLAVORS))}")
+    modules = {known: _module_name(known) for known in FLAVORS}
     if name == "auto":
         if not any(modules.values()):
             raise BackendError(f'{_missing("tensorrt")}, or "conformer-fast[tensorrt-rtx]" to build without a GPU')
@@ -104,11 +105,11 @@ def get_flavor(name: str = "auto") -> Flavor:
     try:
         module = import_module(installed)
     except (ImportError, OSError) as error:
-        raise BackendError(f"{TITLES[name]} is installed but cannot be imported: {error}") from error
+        raise BackendError(f"{FLAVORS[name]} is installed but cannot be imported: {error}") from error
     if _release(module.__version__) < OLDEST_VERSION[name]:
         needed = ".".join(map(str, OLDEST_VERSION[name]))
         raise BackendError(
-            f"{TITLES[name]} {module.__version__} is too old, {needed} or newer is needed: "
+            f"{FLAVORS[name]} {module.__version__} is too old, {needed} or newer is needed: "
             f'pip install --upgrade "conformer-fast[{name}]"'
         )
     return Flavor(name, module, module.__version__)
@@ -179,7 +180,7 @@ def _module_name(name: str) -> str | None:
 
 
 def _missing(name: str) -> str:
-    return f'{TITLES[name]} is not installed: pip install "conformer-fast[{name}]"'
+    return f'{FLAVORS[name]} is not installed: pip install "conformer-fast[{name}]"'
 
 
 def _release(version: str) -> tuple[int, int]:

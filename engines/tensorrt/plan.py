@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from conformer_fast.errors import BackendError
-from conformer_fast.model.precision import PRECISIONS
+from conformer_fast.model.names import PRECISIONS
 from conformer_fast.model.shapes import Shapes
 
 from . import timing_cache

@@ -150,7 +150,8 @@ class Device:
         dtype = _dtype(model)
         try:
             with torch.inference_mode(False):
-                images = _blank(model, rows, height, width, self.device)
+                shape = rows, model.config.in_channels, height, width
+                images = torch.zeros(shape, dtype=dtype, device=self.device)  # rows that nothing fills are computed too
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), tf32_as_asked(dtype):
                 outputs, graph, pool = self._capture(partial(model, images), two_streams=rows <= TWO_STREAMS)
         except RuntimeError as error:
@@ -239,8 +240,3 @@ def _own(output: Tensor) -> Tensor:
 def _dtype(model: InferenceConformer) -> torch.dtype:
     """Of images and maps; the stem's weight may be in 8 bits."""
     return model.stem.bias.dtype
-
-
-def _blank(model: InferenceConformer, rows: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Images of zeros. Rows that no image has filled yet are computed too."""
-    return torch.zeros((rows, model.config.in_channels, height, width), dtype=_dtype(model), device=device)

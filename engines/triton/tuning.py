@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
@@ -39,7 +38,7 @@ from conformer_fast.kernels.dispatch import PYTORCH, Call, Choice
 from conformer_fast.kernels.tiles import Tile
 from conformer_fast.model.distance import ALLOWANCE
 from conformer_fast.model.precision import tf32_as_asked
-from conformer_fast.storage.atomic import replace_file
+from conformer_fast.storage.hashed import DamagedError, HashedFile
 from conformer_fast.storage.paths import tuned_folder
 from conformer_fast.version import __version__
 
@@ -319,10 +318,9 @@ def load(gpu: str) -> dict[str, Choice]:
     versions."""
     file = table_file(gpu)
     try:
-        return _read(file, gpu)["choices"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        content = HashedFile(file).read()
+        return {} if content is None else _parsed(content, gpu, str(file))["choices"]
+    except ValueError as error:
         warnings.warn(f"the tuned table is not used: {error}; `conformer-fast tune` makes a new one", stacklevel=2)
         return {}
 
@@ -333,20 +331,23 @@ def save(gpu: str, found: Iterable[Tuned]) -> Path:
     A table that `load` would not use is replaced. The file is whole at any time, and no other process's entries are
     lost. Raises OSError if it cannot be written.
     """
-    file = table_file(gpu)
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
-        replace_file(file, with_added(file, gpu, found))
-    return file
+    file = HashedFile(table_file(gpu))
+    with file.locked():
+        try:
+            content = file.read()
+        except DamagedError:
+            content = None
+        file.write(with_added(content, gpu, found))
+    return file.path
 
 
-def with_added(file: Path, gpu: str, found: Iterable[Tuned]) -> bytes:
-    """The table in `file`, if it was measured here by these versions, with what was measured in place of the same
+def with_added(content: bytes | None, gpu: str, found: Iterable[Tuned]) -> bytes:
+    """The table in `content`, if it was measured here by these versions, with what was measured in place of the same
     problems' entries."""
-    try:
-        table = _read(file, gpu)
-    except (FileNotFoundError, ValueError):
-        table = {}
+    table: dict[str, Any] = {}
+    if content is not None:
+        with suppress(ValueError):
+            table = _parsed(content, gpu, "the table")
     table = {name: table.get(name, {}) for name in ENTRIES}
     for tuned in found:
         if tuned.seconds:
@@ -377,15 +378,15 @@ def name_of(choice: Choice) -> str:
 ENTRIES = ("choices", "times_us", "dropped")
 
 
-def _read(file: Path, gpu: str) -> dict[str, Any]:
-    """The table, its choices as `Choice`. Raises ValueError, naming the file, if it is damaged or not measured here."""
-    choices = dispatch.read_table(file)
-    table = json.loads(file.read_text(encoding="utf-8")) | {"choices": choices}
+def _parsed(content: bytes, gpu: str, where: str) -> dict[str, Any]:
+    """The table, its choices as `Choice`. Raises ValueError, naming `where`, if it is none or not measured here."""
+    choices = dispatch.choices_in(content, where)
+    table = json.loads(content) | {"choices": choices}
     if not all(isinstance(table.get(name), dict) for name in ENTRIES):
-        raise ValueError(f"{file} has not all of {', '.join(ENTRIES)}")
+        raise ValueError(f"{where} has not all of {', '.join(ENTRIES)}")
     for name, here in {"gpu": gpu, **versions()}.items():
         if table.get(name) != here:
-            raise ValueError(f"{file} was measured with {name} {table.get(name)}, here is {here}")
+            raise ValueError(f"{where} was measured with {name} {table.get(name)}, here is {here}")
     return table
 
 

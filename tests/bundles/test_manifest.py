@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from conformer_fast import ConformerConfig, ConformerFeatures, ConformerOutput
-from conformer_fast.bundles import manifest as module
-from conformer_fast.bundles.folder import check_writable, read_bundle, write_bundle
-from conformer_fast.bundles.manifest import Manifest
+from conformer_fast.bundles.folder import Bundle, check_writable, read_bundle, write_bundle
+from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.errors import BundleError, EngineMismatchError
 from conformer_fast.model.shapes import Shapes
 
@@ -27,7 +26,7 @@ MANIFEST = Manifest(
     pad="none",
     outputs=("3.map", "conv_logits", "trans_logits"),
     structure=["3.map", (ConformerOutput("conv_logits", "trans_logits"),)],
-    profiles=(Shapes(), Shapes(batch=(1, 1, 2), width=(224, 320, 448))),
+    shapes=(Shapes(), Shapes(batch=(1, 1, 2), width=(224, 320, 448))),
     runtime={"flavor": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm86", "sm120"], "gpu": ""},
     preprocessing=None,
     labels="labels.txt",
@@ -35,6 +34,22 @@ MANIFEST = Manifest(
     rebuild="conformer-fast build ...",
     measured={"error": {"conv_logits": 1e-3}, "images": 8},
 )
+FORMAT = Format(
+    files=("model.plan",),
+    runtime={"flavor": str, "version": str, "targets": list, "gpu": str},
+    sized=True,
+    read_once=("model.plan",),
+)
+
+
+def read(folder: Path, key: bytes | None = None) -> Bundle:
+    return read_bundle(folder, format_of, key)
+
+
+def format_of(backend: str) -> Format:
+    if backend != "tensorrt":
+        raise ValueError(f"no backend is called {backend!r}")
+    return FORMAT
 
 
 @pytest.fixture
@@ -61,7 +76,7 @@ def test_what_is_written_is_read(key, tmp_path):
     folder = write_bundle(tmp_path / "deep" / "bundle", MANIFEST, FILES, key)
     assert folder == tmp_path / "deep" / "bundle"
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"} == FILES
-    bundle = read_bundle(folder, key)
+    bundle = read(folder, key)
     assert replace(bundle.manifest, files={}) == MANIFEST
     assert type(bundle.manifest.structure[1][0]) is ConformerOutput
     assert bundle.signed is (key is not None)
@@ -77,37 +92,37 @@ def test_entries_of_the_file(folder):
     structure = {"list": ["3.map", {"tuple": [{"ConformerOutput": ["conv_logits", "trans_logits"]}]}]}
     assert content["structure"] == structure
     assert content["files"]["labels.txt"] == {"sha256": hashlib.sha256(b"cat\ndog\n").hexdigest(), "bytes": 8}
-    assert content["profiles"][1]["width"] == [224, 320, 448]
-    expected = "schema conformer_fast backend precision precisions config pad outputs structure profiles runtime "
+    assert content["shapes"][1]["width"] == [224, 320, 448]
+    expected = "schema conformer_fast backend precision precisions config pad outputs structure shapes runtime "
     expected += "preprocessing labels sha256 files measured rebuild hmac digest"
     assert list(content) == expected.split()
 
 
 def test_key(tmp_path):
     signed, unsigned = (write_bundle(tmp_path / str(key), MANIFEST, FILES, key) for key in (KEY, None))
-    read_bundle(signed)
+    read(signed)
     with pytest.raises(BundleError, match="is not signed with this key; get the bundle from its owner"):
-        read_bundle(signed, b"another")
+        read(signed, b"another")
     with pytest.raises(BundleError, match="is not signed, and a key was given"):
-        read_bundle(unsigned, KEY)
+        read(unsigned, KEY)
     for signature in ("0" * 64, "\u00e9\ud800", ["a list"], 0):
         edit(signed, lambda content, signature=signature: {**content, "hmac": signature})
         with pytest.raises(BundleError, match="is not signed with this key"):
-            read_bundle(signed, KEY)
+            read(signed, KEY)
 
 
 def test_a_new_digest_does_not_help_against_a_key(tmp_path):
     folder = write_bundle(tmp_path / "bundle", MANIFEST, FILES, KEY)
     edit(folder, lambda content: {**content, "rebuild": "rm -r /"})
-    assert read_bundle(folder).manifest.rebuild == "rm -r /"
+    assert read(folder).manifest.rebuild == "rm -r /"
     with pytest.raises(BundleError, match="is not signed with this key"):
-        read_bundle(folder, KEY)
+        read(folder, KEY)
 
 
 @pytest.mark.parametrize(("key", "error"), [("text", TypeError), (b"", ValueError)], ids=repr)
 def test_keys_are_bytes(key, error, folder):
     with pytest.raises(error, match="a bundle's key must "):
-        read_bundle(folder, key)
+        read(folder, key)
     with pytest.raises(error, match="a bundle's key must "):
         write_bundle(folder, MANIFEST, FILES, key)
 
@@ -122,9 +137,9 @@ def test_no_bit_of_the_manifest_changes_unnoticed(bit, key, tmp_path):
     for index in range(len(content)):
         path.write_bytes(content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :])
         with pytest.raises(BundleError):
-            read_bundle(folder)
+            read(folder)
     path.write_bytes(content)
-    read_bundle(folder, key)
+    read(folder, key)
 
 
 def twice(content: bytes) -> bytes:
@@ -157,7 +172,7 @@ def test_broken_manifest(change, message, folder):
     assert content != path.read_bytes()
     path.write_bytes(content)
     with pytest.raises(BundleError, match=message):
-        read_bundle(folder)
+        read(folder)
 
 
 def named(name: str):
@@ -168,23 +183,26 @@ def named(name: str):
 WRONG = {
     "an entry missing": (lambda content: content.pop("pad") and None, "its entries pad are missing or unknown"),
     "an entry too many": (lambda content: content.update(more=1), "its entries more are missing or unknown"),
-    "backend": (lambda content: content.update(backend="other"), "its backend 'other' is none of openvino, triton"),
+    "backend": (
+        lambda content: content.update(backend="other"),
+        "is no bundle's manifest: no backend is called 'other'",
+    ),
     "precision": (lambda content: content.update(precision="fp7"), "the precision 'fp7' and the pad 'none'"),
     "pad": (lambda content: content.update(pad="all"), "the precision 'int8' and the pad 'all'"),
     "runtime": (lambda content: content["runtime"].pop("flavor") and None, "its runtime must have flavor, version"),
     "targets": (lambda content: content["runtime"].update(targets="sm86"), "its runtime must have flavor, version"),
     "config": (lambda content: content["config"].update(depth=4), "depth must be a multiple of 3"),
     "config of other names": (lambda content: content["config"].update(size=4), "unexpected keyword argument 'size'"),
-    "profile": (lambda content: content["profiles"][0].update(batch=[2, 1, 1]), "batch of a profile must be"),
-    "a profile's type": (lambda content: content.update(profiles=[7]), "a profile must have"),
+    "shapes": (lambda content: content["shapes"][0].update(batch=[2, 1, 1]), "batch of a profile must be"),
+    "the shapes' type": (lambda content: content.update(shapes=[7]), "a profile must have"),
     "outputs": (lambda content: content["outputs"].reverse(), "is not made of its outputs"),
     "no outputs": (lambda content: content.update(outputs=[], structure={"list": []}), "is not made of its outputs"),
     "an output twice": (
         lambda content: content.update(outputs=["1.map"] * 2, structure={"list": ["1.map"] * 2}),
         "is not made of its outputs",
     ),
-    "no profiles": (lambda content: content.update(profiles=[]), "its engine has no profiles"),
-    "labels without a name": (lambda content: content.update(labels=""), "it lacks the files"),
+    "no shapes": (lambda content: content.update(shapes=[]), "it names no shapes that its engine takes"),
+    "labels without a name": (lambda content: content.update(labels=""), "it lacks the file ;"),
     "structure": (lambda content: content.update(structure={"os.system": ["3.map"]}), "its structure has {'os.system'"),
     "a structure's length": (
         lambda content: content.update(outputs=["3.map"], structure={"ConformerOutput": ["3.map"]}),
@@ -207,10 +225,10 @@ WRONG = {
         "it has 8 bytes of 8, or anoth",
     ),
     "no plan": (lambda content: content["files"].pop("model.plan") and None, "it lacks the files model.plan"),
-    "no labels": (lambda content: content["files"].pop("labels.txt") and None, "it lacks the files labels.txt"),
+    "no labels": (lambda content: content["files"].pop("labels.txt") and None, "it lacks the file labels.txt"),
 }
 KINDS = {name: [] for name in ("conformer_fast", "backend", "precisions", "config", "runtime", "files", "labels")}
-KINDS |= dict.fromkeys(("pad", "precision", "rebuild", "sha256", "outputs", "profiles", "structure"), 1.5)
+KINDS |= dict.fromkeys(("pad", "precision", "rebuild", "sha256", "outputs", "shapes", "structure"), 1.5)
 KINDS |= {"preprocessing": [], "measured": "well"}
 
 
@@ -218,14 +236,14 @@ KINDS |= {"preprocessing": [], "measured": "well"}
 def test_wrong_content_under_a_right_digest(change, message, folder):
     edit(folder, change)
     with pytest.raises(BundleError, match=message):
-        read_bundle(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize(("name", "value"), KINDS.items(), ids=KINDS)
 def test_wrong_type_under_a_right_digest(name, value, folder):
     edit(folder, lambda content: {**content, name: value})
     with pytest.raises(BundleError, match=f"its {name} has the wrong type, {type(value).__name__}"):
-        read_bundle(folder)
+        read(folder)
 
 
 def test_unchanged_edit_is_read(folder):
@@ -233,7 +251,7 @@ def test_unchanged_edit_is_read(folder):
     before = (folder / "manifest.json").read_bytes()
     edit(folder, lambda content: None)
     assert (folder / "manifest.json").read_bytes() == before
-    read_bundle(folder)
+    read(folder)
 
 
 def make_link(path: Path) -> None:
@@ -256,14 +274,14 @@ def make_pipe(path: Path) -> None:
 def test_only_plain_files(make, name, folder):
     make(folder / name)
     with pytest.raises(BundleError, match=f"{name} is a link or a folder, a bundle's files must be plain files"):
-        read_bundle(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.plan", "labels.txt"])
 def test_missing_file(name, folder):
     (folder / name).unlink()
     with pytest.raises(BundleError, match=rf"{name} cannot be read \(No such file or directory\); give the folder of"):
-        read_bundle(folder)
+        read(folder)
 
 
 def test_unreadable_file(folder, monkeypatch):
@@ -272,36 +290,36 @@ def test_unreadable_file(folder, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     with pytest.raises(BundleError, match=r"manifest.json cannot be read \(Permission denied\)"):
-        read_bundle(folder)
+        read(folder)
 
 
 def test_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for missing in ("nowhere", "file"):
         with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
-            read_bundle(tmp_path / missing)
+            read(tmp_path / missing)
 
 
 def test_other_files_may_lie_there(folder):
     (folder / "notes.txt").write_text("mine")
     (folder / "runtime.cache").write_bytes(b"")
-    read_bundle(folder)
+    read(folder)
 
 
 def test_link_to_the_folder(folder, tmp_path):
     link = tmp_path / "current"
     link.symlink_to(folder)
-    read_bundle(link)
+    read(link)
     written = write_bundle(link, replace(MANIFEST, rebuild="again"), FILES)
     assert written == folder
     assert link.is_symlink()
-    assert read_bundle(link).manifest.rebuild == "again"
+    assert read(link).manifest.rebuild == "again"
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_changes_later_is_noticed(name, folder):
     """What is kept from its verification is given out once."""
-    bundle = read_bundle(folder)
+    bundle = read(folder)
     (folder / name).write_bytes(FILES[name][::-1])
     if name == "model.plan":
         assert bundle.read(name) == FILES[name]
@@ -312,7 +330,7 @@ def test_a_file_that_changes_later_is_noticed(name, folder):
 def test_earlier_bundle_is_replaced(folder):
     (folder / "runtime.cache.json").write_text("of the earlier plan")
     assert write_bundle(folder, replace(MANIFEST, labels=None), {"model.plan": b"new"}) == folder
-    assert read_bundle(folder).read("model.plan") == b"new"
+    assert read(folder).read("model.plan") == b"new"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "model.plan"}
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
@@ -321,7 +339,7 @@ def test_empty_folder_is_used(tmp_path):
     folder = tmp_path / "bundle"
     folder.mkdir()
     write_bundle(folder, MANIFEST, FILES)
-    read_bundle(folder)
+    read(folder)
 
 
 FOREIGN = {
@@ -377,7 +395,7 @@ def test_failed_write_changes_nothing(failing, earlier, tmp_path, monkeypatch):
             write_bundle(folder, replace(MANIFEST, rebuild="again"), FILES)
     assert sorted(tmp_path.rglob("*")) == before
     if earlier:
-        assert read_bundle(folder).manifest.rebuild == MANIFEST.rebuild
+        assert read(folder).manifest.rebuild == MANIFEST.rebuild
 
 
 def test_folders_have_the_usual_mode(tmp_path):
@@ -399,7 +417,7 @@ def test_folders_have_the_usual_mode(tmp_path):
 def test_structures(structure, tmp_path):
     outputs = tuple(name for name in ("1.map", "2.map", "3.tokens") if name in repr(structure))
     write_bundle(tmp_path, replace(MANIFEST, structure=structure, outputs=outputs), FILES)
-    found = read_bundle(tmp_path).manifest.structure
+    found = read(tmp_path).manifest.structure
     assert found == structure
     assert repr(found) == repr(structure)
 
@@ -423,8 +441,11 @@ def test_mismatch_says_what_and_survives_a_pickle():
         )
 
 
-def test_every_backend_has_its_files_and_runtime():
-    assert module.FILES.keys() == module.RUNTIME.keys()
+def test_a_backend_says_what_its_bundles_need(folder):
+    """Neither shapes nor what its runtime has are asked of every bundle."""
+    edit(folder, lambda content: content.update(shapes=[], runtime={}))
+    bundle = read_bundle(folder, lambda backend: Format((), {}))
+    assert (bundle.manifest.shapes, bundle.manifest.runtime) == ((), {})
 
 
 def test_a_manifest_of_another_schema_is_no_bundle_to_replace(folder):

@@ -10,9 +10,9 @@ import goldens
 import lookalikes
 import pytest
 import torch
+from eight_bits import largest_inputs
 
 from conformer_fast.calibration.accuracy_gate import SQNR_FLOOR, gate, sensitivities
-from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.calibration.observer import Observer
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
@@ -34,7 +34,7 @@ def fused(small_model) -> InferenceConformer:
 
 @pytest.fixture
 def ranges(fused) -> dict[str, float]:
-    return input_ranges(fused, images())
+    return largest_inputs(fused, images())
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_another_runner_is_judged_as_the_simulation_is(fused, broken):
 
 def test_features_are_judged_by_their_error(small_config):
     fused = lower(lookalikes.fill(Conformer(small_config, features_only=True)).eval())
-    ranges = input_ranges(fused, images())
+    ranges = largest_inputs(fused, images())
     broken = Quantization("int8", {**ranges, "trans_1.fc2": 1000 * ranges["trans_1.fc2"]})
     _, report = gate(fused, broken, images(), max_drop=0)
     assert (report.before.top1, report.before.agreement) == (None, None)

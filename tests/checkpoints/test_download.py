@@ -1,6 +1,7 @@
 """Downloads from a local server: continued, checked, locked, and refused in words."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -213,8 +214,28 @@ def test_a_file_put_there_by_hand_is_checked_once(site, part, target, monkeypatc
 
 def test_a_file_in_a_cache_that_cannot_be_written_is_taken(site, part, target):
     target.write_bytes(CONTENT)
-    (target.parent / f"{NAME}.checked").mkdir()  # where the mark would be written
+    (target.parent / f"{NAME}.hash").mkdir()  # where it would be kept
     assert fetch("tiny-p16") == target
+
+
+def test_a_damaged_file_under_a_kept_hash_is_refused(site, part, target):
+    """Also one as long as the right one, and as old but for a moment."""
+    target.write_bytes(CONTENT)
+    fetch("tiny-p16")
+    stat = target.stat()
+    target.write_bytes(CONTENT[:-1] + b"?")
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert "its sha256 begins with" in _refusal()
+
+
+def test_others_may_read_what_was_downloaded(site, target):
+    before = os.umask(0o022)
+    try:
+        fetch("tiny-p16")
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in (target.parent, *target.parent.iterdir())}
+    assert (modes[""], modes[".pth"], modes[".hash"]) == (0o755, 0o644, 0o644)
 
 
 def test_a_cache_that_cannot_be_written_is_named(site, tmp_path):
@@ -241,7 +262,7 @@ def test_threads_download_once(site, target):
 def test_processes_download_once(site, target):
     site.released.clear()
     code = f"""
-from conformer_fast import download
+from conformer_fast.checkpoints import download
 download.FILES["tiny-p16"] = {NAME!r}
 print("ready", flush=True)
 input()

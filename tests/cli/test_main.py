@@ -1,254 +1,236 @@
-"""The command line, driven as a user would: arguments in, text or JSON and an exit status out."""
+"""What all commands share: help, exit statuses, errors, and that nothing waits for PyTorch that does not need it."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
 
 import pytest
 import torch
-from PIL import Image
 
 import conformer_fast as cf
 from conformer_fast.cli import main
-from conformer_fast.datasets.digits import digit_image
-from conformer_fast.engines import cache
-from conformer_fast.engines.registry import Settings
+from conformer_fast.cli.main import COMMANDS, STATUSES
+
+LAZY = """
+import sys
+from conformer_fast.cli.main import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as stopped:
+    status = stopped.code
+print(status, *({"torch", "numpy", "triton", "openvino"} & sys.modules.keys()), file=sys.stderr)
+"""
+TORCH_FREE = [["--help"], ["--version"], ["cache", "list"], *([name, "--help"] for name in COMMANDS)]
+AT_ONCE = [["--help"], ["--version"], ["cache", "list"]]
 
 
-@pytest.fixture
-def digit_files(tmp_path):
-    """The first ten of scikit-learn's digits as PNG files; the first ten labels are 0 ... 9."""
-    from sklearn.datasets import load_digits
-
-    paths = []
-    for index, pixels in enumerate(load_digits().images[:10]):
-        paths.append(str(tmp_path / f"{index}.png"))
-        digit_image(pixels).save(paths[-1])
-    return paths
+@pytest.mark.parametrize("arguments", TORCH_FREE, ids=" ".join)
+def test_what_needs_no_pytorch_does_not_import_it(arguments):
+    done = subprocess.run([sys.executable, "-c", LAZY, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "0\n"
+    assert done.stdout
 
 
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    status = main.main(arguments)
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+def test_the_check_sees_an_import_of_pytorch():
+    done = subprocess.run([sys.executable, "-c", LAZY, "info"], capture_output=True, text=True, timeout=60)
+    assert "torch" in done.stderr.split()
 
 
-def test_predict_recognizes_the_digits(capsys, digit_files):
-    status, out, _ = run(capsys, "predict", *digit_files, "--model", "digits", "--json", "--topk", "3")
-    result = json.loads(out)
-    assert status == 0
-    assert [entry["image"] for entry in result["images"]] == digit_files
-    assert [entry["top"][0]["label"] for entry in result["images"]] == [str(digit) for digit in range(10)]
-    assert all(len(entry["top"]) == 3 for entry in result["images"])
-    probabilities = [top["probability"] for top in result["images"][0]["top"]]
-    assert probabilities == sorted(probabilities, reverse=True)
-    assert result["weights"] == "packaged"
+@pytest.mark.parametrize("arguments", AT_ONCE, ids=" ".join)
+def test_it_answers_at_once(arguments):
+    """In 0.2 seconds on an idle machine."""
+    command = [sys.executable, "-m", "conformer_fast.cli.main", *arguments]
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1
 
 
-@pytest.mark.parametrize("backend", ["reference", "openvino"])
-def test_predict_prints_for_people(capsys, digit_files, backend):
-    status, out, err = run(capsys, "predict", digit_files[7], "--model", "digits", "--backend", backend, "--topk", "99")
-    lines = out.splitlines()
-    assert status == 0
-    assert lines[0] == digit_files[7]
-    assert lines[1].split()[1:] == ["7", "(7)"]
-    assert len(lines) == 1 + 10
-    assert err == ""
-
-
-def test_a_damaged_image_costs_only_itself(capsys, digit_files, tmp_path):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"not an image")
-    status, out, err = run(capsys, "predict", digit_files[3], str(bad), digit_files[5], "--model", "digits", "--json")
-    assert status == 1
-    assert [entry["top"][0]["label"] for entry in json.loads(out)["images"]] == ["3", "5"]
-    assert [entry["image"] for entry in json.loads(out)["failed"]] == [str(bad)]
-    assert str(bad) in err
-    assert "Traceback" not in err
-
-
-def test_only_damaged_images(capsys, tmp_path):
-    status, out, err = run(capsys, "predict", str(tmp_path / "absent.png"), "--model", "digits")
-    assert (status, out) == (1, "")
-    assert "absent.png" in err
-
-
-def test_weights_from_a_file_bring_their_class_count(capsys, digit_files, tmp_path):
-    model = cf.create_model("digits", num_classes=3)
-    cf.save_weights(model.state_dict(), tmp_path / "three.safetensors")
-    weights = str(tmp_path / "three.safetensors")
-    status, out, _ = run(capsys, "predict", digit_files[0], "--model", "digits", "--weights", weights, "--json")
-    labels = {top["label"] for top in json.loads(out)["images"][0]["top"]}
-    assert status == 0
-    assert labels == {"class 0", "class 1", "class 2"}
-
-
-def test_random_weights_say_so(capsys, digit_files):
-    status, _, err = run(capsys, "predict", digit_files[0], "--model", "digits", "--weights", "random")
-    assert status == 0
-    assert "mean nothing" in err
-
-
-def test_missing_weights_say_where_to_put_them(capsys, digit_files, monkeypatch):
-    monkeypatch.setenv("CONFORMER_FAST_OFFLINE", "1")
-    status, out, err = run(capsys, "predict", digit_files[0], "--model", "tiny-p16")
-    assert (status, out) == (2, "")
-    assert "conformer-tiny-p16_3rdparty" in err
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["predict", "x.png", "--weights", "absent.pth"],
-        ["predict", "x.png", "--precision", "int8", "--weights", "random"],
-        ["predict", "x.png", "--backend", "triton", "--weights", "random"],
-        ["convert", "absent.pth", "out.safetensors"],
-        ["tune", "--precision", "int8"],
-    ],
-    ids=lambda arguments: " ".join(arguments[-2:]),
-)
-def test_what_cannot_be_done_is_one_line_and_status_2(capsys, arguments):
-    status, out, err = run(capsys, *arguments)
-    assert (status, out) == (2, "")
-    assert next(line for line in err.splitlines() if "random weights" not in line).startswith(
-        f"conformer-fast {arguments[0]}: "
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["predict"],
-        ["predict", "x.png", "--topk", "0"],
-        ["cache", "burn"],
-        ["convert", "a", "b", "--to", "onnx"],
-        ["tune", "--batch", "0"],
-    ],
-    ids=str,
-)
-def test_wrong_arguments_are_usage_errors(capsys, arguments):
+def test_help_lists_the_commands_and_the_statuses(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main.main(arguments)
-    assert stopped.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+        main.main(["--help"])
+    out = capsys.readouterr().out
+    lines = [line.strip() for line in out.splitlines()]
+    assert stopped.value.code == 0
+    assert all(name in {line.split(" ")[0] for line in lines} for name in COMMANDS)
+    table = lines[lines.index("exit status:") + 1 :]
+    assert {int(line.split()[0]): " ".join(line.split()[1:]) for line in table} == STATUSES
 
 
-def test_info_says_what_auto_takes(capsys):
-    status, out, _ = run(capsys, "info", "--json")
-    facts = json.loads(out)
-    assert status == 0
-    assert facts["auto"] == cf.compile(cf.create_model("digits")).reason
-    assert set(facts["backends"]) == {"triton", "tensorrt", "openvino", "reference"}
-    assert "digits" in facts["models"]
-    assert main.main(["info"]) == 0
-    assert f"auto: {facts['auto']}" in capsys.readouterr().out
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_a_module_that_says_what_it_is(command, capsys):
+    module = import_module(f"conformer_fast.cli.{command.replace('-', '_')}")
+    assert module.__doc__.startswith(f"conformer-fast {command}: ")
+    with pytest.raises(SystemExit):
+        main.main([command, "--help"])
+    assert "--json" in capsys.readouterr().out
 
 
-def test_bench_measures_both(capsys):
-    arguments = ["bench", "--models", "digits", "--batch", "1", "2", "--size", "64", "--rounds", "2"]
-    status, out, _ = run(capsys, *arguments, "--json")
-    rows = json.loads(out)
-    assert status == 0
-    assert [row["batch"] for row in rows] == [1, 2]
-    for row in rows:
-        assert row["reference_ms"] > 0
-        assert row["images_per_second"] == pytest.approx(row["batch"] / row["compiled_ms"] * 1e3)
-    status, out, _ = run(capsys, *arguments)
-    assert status == 0
-    assert len(out.splitlines()) == 2 + 2
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["--version"])
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"{cf.__version__}\n")
 
 
-@pytest.fixture
-def tuned_batches(monkeypatch, tmp_path):
-    """Pretends that there is a GPU, with room for 8 images. One problem is the same for every batch. Returns those
-    batches that were tuned."""
-    tuning = pytest.importorskip("conformer_fast.engines.triton.tuning")
-    batches = []
-
-    def tune(model, images, skip):
-        assert (images.device.type, images.dtype, model.stem.weight.dtype) == ("cpu", torch.bfloat16, torch.bfloat16)
-        B, _, H, W = images.shape
-        if B > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        batches.append((model.config.embed_dim, B, H, W))
-        rule, failed = tuning.Tile(64, 64, 32, 4, 3), {"pytorch": "RuntimeError: no"}
-        slower = tuning.Tuned(f"attention B{B}", rule, "pytorch", {rule: 3e-6, "pytorch": 2e-6}, {})
-        as_it_was = tuning.Tuned("heads", rule, rule, {rule: 5e-6}, failed)
-        return {tuned.problem: tuned for tuned in (slower, as_it_was) if tuned.problem not in skip}
-
-    monkeypatch.setattr(tuning, "tune", tune)
-    monkeypatch.setattr(main, "choose", lambda backend, precision: (Settings(backend, precision), ""))
-    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
-    return batches
+WRONG = {
+    "no command": [],
+    "another command": ["burn"],
+    "no pictures": ["predict"],
+    "no classes": ["predict", "x.png", "--topk", "0"],
+    "no number": ["bench", "--batch", "many"],
+    "another action": ["cache", "burn"],
+    "other names": ["convert", "a", "b", "--to", "onnx"],
+    "no images": ["tune", "--batch", "0"],
+    "two ways to quantize": ["predict", "x.png", "--quantization", __file__, "--calibration", "."],
+    "two kinds of labels": ["calibrate", "--data", ".", "-o", "q.json", "--labels", __file__, "--labels-from-folders"],
+    "no such file": ["predict", "x.png", "--quantization", "absent.json"],
+    "no such folder": ["predict", "x.png", "--calibration", "absent"],
+    "no such key": ["predict", "x.png", "--bundle", ".", "--key", "absent"],
+}
 
 
-def test_tune_writes_and_prints_what_it_measured(capsys, tuned_batches, tmp_path):
-    arguments = ["tune", "--models", "digits", "--precision", "bf16", "--size", "32", "--batch", "8", "1", "7"]
-    status, out, err = run(capsys, *arguments)
-    assert (status, err) == (0, "")
-    assert tuned_batches == [(64, 1, 32, 32), (64, 8, 32, 32)]
-    lines = out.splitlines()
-    assert lines[2].split() == ["attention", "B1", "64x64x32", "w4", "s3", "3.0", "pytorch", "2.0", "1.50x"]
-    assert [line.split()[0] for line in lines[2:-1]] == ["attention", "heads", "attention"]
-    (file,) = (tmp_path / "tuned").glob("*.json")
-    assert "3 problems, 2 with" in lines[-1]
-    assert lines[-1].endswith(str(file))
-    choices = json.loads(file.read_text())["choices"]
-    assert choices == {"attention B1": "pytorch", "attention B8": "pytorch", "heads": [64, 64, 32, 4, 3]}
-
-    status, out, _ = run(capsys, *arguments, "--json")
-    result = json.loads(out)
-    assert status == 0
-    assert result["file"] == str(file)
-    assert [entry["problem"] for entry in result["tuned"]] == ["attention B1", "heads", "attention B8"]
-    assert result["tuned"][0]["gain"] == pytest.approx(1.5)
-    assert result["tuned"][1]["dropped"] == {"pytorch": "RuntimeError: no"}
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_usage_errors(run, arguments):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: conformer-fast")
+    assert err.splitlines()[-1].startswith("conformer-fast")
+    status, out, json_err = run(*arguments, "--json")
+    command = arguments[0] if arguments else None
+    assert (status, json_err) == (2, err)
+    assert json.loads(out)["command"] == command
+    assert json.loads(out)["error"]["type"] == "UsageError"
+    assert err.endswith(f": {json.loads(out)['error']['message']}\n")
 
 
-def test_tune_passes_over_a_batch_without_room(capsys, tuned_batches, tmp_path):
-    arguments = ["tune", "--models", "digits", "--precision", "bf16", "--size", "32", "--batch", "9", "2", "--json"]
-    status, out, err = run(capsys, *arguments)
-    assert status == 1
-    assert err == "conformer-fast tune: digits: the GPU has no room for a batch of 10\n"
-    assert len(json.loads(out)["tuned"]) == 2
+IMPOSSIBLE = {
+    "no weights": ("CheckpointError", ["predict", "x.png", "--weights", "absent.pth"]),
+    "no GPU": (
+        "BackendError",
+        ["predict", "x.png", "--backend", "tensorrt", "--model", "digits"],
+    ),
+    "no ranges": ("ValueError", ["predict", "x.png", "--precision", "int8", "--weights", "random"]),
+    "no checkpoint": ("CheckpointError", ["convert", "absent.pth", "out.safetensors"]),
+    "no bundle": ("BundleError", ["predict", "x.png", "--bundle", "absent"]),
+    "no data": ("DatasetError", ["evaluate", "--data", "absent", "--model", "digits", "--backend", "reference"]),
+}
 
 
-@pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
-def test_convert_writes_weights_that_load(capsys, tmp_path, dialect):
-    model = cf.create_model("digits", weights="packaged")
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "in.pth")
-    target = tmp_path / "out.safetensors"
-    status, out, _ = run(capsys, "convert", str(tmp_path / "in.pth"), str(target), "--to", dialect)
-    assert status == 0
-    assert f"official -> {dialect}" in out
-    names = cf.read_state_dict(target)
-    assert ("backbone.cls_token" in names) == (dialect == "mmpretrain")
-    loaded = cf.create_model("digits", weights=target)
-    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+@pytest.mark.parametrize(("kind", "arguments"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one of them is that there is no GPU")
+def test_what_cannot_be_done_is_one_line_and_status_2(run, kind, arguments):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith(f"conformer-fast {arguments[0]}: ")
+    status, out, json_err = run(*arguments, "--json")
+    error = json.loads(out)["error"]
+    assert (status, json_err) == (2, err)
+    assert json.loads(out) == {"command": arguments[0], "error": {"type": kind, "message": error["message"]}}
+    assert err == f"conformer-fast {arguments[0]}: {error['message']}\n"
 
 
-def test_cache_lists_and_clears(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
-    cf.compile(cf.create_model("digits"), backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 64))
-    status, out, _ = run(capsys, "cache", "list", "--json")
-    (entry,) = json.loads(out)
-    assert status == 0
-    assert entry["fields"]["height"] == 64
-    assert entry["bytes"] == cache.entries()[0].size
-    _, out, _ = run(capsys, "cache", "list")
-    assert "1 engines" in out
-    assert entry["key"][:8] in out
-    status, out, _ = run(capsys, "cache", "clear")
-    assert status == 0
-    assert "freed" in out
-    assert json.loads(run(capsys, "cache", "list", "--json")[1]) == []
+@pytest.mark.parametrize(
+    "error",
+    [
+        cf.ConformerFastError("why"),
+        cf.ImageError("why"),
+        cf.GPUMemoryError("why", 1, 2),
+        torch.OutOfMemoryError("why"),
+        ValueError("why"),
+        OSError("why"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_that_tell_the_user_something_are_one_line(run, monkeypatch, error):
+    monkeypatch.setattr(cf, "convert", lambda *_: raise_(error))
+    assert run("convert", "a", "b") == (2, "", "conformer-fast convert: why\n")
 
 
-def test_photographs_of_any_mode_go_through(capsys, tmp_path):
-    path = tmp_path / "gray.jpg"
-    Image.new("L", (300, 50), 128).save(path)
-    status, out, _ = run(capsys, "predict", str(path), "--model", "digits", "--size", "96")
-    assert status == 0
-    assert out.startswith(str(path))
+def test_a_fault_of_ours_is_a_traceback(run, monkeypatch):
+    monkeypatch.setattr(cf, "convert", lambda *_: raise_(KeyError("int8")))
+    with pytest.raises(KeyError, match="int8"):
+        run("convert", "a", "b")
+
+
+def test_ctrl_c_is_one_line(run, monkeypatch):
+    monkeypatch.setattr(cf, "convert", lambda *_: raise_(KeyboardInterrupt()))
+    assert run("convert", "a", "b") == (130, "", "conformer-fast convert: interrupted\n")
+    status, out, _ = run("convert", "a", "b", "--json")
+    error = {"type": "KeyboardInterrupt", "message": "interrupted"}
+    assert (status, json.loads(out)) == (130, {"command": "convert", "error": error})
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+# Options that would be ignored. Each is refused before any work.
+
+BUNDLE = ["--bundle", "B"]
+FOLDER = os.path.dirname(__file__)
+IGNORED = {
+    "predict --bundle --model": (["predict", "x", *BUNDLE, "--model", "digits"], "--model"),
+    "predict --bundle --weights": (["predict", "x", *BUNDLE, "--weights", "none"], "--weights"),
+    "predict --bundle --backend": (["predict", "x", *BUNDLE, "--backend", "reference"], "--backend"),
+    "predict --bundle --precision": (["predict", "x", *BUNDLE, "--precision", "fp32"], "--precision"),
+    "predict --bundle --quantization": (["predict", "x", *BUNDLE, "--quantization", __file__], "--quantization"),
+    "predict --bundle --calibration": (["predict", "x", *BUNDLE, "--calibration", FOLDER], "--calibration"),
+    "predict --bundle --calibration-limit": (
+        ["predict", "x", *BUNDLE, "--calibration-limit", "8"],
+        "--calibration-limit",
+    ),
+    "predict --key": (["predict", "x", "--key", __file__], "--key"),
+    "predict --quantization": (["predict", "x", "--quantization", __file__], "--quantization"),
+    "predict --calibration": (["predict", "x", "--calibration", FOLDER, "--precision", "fp32"], "--calibration"),
+    "predict --calibration-limit": (["predict", "x", "--calibration-limit", "8"], "--calibration-limit"),
+    "evaluate --bundle --backend": (["evaluate", "--data", ".", *BUNDLE, "--backend", "openvino"], "--backend"),
+    "evaluate --bundle --precision": (["evaluate", "--data", ".", *BUNDLE, "--precision", "bf16"], "--precision"),
+    "evaluate --bundle --calibration": (["evaluate", "--data", ".", *BUNDLE, "--calibration", FOLDER], "--calibration"),
+    "evaluate --bundle --no-reference --model": (
+        ["evaluate", "--data", ".", *BUNDLE, "--no-reference", "--model", "digits"],
+        "--model",
+    ),
+    "evaluate --bundle --no-reference --weights": (
+        ["evaluate", "--data", ".", *BUNDLE, "--no-reference", "--weights", "w"],
+        "--weights",
+    ),
+    "evaluate --key": (["evaluate", "--data", ".", "--key", __file__], "--key"),
+    "evaluate --quantization": (["evaluate", "--data", ".", "--quantization", __file__], "--quantization"),
+    "bench --quantization": (["bench", "--models", "digits", "--quantization", __file__], "--quantization"),
+    "bench --quantization of several": (["bench", "--precision", "int8", "--quantization", __file__], "--quantization"),
+    "diff --quantization": (["diff", "--quantization", __file__], "--quantization"),
+    "diff --calibration": (["diff", "--precisions", "fp16", "--calibration", FOLDER], "--calibration"),
+    "calibrate --labels": (["calibrate", "--data", ".", "-o", "q", "--labels", __file__], "--labels"),
+    "calibrate --labels-from-folders": (
+        ["calibrate", "--data", ".", "-o", "q", "--labels-from-folders"],
+        "--labels-from-folders",
+    ),
+    "calibrate --timed": (["calibrate", "--data", ".", "-o", "q", "--timed", "openvino"], "--timed"),
+    "export --size": (["export", "-o", "a.onnx", "--size", "96"], "--size"),
+    "export --quantization": (["export", "-o", "a.onnx", "--quantization", __file__], "--quantization"),
+    "build --features --class-names": (["build", "-o", "b", "--features", "--class-names", __file__], "--class-names"),
+    "build --outputs --class-names": (
+        ["build", "-o", "b", "--outputs", "3.map", "--class-names", __file__],
+        "--class-names",
+    ),
+    "build --calibration": (["build", "-o", "b", "--calibration", FOLDER], "--calibration"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "named"), IGNORED.values(), ids=IGNORED)
+def test_an_option_that_would_be_ignored_is_refused_by_name(run, monkeypatch, arguments, named):
+    for name in ("create_model", "load", "read_state_dict", "benchmark"):
+        monkeypatch.setattr(cf, name, lambda *_, **__: pytest.fail("worked first"))
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert named in err.replace(",", "").replace(";", "").split()
+    assert "leave " in err

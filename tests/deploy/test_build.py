@@ -22,24 +22,27 @@ from conformer_fast.deploy import build as build_module
 from conformer_fast.deploy.build import build
 from conformer_fast.engines import cache
 from conformer_fast.engines.onnx import export
+from conformer_fast.engines.registry import format_of
+from conformer_fast.engines.tensorrt import backend as backend_module
 from conformer_fast.engines.tensorrt import flavors
 from conformer_fast.engines.tensorrt import plan as plan_module
+from conformer_fast.engines.tensorrt.backend import TensorRT
 from conformer_fast.engines.tensorrt.flavors import Flavor
 from conformer_fast.errors import BackendError, EngineError
 from conformer_fast.model.config import PACKAGED
+from conformer_fast.model.digest import weights_sha256
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
 from conformer_fast.model.outputs import LOGITS, feature_names
 from conformer_fast.model.precision import DTYPES
 from conformer_fast.model.reference import Conformer, ConformerOutput
 from conformer_fast.model.shapes import Shapes, usual_shapes
 from conformer_fast.preprocessing.cpu import MEAN, STD
-from conformer_fast.storage.hashed import weights_sha256
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.skipif(
     not any(map(find_spec, flavors.MODULES["tensorrt-rtx"])), reason="needs TensorRT-RTX to build with"
 )
-PROFILE = Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 64, 64))
+SHAPES = Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 64, 64))
 TARGETS = {"fp32": ["sm86"], "fp16": ["sm86"], "bf16": ["sm86"], "int8": ["sm86"], "fp8": ["sm120", "sm89"]}
 KERNEL = b"_gemm_mha_v2"  # TensorRT-RTX's attention with its softmax
 
@@ -69,8 +72,8 @@ def no_work(monkeypatch):
     def refuse(*args, **kwargs):
         pytest.fail("this should have been refused before any work")
 
-    monkeypatch.setattr(build_module, "calibrate", refuse)
-    monkeypatch.setattr(export, "graph_of", refuse)
+    monkeypatch.setattr(resolve, "calibrate", refuse)
+    monkeypatch.setattr(export, "onnx_from_model", refuse)
     monkeypatch.setattr(plan_module, "engine_from_onnx", refuse)
 
 
@@ -84,10 +87,10 @@ def calibration() -> list[torch.Tensor]:
 
 def build_in(folder, model, precision="fp16", **options):
     """A bundle of `model`, built by TensorRT-RTX. Returns its manifest."""
-    given = {"profiles": [PROFILE], "targets": TARGETS[precision], "flavor": "tensorrt-rtx"}
+    given = {"shapes": [SHAPES], "targets": TARGETS[precision], "flavor": "tensorrt-rtx"}
     if precision not in DTYPES:
-        given["calibration"] = calibration()
-    return read_bundle(build(model, folder, precision=precision, **{**given, **options})).manifest
+        given["quantization"] = calibration()
+    return read_bundle(build(model, folder, precision=precision, **{**given, **options}), format_of).manifest
 
 
 def eager_errors(model: Conformer, precision: str, batch: torch.Tensor) -> list[float]:
@@ -121,7 +124,7 @@ def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
         pad="stem",
         outputs=LOGITS,
         structure=ConformerOutput(*LOGITS),
-        profiles=(PROFILE,),
+        shapes=(SHAPES,),
         runtime={
             "flavor": "tensorrt-rtx",
             "version": rtx.version,
@@ -137,16 +140,16 @@ def test_the_manifest_says_what_was_built(precision, small_model, tmp_path):
     )
     assert (manifest.preprocessing["mean"], manifest.preprocessing["std"]) == (list(MEAN), list(STD))
     assert manifest.rebuild == (
-        f"conformer_fast.build(model, 'bundle', precision={precision!r}, profiles={[PROFILE]!r}, "
-        f"flavor='tensorrt-rtx'{'' if precision in DTYPES else ', calibration=images'})"
+        f"conformer_fast.build(model, 'bundle', backend='tensorrt', precision={precision!r}, shapes={[SHAPES]!r}, "
+        f"flavor='tensorrt-rtx'{'' if precision in DTYPES else ', quantization=images'})"
     )
 
 
 def test_the_stored_hash_is_that_of_the_graph_that_was_built(small_model, tmp_path, fresh_cache, built):
     manifest = build_in(tmp_path / "bundle", small_model)
-    ((onnx, profiles, _, targets, precision),) = built
-    assert manifest.sha256["onnx"] == hashlib.sha256(onnx).hexdigest()
-    assert (list(profiles), list(targets), precision) == ([PROFILE], ["sm86"], "fp16")
+    ((graph, shapes, _, targets, precision),) = built
+    assert manifest.sha256["onnx"] == hashlib.sha256(graph).hexdigest()
+    assert (shapes, list(targets), precision) == ((SHAPES,), ["sm86"], "fp16")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
@@ -174,7 +177,7 @@ def test_the_measured_error_of_8_bits(name, precision, small_model, tmp_path, re
         model = cf.create_model("digits", weights="packaged")
         size = (IMAGE_SIZE,) * 3
         batches = load_digits_split().train_images[:64].split(5)
-        options = {"profiles": [Shapes((1, 2, 4), size, size)], "calibration": batches}
+        options = {"shapes": [Shapes((1, 2, 4), size, size)], "quantization": batches}
     manifest = build_in(tmp_path / "bundle", model, precision, **options)
     measured = manifest.measured
     assert measured["images"] == "8 of the calibration"
@@ -246,11 +249,10 @@ def test_every_kind_of_model_gives_the_same_engine(given, small_config, tmp_path
     assert type(manifest.structure) is {"official": list, "mmpretrain": tuple}.get(given, ConformerOutput)
 
 
-def test_several_profiles(small_model, tmp_path, fresh_cache, built):
-    profiles = [Shapes((1, 1, 1), (64, 64, 64), (64, 64, 64)), PROFILE]
-    manifest = build_in(tmp_path / "bundle", small_model, profiles=profiles)
-    assert manifest.profiles == tuple(profiles)
-    assert list(built[0][1]) == profiles
+def test_several_shapes(small_model, tmp_path, fresh_cache, built):
+    shapes = (Shapes((1, 1, 1), (64, 64, 64), (64, 64, 64)), SHAPES)
+    manifest = build_in(tmp_path / "bundle", small_model, shapes=list(shapes))
+    assert manifest.shapes == built[0][1] == shapes
 
 
 def test_the_model_is_left_alone(small_model, tmp_path):
@@ -261,9 +263,21 @@ def test_the_model_is_left_alone(small_model, tmp_path):
 
 def test_a_key_signs(small_model, tmp_path):
     build_in(tmp_path / "bundle", small_model, key=b"secret")
-    assert read_bundle(tmp_path / "bundle", b"secret").signed
+    assert read_bundle(tmp_path / "bundle", format_of, b"secret").signed
     with pytest.raises(cf.BundleError, match="not signed with this key"):
-        read_bundle(tmp_path / "bundle", b"other")
+        read_bundle(tmp_path / "bundle", format_of, b"other")
+
+
+def test_an_engine_of_another_backend(small_model, tmp_path):
+    pytest.importorskip("openvino")
+    folder = build(small_model, tmp_path / "bundle", backend="openvino", precision="fp32", outputs=["logits"])
+    manifest = read_bundle(folder, format_of).manifest
+    assert manifest.rebuild == (
+        "conformer_fast.build(model, 'bundle', backend='openvino', precision='fp32', outputs=['logits'])"
+    )
+    logits = cf.load(folder)(images(2, 3, 32, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(logits, small_model(images(2, 3, 32, 32)).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_command_to_rebuild_with_may_be_given(small_model, tmp_path):
@@ -276,6 +290,7 @@ def test_a_command_to_rebuild_with_may_be_given(small_model, tmp_path):
 def test_the_same_build_again_comes_from_the_cache(small_model, tmp_path, fresh_cache, built):
     first = build_in(tmp_path / "first", small_model)
     again = build_in(tmp_path / "again", small_model, targets=["SM86", "sm86"])
+    build(small_model, tmp_path / "class", backend=TensorRT([SHAPES], "tensorrt-rtx", ["sm86"]))
     assert len(built) == 1
     assert replace(again, rebuild=first.rebuild) == first
     (entry,) = cache.entries()
@@ -285,8 +300,8 @@ def test_the_same_build_again_comes_from_the_cache(small_model, tmp_path, fresh_
 
 OTHER = {
     "precision": {"precision": "fp32"},
-    "profile": {"profiles": [replace(PROFILE, batch=(1, 2, 3))]},
-    "two profiles": {"profiles": [PROFILE, PROFILE]},
+    "shapes": {"shapes": [replace(SHAPES, batch=(1, 2, 3))]},
+    "two shapes": {"shapes": [SHAPES, SHAPES]},
     "target": {"targets": ["sm89"]},
     "two targets": {"targets": ["sm86", "sm89"]},
     "outputs": {"outputs": ["logits"]},
@@ -302,7 +317,7 @@ def test_another_engine_is_built_anew(changed, small_model, tmp_path, fresh_cach
 
 def test_other_weights_or_ranges_are_built_anew(small_model, tmp_path, fresh_cache, built):
     first = build_in(tmp_path / "bundle", small_model, "int8")
-    other_ranges = build_in(tmp_path / "bundle", small_model, "int8", calibration=[3 * images(4, 3, 32, 32)])
+    other_ranges = build_in(tmp_path / "bundle", small_model, "int8", quantization=[3 * images(4, 3, 32, 32)])
     with torch.no_grad():
         small_model.trans_cls_head.bias[3] += 1
     other_weights = build_in(tmp_path / "bundle", small_model, "int8")
@@ -315,7 +330,7 @@ def test_another_tensorrt_builds_anew(small_model, tmp_path, fresh_cache, built,
     build_in(tmp_path / "bundle", small_model)
     rtx = flavors.get_flavor("tensorrt-rtx")
     newer = Flavor(rtx.name, rtx.module, f"{rtx.version}.1")
-    monkeypatch.setattr(flavors, "get_flavor", lambda name: newer)
+    monkeypatch.setattr(backend_module, "get_flavor", lambda name: newer)
     assert build_in(tmp_path / "bundle", small_model).runtime["version"] == newer.version
     assert len(built) == 2
 
@@ -326,10 +341,10 @@ def test_another_tensorrt_builds_anew(small_model, tmp_path, fresh_cache, built,
 def test_ranges_come_from_every_batch(small_model, tmp_path, fresh_cache, built):
     """Also from batches of another size, of other floating point types, and from a generator."""
     plain = [images(2, 3, 32, 32), 2 * images(1, 3, 64, 32)]
-    first = build_in(tmp_path / "first", small_model, "int8", calibration=plain)
+    first = build_in(tmp_path / "first", small_model, "int8", quantization=plain)
     other = (batch.double() for batch in [*plain, images(0, 3, 32, 32)])
-    again = build_in(tmp_path / "again", small_model, "int8", calibration=other)
-    alone = build_in(tmp_path / "alone", small_model, "int8", calibration=plain[:1])
+    again = build_in(tmp_path / "again", small_model, "int8", quantization=other)
+    alone = build_in(tmp_path / "alone", small_model, "int8", quantization=plain[:1])
     assert first.sha256["onnx"] == again.sha256["onnx"] != alone.sha256["onnx"]
     assert first.measured["images"] == "2 of the calibration"  # one batch for ONNX Runtime: of the first size
     assert len(built) == 2
@@ -344,7 +359,7 @@ def test_the_calibrations_batches_are_not_kept(small_model, monkeypatch):
             alive.append(images(4, 3, 32, 32, seed=seed))
             yield alive[-1]
 
-    _, first = resolve.quantization_of(build_module.lower(small_model), "int8", batches())
+    _, first = resolve.resolve(small_model, "int8", batches())
     assert first.shape == (8, 3, 32, 32)
     assert torch.equal(first[4:], alive[1])
     assert all(first.untyped_storage().data_ptr() != batch.untyped_storage().data_ptr() for batch in alive)
@@ -365,7 +380,7 @@ BAD_CALIBRATION = {
 @pytest.mark.parametrize(("batches", "error", "message"), BAD_CALIBRATION.values(), ids=BAD_CALIBRATION)
 def test_bad_calibration(batches, error, message, small_model, tmp_path):
     with pytest.raises(error, match=message):
-        build_in(tmp_path / "bundle", small_model, "int8", calibration=batches)
+        build_in(tmp_path / "bundle", small_model, "int8", quantization=batches)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -378,25 +393,48 @@ WRONG = {
     "Hopper": ({"targets": ["sm86", "sm90"]}, BackendError, "cannot build for sm90; it can for "),
     "Turing": ({"targets": ["sm75"]}, BackendError, "needs sm80 or newer"),
     "fp8 on Ampere": ({"precision": "fp8", "targets": ["sm86"]}, BackendError, "'fp8' needs sm89 or newer"),
-    "no profile": ({"profiles": []}, ValueError, "an engine needs a profile"),
-    "profile": (
-        {"profiles": [PROFILE, Shapes(height=(8, 32, 32))]},
+    "shapes": (
+        {"shapes": [SHAPES, Shapes(height=(8, 32, 32))]},
         ValueError,
         "images are 8x224, smaller than one 16x16 patch",
     ),
     "no output": ({"outputs": []}, ValueError, "outputs must be one or more"),
     "output": ({"outputs": ["scores"]}, ValueError, "no such outputs: .*'scores'"),
+    "output of 8 bits": (
+        {"outputs": ["scores"], "precision": "int8", "quantization": calibration()},
+        ValueError,
+        "no such outputs: .*'scores'",
+    ),
+    "option": ({"threads": 2}, BackendError, "backend 'tensorrt' has no option threads; it has shapes, flavor, targ"),
     "output twice": ({"outputs": ["logits", "logits"]}, ValueError, "different names"),
-    "no calibration": ({"precision": "int8", "calibration": None}, ValueError, "takes its ranges from images"),
-    "calibration in vain": ({"calibration": calibration()}, ValueError, "calibration is for int8 and fp8; leave it"),
+    "no images": ({"precision": "int8", "quantization": None}, ValueError, "takes its ranges from images"),
+    "images in vain": ({"quantization": calibration()}, ValueError, "quantization is for int8 and fp8; leave it"),
 }
 
 
 @pytest.mark.parametrize(("options", "error", "message"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_built_is_refused_before_any_work(options, error, message, small_model, tmp_path, no_work):
-    given = {"precision": "fp16", "targets": ["sm86"], "profiles": [PROFILE], "flavor": "tensorrt-rtx"}
+    given = {"precision": "fp16", "targets": ["sm86"], "shapes": [SHAPES], "flavor": "tensorrt-rtx"}
     with pytest.raises(error, match=message):
         build(small_model, tmp_path / "bundle", **{**given, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("reference", "'reference' has no engine to save; compile with backend triton, tensorrt, openvino"),
+        ("triton", "'triton' cannot run here: no CUDA device"),
+        ("openvino", "precision 'fp16' is not available on backend 'openvino' here"),
+    ],
+)
+def test_backends_that_cannot_build_it_here(backend, message, small_model, tmp_path, no_work):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    if backend == "triton" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendError, match=message):
+        build(small_model, tmp_path / "bundle", backend=backend)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -409,7 +447,7 @@ def test_no_target_and_no_gpu(small_model, tmp_path, no_work, monkeypatch):
 def test_a_model_that_does_not_pad_takes_whole_patches_only(small_config, tmp_path, no_work):
     model = lookalikes.fill(Conformer(small_config, pad="none")).eval()
     with pytest.raises(ValueError, match="a 40x64 image gives a 10x16 stem map, which is not whole 16x16 patches"):
-        build_in(tmp_path / "bundle", model, profiles=[replace(PROFILE, height=(32, 40, 64))])
+        build_in(tmp_path / "bundle", model, shapes=[replace(SHAPES, height=(32, 40, 64))])
 
 
 def test_a_model_in_training_mode(small_model, tmp_path, no_work):
@@ -455,7 +493,7 @@ def test_a_new_build_replaces_the_old_one(small_model, tmp_path):
 
 
 def test_a_folder_with_other_files_is_left_alone(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "graph_of", lambda *_: pytest.fail("worked before it looked at the folder"))
+    monkeypatch.setattr(TensorRT, "graph", lambda *_: pytest.fail("worked before it looked at the folder"))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(cf.BundleError, match=r"holds files that are no bundle's: notes\.txt"):
         build_in(tmp_path, small_model)
@@ -471,11 +509,12 @@ def test_the_command_that_rebuilds_is_python(small_model, tmp_path, monkeypatch)
     eval(call, {"builder": build_module, "model": small_model, "Shapes": Shapes, "images": "images"})
     assert asked == {
         "folder": "bundle",
+        "backend": "tensorrt",
         "precision": "int8",
-        "profiles": [PROFILE],
+        "shapes": [SHAPES],
         "flavor": "tensorrt-rtx",
         "outputs": ["logits"],
-        "calibration": "images",
+        "quantization": "images",
     }
 
 

@@ -10,9 +10,9 @@ import torch
 import conformer_fast as cf
 from conformer_fast.engines import cache
 from conformer_fast.engines.openvino.engine import native_precisions
-from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.registry import make
 
-pytestmark = pytest.mark.skipif(BACKENDS["openvino"].missing() is not None, reason="needs OpenVINO")
+pytestmark = pytest.mark.skipif(make("openvino").missing() is not None, reason="needs OpenVINO")
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def quantization(small_model):
 
 
 def compiled(model, calibration, **options):
-    return cf.compile(model, backend="openvino", precision="int8", calibration=calibration, **options)
+    return cf.compile(model, backend="openvino", precision="int8", quantization=calibration, **options)
 
 
 def test_it_is_within_its_bound(small_model, quantization):
@@ -91,8 +91,8 @@ def test_bundle(small_model, quantization, tmp_path):
 @pytest.mark.parametrize(
     ("precision", "calibration", "error", "match"),
     [
-        ("int8", None, ValueError, "'int8' takes its ranges from images: give some hundred as calibration"),
-        ("fp32", [torch.ones(1, 3, 32, 32)], ValueError, "calibration is for int8 and fp8; leave it out .* 'fp32'"),
+        ("int8", None, ValueError, "'int8' takes its ranges from images: give some hundred as quantization"),
+        ("fp32", [torch.ones(1, 3, 32, 32)], ValueError, "quantization is for int8 and fp8; leave it out .* 'fp32'"),
         ("fp8", [torch.ones(1, 3, 32, 32)], cf.BackendError, "'fp8' is not available on backend 'openvino'"),
         ("int8", cf.Quantization("fp8", {}), ValueError, "made for fp8, not for 'int8'"),
         ("int8", cf.Quantization("int8", {"conv_9.conv1": 1.0}), ValueError, r"no products \['conv_9.conv1'\]"),
@@ -101,4 +101,4 @@ def test_bundle(small_model, quantization, tmp_path):
 )
 def test_what_does_not_fit_is_refused(precision, calibration, error, match, small_model):
     with pytest.raises(error, match=match):
-        cf.compile(small_model, backend="openvino", precision=precision, calibration=calibration)(images(1, 3, 32, 32))
+        cf.compile(small_model, backend="openvino", precision=precision, quantization=calibration)(images(1, 3, 32, 32))

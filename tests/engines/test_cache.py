@@ -1,6 +1,5 @@
 """The engines on disk: one key an engine, whole or absent, rebuilt when damaged, built once, bounded."""
 
-import json
 import multiprocessing
 import os
 import stat
@@ -51,6 +50,11 @@ def files(folder: Path, suffix: str) -> list[Path]:
     return sorted(folder.glob(f"*{suffix}"))
 
 
+def beside(engine: Path) -> Path:
+    """Where its hash is."""
+    return engine.with_name(f"{engine.name}.hash")
+
+
 def test_builds_once_and_reads_afterwards(folder):
     builder = Builder()
     assert cache.cached(FIELDS, builder) == ENGINE
@@ -59,7 +63,6 @@ def test_builds_once_and_reads_afterwards(folder):
     (engine,) = files(folder, ".engine")
     assert engine.read_bytes() == ENGINE
     assert engine.stem == cache.key_of(FIELDS)
-    assert json.loads(engine.with_suffix(".json").read_text())["fields"] == FIELDS
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -102,18 +105,17 @@ def swap_for_a_folder(path: Path) -> None:
 
 
 DAMAGE = {
-    "flipped byte": lambda engine, manifest: flip_byte(engine),
-    "truncated": lambda engine, manifest: os.truncate(engine, len(ENGINE) - 1),
-    "emptied": lambda engine, manifest: os.truncate(engine, 0),
-    "longer": lambda engine, manifest: engine.write_bytes(ENGINE + b"\0"),
-    "engine deleted": lambda engine, manifest: engine.unlink(),
-    "empty manifest": lambda engine, manifest: manifest.write_text(""),
-    "cut manifest": lambda engine, manifest: os.truncate(manifest, 40),
-    "manifest of bytes": lambda engine, manifest: manifest.write_bytes(b"\xff\xfe\0"),
-    "manifest of a list": lambda engine, manifest: manifest.write_text("[1, 2]"),
-    "manifest of null": lambda engine, manifest: manifest.write_text("null"),
-    "manifest without a digest": lambda engine, manifest: manifest.write_text('{"fields": {}}'),
-    "manifest of a number as digest": lambda engine, manifest: manifest.write_text('{"fields": {}, "sha256": 3}'),
+    "flipped byte": flip_byte,
+    "truncated": lambda engine: os.truncate(engine, len(ENGINE) - 1),
+    "emptied": lambda engine: os.truncate(engine, 0),
+    "longer": lambda engine: engine.write_bytes(ENGINE + b"\0"),
+    "engine deleted": lambda engine: engine.unlink(),
+    "empty hash": lambda engine: beside(engine).write_text(""),
+    "cut hash": lambda engine: os.truncate(beside(engine), 40),
+    "hash of bytes": lambda engine: beside(engine).write_bytes(b"\xff\xfe\0"),
+    "hash of null": lambda engine: beside(engine).write_text("null"),
+    "hash without a digest": lambda engine: beside(engine).write_text('[{"fields": {}}]'),
+    "a number as digest": lambda engine: beside(engine).write_text('[{"fields": {}, "sha256": 3}]'),
 }
 
 
@@ -121,9 +123,9 @@ DAMAGE = {
 def test_damaged_entry_is_rebuilt_with_a_warning(damage, folder):
     cache.cached(FIELDS, Builder())
     (engine,) = files(folder, ".engine")
-    damage(engine, engine.with_suffix(".json"))
+    damage(engine)
     builder = Builder()
-    with pytest.warns(UserWarning, match=rf"the cached engine {engine} is damaged; building it again"):
+    with pytest.warns(UserWarning, match=rf"{engine} is damaged; building it again"):
         assert cache.cached(FIELDS, builder) == ENGINE
     assert builder.calls == 1
     with warnings.catch_warnings():
@@ -132,7 +134,7 @@ def test_damaged_entry_is_rebuilt_with_a_warning(damage, folder):
     assert [entry.key for entry in cache.entries()] == [engine.stem]
 
 
-@pytest.mark.parametrize("suffix", [".engine", ".json"])
+@pytest.mark.parametrize("suffix", [".engine", ".hash"])
 def test_entry_that_cannot_be_replaced_still_works(suffix, folder):
     cache.cached(FIELDS, Builder())
     swap_for_a_folder(files(folder, suffix)[0])
@@ -143,12 +145,13 @@ def test_entry_that_cannot_be_replaced_still_works(suffix, folder):
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 2
     assert "is damaged; building it again" in texts[0]
-    assert f"the engine was not kept in {folder}" in texts[1]
+    assert f"engines are not kept in {folder}" in texts[1]
 
 
-def test_missing_manifest_means_no_entry(folder):
+def test_missing_hash_means_no_entry(folder):
     cache.cached(FIELDS, Builder())
-    files(folder, ".json")[0].unlink()
+    files(folder, ".hash")[0].unlink()
+    assert cache.entries() == []
     builder = Builder(b"new")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -156,7 +159,7 @@ def test_missing_manifest_means_no_entry(folder):
     assert cache.cached(FIELDS, fail) == b"new"
 
 
-def test_each_file_appears_whole_and_the_manifest_last(folder, monkeypatch):
+def test_each_file_appears_whole_and_the_hash_last(monkeypatch):
     seen = []
 
     def watched(source, target):
@@ -169,13 +172,12 @@ def test_each_file_appears_whole_and_the_manifest_last(folder, monkeypatch):
     cache.cached(FIELDS, Builder())
     assert [(suffix, existed, same_folder) for suffix, _, existed, same_folder in seen] == [
         (".engine", False, True),
-        (".json", False, True),
+        (".hash", False, True),
     ]
     assert seen[0][1] == ENGINE
-    assert json.loads(seen[1][1])["fields"] == FIELDS
 
 
-@pytest.mark.parametrize("broken", [".engine", ".json"])
+@pytest.mark.parametrize("broken", [".engine", ".hash"])
 def test_write_that_fails_leaves_no_entry(broken, folder, monkeypatch):
     def refusing(source, target):
         if Path(target).suffix == broken:
@@ -184,7 +186,7 @@ def test_write_that_fails_leaves_no_entry(broken, folder, monkeypatch):
 
     rename = os.replace
     monkeypatch.setattr(os, "replace", refusing)
-    with pytest.warns(UserWarning, match=rf"the engine was not kept in {folder} .*No space left"):
+    with pytest.warns(UserWarning, match=rf"engines are not kept in {folder}.*No space left"):
         assert cache.cached(FIELDS, Builder()) == ENGINE
     assert cache.entries() == []
     assert files(folder, ".part") == []
@@ -207,9 +209,8 @@ def test_failed_build_leaves_no_entry_and_no_lock():
 def test_only_the_user_may_look_inside(folder):
     cache.cached(FIELDS, Builder())
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (*files(folder, ".engine"), *files(folder, ".json"))} == {
-        0o600
-    }
+    (engine,) = files(folder, ".engine")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (engine, beside(engine))} == {0o600}
 
 
 @pytest.mark.parametrize("where", ["engines", "."], ids=["engines is a file", "the cache is a file"])
@@ -218,17 +219,34 @@ def test_unusable_folder_is_a_warning(where, folder):
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_text("in the way")
     builder = Builder()
-    with pytest.warns(UserWarning, match=rf"engines are not kept: {folder} cannot be used"):
+    with pytest.warns(UserWarning, match=rf"engines are not kept in {folder}") as caught:
         assert cache.cached(FIELDS, builder) == ENGINE
-    assert builder.calls == 1
+    assert len(caught) == builder.calls == 1
     assert cache.entries() == []
     assert cache.clear() == 0
 
 
-def test_lock_that_cannot_be_opened_is_a_warning(folder):
-    (folder / f"{cache.key_of(FIELDS)}.lock").mkdir(parents=True)
-    with pytest.warns(UserWarning, match=rf"engines are not kept: {folder} cannot be used"):
-        assert cache.cached(FIELDS, Builder()) == ENGINE
+@pytest.fixture
+def unwritable(folder) -> Path:
+    """The folder with one engine in it and no way to make room, mark a use, lock or write: the lock is a folder."""
+    cache.cached(FIELDS, Builder())
+    for fields in (FIELDS, {**FIELDS, "height": 64}):
+        lock = folder / f"{cache.key_of(fields)}.engine.lock"
+        lock.unlink(missing_ok=True)
+        lock.mkdir()
+    return folder
+
+
+def test_lock_that_cannot_be_opened_is_a_warning(unwritable):
+    with pytest.warns(UserWarning, match=rf"engines are not kept in {unwritable}"):
+        assert cache.cached({**FIELDS, "height": 64}, Builder()) == ENGINE
+
+
+def test_engines_that_lie_in_a_folder_that_cannot_be_written_are_used(unwritable):
+    """As in a container's read-only image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cache.cached(FIELDS, fail) == ENGINE
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
@@ -266,7 +284,7 @@ def test_least_recently_used_go_first(folder, monkeypatch):
 
     fourth = add(4, 400, 1.3e9)
     assert [entry.key for entry in cache.entries()] == [first, fourth, third]
-    assert not list(folder.glob(f"{second}.[ej]*"))
+    assert not list(folder.glob(f"{second}.engine")) + list(folder.glob(f"{second}.engine.hash"))
     fifth = add(5, 700, 1.4e9)
     assert [entry.key for entry in cache.entries()] == [first, fifth]
 
@@ -288,7 +306,7 @@ def test_exactly_the_limit_fits(monkeypatch):
     assert len(cache.entries()) == 2
 
 
-@pytest.mark.parametrize("name", ["0123.engine", "tmp0123.part"], ids=["without a manifest", "broken off"])
+@pytest.mark.parametrize("name", ["0123.engine", "tmp0123.part"], ids=["without a hash", "broken off"])
 def test_what_a_killed_process_left_counts_too(name, folder, monkeypatch):
     folder.mkdir(parents=True)
     (folder / name).write_bytes(bytes(900))
@@ -299,6 +317,15 @@ def test_what_a_killed_process_left_counts_too(name, folder, monkeypatch):
     assert len(cache.entries()) == 1
 
 
+def test_what_cannot_be_removed_to_make_room_stays(folder, monkeypatch):
+    (folder / "x.part").mkdir(parents=True)
+    os.utime(folder / "x.part", (1e9, 1e9))  # the first to go
+    monkeypatch.setattr(cache, "LIMIT_BYTES", 0)
+    first, second = add(1, 300, 2e9), add(2, 300, 3e9)
+    assert [entry.key for entry in cache.entries()] == [second]
+    assert first != second
+
+
 def test_entries_say_what_is_there(folder):
     assert cache.entries() == []
     first, second = add(1, 10, 1e9), add(2, 20, 2e9)
@@ -306,8 +333,8 @@ def test_entries_say_what_is_there(folder):
         cache.CacheEntry(second, {**FIELDS, "height": 2}, 20, 2e9),
         cache.CacheEntry(first, {**FIELDS, "height": 1}, 10, 1e9),
     ]
-    (folder / f"{first}.json").write_text("{")
-    (folder / "stray.json").write_text("{}")
+    (folder / f"{first}.engine.hash").write_text("{")
+    (folder / "stray.engine.hash").write_text((folder / f"{second}.engine.hash").read_text())
     assert [entry.key for entry in cache.entries()] == [second]
 
 
@@ -318,7 +345,7 @@ def test_clear_removes_everything_of_ours_and_nothing_else(folder):
     (folder / "tmp1.part").write_bytes(bytes(50))
     (folder / "notes.txt").write_text("mine")
     freed = cache.clear()
-    assert 1550 < freed < 1550 + 2000  # the manifests too
+    assert 1550 < freed < 1550 + 2000  # the hashes too
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     assert cache.entries() == []
     builder = Builder()

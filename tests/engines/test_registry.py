@@ -1,16 +1,15 @@
 """Which backend and precision are taken, and what is said when one cannot be had."""
 
-from dataclasses import replace
-
 import lookalikes
 import pytest
 import torch
 
 import conformer_fast as cf
 from conformer_fast import BackendError, Conformer
-from conformer_fast.engines import registry
-from conformer_fast.engines.registry import BACKENDS, Settings, choose
-from conformer_fast.model.precision import DTYPES, FORMATS, PRECISIONS
+from conformer_fast.engines.base import Precisions, Settings
+from conformer_fast.engines.registry import BACKENDS, choose, make
+from conformer_fast.model.names import PRECISIONS
+from conformer_fast.model.precision import DTYPES, FORMATS
 
 
 @pytest.fixture
@@ -23,12 +22,19 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
         monkeypatch.setattr(torch.version, "hip", None, raising=False)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        monkeypatch.setattr(registry, "find_spec", lambda name: object() if name in packages else None)
-        openvino = BACKENDS["openvino"]
-        described = replace(openvino, precisions=lambda: tuple(precisions))
-        monkeypatch.setitem(BACKENDS, "openvino", described)
+        for name in ("openvino", "triton", "tensorrt"):
+            module = f"conformer_fast.engines.{name}.backend.find_spec"
+            monkeypatch.setattr(module, lambda name: object() if name in packages else None)
+        described = Precisions(tuple(precisions), ("int8",))
+        monkeypatch.setattr(cf.OpenVINO, "precisions", lambda self: described)
 
     return pretend
+
+
+def chosen(*arguments, **options):
+    """The backend's name, the precision, where it would run, and why."""
+    backend, precision, reason = choose(*arguments, **options)
+    return backend.name, precision, backend.device(), reason
 
 
 NO_GPU = "no triton (no CUDA device)"
@@ -38,16 +44,12 @@ GPU = {"capability": (9, 0), "packages": ("triton", "openvino", "onnx")}
 
 def test_cpu_with_everything(machine):
     machine()
-    settings, reason = choose()
-    assert settings == Settings("openvino", "bf16", None)
-    assert reason == f"openvino bf16: the fastest precision of the CPU; {NO_GPU}"
+    assert chosen() == ("openvino", "bf16", "cpu", f"openvino bf16: the fastest precision of the CPU; {NO_GPU}")
 
 
 def test_cpu_without_bf16(machine):
     machine(precisions=["fp32"])
-    settings, reason = choose()
-    assert settings == Settings("openvino", "fp32", None)
-    assert reason == f"openvino fp32: its precision here; {NO_GPU}"
+    assert chosen() == ("openvino", "fp32", "cpu", f"openvino fp32: its precision here; {NO_GPU}")
 
 
 @pytest.mark.parametrize(
@@ -57,10 +59,8 @@ def test_cpu_without_bf16(machine):
 )
 def test_nothing_installed(packages, absent, machine):
     machine(packages=packages)
-    settings, reason = choose()
-    assert settings == Settings("reference", "fp32", None)
     passed_over = f"{NO_GPU}; no openvino ({absent} not installed: {INSTALL})"
-    assert reason == f"reference fp32: its precision here; {passed_over}"
+    assert chosen() == ("reference", "fp32", "cpu", f"reference fp32: its precision here; {passed_over}")
     with pytest.raises(BackendError) as caught:
         choose("openvino")
     missing = f"{absent} not installed: {INSTALL}"
@@ -70,13 +70,10 @@ def test_nothing_installed(packages, absent, machine):
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)], ids=str)
 def test_gpu(capability, machine):
     machine(capability, GPU["packages"])
-    assert choose() == (Settings("triton", "fp16", None, "cuda:1"), "triton fp16: the fastest precision of the GPU")
+    assert chosen() == ("triton", "fp16", "cuda:1", "triton fp16: the fastest precision of the GPU")
     for precision in ("fp32", "bf16", "fp16"):
-        settings, reason = choose("triton", precision)
-        assert settings == Settings("triton", precision, None, "cuda:1")
-        assert reason == f"triton {precision}: as asked"
-    settings, _ = choose("openvino")
-    assert settings.device == "cpu"
+        assert chosen("triton", precision) == ("triton", precision, "cuda:1", f"triton {precision}: as asked")
+    assert chosen("openvino")[2] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +84,7 @@ def test_8_bits_of_a_gpu(machine, capability, there):
     for backend in ("triton", "tensorrt"):
         for precision in FORMATS:
             if precision in there:
-                assert choose(backend, precision)[0].precision == precision
+                assert choose(backend, precision).precision == precision
             else:
                 with pytest.raises(BackendError, match=r"'fp8' is not available .* from fp32, bf16, fp16, int8$"):
                     choose(backend, precision)
@@ -95,10 +92,10 @@ def test_8_bits_of_a_gpu(machine, capability, there):
 
 def test_8_bits_are_never_chosen_unasked(machine):
     machine(**GPU)
-    assert choose()[0].precision not in FORMATS
+    assert choose().precision not in FORMATS
     machine(precisions=["fp32"])
-    assert choose()[0].precision == "fp32"
-    assert choose(precision="int8")[0] == Settings("openvino", "int8")
+    assert choose().precision == "fp32"
+    assert chosen(precision="int8")[:2] == ("openvino", "int8")
 
 
 @pytest.mark.parametrize(
@@ -117,12 +114,12 @@ def test_8_bits_are_never_chosen_unasked(machine):
 def test_what_a_gpu_lacks(capability, packages, environment, missing, machine, monkeypatch):
     machine(capability, (*packages, "openvino", "onnx"))
     monkeypatch.setenv("TRITON_INTERPRET", environment)
-    assert BACKENDS["triton"].missing() == missing
-    settings, reason = choose()
+    assert make("triton").missing() == missing
+    backend, _, _, reason = chosen()
     if missing is None:
-        assert settings.backend == "triton"
+        assert backend == "triton"
         return
-    assert settings.backend == "openvino"
+    assert backend == "openvino"
     assert reason.endswith(f"; no triton ({missing})")
     with pytest.raises(BackendError) as caught:
         choose("triton")
@@ -142,10 +139,10 @@ def test_what_a_gpu_lacks(capability, packages, environment, missing, machine, m
 )
 def test_what_tensorrt_lacks(capability, packages, missing, machine):
     machine(capability, packages)
-    assert BACKENDS["tensorrt"].missing() == missing
-    assert choose()[0].backend == "reference"  # "auto" never takes it
+    assert make("tensorrt").missing() == missing
+    assert chosen()[0] == "reference"  # "auto" never takes it
     if missing is None:
-        assert choose("tensorrt")[0] == Settings("tensorrt", "fp16", None, "cuda:1")
+        assert chosen("tensorrt")[:3] == ("tensorrt", "fp16", "cuda:1")
     else:
         with pytest.raises(BackendError) as caught:
             choose("tensorrt")
@@ -155,7 +152,7 @@ def test_what_tensorrt_lacks(capability, packages, missing, machine):
 def test_gpu_of_another_maker(machine, monkeypatch):
     machine(**GPU)
     monkeypatch.setattr(torch.version, "hip", "7.1", raising=False)
-    assert BACKENDS["triton"].missing() == BACKENDS["tensorrt"].missing() == "no CUDA device"
+    assert make("triton").missing() == make("tensorrt").missing() == "no CUDA device"
 
 
 def test_triton_without_cuda(machine):
@@ -172,13 +169,13 @@ def test_triton_without_cuda(machine):
 @pytest.mark.parametrize("packages", [(), ("openvino", "onnx"), GPU["packages"]], ids=["bare", "openvino", "all"])
 def test_reason_is_one_line_that_names_the_choice(backend, precision, capability, packages, machine):
     machine(capability, packages)
-    if backend != "auto" and BACKENDS[backend].missing():
+    if backend != "auto" and make(backend).missing():
         return
-    settings, reason = choose(backend, precision)
-    assert reason.startswith(f"{settings.backend} {settings.precision}: ")
+    name, taken, _, reason = chosen(backend, precision)
+    assert reason.startswith(f"{name} {taken}: ")
     assert "\n" not in reason
-    assert backend in ("auto", settings.backend)
-    assert precision in ("auto", settings.precision)
+    assert backend in ("auto", name)
+    assert precision in ("auto", taken)
     assert ("as asked" in reason) == (precision == "fp32")
 
 
@@ -229,26 +226,67 @@ def test_unknown_precision_lists_the_choices(name):
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"], ids=repr)
 def test_threads_must_be_a_positive_number(threads):
     with pytest.raises(ValueError, match=rf"threads must be a whole number, at least 1, got {threads!r}"):
-        choose("reference", threads=threads)
+        make("openvino", {"threads": threads})
 
 
 @pytest.mark.parametrize("threads", [None, 1, 64])
-def test_threads_are_passed_on_but_decide_no_engine(threads):
-    settings, _ = choose("reference", threads=threads)
-    assert settings.threads == threads
-    assert settings.engine_fields() == {"backend": "reference", "precision": "fp32"}
+def test_options_belong_to_a_backend(threads, machine):
+    machine()
+    assert choose("openvino", options={"threads": threads}).backend == cf.OpenVINO(threads=threads)
+    assert choose(options={"threads": threads}).backend == cf.OpenVINO(threads)
+    assert choose(cf.OpenVINO(threads)).backend.threads == threads
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("openvino", {"tune": True}, "backend 'openvino' has no option tune; it has threads"),
+        ("openvino", {"tune": 1, "depth": 2}, "backend 'openvino' has no option depth, tune; it has threads"),
+        ("reference", {"threads": 2}, "backend 'reference' has no option threads; it has none"),
+        ("auto", {"tune": True}, "backend 'openvino' has no option tune; it has threads"),
+        (cf.OpenVINO(), {"threads": 2}, r"the options threads belong to the backend's class: OpenVINO\(\.\.\.\)"),
+    ],
+    ids=str,
+)
+def test_an_option_that_a_backend_does_not_have(backend, options, message, machine, small_model):
+    machine()
+    with pytest.raises(BackendError, match=f"^{message}$"):
+        choose(backend, options=options)
+    with pytest.raises(BackendError, match=f"^{message}$"):
+        cf.compile(small_model, backend=backend, **options)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "message"),
+    [
+        ("triton", "cpu", "backend 'triton' cannot run here: it runs on cuda, not on cpu; here there is openvino, "),
+        ("openvino", "cuda", "backend 'openvino' cannot run here: it runs on cpu, not on cuda; here there is triton"),
+    ],
+)
+def test_a_device_that_a_backend_does_not_run_on(backend, device, message, machine):
+    machine(**GPU)
+    with pytest.raises(BackendError, match=message):
+        choose(backend, device_type=device)
+    assert choose(device_type="cpu").backend.name == "openvino"
+    assert choose(device_type="cuda").backend.name == "triton"
+
+
+def test_a_device_that_nothing_runs_on(machine):
+    machine()
+    with pytest.raises(BackendError, match=r"^nothing runs on 'cuda' here: no triton \(no CUDA device\); no openvino"):
+        choose(device_type="cuda")
 
 
 def test_every_precision_here_has_a_dtype(machine):
     machine(**GPU)
-    assert {precision for backend in BACKENDS.values() for precision in backend.precisions()} <= set(DTYPES)
+    assert {precision for name in BACKENDS for precision in make(name).precisions().native} <= set(DTYPES)
     assert set(DTYPES) <= set(PRECISIONS)
 
 
 def test_compile_says_the_same(machine, small_model):
     machine(packages=())
     compiled = cf.compile(small_model)
-    assert compiled.settings.backend == "reference"
+    assert compiled.settings.backend == cf.Reference()
     assert INSTALL in compiled.reason
     assert INSTALL in repr(compiled)
     assert compiled(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 7)
@@ -266,10 +304,10 @@ def test_settings_are_checked_before_the_model(machine):
 
 def test_openvino_reports_its_own_precisions(small_config):
     engine_module = pytest.importorskip("conformer_fast.engines.openvino.engine", exc_type=ImportError)
-    if BACKENDS["openvino"].missing():
+    if make("openvino").missing():
         pytest.skip("onnx is not installed")
-    assert BACKENDS["openvino"].precisions() == engine_module.native_precisions()
-    settings, _ = choose("openvino")
-    assert settings.precision == engine_module.native_precisions()[-1]
+    assert make("openvino").precisions() == (engine_module.native_precisions(), ("int8",))
+    backend, precision, _ = choose("openvino")
+    assert precision == engine_module.native_precisions()[-1]
     model = lookalikes.fill(Conformer(small_config)).eval()
-    assert cf.compile(model, backend="openvino").settings == settings
+    assert cf.compile(model, backend="openvino").settings == Settings(backend, precision)

@@ -157,7 +157,7 @@ def test_other_weights_or_pictures_are_not_continued(held_out, fast, tmp_path):
     evaluate(fast, held_out, **options)
     with pytest.raises(DatasetError, match="another evaluation: weights was"):
         evaluate(cf.compile(cf.create_model("digits"), backend="reference"), held_out, **options)
-    if "openvino" in cf.compile(fast.reference).settings.backend:
+    if "openvino" in cf.compile(fast.reference).settings.backend.name:
         with pytest.raises(DatasetError, match=r"another evaluation: (backend|precision) was"):
             evaluate(cf.compile(fast.reference, backend="openvino", precision="fp32"), held_out, **options)
 

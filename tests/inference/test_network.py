@@ -1,6 +1,7 @@
 """Every rewrite of network.py against the reference in float64, alone and together, and what a fused model promises."""
 
 import copy
+import weakref
 from dataclasses import replace
 
 import goldens
@@ -12,6 +13,7 @@ from torch import nn
 from conformer_fast.inference.fold import fold_attention_scale, fold_batch_norm
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceBlock, InferenceBottleneck, InferenceFCUDown, InferenceTransformer
+from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model import functional as CF
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.outputs import observed_outputs
@@ -281,6 +283,29 @@ def test_custom_configurations(small_config, sizes, size):
     assert_fused_model_is_exact(model, random(B, model.config.in_channels, H, W))
 
 
+def test_what_a_block_computed_goes_when_the_next_is_done(small_config):
+    """Unless it was asked for: so the memory that a model needs does not grow with its depth."""
+    fused = lower(Conformer(replace(small_config, depth=6)).eval())
+
+    def alive_after_each_block(outputs) -> list[int]:
+        made: list[weakref.ref] = []
+        alive: list[int] = []
+
+        def count(module, inputs, results) -> None:
+            made.extend(map(weakref.ref, results))
+            alive.append(sum(tensor() is not None for tensor in made))
+
+        model = fused.with_outputs(outputs)
+        for index in range(2, 7):
+            model.get_submodule(f"conv_trans_{index}").register_forward_hook(count)
+        model(goldens.image(1, 32, 32))
+        return alive
+
+    assert alive_after_each_block(["logits"]) == [4, 6, 6, 6, 6]  # what it returns, and the two that it read
+    asked = [f"{index}.fcu_down" for index in range(2, 7)]
+    assert alive_after_each_block(asked) == [4, 7, 8, 9, 10]
+
+
 def test_features_only(small_config):
     model = lookalikes.fill(Conformer(small_config, features_only=True)).double().eval()
     fused = lower(model)
@@ -329,6 +354,22 @@ def test_with_outputs_shares_the_weights_and_leaves_the_model_alone(small_model)
     ours, theirs = fused.state_dict(), other.state_dict()
     assert [tensor.data_ptr() for tensor in ours.values()] == [tensor.data_ptr() for tensor in theirs.values()]
     assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("ranges", [{}, {"trans_1.qkv": 5.0, "conv_1.conv3": 5.0, "conv_1.conv3.addend": 5.0}], ids=len)
+@pytest.mark.parametrize("change", [nn.Module.half, lambda model: model.to("meta")], ids=["half", "to"])
+def test_casts_and_moves_of_what_with_outputs_returns_leave_the_model_alone(change, ranges, small_model):
+    """The weights, and the scales of products in 8 bits."""
+    fused, image = lower(small_model).quantized(Quantization("int8", ranges)), goldens.image(1, 32, 32)
+    before, expected = {name: value.clone() for name, value in fused.state_dict().items()}, fused(image)
+    changed = change(fused.with_outputs(["1.map"])).state_dict()
+    assert all(
+        (value.dtype, value.device) != (before[name].dtype, before[name].device) or value.dtype == torch.int8
+        for name, value in changed.items()
+    )
+    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
+    assert {value.dtype for value in fused.state_dict().values()} - {torch.int8} == {torch.float32}
+    assert all(map(torch.equal, fused(image), expected))
 
 
 @pytest.mark.parametrize("outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "sum"], "3.map"], ids=str)

@@ -1,5 +1,6 @@
 """Graphs in 8 bits: which numbers stand for a weight, which products are quantized, and what that costs in accuracy."""
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -12,10 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from eight_bits import largest_inputs
 from onnx import TensorProto, helper
 
 import conformer_fast as cf
-from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import ELEMENT_TYPES
 from conformer_fast.engines.tensorrt.flavors import get_flavor
@@ -210,7 +211,7 @@ def test_quantized_models_store_8_bits_and_compute_in_the_type_around(precision,
     fused, image = lower(small_model), goldens.image(1, 64, 96)
     typed = fused.in_precision(dtype)
     before = {name: value.clone() for name, value in typed.named_buffers()}
-    model = typed.quantized(Quantization(precision, input_ranges(fused, [goldens.image(2, 64, 96)])))
+    model = typed.quantized(Quantization(precision, largest_inputs(fused, [goldens.image(2, 64, 96)])))
     assert set(model.quantizable) == product_names(typed)
     for name in model.quantizable:
         part = model.get_submodule(name)
@@ -254,7 +255,7 @@ def test_what_quantized_refuses(small_model):
 def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
     """One definition. In fp32: a few values beside a tie fall on its other side, and an early one changes others."""
     fused, images = lower(small_model), goldens.image(2, 64, 96)
-    model = fused.quantized(Quantization(precision, input_ranges(fused, [images])))
+    model = fused.quantized(Quantization(precision, largest_inputs(fused, [images])))
     found = session(onnx_from_model(model)).run(None, {"images": images.numpy()})
     for theirs, ours, exact in zip(map(torch.from_numpy, found), model(images), fused(images), strict=True):
         assert relative_error(theirs, ours) < 0.2 * relative_error(ours, exact)
@@ -268,7 +269,7 @@ def quantized(
 ) -> tuple[InferenceConformer, onnx.ModelProto]:
     """The inference model in `dtype` and its graph in 8 bits, one product left out."""
     fused = lower(model)
-    ranges = input_ranges(fused, [goldens.image(2, 64, 96)])
+    ranges = largest_inputs(fused, [goldens.image(2, 64, 96)])
     ranges.pop(without, None)
     typed = fused.in_precision(dtype)
     return typed, onnx_from_model(typed.quantized(Quantization(precision, ranges)), **arguments)
@@ -521,6 +522,43 @@ def test_both_ways_of_writing_products_agree(precision, small_model):
         assert relative_error(first, second) < 0.01
 
 
+# The file
+
+
+def test_a_quantization_survives_its_file(tmp_path):
+    quantization = Quantization("fp8", {"a": 0.1, "b": 3e38}, {"a": (0.5, 1 / 3)}, {"images": 7})
+    file = quantization.save(tmp_path / "q.json")
+    found = Quantization.load(file)
+    assert found == quantization
+    assert found.origin == quantization.origin
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no JSON"),
+        ("[]", "is no quantization: its format is None"),
+        ('{"format": "other"}', "is no quantization: its format is 'other'"),
+        ('{"format": "conformer-fast quantization 1"}', "is a damaged quantization .*precision"),
+        ({"precision": "int4"}, "precision 'int4' is none of int8, fp8"),
+        ({"ranges": {"a": -1}}, "-1 is no magnitude"),
+        ({"ranges": {"a": "1"}}, "'1' is no magnitude"),
+        ({"ranges": {"a": None}}, "damaged quantization"),
+        ({"ranges": {"a": float("inf")}}, "inf is no magnitude"),
+        ({"smoothing": {"a": [True]}}, "True is no magnitude"),
+        ({"ranges": []}, "damaged quantization"),
+    ],
+)
+def test_files_that_are_none(content, message, tmp_path):
+    file = tmp_path / "q.json"
+    if isinstance(content, dict):
+        Quantization("int8", {"a": 1.0}).save(file)
+        content = json.dumps({**json.loads(file.read_text()), **content})
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Quantization.load(file)
+
+
 # What it costs
 
 
@@ -533,7 +571,7 @@ def digits():
     split = load_digits_split()
     model = cf.create_model("digits", weights="packaged")
     fused = lower(model)
-    return model, fused, input_ranges(fused, split.train_images[:512].split(64)), split
+    return model, fused, largest_inputs(fused, split.train_images[:512].split(64)), split
 
 
 # Of 359 held-out digits, of which the reference recognizes 357. One less than measured: rounding differs by machine.
@@ -568,7 +606,7 @@ def test_scores_keep_their_distance(name, precision, small_config, record_proper
     model = lookalikes.fill(Conformer(VARIANTS.get(name, small_config))).eval()
     fused = lower(model)
     known, new = goldens.image(16, 64, 96).split(8)
-    quantization = Quantization(precision, input_ranges(fused, [known]))
+    quantization = Quantization(precision, largest_inputs(fused, [known]))
     proto = onnx_from_model(fused.in_precision(torch.float16).quantized(quantization))
     scores = torch.from_numpy(sum(session(proto).run(None, {"images": new.numpy()})))
     with torch.no_grad():

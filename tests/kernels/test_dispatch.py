@@ -12,7 +12,7 @@ from kernel_checks import Sample, make, shape
 
 from conformer_fast.inference import ops
 from conformer_fast.kernels import dispatch
-from conformer_fast.kernels.chips import CHIPS, assuming
+from conformer_fast.kernels.chips import CHIPS, assuming, chip_of
 from conformer_fast.kernels.dispatch import PYTORCH, choose
 from conformer_fast.kernels.launch import Plan
 from conformer_fast.kernels.tiles import Tile
@@ -20,18 +20,20 @@ from conformer_fast.model import functional as CF
 
 RULE, OTHER, GONE = Tile(64, 64, 32, 4, 3), Tile(32, 64, 32, 4, 3), Tile(3, 5, 7, 1, 1)
 PLAN = Plan("linear fp16 M6 N5 K4", None, (RULE, OTHER), lambda tile: f"kernel {tile}")
-GPU = CHIPS[90].name
 X, WEIGHT, BIAS = torch.ones(6, 4), torch.ones(5, 4), torch.ones(5)
 
 
 @pytest.fixture(autouse=True)
-def _no_tables(monkeypatch, tmp_path):
-    """None are shipped, none were used before; what a test uses is forgotten."""
+def gpu(monkeypatch, tmp_path) -> str:
+    """The name of the GPU here: one that no other test and no shipped table knows."""
+
+    def renamed(device):
+        chip = chip_of(device)
+        return replace(chip, name=f"{chip.name} of {tmp_path.name}")
+
+    monkeypatch.setattr(dispatch, "chip_of", renamed)
     monkeypatch.setattr(dispatch, "TABLES", tmp_path)
-    monkeypatch.setattr(dispatch, "_overrides", {})
-    dispatch._shipped.cache_clear()
-    yield
-    dispatch._shipped.cache_clear()
+    return renamed(X.device).name
 
 
 @pytest.fixture
@@ -58,44 +60,44 @@ def test_every_operator_has_a_plan_with_the_arguments_of_its_function():
         assert [*inspect.signature(plan).parameters] == [*inspect.signature(getattr(CF, operation)).parameters]
 
 
-def test_without_an_entry_the_rule_decides(plan):
+def test_without_an_entry_the_rule_decides(plan, gpu):
     plan(PLAN)
-    assert choose(PLAN, GPU) == (RULE, "the rule's choice")
+    assert choose(PLAN, gpu) == (RULE, "the rule's choice")
     assert run_linear() == f"kernel {RULE}"
 
 
-def test_an_entry_decides_for_its_gpu_and_problem_alone(plan):
+def test_an_entry_decides_for_its_gpu_and_problem_alone(plan, gpu):
     plan(PLAN)
-    dispatch.use_table(GPU, {PLAN.problem: OTHER})
-    assert choose(PLAN, GPU) == (OTHER, f"measured fastest on {GPU}")
+    dispatch.use_table(gpu, {PLAN.problem: OTHER})
+    assert choose(PLAN, gpu) == (OTHER, f"measured fastest on {gpu}")
     assert choose(PLAN, "another GPU")[0] == RULE
-    assert choose(replace(PLAN, problem="linear fp16 M7 N5 K4"), GPU)[0] == RULE
+    assert choose(replace(PLAN, problem="linear fp16 M7 N5 K4"), gpu)[0] == RULE
     assert run_linear() == f"kernel {OTHER}"
     with assuming(CHIPS[80]):
         assert run_linear() == f"kernel {RULE}"
 
 
-def test_an_entry_may_say_pytorch(plan):
+def test_an_entry_may_say_pytorch(plan, gpu):
     plan(PLAN)
-    dispatch.use_table(GPU, {PLAN.problem: PYTORCH})
-    assert choose(PLAN, GPU) == (PYTORCH, f"measured fastest on {GPU}")
+    dispatch.use_table(gpu, {PLAN.problem: PYTORCH})
+    assert choose(PLAN, gpu) == (PYTORCH, f"measured fastest on {gpu}")
     assert run_linear() == BY_PYTORCH
 
 
-def test_a_tile_that_the_kernel_does_not_offer_is_not_launched(plan):
+def test_a_tile_that_the_kernel_does_not_offer_is_not_launched(plan, gpu):
     plan(PLAN)
-    dispatch.use_table(GPU, {PLAN.problem: GONE})
-    choice, reason = choose(PLAN, GPU)
+    dispatch.use_table(gpu, {PLAN.problem: GONE})
+    choice, reason = choose(PLAN, gpu)
     assert choice == RULE
     assert str(GONE) in reason
     assert run_linear() == f"kernel {RULE}"
 
 
-def test_what_the_kernel_cannot_take_goes_to_pytorch_whatever_the_table_says(plan):
+def test_what_the_kernel_cannot_take_goes_to_pytorch_whatever_the_table_says(plan, gpu):
     unsupported = replace(PLAN, unsupported="the kernel has no float64")
     plan(unsupported)
-    dispatch.use_table(GPU, {PLAN.problem: OTHER})
-    assert choose(unsupported, GPU) == (PYTORCH, "the kernel has no float64")
+    dispatch.use_table(gpu, {PLAN.problem: OTHER})
+    assert choose(unsupported, gpu) == (PYTORCH, "the kernel has no float64")
     assert run_linear() == BY_PYTORCH
 
 
@@ -108,13 +110,13 @@ def test_float64_runs_by_pytorch_and_says_why():
     assert "float64" in made[0].reason
 
 
-def test_calls_are_collected_with_what_ran_them_inside_and_only_there(plan):
+def test_calls_are_collected_with_what_ran_them_inside_and_only_there(plan, gpu):
     plan(PLAN)
     with dispatch.calls() as outer:
         run_linear()
         with dispatch.calls() as inner:
             run_linear()
-        dispatch.use_table(GPU, {PLAN.problem: PYTORCH})
+        dispatch.use_table(gpu, {PLAN.problem: PYTORCH})
         run_linear()
     run_linear()
     assert len(inner) == 1
@@ -145,16 +147,16 @@ def write(file, table) -> None:
     file.write_text(table if isinstance(table, str) else json.dumps(table))
 
 
-def test_a_shipped_table_counts_until_other_choices_are_used(tmp_path):
-    write(tmp_path / dispatch.file_name(GPU), {"choices": {PLAN.problem: [*OTHER], "elsewhere": "pytorch"}})
-    assert choose(PLAN, GPU)[0] == OTHER
-    dispatch.use_table(GPU, {PLAN.problem: PYTORCH})
-    assert choose(PLAN, GPU)[0] == PYTORCH
-    assert dispatch.table(GPU)["elsewhere"] == PYTORCH
+def test_a_shipped_table_counts_until_other_choices_are_used(tmp_path, gpu):
+    write(tmp_path / dispatch.file_name(gpu), {"choices": {PLAN.problem: [*OTHER], "elsewhere": "pytorch"}})
+    assert choose(PLAN, gpu)[0] == OTHER
+    dispatch.use_table(gpu, {PLAN.problem: PYTORCH})
+    assert choose(PLAN, gpu)[0] == PYTORCH
+    assert dispatch.table(gpu)["elsewhere"] == PYTORCH
 
 
 @pytest.mark.parametrize(
-    ("gpu", "name"),
+    ("given", "name"),
     [
         ("NVIDIA H100 80GB HBM3", "NVIDIA-H100-80GB-HBM3.json"),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb.json"),
@@ -162,8 +164,8 @@ def test_a_shipped_table_counts_until_other_choices_are_used(tmp_path):
         ("../../etc", "etc.json"),
     ],
 )
-def test_a_gpus_name_makes_a_file_name(gpu, name):
-    assert dispatch.file_name(gpu) == name
+def test_a_gpus_name_makes_a_file_name(given, name):
+    assert dispatch.file_name(given) == name
 
 
 @pytest.mark.parametrize(

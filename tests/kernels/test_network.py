@@ -1,20 +1,22 @@
 """The whole fused network through the kernels, against the reference in float64."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import lookalikes
 import pytest
 import torch
+from eight_bits import largest_inputs
 from kernel_checks import DEVICE, DTYPES
 
-from benchmarks.judge import ALLOWANCE, FLOOR, error, poisoned_memory
+from benchmarks.judge import FLOOR, poisoned_memory
 from conformer_fast import create_model
-from conformer_fast.calibration.calibrate import input_ranges
 from conformer_fast.inference import ops
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
-from conformer_fast.kernels import dispatch
+from conformer_fast.kernels import dispatch, launch
 from conformer_fast.kernels.dispatch import PYTORCH
+from conformer_fast.model.distance import ALLOWANCE, relative_error
 from conformer_fast.model.outputs import LOGITS, observed_outputs
 from conformer_fast.model.precision import FORMATS, tf32_as_asked
 from conformer_fast.model.reference import Conformer
@@ -37,8 +39,8 @@ def check_network(config, images, dtype, **kind):
             ours = typed(images)
         exact = observed_outputs(model.double(), images.double(), names)
     for name, value, same, true in zip(names, ours, eager, exact, strict=True):
-        bound = ALLOWANCE * error(same, true) + FLOOR[dtype]
-        assert error(value, true) <= bound, f"{name}: {error(value, true):.2e} > {bound:.2e}"
+        error, bound = relative_error(value, true), ALLOWANCE * relative_error(same, true) + FLOOR[dtype]
+        assert error <= bound, f"{name}: {error:.2e} > {bound:.2e}"
     assert not [call.reason for call in made if call.plan.unsupported]
     return {call.operation for call in made}
 
@@ -63,7 +65,7 @@ def test_a_network_in_8_bits(precision, small_model):
     """All products but two, as after an accuracy gate, beside the same network in PyTorch. In fp32: a value's last bit
     decides on which side of a tie it is, and of float16 those of many values differ."""
     fused, images = lower(small_model.to(DEVICE)), torch.randn(2, 3, 64, 48, device=DEVICE)
-    ranges = input_ranges(fused, [images])
+    ranges = largest_inputs(fused, [images])
     del ranges["conv_trans_2.trans_block.fc1"], ranges["conv_trans_3.cnn_block.conv3"]
     typed = fused.quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
     with torch.inference_mode(), ops.on_kernels(), poisoned_memory(), dispatch.calls() as made:
@@ -71,7 +73,7 @@ def test_a_network_in_8_bits(precision, small_model):
     with torch.inference_mode(), by_pytorch(), tf32_as_asked(torch.float32):
         same, exact = typed(images), fused.double().with_outputs(LOGITS)(images.double())
     for value, other, true in zip(ours, same, exact, strict=True):
-        assert error(value, other.double()) <= 0.1 * error(other, true)
+        assert relative_error(value, other.double()) <= 0.1 * relative_error(other, true)
     assert not [call.plan.unsupported for call in made if call.plan.unsupported]
     words = [call.plan.problem.split()[1] for call in made]
     assert words.count(f"{precision}-fp32") == len([name for name in fused.quantizable if name in ranges])
@@ -86,7 +88,7 @@ def test_digits_in_8_bits(precision):
 
     split = load_digits_split()
     fused = lower(create_model("digits", weights="packaged").to(DEVICE))
-    ranges = input_ranges(fused, [split.train_images[:128].to(DEVICE)])
+    ranges = largest_inputs(fused, [split.train_images[:128].to(DEVICE)])
     typed = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
     images = split.test_images[:8].to(DEVICE)
     with torch.inference_mode():
@@ -105,3 +107,33 @@ def test_operators_are_themselves_again_afterwards(small_model):
             raise KeyError
         typed(images)
     assert made == []
+
+
+def run_linear() -> tuple[int, int]:
+    """How many calls, and how many launches, one call of an operator is; on tensors without data."""
+    with dispatch.calls() as made, launch.recording() as launched:
+        out = torch.ops.conformer_fast.linear(*(torch.empty(sizes, device="meta") for sizes in ((3, 8), (5, 8), (5,))))
+    assert (out.device.type, out.shape) == ("meta", (3, 5))
+    return len(made), len(launched)
+
+
+def test_another_thread_calls_operators_as_they_are():
+    with ThreadPoolExecutor(1) as pool, ops.on_kernels():
+        assert pool.submit(run_linear).result() == (0, 0)
+        assert run_linear() == (1, 1)
+    assert run_linear() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [torch.enable_grad, torch.no_grad, torch.inference_mode, lambda: torch.autocast(DEVICE, enabled=False)],
+    ids=["enable_grad", "no_grad", "inference_mode", "no autocast"],
+)
+def test_surroundings_change_nothing(surroundings, small_model):
+    fused, images = lower(small_model.to(DEVICE)), torch.randn(1, 3, 32, 32, device=DEVICE)
+    with surroundings(), ops.on_kernels(), poisoned_memory(), dispatch.calls() as made:
+        found = fused(images)
+    assert {call.operation for call in made} == set(ops.OPS) - {"pool"}
+    with by_pytorch(), tf32_as_asked(torch.float32):
+        for value, same in zip(found, fused(images), strict=True):
+            torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-4)

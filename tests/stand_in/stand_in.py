@@ -90,8 +90,8 @@ class Operators(TorchDispatchMode):
         if func.namespace == "conformer_fast" and any(there):
             from conformer_fast.inference import ops
 
-            with self:
-                result = ops._on_kernel(name, *args, **kwargs)
+            with self, ops.on_kernels():
+                result = func(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
         forced = getattr(_local, "on_gpu", None)

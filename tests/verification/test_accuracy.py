@@ -5,7 +5,7 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.datasets.digits import load_digits_split
-from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.registry import BACKENDS, make
 
 pytest.importorskip("sklearn")
 
@@ -38,8 +38,8 @@ def plain_accuracy(model, split) -> float:
 
 @pytest.mark.parametrize(("backend", "precision"), KINDS, ids=["-".join(kind) for kind in KINDS])
 def test_digits(backend, precision, model, split, plain_accuracy):
-    missing = BACKENDS[backend].missing()
-    if missing or precision not in BACKENDS[backend].precisions():
+    missing = make(backend).missing()
+    if missing or precision not in make(backend).precisions().native:
         pytest.skip(missing or f"this CPU does not compute in {precision}")
     fast = cf.compile(model, backend=backend, precision=precision)
     assert len(split.test_labels) == 359
@@ -55,9 +55,9 @@ def test_every_kind_that_exists_is_tried():
     """A backend or precision that is added must be added here."""
     available = {
         (name, precision)
-        for name, backend in BACKENDS.items()
-        if backend.missing() is None
-        for precision in backend.precisions()
+        for name in BACKENDS
+        if make(name).missing() is None
+        for precision in make(name).precisions().native
     }
     assert available <= set(KINDS)
 

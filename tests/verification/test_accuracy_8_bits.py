@@ -11,7 +11,7 @@ import conformer_fast as cf
 from benchmarks.held_out import MODELS, PATHS, chosen
 from benchmarks.trained import Trained, trained
 from conformer_fast.engines.openvino.engine import native_precisions
-from conformer_fast.engines.registry import BACKENDS
+from conformer_fast.engines.registry import make
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import usually_stored
 from conformer_fast.model.distance import relative_error
@@ -82,7 +82,7 @@ def test_8_bits_are_in_use(precision, subject):
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_kernels_compute_the_simulated_arithmetic(precision, name, subject, held_out):
-    if BACKENDS["triton"].missing() and (name != "digits" or precision != "int8"):
+    if make("triton").missing() and (name != "digits" or precision != "int8"):
         pytest.skip("the interpreter takes a minute for 12 blocks, and leaves fp8 products to PyTorch")
     images, quantization = held_out[0][:2], subject.quantizations[precision]
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_kernels_compute_the_simulated_arithmetic(precision, name, subject, held
 
 
 def test_evaluate_says_the_same(subject, held_out, exact):
-    fast = cf.compile(subject.model, precision="int8", backend="openvino", calibration=subject.quantizations["int8"])
+    fast = cf.compile(subject.model, precision="int8", backend="openvino", quantization=subject.quantizations["int8"])
     found = cf.evaluate(fast, subject.held_out, reference=subject.model, size=64, workers=0, progress=False)
     assert found.evaluated == len(exact)
     assert found.reference["sum"].top1 == int((exact == held_out[1]).sum())

@@ -9,10 +9,11 @@ from dataclasses import replace
 import lookalikes
 import pytest
 import torch
+from eight_bits import largest_inputs
 
 import conformer_fast as cf
 from conformer_fast import Conformer
-from conformer_fast.calibration.calibrate import input_ranges
+from conformer_fast.engines.triton import alone
 from conformer_fast.errors import BackendError
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
@@ -32,7 +33,7 @@ def images(*shape: int) -> torch.Tensor:
 
 
 def quantization(model, precision: str) -> Quantization:
-    return Quantization(precision, input_ranges(lower(model), [images(4, 3, 32, 32)]))
+    return Quantization(precision, largest_inputs(lower(model), [images(4, 3, 32, 32)]))
 
 
 def column(*rows: Row, results: tuple[Row, ...] = (), how: str = "here") -> Column:
@@ -61,8 +62,8 @@ def test_engine_errs_as_verify_says(precision, small_model):
         pytest.skip(f"this CPU does not compute in {precision}")
     batch = images(3, 3, 40, 48)
     chosen = quantization(small_model, precision) if precision == "int8" else None
-    found = diff(small_model, batch, [("openvino", precision)], calibration=chosen)
-    fast = cf.compile(small_model, backend="openvino", precision=precision, calibration=chosen)
+    found = diff(small_model, batch, [("openvino", precision)], quantization=chosen)
+    fast = cf.compile(small_model, backend="openvino", precision=precision, quantization=chosen)
     assert [column.implementation for column in found.columns] == ["reference", "openvino"]
     assert found.columns[1].report == verify(fast, batch, fast.reference, fast.engine, chosen)
     assert found.columns[1].how == fast.reason
@@ -74,7 +75,7 @@ def test_engine_errs_as_verify_says(precision, small_model):
 def test_engine_is_what_compile_takes(small_model):
     fast = cf.compile(small_model, precision="fp32")
     column = diff(small_model, images(1, 3, 32, 32), [("engine", "fp32")]).columns[1]
-    assert (column.implementation, column.how) == (fast.settings.backend, fast.reason)
+    assert (column.implementation, column.how) == (fast.settings.backend.name, fast.reason)
 
 
 def test_reference_errs_as_eager_does(small_model):
@@ -91,7 +92,7 @@ def test_kernels_and_exported_graph(small_model):
     eager, kernels, graph = found.columns
     assert (eager.how, kernels.how, graph.how) == (
         "PyTorch",
-        "Triton's interpreter" if implementations.interprets_kernels() else torch.cuda.get_device_name(),
+        "Triton's interpreter" if alone.interprets_kernels() else torch.cuda.get_device_name(),
         "the exported graph, not optimized",
     )
     for ran in (kernels, graph):
@@ -103,7 +104,7 @@ def test_kernels_and_exported_graph(small_model):
 
 def test_kernels_in_8_bits_err_as_simulated(small_model):
     chosen = quantization(small_model, "int8")
-    simulated, kernels = diff(small_model, images(1, 3, 32, 32), [("kernels", "int8")], calibration=chosen).columns
+    simulated, kernels = diff(small_model, images(1, 3, 32, 32), [("kernels", "int8")], quantization=chosen).columns
     assert "PyTorch" not in kernels.how  # a kernel ran every call
     for name in BLOCKS:
         assert kernels.rows[name].within
@@ -114,7 +115,7 @@ def test_kernels_in_8_bits_err_as_simulated(small_model):
 def test_exported_graph_in_8_bits_errs_as_simulated(precision, small_model):
     pytest.importorskip("onnxruntime")
     chosen = quantization(small_model, precision)
-    found = diff(small_model, images(2, 3, 32, 32), [("onnxruntime", precision)], calibration=chosen)
+    found = diff(small_model, images(2, 3, 32, 32), [("onnxruntime", precision)], quantization=chosen)
     simulated, graph = found.columns
     assert (simulated.implementation, simulated.how) == ("reference", "PyTorch, simulated")
     for name in BLOCKS:
@@ -129,14 +130,14 @@ def test_images_calibrate_each_precision(small_model):
         small_model,
         images(1, 3, 32, 32),
         [("reference", "int8"), ("reference", "fp8")],
-        calibration=(images(2, 3, 32, 32) for _ in range(2)),
+        quantization=(images(2, 3, 32, 32) for _ in range(2)),
     )
     assert [name.precision for name in found.columns] == ["int8", "fp8"]
     assert found.columns[0].rows["3.map"].error < found.columns[1].rows["3.map"].error
 
 
 def test_columns_of_a_precision_are_neighbors(small_model, monkeypatch):
-    monkeypatch.setitem(implementations.RUNNERS, "onnxruntime", spoilt({}))
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({}))
     pairs = [(name, precision) for name in ("onnxruntime", "reference") for precision in ("fp32", "bf16")]
     found = diff(small_model, images(1, 3, 32, 32), pairs)
     assert [(name.implementation, name.precision) for name in found.columns] == [
@@ -150,7 +151,7 @@ def test_columns_of_a_precision_are_neighbors(small_model, monkeypatch):
 
 @pytest.mark.parametrize("wrong", ["1.map", "2.fcu_down", "2.tokens", "3.fcu_up", "3.map"])
 def test_where_error_comes_in(wrong, small_model, monkeypatch):
-    monkeypatch.setitem(implementations.RUNNERS, "onnxruntime", spoilt({wrong: 1.01}))
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({wrong: 1.01}))
     found = diff(small_model, images(1, 3, 32, 32), [("onnxruntime", "fp32")])
     right, column = found.columns
     assert column.fall.name == wrong
@@ -166,7 +167,7 @@ def test_where_error_comes_in(wrong, small_model, monkeypatch):
 
 
 def test_wrong_result_is_not_within(small_model, monkeypatch):
-    monkeypatch.setitem(implementations.RUNNERS, "onnxruntime", spoilt({"trans_logits": -1.0}))
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({"trans_logits": -1.0}))
     found = diff(small_model, images(2, 3, 32, 32), [("onnxruntime", "fp32")])
     assert not found.within
     assert found.columns[0].report.within
@@ -178,7 +179,7 @@ def test_what_cannot_run_says_why(small_model, monkeypatch):
     def missing(job, precision):
         raise BackendError("it is not installed: pip install it")
 
-    monkeypatch.setitem(implementations.RUNNERS, "onnxruntime", missing)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", missing)
     found = diff(small_model, images(1, 3, 32, 32), [("onnxruntime", "fp32"), ("tensorrt", "fp32")])
     first, second = found.columns[1:]
     assert (first.implementation, first.how, first.report, first.rows, first.fall) == (
@@ -201,7 +202,7 @@ def test_interpreter_is_not_trusted_with_bfloat16_nor_assumed(small_model, monke
     reason = diff(small_model, batch, [("kernels", "fp16")]).columns[1].unavailable
     assert reason.startswith("no CUDA device")
     assert "TRITON_INTERPRET=1" in reason
-    monkeypatch.setattr(implementations, "find_spec", lambda package: None)
+    monkeypatch.setattr(alone, "find_spec", lambda package: None)
     assert "triton not installed" in diff(small_model, batch, [("kernels", "fp16")]).columns[1].unavailable
 
 
@@ -245,7 +246,7 @@ def test_pixels_and_the_model_are_left_alone(small_model):
 
 
 def test_json(small_model, monkeypatch):
-    monkeypatch.setitem(implementations.RUNNERS, "onnxruntime", spoilt({"2.map": math.nan}))
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({"2.map": math.nan}))
     found = diff(small_model, images(1, 3, 32, 32), [("onnxruntime", "fp32"), ("kernels", "bf16")])
     values = found.to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
@@ -263,16 +264,16 @@ WRONG = {
     "implementation": ([("onnx", "fp32")], None, "unknown implementation 'onnx'; choose from reference, kernels, "),
     "precision": ([("engine", "int4")], None, "unknown precision 'int4'"),
     "uncalibrated": ([("engine", "int8")], None, "takes its ranges from images"),
-    "calibration for nothing": ([("reference", "fp32")], [images(1, 3, 32, 32)], "calibration is for int8 and fp8"),
+    "calibration for nothing": ([("reference", "fp32")], [images(1, 3, 32, 32)], "quantization is for int8 and fp8"),
     "another precision": ([("reference", "fp8")], Quantization("int8", {}), "made for int8, not for 'fp8'"),
     "another model": ([("reference", "int8")], Quantization("int8", {"conv_trans_9.up": 1.0}), "conv_trans_9.up"),
 }
 
 
-@pytest.mark.parametrize(("pairs", "calibration", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_arguments_say_so(pairs, calibration, message, small_model):
+@pytest.mark.parametrize(("pairs", "quantization", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_say_so(pairs, quantization, message, small_model):
     with pytest.raises(ValueError, match=message):
-        diff(small_model, images(1, 3, 32, 32), pairs, calibration=calibration)
+        diff(small_model, images(1, 3, 32, 32), pairs, quantization=quantization)
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,30 @@
 """The picture of a Diff: well-formed, complete, readable and harmless."""
 
 import math
+import re
+import sys
 from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
+from conformer_fast.errors import BackendError
 from conformer_fast.verification.diff import Column, Diff
-from conformer_fast.verification.heatmap import COLORS, HIGHEST, LETTER, WIDTH, color_of, contrast, ink_on, svg
+from conformer_fast.verification.heatmap import svg
 from conformer_fast.verification.verify import Report, Row
 
+matplotlib = pytest.importorskip("matplotlib")
 SVG = "{http://www.w3.org/2000/svg}"
 BLOCKS = ("1.tokens", "1.map", "2.fcu_down", "2.tokens", "2.fcu_up", "2.map")
-GRAYS = {"#000000": (0.0, 0.0, 0.0), "#ffffff": (1.0, 1.0, 1.0)}
+RESULTS = ("conv_logits", "trans_logits")
+PAPER, INK = "#ffffff", "#000000"
 
 
 def ran(implementation: str, precision: str, error: float, **others: float) -> Column:
     def row(name: str) -> Row:
         return Row(name, others.get(name.replace(".", "_"), error), error, 2 * error)
 
-    results = (row("conv_logits"), row("trans_logits"))
-    report = Report(implementation, precision, 1, results, tuple(map(row, BLOCKS)), {})
+    report = Report(implementation, precision, 1, tuple(map(row, RESULTS)), tuple(map(row, BLOCKS)), {})
     return Column(implementation, precision, "here", report=report)
 
 
@@ -28,8 +32,59 @@ def picture(*columns: Column, **options: str) -> ElementTree.Element:
     return ElementTree.fromstring(svg(Diff(2, 64, 48, columns), **options))
 
 
+def style(element: ElementTree.Element) -> dict[str, str]:
+    return dict(part.split(": ", 1) for part in element.get("style", "").split("; ") if part)
+
+
 def texts(root: ElementTree.Element) -> list[str]:
     return ["".join(element.itertext()) for element in root.iter(f"{SVG}text")]
+
+
+def places(root: ElementTree.Element) -> dict[str, tuple[float, float]]:
+    """(x, y) of each text's anchor, which is the left end, the middle or the right end of its baseline."""
+    found = {}
+    for element in root.iter(f"{SVG}text"):
+        moved = re.search(r"translate\((\S+) (\S+)\)", element.get("transform", ""))
+        x, y = moved.groups() if moved else (element.get("x", ""), element.get("y", ""))
+        found["".join(element.itertext())] = float(x), float(y)
+    return found
+
+
+def points(path: ElementTree.Element) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path.get("d", ""))]
+
+
+def color_behind(root: ElementTree.Element, word: str) -> str:
+    x, y = places(root)[word]
+    for group in root.iter(f"{SVG}g"):
+        for path in group.iter(f"{SVG}path") if group.get("id", "").startswith("QuadMesh") else ():
+            (left, top), (right, bottom) = min(points(path)), max(points(path))
+            if left < x < right and top < y < bottom:
+                return style(path)["fill"]
+    raise AssertionError(f"{word} is in no cell")
+
+
+def frames(root: ElementTree.Element) -> list[tuple[str, float]]:
+    """(color, thickness) of each empty box. The scale is in a thinner one."""
+    boxes = [style(path) for path in root.iter(f"{SVG}path") if "z" in path.get("d", "")]
+    found = [(look["stroke"], float(look["stroke-width"])) for look in boxes if look["fill"] == "none"]
+    return [(color, thickness) for color, thickness in found if thickness > 1]
+
+
+def error_of(sqnr_db: float) -> float:
+    return 10 ** (-sqnr_db / 20)
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colors, from 1 to 21 (WCAG 2.2, definitions of contrast ratio, relative luminance)."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 FULL = (
@@ -41,110 +96,140 @@ FULL = (
 )
 
 
+@pytest.fixture(scope="module")
+def scale() -> dict[float, tuple[str, str]]:
+    """(color of the cell, color of the number in it) by SQNR, from below the scale to above it."""
+    decibels = [one + 0.5 for one in range(-5, 91)]
+    root = picture(*(ran("reference", "fp16", error_of(one)) for one in decibels))
+    inks = {"".join(text.itertext()): style(text).get("fill", INK) for text in root.iter(f"{SVG}text")}
+    return {one: (color_behind(root, f"{one:.1f}"), inks[f"{one:.1f}"]) for one in decibels}
+
+
 def test_every_figure_is_there():
-    root = picture(*FULL)
-    words = texts(root)
-    assert root.tag == f"{SVG}svg"
+    words = texts(picture(*FULL))
     assert words.count("60.0") == 8
     assert words.count("54.0") == 8
     assert words.count("40.0") == 8 + 7  # int8 of both, but one
-    assert words.count("6.0") == 1
-    for name in (*BLOCKS, "conv_logits", "trans_logits", "fp16", "int8", "reference", "openvino", "kernels"):
+    assert words.count("6.0*") == 1  # over its bound
+    assert words.count("-") == 8  # was not run
+    for name in (*BLOCKS, *RESULTS, "fp16", "int8", "reference", "openvino", "kernels", "onnxruntime"):
         assert name in words
-    assert "2 image(s) of 64x48; dB, more is better" in words
+    assert any(line.startswith("2 image(s) of 64x48; dB, more is better; ") for line in words)
     assert any(line.startswith("onnxruntime int8: not run: no such <thing> & none") for line in words)
-    tips = [element.text for element in root.iter(f"{SVG}title")]
-    assert "2.map, kernels int8: error 0.5, bound 0.02" in tips
 
 
-def test_cells_have_the_color_of_their_number():
-    root = picture(ran("reference", "fp16", 1e-3))
-    expected = "#" + "".join(f"{round(255 * part):02x}" for part in color_of(60.0))
-    filled = [rectangle.get("fill") for rectangle in root.iter(f"{SVG}rect")]
-    assert filled.count(expected) == 8
+def test_a_number_stands_in_its_row_and_column_on_its_color(scale):
+    root = picture(*FULL)
+    where = places(root)
+    x, y = where["6.0*"]
+    assert x == pytest.approx(where["kernels"][0], abs=1)
+    assert y == pytest.approx(where["2.map"][1], abs=1)
+    assert where["reference"][1] < where["1.tokens"][1] < y < where["conv_logits"][1]
+    assert color_behind(root, "6.0*") == scale[6.5][0]
+    assert color_behind(root, "54.0") == scale[53.5][0]
 
 
-def test_what_did_not_run_is_hatched_and_what_is_over_is_framed():
-    def counted(root):
-        rectangles = list(root.iter(f"{SVG}rect"))
-        hatched = sum(rectangle.get("fill") == "url(#hatching)" for rectangle in rectangles)
-        return hatched, sum(rectangle.get("stroke") is not None for rectangle in rectangles) // 2
+def test_a_screen_reader_has_a_title_and_words():
+    root = picture(*FULL, title="what I compared")
+    assert root.findtext(f"{SVG}title") == "what I compared"
+    assert any("2 image(s) of 64x48" in (element.text or "") for element in root.iter() if "description" in element.tag)
 
-    assert counted(picture(FULL[0])) == (1, 1)  # the legend's
-    assert counted(picture(*FULL)) == (1 + 8, 1 + 1)
-    assert counted(picture(FULL[0], ran("kernels", "fp16", math.nan))) == (1, 1 + 8)
+
+def test_what_is_over_its_bound_is_framed():
+    line = [(PAPER, 3.5), (INK, 1.5)]  # on any color
+    assert frames(picture(FULL[0])) == []
+    assert frames(picture(*FULL)) == line
+    assert frames(picture(FULL[0], ran("kernels", "fp16", math.nan))) == line * 8
 
 
 def test_values_that_are_not_finite_are_drawn():
-    root = picture(ran("reference", "fp16", 1e-3), ran("kernels", "fp16", 1e-3, conv_logits=math.nan, **{"1_map": 0.0}))
-    assert texts(root).count("not finite") == 1
-    assert texts(root).count("inf") == 1
+    columns = ran("reference", "fp16", 1e-3), ran("kernels", "fp16", 1e-3, conv_logits=math.nan, **{"1_map": 0.0})
+    words = texts(picture(*columns))
+    assert words.count("not finite*") == 1
+    assert words.count("inf") == 1
 
 
-def test_words_stand_out_on_their_color():
-    for tenth in range(-50, 10 * int(HIGHEST) + 50):
-        color = color_of(tenth / 10)
-        assert contrast(GRAYS[ink_on(color)], color) >= 4.5  # WCAG 2.2, level AA
-    assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
-    assert contrast((1, 0, 0), (1, 0, 0)) == 1
+def test_words_stand_out_on_their_color(scale):
+    assert {ink for _, ink in scale.values()} == {INK, PAPER}
+    assert min(contrast(color, ink) for color, ink in scale.values()) >= 4.5  # WCAG 2.2, level AA
 
 
-def test_colors_are_in_order_without_hue():
+def test_colors_are_in_order_without_hue(scale):
     """Lighter is better in gray too, evenly, and so for any color vision."""
-    light = [contrast(color_of(sqnr), (0, 0, 0)) for sqnr in range(int(HIGHEST) + 1)]
+    light = [contrast(scale[one + 0.5][0], INK) for one in range(0, 80, 2)]
     assert all(before < after for before, after in pairwise(light))
     assert light[-1] / light[0] > 10
 
 
-@pytest.mark.parametrize(("sqnr", "index"), [(0.0, 0), (-20.0, 0), (-math.inf, 0), (HIGHEST, -1), (math.inf, -1)])
-def test_scale_ends(sqnr, index):
-    color = "#" + "".join(f"{round(255 * part):02x}" for part in color_of(sqnr))
-    assert color == COLORS[index]
+def test_the_scale_is_the_same_in_each_picture(scale):
+    worst, best = "#440154", "#fde725"
+    assert [scale[one][0] for one in (-4.5, 0.5, 79.5, 90.5)] == [worst, worst, best, best]
+    beyond = picture(ran("reference", "fp16", 0.0), ran("kernels", "fp16", math.inf), ran("openvino", "fp16", 1e-3))
+    assert color_behind(beyond, "inf") == best
+    assert color_behind(beyond, "60.0") == scale[60.5][0]
 
 
 @pytest.mark.parametrize(
-    "title", ['</text><script>alert("&")</script>', "\x00 \x1b[31m \ud800 \uffff", "名前 🙂", "a\nb"], ids=ascii
+    "title",
+    ['</text><script>alert("&")</script>', "\x00 \x1b[31m \ud800 \uffff", "名前 🙂", "a\nb", "$\\frac{1}$ $x$"],
+    ids=ascii,
 )
+@pytest.mark.filterwarnings("error")
 def test_any_title_is_text_alone(title):
     text = svg(Diff(1, 32, 32, (FULL[0], Column("kernels", "fp16", unavailable=title))), title=title)
-    root = ElementTree.fromstring(text)
-    assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
-        *("svg", "title", "defs", "pattern", "path", "linearGradient", "stop", "rect", "text")
-    }
-    text.encode()
+    root = ElementTree.fromstring(text.encode())
+    drawn = {element.tag.removeprefix(SVG) for element in root.iter() if element.tag.startswith(SVG)}
+    assert drawn <= {"svg", "title", "metadata", "defs", "style", "clipPath", "rect", "g", "path", "text"}
     shown = "".join(texts(root))
     assert ("alert" in shown) == ("alert" in title)
     assert ("名前 🙂" in shown) == ("名前" in title)
+    assert ("$\\frac{1}$" in shown) == ("frac" in title)
 
 
 def test_nothing_is_loaded_from_elsewhere():
     text = svg(Diff(1, 32, 32, FULL))
-    for word in ("href", "script", "@import", "style", "onload", "<image", "<!", "http"):
-        assert word not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    for word in ("href", "<script", "@import", "onload", "<image", "<foreignObject", "<!ENTITY"):
+        assert word not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
 
 
 @pytest.mark.parametrize("columns", [FULL[:1], FULL, FULL * 5], ids=len)
 def test_everything_is_inside_the_picture(columns):
     root = picture(*columns)
-    width, height = float(root.get("width")), float(root.get("height"))
-    assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
-    for element in root.iter(f"{SVG}rect"):
-        assert float(element.get("x")) + float(element.get("width")) <= width
-        assert float(element.get("y")) + float(element.get("height")) <= height
+    left, top, width, height = map(float, root.get("viewBox", "").split())
+    assert (left, top) == (0, 0)
+    where = places(root)
     for element in root.iter(f"{SVG}text"):
-        long = LETTER * len(element.text)
-        left = {"start": 0, "middle": long / 2, "end": long}[element.get("text-anchor")]
-        x = float(element.get("x")) - left
-        assert x >= 0
-        assert x + long <= width
-        assert 0 < float(element.get("y")) < height
-
-
-def test_names_fit_their_columns():
-    for name in ("reference", "kernels", "onnxruntime", "openvino", "tensorrt", "not finite"):
-        assert len(name) * LETTER * 1.2 < WIDTH
+        if "rotate(-90" in element.get("transform", ""):
+            continue  # the scale's heading
+        word, look = "".join(element.itertext()), style(element)
+        x, y = where[word]
+        size = re.search(r"([\d.]+)px", element.get("style", ""))
+        long = 0.5 * float(size[1] if size else 0) * len(word)
+        x -= {"start": 0, "middle": long / 2, "end": long}[look.get("text-anchor", "start")]
+        assert 0 <= x <= x + long <= width
+        assert 0 < y < height
+    for element in root.iter(f"{SVG}path"):
+        for x, y in points(element):
+            assert -0.01 <= x <= width + 0.01
+            assert -0.01 <= y <= height + 0.01
 
 
 def test_same_diff_same_picture():
+    """Whatever the user's settings of matplotlib are, which stay as they were."""
     diff = Diff(1, 32, 32, FULL)
-    assert svg(diff) == svg(diff)
+    once = svg(diff)
+    with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 30, "text.color": "red"}):
+        assert svg(diff) == once
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_no_window_is_made_ready(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it raises ImportError
+    assert svg(Diff(1, 32, 32, FULL))
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(BackendError, match=re.escape('pip install "conformer-fast[report]"')):
+        svg(Diff(1, 32, 32, FULL))

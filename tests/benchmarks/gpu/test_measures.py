@@ -35,7 +35,7 @@ def no_gpu_needed(monkeypatch):
         monkeypatch.setattr(module, "DEVICE", "cpu")
     for module in (points, recorded):
         monkeypatch.setattr(module, "IMAGE", 64)
-    roofline._made.cache_clear()
+    roofline.in_order.cache_clear()
     gpu = SimpleNamespace(L2_cache_size=1000, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
     reserved = itertools.count(100, 10)
@@ -44,7 +44,7 @@ def no_gpu_needed(monkeypatch):
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     yield
-    roofline._made.cache_clear()
+    roofline.in_order.cache_clear()
 
 
 def test_ceilings(no_gpu_needed, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_point(no_gpu_needed):
 
 def test_launches_share_all_but_the_weights(no_gpu_needed):
     operation = next(o for o in roofline.network("digits", 1) if o.name == "linear" and o.arguments["gelu"])
-    sets = [launch.args[1] for launch in kernels._launches(operation)]
+    sets = [launch.args[1] for launch in kernels.launches_of(operation)]
     assert len(sets) == kernels.LEAST
     x, weight, bias, gelu, residual, norm_weight, norm_bias, *_ = map(list, zip(*sets, strict=True))
     assert len({value.data_ptr() for value in x}) == 1

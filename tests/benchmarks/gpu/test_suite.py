@@ -1,9 +1,9 @@
 """The GPU suite's steps and command line, with pretended measurements: what is kept, what is cut, what fails, what is
 printed. tests/benchmarks/gpu/test_whole_suite.py runs the real ones on a pretended GPU."""
 
-import ast
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -488,7 +488,7 @@ def test_tools_that_are_not_there(running, monkeypatch):
     session = running(ended(0))
     assert profiling.memcheck(session) == "compute-sanitizer is not installed"
     assert profiling.ncu(session) == "there is no table of kernels yet"
-    steps._tables(session, [("tiny-p16", 1, "fp16")])
+    steps.ours(session)
     assert profiling.ncu(session) == "ncu is not installed"
     assert session.failures == []
 
@@ -522,7 +522,7 @@ LAUNCHED = {"kernels": [["linear 0", "linear_kernel"], ["linear 1", "linear_kern
 def test_what_the_profiler_found(code, lines, outcome, stored, running, monkeypatch):
     monkeypatch.setattr(profiling.shutil, "which", lambda *_, **__: "ncu")
     session = running(ended(code))
-    steps._tables(session, [("tiny-p16", 1, "fp16")])
+    steps.ours(session)
 
     def run(command, seconds, environment=None):
         head = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
@@ -638,11 +638,12 @@ def test_an_empty_result_can_be_printed(start):
 # The command line, the tree
 
 
-def test_installed_folders_are_those_of_setup():
-    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
-    (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "setup"]
-    mapped = next(ast.literal_eval(word.value) for word in call.keywords if word.arg == "package_dir")
-    assert {target.replace(".", "/"): source for target, source in mapped.items()} == {
+def test_installed_folders_are_those_of_setup(monkeypatch):
+    asked = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("setuptools.setup", lambda **options: asked.update(options))
+    runpy.run_path("setup.py", run_name="__main__")
+    assert {name.replace(".", "/"): folder for name, folder in asked["package_dir"].items()} == {
         target: source for source, target in tree.FOLDERS.items()
     }
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
-from conformer_fast.engines.tensorrt import kernel_cache
 from conformer_fast.engines.tensorrt.kernel_cache import RuntimeCacheFile
+from conformer_fast.storage import hashed
+from conformer_fast.storage.hashed import HashedFile
 
 KEYS = pytest.mark.parametrize("key", [None, b"secret"], ids=["hashed", "signed"])
 
@@ -21,7 +22,7 @@ def test_file_round_trip(key, tmp_path):
         assert RuntimeCacheFile(tmp_path, key).read() == content
         assert RuntimeCacheFile(tmp_path).read() == content  # a hash is all that is asked for without a key
     names = {path.name for path in tmp_path.iterdir()}
-    assert names - {"runtime.cache.lock"} == {"runtime.cache", "runtime.cache.json"}
+    assert names - {"runtime.cache.lock"} == {"runtime.cache", "runtime.cache.hash"}
 
 
 def damage(content: bytes, how: str) -> bytes:
@@ -38,7 +39,7 @@ def damage(content: bytes, how: str) -> bytes:
 
 @KEYS
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "longer", "zeroed", "not utf-8"])
-@pytest.mark.parametrize("name", ["runtime.cache", "runtime.cache.json"])
+@pytest.mark.parametrize("name", ["runtime.cache", "runtime.cache.hash"])
 def test_damaged_file_is_not_read(name, how, key, tmp_path):
     file = RuntimeCacheFile(tmp_path, key)
     file.write(b"kernels" * 20)
@@ -51,13 +52,13 @@ def test_damaged_file_is_not_read(name, how, key, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sidecar", ["[]", "null", "{}", '{"sha256": 1, "hmac": 1}', '{"sha256": "\\u00e9", "hmac": "\\u00e9"}', "1" * 9999]
+    "text", ["[]", "null", "{}", '[{"sha256": 1, "hmac": 1}]', '[{"sha256": "\\u00e9", "hmac": "\\u00e9"}]', "1" * 9999]
 )
 @KEYS
-def test_strange_sidecar(sidecar, key, tmp_path):
+def test_strange_hash(text, key, tmp_path):
     file = RuntimeCacheFile(tmp_path, key)
     file.write(b"kernels")
-    (tmp_path / "runtime.cache.json").write_text(sidecar, encoding="utf-8")
+    (tmp_path / "runtime.cache.hash").write_text(text, encoding="utf-8")
     with pytest.warns(UserWarning, match="is damaged"):
         assert file.read() is None
 
@@ -71,7 +72,7 @@ def test_file_that_the_key_has_not_signed_is_not_read(key, tmp_path):
 
 def test_files_with_one_of_the_two_missing(tmp_path):
     file = RuntimeCacheFile(tmp_path)
-    for name, warning in [("runtime.cache", True), ("runtime.cache.json", False)]:
+    for name, warning in [("runtime.cache", True), ("runtime.cache.hash", False)]:
         file.write(b"kernels")
         (tmp_path / name).unlink()
         with warnings.catch_warnings(record=True) as caught:
@@ -95,8 +96,8 @@ def test_folder_that_cannot_be_written(read_only, monkeypatch):
         def refuse(*_, **__):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(kernel_cache, "replace_file", refuse)
-        monkeypatch.setattr(kernel_cache.FileLock, "acquire", refuse)
+        monkeypatch.setattr(hashed, "replace_file", refuse)
+        monkeypatch.setattr(hashed.FileLock, "acquire", refuse)
     file = RuntimeCacheFile(read_only)
     assert file.read() == b"kernels"
     with pytest.warns(UserWarning, match="compiled kernels are not kept in .*Permission denied"):
@@ -147,11 +148,11 @@ def test_writers_and_readers_at_the_same_time(tmp_path):
 
 
 def test_reader_waits_for_a_writer(tmp_path):
-    file, other = RuntimeCacheFile(tmp_path), RuntimeCacheFile(tmp_path)
+    file = RuntimeCacheFile(tmp_path)
     file.write(b"old")
     with ThreadPoolExecutor(1) as pool:
-        with file._lock:
-            reading = pool.submit(other.read)
+        with HashedFile(tmp_path / "runtime.cache").locked():
+            reading = pool.submit(file.read)
             assert not wait([reading], timeout=0.2).done
             (tmp_path / "runtime.cache").write_bytes(b"half of the new one")
             (tmp_path / "runtime.cache").write_bytes(b"old")

@@ -24,12 +24,15 @@ from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import Weights
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
+from conformer_fast.kernels.chips import chip_of
 from conformer_fast.kernels.dispatch import PYTORCH
 from conformer_fast.kernels.launch import Plan
 from conformer_fast.kernels.tiles import Tile
+from conformer_fast.model import functional as CF
 from conformer_fast.model.precision import FORMATS
+from conformer_fast.storage.hashed import HashedFile
 
-GPU = tuning.gpu_name(torch.device(DEVICE))
+GPU = "NVIDIA Test"  # what the GPU here is called, so that no other test's tables and none that ships are its
 RULE, FAST, SLOW, BAD = (Tile(m, 64, 32, 4, 3) for m in (64, 32, 128, 256))
 
 
@@ -37,12 +40,11 @@ RULE, FAST, SLOW, BAD = (Tile(m, 64, 32, 4, 3) for m in (64, 32, 128, 256))
 def folder(monkeypatch, tmp_path):
     """An empty cache of this test's own, no tables, and operators that are kernels."""
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(dispatch, "TABLES", tmp_path / "shipped")
-    monkeypatch.setattr(dispatch, "_overrides", {})
-    dispatch._shipped.cache_clear()
+    for module in (dispatch, tuning):
+        monkeypatch.setattr(module, "chip_of", lambda device: replace(chip_of(device), name=GPU))
+    dispatch.use_table(GPU, {})
     with ops.on_kernels():
         yield tmp_path / "tuned"
-    dispatch._shipped.cache_clear()
 
 
 class Net(nn.Module):
@@ -179,7 +181,7 @@ def plan(monkeypatch) -> Callable[..., None]:
 
     def put(tiles: dict[Tile, Callable[[Tensor], Tensor]]) -> None:
         def plan_of(*args, **kwargs):
-            eager = cf.functional.conv1x1(*args, **kwargs)
+            eager = CF.conv1x1(*args, **kwargs)
             name = f"fake M{args[0].numel()} N{len(args[1])}"
             return Plan(name, None, tuple(tiles), lambda tile: tiles[tile](eager))
 
@@ -296,7 +298,7 @@ def test_the_table_keeps_what_was_measured(folder):
     assert table["times_us"]["a"] == {"64x64x32 w4 s3": 2.0, "32x64x32 w4 s3": 1.0}
     assert table["dropped"]["b"] == {"256x64x32 w4 s3": "RuntimeError: too large"}
     assert "[32, 64, 32, 4, 3]" in file.read_text()
-    assert sorted(path.suffix for path in folder.iterdir()) in ([".json"], [".json", ".lock"])
+    assert sorted({path.suffix for path in folder.iterdir()} - {".lock"}) == [".hash", ".json"]
 
 
 def test_later_measurements_are_added_and_replace_the_same_problems():
@@ -329,15 +331,15 @@ def test_a_write_that_fails_leaves_the_old_table(folder, monkeypatch):
     assert not [*folder.glob("*.part")]
 
 
-def changed(**fields: Any) -> Callable[[str], str]:
-    return lambda text: json.dumps({**json.loads(text), **fields})
+def changed(**fields: Any) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps({**json.loads(content), **fields}).encode()
 
 
-DAMAGE = {
-    "empty": lambda text: "",
-    "cut": lambda text: text[: len(text) // 2],
-    "no table": lambda text: "[1, 2]",
-    "not text": lambda text: "\udcff",
+FOREIGN = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "no table": lambda content: b"[1, 2]",
+    "not text": lambda content: b"\xff",
     "no times": changed(times_us=3),
     "foreign choice": changed(choices={"a": "cublas"}),
     "another GPU's": changed(gpu="NVIDIA Z1"),
@@ -347,11 +349,15 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_table_that_cannot_be_used_is_a_warning_and_is_replaced(damage):
+@pytest.mark.parametrize("hashed", [True, False], ids=["written so", "damaged"])
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_a_table_that_cannot_be_used_is_a_warning_and_is_replaced(change, hashed):
     file = save(GPU, [tuned("a")])
-    text = damage(file.read_text())
-    file.write_bytes(text.encode(errors="surrogateescape"))
+    content = change(file.read_bytes())
+    if hashed:
+        HashedFile(file).write(content)
+    else:
+        file.write_bytes(content)
     with pytest.warns(UserWarning, match="conformer-fast tune") as caught:
         tuning.use_user_table(torch.device(DEVICE))
     assert len(caught) == 1
@@ -363,9 +369,27 @@ def test_a_table_that_cannot_be_used_is_a_warning_and_is_replaced(damage):
 
 def test_a_warning_says_which_version_is_another():
     file = save(GPU, [tuned("a")])
-    file.write_text(changed(triton="2.0.0")(file.read_text()))
+    HashedFile(file).write(changed(triton="2.0.0")(file.read_bytes()))
     with pytest.warns(UserWarning, match=r"measured with triton 2\.0\.0, here is "):
         load(GPU)
+
+
+def test_a_choice_that_was_changed_is_not_used():
+    """The table is JSON and would be read."""
+    file = save(GPU, [tuned("a")])
+    file.write_bytes(changed(choices={"a": "pytorch"})(file.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"{file} is damaged; `conformer-fast tune` makes a new one"):
+        assert load(GPU) == {}
+
+
+def test_a_table_that_ships_is_added_to(tmp_path):
+    """One without a hash beside it, as the GPU suite writes them."""
+    first = tuning.with_added(None, GPU, [tuned("a")])
+    second = tuning.with_added(first, GPU, [tuned("b", PYTORCH)])
+    (tmp_path / "table.json").write_bytes(second)
+    assert dispatch.read_table(tmp_path / "table.json") == {"a": FAST, "b": PYTORCH}
+    of_others = changed(triton="2.0.0")(second)
+    assert tuning.with_added(of_others, GPU, [tuned("a")]) == first
 
 
 def test_a_table_that_may_not_be_read_is_a_warning(folder):

@@ -1,48 +1,29 @@
 """A bundle as a model of NVIDIA Triton Inference Server: the folder, the configuration's text, and what is refused."""
 
 import re
+from functools import partial
 from importlib.util import find_spec
-from types import SimpleNamespace
 
+import bundle_samples
 import lookalikes
 import pytest
 import torch
+from bundle_samples import PLAN
 
 import conformer_fast as cf
 from conformer_fast.bundles.folder import read_bundle
-from conformer_fast.checkpoints.adopt import adopt
-from conformer_fast.deploy.load import write_tensorrt_bundle
-from conformer_fast.deploy.triton_server import write_model
+from conformer_fast.engines.onnx.graph import typed_graph
+from conformer_fast.engines.registry import format_of
 from conformer_fast.engines.tensorrt import flavors
+from conformer_fast.engines.tensorrt.triton_server import write_model
 from conformer_fast.errors import BundleError
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
 
-PLAN = bytes(range(256)) * 64
 SMALL = Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))
 FIXED = Shapes(batch=(1, 8, 32))
-
-
-def write_plan(folder, model, outputs=None, profiles=(FIXED,), flavor="tensorrt", key=None):
-    """A bundle with any bytes for a plan."""
-    source = adopt(model)
-    if outputs:
-        source = source.__class__(source.reference, tuple(outputs), list(outputs))
-    return write_tensorrt_bundle(
-        folder,
-        source,
-        PLAN,
-        precision="fp16",
-        precisions={},
-        profiles=profiles,
-        flavor=SimpleNamespace(name=flavor, version="10.13.2.6"),
-        targets=["sm86"],
-        weights="0",
-        onnx="1",
-        rebuild="conformer-fast build ...",
-        key=key,
-    )
+write_plan = partial(bundle_samples.write_plan, shapes=FIXED)
 
 
 def configuration(tmp_path, model, **options) -> str:
@@ -90,9 +71,9 @@ instance_group [
     )
 
 
-def test_several_profiles(small_model, tmp_path):
+def test_several_shapes(small_model, tmp_path):
     """The server takes, for each batch, the profile that fits it best."""
-    text = configuration(tmp_path, small_model, profiles=[Shapes((1, 1, 1)), Shapes((2, 16, 64)), Shapes((1, 1, 8))])
+    text = configuration(tmp_path, small_model, shapes=[Shapes((1, 1, 1)), Shapes((2, 16, 64)), Shapes((1, 1, 8))])
     assert "max_batch_size: 64\n" in text
     assert "preferred_batch_size: [1, 16]\n" in text
     assert 'profile: [ "0", "1", "2" ]' in text
@@ -100,7 +81,7 @@ def test_several_profiles(small_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("profiles", "sizes"),
+    ("shapes", "sizes"),
     [
         ([SMALL], [3, -1, -1]),
         ([Shapes(width=(224, 224, 448))], [3, 224, -1]),
@@ -108,8 +89,8 @@ def test_several_profiles(small_model, tmp_path):
     ],
     ids=["any", "wide", "two heights"],
 )
-def test_sizes_that_are_not_fixed_are_any(profiles, sizes, small_model, tmp_path):
-    assert dims(configuration(tmp_path, small_model, profiles=profiles))["images"] == sizes
+def test_sizes_that_are_not_fixed_are_any(shapes, sizes, small_model, tmp_path):
+    assert dims(configuration(tmp_path, small_model, shapes=shapes))["images"] == sizes
 
 
 def test_the_sum_of_both_heads(small_model, tmp_path):
@@ -137,7 +118,7 @@ def test_every_output_has_its_dimensions(small_model, tmp_path):
     """A number where the model's tensor always has it, -1 where it depends on the image."""
     model = lower(small_model)
     names = model.output_names
-    written = dims(configuration(tmp_path, small_model, outputs=names, profiles=[SMALL]))
+    written = dims(configuration(tmp_path, small_model, outputs=names, shapes=[SMALL]))
     shapes = []
     for size in (32, 64):
         with torch.no_grad():
@@ -155,16 +136,13 @@ def test_every_output_has_its_dimensions(small_model, tmp_path):
 def test_the_dimensions_do_not_contradict_the_engines(small_model, tmp_path):
     """The server refuses a model whose configuration has another number than the engine; -1 in either fits."""
     pytest.importorskip("onnx")
-    from conformer_fast.engines.onnx.export import graph_of
-
-    model = lower(small_model)
-    model = model.with_outputs(model.output_names)
-    written = dims(configuration(tmp_path, small_model, outputs=model.outputs, profiles=[SMALL]))
+    names = lower(small_model).output_names
+    written = dims(configuration(tmp_path, small_model, outputs=names, shapes=[SMALL]))
     flavor = flavors.get_flavor("tensorrt-rtx")
     trt, log = flavor.module, flavors.Log(flavor)
     network = trt.Builder(log.logger).create_network(0)
     parser = trt.OnnxParser(network, log.logger)
-    assert parser.parse(graph_of(model, "fp16"))
+    assert parser.parse(typed_graph(small_model, names, "fp16"))
     tensors = [network.get_input(0), *(network.get_output(index) for index in range(network.num_outputs))]
     assert {tensor.name for tensor in tensors} == set(written)
     for tensor in tensors:
@@ -209,15 +187,15 @@ def test_an_engine_of_openvino(small_model, tmp_path):
 
 def test_an_engine_that_takes_no_single_images(small_model, tmp_path):
     """However it is configured, the server runs what it has when the queue's time is up."""
-    bundle = write_plan(tmp_path / "bundle", small_model, profiles=[Shapes((8, 8, 8)), Shapes((4, 8, 32))])
+    bundle = write_plan(tmp_path / "bundle", small_model, shapes=[Shapes((8, 8, 8)), Shapes((4, 8, 32))])
     with pytest.raises(BundleError, match=r"takes 4 images or more, .*build one with --batch 1,4,32"):
         write_model(bundle, tmp_path / "models", "conformer")
 
 
 def test_larger_images_in_smaller_batches(small_model, tmp_path):
     """The server would batch as many large images as it may small ones."""
-    profiles = [Shapes((1, 8, 64)), Shapes((1, 1, 4), (448,) * 3, (448,) * 3)]
-    bundle = write_plan(tmp_path / "bundle", small_model, profiles=profiles)
+    shapes = [Shapes((1, 8, 64)), Shapes((1, 1, 4), (448,) * 3, (448,) * 3)]
+    bundle = write_plan(tmp_path / "bundle", small_model, shapes=shapes)
     with pytest.raises(BundleError, match=r"takes other batches for other images \(\[\(1, 4\), \(1, 64\)\]\)"):
         write_model(bundle, tmp_path / "models", "conformer")
 
@@ -252,7 +230,7 @@ def test_a_damaged_bundle(name, small_model, tmp_path):
 
 def test_a_signed_bundle(small_model, tmp_path):
     bundle = write_plan(tmp_path / "bundle", small_model, key=b"secret")
-    assert read_bundle(bundle).signed
+    assert read_bundle(bundle, format_of).signed
     with pytest.raises(BundleError, match="not signed with this key"):
         write_model(bundle, tmp_path / "models", "conformer", key=b"other")
     assert write_model(bundle, tmp_path / "models", "conformer", key=b"secret").is_dir()

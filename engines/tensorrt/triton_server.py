@@ -13,12 +13,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bundles.folder import read_bundle
-from ..bundles.manifest import PLAN, Manifest
-from ..errors import BundleError
-from ..model.config import EXPANSION, ConformerConfig
-from ..model.outputs import LOGITS, SUM
-from ..model.shapes import Range, Shapes
+from conformer_fast.bundles.folder import read_bundle
+from conformer_fast.bundles.manifest import Manifest
+from conformer_fast.errors import BundleError
+from conformer_fast.model.config import EXPANSION, ConformerConfig
+from conformer_fast.model.outputs import LOGITS, SUM
+from conformer_fast.model.shapes import Range, Shapes
+
+from ..registry import format_of
+from .backend import PLAN
 
 CONFIGURATION = "config.pbtxt"
 QUEUE_MICROSECONDS = 500  # how long a request waits for others: about what an engine takes for one image
@@ -45,7 +48,7 @@ def write_model(
         raise ValueError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
     if instances < 1:
         raise ValueError(f"instances must be at least 1, got {instances}")
-    read = read_bundle(bundle, key)
+    read = read_bundle(bundle, format_of, key)
     manifest = read.manifest
     kind = manifest.runtime.get("flavor", manifest.backend)
     if kind != "tensorrt":
@@ -53,11 +56,11 @@ def write_model(
             f"{bundle} holds an engine for {kind}, and the server's TensorRT backend reads those of TensorRT only: "
             f"build one with --flavor tensorrt on a machine with the GPU"
         )
-    batches = _batches(manifest.profiles)
+    batches = _batches(manifest.shapes)
     if len(batches) > 1:
         raise BundleError(
             f"{bundle} takes other batches for other images ({sorted(batches)}), and the server knows only one "
-            f"largest batch: build one whose profiles have the same"
+            f"largest batch: build one whose shapes have the same"
         )
     smallest, largest = batches.pop()
     if smallest > 1:
@@ -85,27 +88,27 @@ def write_model(
     return folder
 
 
-def _batches(profiles: Sequence[Shapes]) -> set[tuple[int, int]]:
+def _batches(shapes: Sequence[Shapes]) -> set[tuple[int, int]]:
     """The smallest and the largest batch of each size of images; one pair if they are all the same."""
     of_size: dict[tuple[Range, Range], list[Range]] = {}
-    for profile in profiles:
-        of_size.setdefault((profile.height, profile.width), []).append(profile.batch)
-    return {(min(low for low, _, _ in taken), max(high for _, _, high in taken)) for taken in of_size.values()}
+    for taken in shapes:
+        of_size.setdefault((taken.height, taken.width), []).append(taken.batch)
+    return {(min(low for low, _, _ in batch), max(high for _, _, high in batch)) for batch in of_size.values()}
 
 
 def configuration(manifest: Manifest, name: str, instances: int) -> str:
     """The text of config.pbtxt, a ModelConfig of the server. The batch is none of its dimensions."""
-    profiles, config = manifest.profiles, manifest.config
-    height = _dimension([limit for profile in profiles for limit in profile.height])
-    width = _dimension([limit for profile in profiles for limit in profile.width])
+    shapes, config = manifest.shapes, manifest.config
+    height = _dimension([limit for taken in shapes for limit in taken.height])
+    width = _dimension([limit for taken in shapes for limit in taken.width])
     outputs = [_tensor(output, _sizes(output, config), manifest.labels) for output in manifest.outputs]
-    tuned = sorted({profile.batch[1] for profile in profiles})
+    tuned = sorted({taken.batch[1] for taken in shapes})
     separator = ",\n"
-    indices = ", ".join(f'"{index}"' for index in range(len(profiles)))
+    indices = ", ".join(f'"{index}"' for index in range(len(shapes)))
     return f"""\
 name: "{name}"
 platform: "tensorrt_plan"
-max_batch_size: {max(profile.batch[2] for profile in profiles)}
+max_batch_size: {max(taken.batch[2] for taken in shapes)}
 input [
 {_tensor("images", [config.in_channels, height, width])}
 ]

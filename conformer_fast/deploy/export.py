@@ -1,0 +1,53 @@
+"""export(): the inference network as a typed ONNX graph, for a runtime of the user's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..calibration.resolve import resolve
+from ..checkpoints.adopt import Model, adopt
+from ..engines.onnx.graph import typed_graph
+from ..engines.registry import check_name
+from ..inference.quantization import Quantization
+from ..model.names import PRECISIONS
+from ..storage.atomic import replace_file
+
+
+def export(
+    model: Model,
+    file: str | os.PathLike[str],
+    *,
+    precision: str = "fp16",
+    outputs: Sequence[str] | None = None,
+    quantization: Quantization | Iterable[Tensor] | None = None,
+) -> Path:
+    """Writes the graph that engines are built from, for any batch and size, and returns the file.
+
+    model:        what `compile` takes. It is not changed.
+    file:         it is replaced if it is there
+    precision:    "fp16", "bf16", "fp32", or "int8" or "fp8" for products of stem and branches, with fp16 around them
+    outputs:      names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
+    quantization: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
+                  in_channels, H, W), normalized
+
+    Its input is "images" (B, in_channels, H, W), normalized; that and all outputs are fp32.
+
+    Raises ValueError for an unknown precision or output, an 8-bit precision without a quantization or one without the
+    other, and a model in training mode; CheckpointError for a model that is no Conformer; BackendError where onnx is
+    not installed; OSError, before any work, when there is no such folder, or when the file cannot be written.
+    """
+    path = Path(file)
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs must be a list of names, such as [{outputs!r}]")
+    check_name("precision", precision, PRECISIONS)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
+    source = adopt(model)
+    found, _ = resolve(source.reference, precision, quantization)
+    names = source.outputs if outputs is None else outputs
+    replace_file(path, typed_graph(source.reference, names, precision, found), 0o666)
+    return path

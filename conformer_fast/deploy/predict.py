@@ -1,0 +1,119 @@
+"""predict(): the likeliest classes of picture files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..engines.module import EngineModule
+from ..errors import ImageError
+from ..model.outputs import LOGITS, SUM
+from ..model.shapes import usual_side
+from ..preprocessing.cpu import load_batch
+
+BATCH = 8  # pictures decoded and run together
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class of a picture, by its number and its name, and how likely the model holds it to be, from 0 to 1."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of the picture at `path`, best first."""
+
+    path: str
+    top: tuple[Guess, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` found: pictures: those that could be used, in their order; damaged: the others' paths and what is
+    wrong with them."""
+
+    pictures: tuple[Prediction, ...]
+    damaged: dict[str, str]
+
+
+def predict(
+    model: EngineModule,
+    paths: Sequence[str | os.PathLike[str]],
+    labels: Sequence[str],
+    *,
+    topk: int = 5,
+    size: int | None = None,
+) -> Predictions:
+    """Classifies picture files by the published preprocessing. One that cannot be used costs only itself.
+
+    labels: one name a class
+    topk:   classes of each picture; all of them if the model has fewer
+    size:   side of the model's input in pixels; default: what the engine is tuned for, or the model was trained on
+
+    Raises ValueError when topk or size is not positive, for a model without scores or that reads no pictures, for a
+    size that it does not take, and when a score is NaN or infinite; TypeError for a single path.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(f"paths must be a list, such as [{os.fspath(paths)!r}]")
+    _check(model, topk)
+    if size is None:
+        size = model.shapes[0].height[1] if model.shapes else usual_side(model.config)
+    batch = min([BATCH, *(shapes.batch[2] for shapes in model.shapes[:1])])
+    names = [os.fspath(path) for path in paths]
+    found: list[Prediction] = []
+    damaged: dict[str, str] = {}
+    progress = tqdm(total=len(names), unit="picture", disable=not sys.stderr.isatty(), leave=False)
+    with progress, ThreadPoolExecutor(batch) as pool:
+        for start in range(0, len(names), batch):
+            group = names[start : start + batch]
+            loaded = list(zip(group, pool.map(_loaded, group, [size] * len(group)), strict=True))
+            damaged |= {name: str(image) for name, image in loaded if isinstance(image, ImageError)}
+            good = [(name, image) for name, image in loaded if isinstance(image, Tensor)]
+            if good:
+                images = torch.cat([image for _, image in good]).to(model.device)
+                tops = _top(model, images, labels, topk)
+                found += [Prediction(name, top) for (name, _), top in zip(good, tops, strict=True)]
+            progress.update(len(group))
+    return Predictions(tuple(found), damaged)
+
+
+def _check(model: EngineModule, topk: int) -> None:
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, got {topk}")
+    if not (set(LOGITS) <= set(model.outputs) or SUM in model.outputs):
+        raise ValueError(f"the model returns {', '.join(model.outputs)}; predict needs {', '.join(LOGITS)} or {SUM}")
+    if model.config.in_channels != 3:
+        raise ValueError(f"pictures have 3 channels, the model reads {model.config.in_channels}; predict cannot run it")
+
+
+def _loaded(path: str, size: int) -> Tensor | ImageError:
+    try:
+        return load_batch([path], size, threads=1)
+    except ImageError as error:
+        return error
+
+
+def _top(model: EngineModule, images: Tensor, labels: Sequence[str], topk: int) -> Iterator[tuple[Guess, ...]]:
+    """The likeliest classes of each image."""
+    values = dict(zip(model.outputs, model.run(images), strict=True))
+    logits = values[SUM] if SUM in values else values[LOGITS[0]] + values[LOGITS[1]]
+    if not logits.isfinite().all():
+        raise ValueError(
+            "the model's scores are NaN or infinite, beyond the precision's range; use bf16 or fp32, or check the "
+            "weights"
+        )
+    best = logits.softmax(-1).topk(min(topk, logits.shape[-1]))
+    for probabilities, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        pairs = zip(indices, probabilities, strict=True)
+        yield tuple(Guess(index, labels[index], probability) for index, probability in pairs)

@@ -1,0 +1,128 @@
+"""From an engine's settings to the bundle that holds it, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bundles.folder import check_writable, write_bundle
+from ..bundles.manifest import LABELS, Manifest
+from ..checkpoints.adopt import Source
+from ..engines.base import Engine, Settings
+from ..model.class_names import labels_for
+from ..model.config import ConformerConfig
+from ..model.digest import weights_sha256
+from ..model.outputs import LOGITS, SUM, rebuild
+from ..model.precision import FORMATS
+from ..verification.graph import graph_error
+
+
+def save(
+    folder: str | os.PathLike[str],
+    source: Source,
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    rebuild_with: str,
+    labels: Sequence[str] | None = None,
+    key: bytes | None = None,
+    images: Tensor | None = None,
+) -> Path:
+    """Writes the bundle of an engine that returns the source's outputs, and returns its folder.
+
+    engine:       of these settings; None: it is built for the bundle alone
+    rebuild_with: the call that makes the bundle again
+    labels:       the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
+    key:          signs the bundle
+    images:       (B, in_channels, H, W) on the CPU, on which the graph of an engine for other machines is measured;
+                  default: noise
+
+    Raises BackendError where such an engine has no bundle, BundleError when it cannot be written, EngineError when
+    there is no engine, ValueError for labels that do not fit the model or a precision whose range the model exceeds.
+    """
+    backend, reference, outputs = settings.backend, source.reference, source.outputs
+    backend.check(settings)
+    check_writable(folder, key)
+    check_labels(labels, reference.config)
+    with on_device(settings.device):
+        graph = backend.graph(reference, settings, outputs)
+        measured = None
+        if graph is not None and backend.judged_by_graph:
+            measured = graph_error(graph, reference, outputs, backend.shapes[0], images)
+        contents = backend.contents(reference, settings, outputs, graph, engine)
+    files = dict(contents.files)
+    scored = bool({*LOGITS, SUM} & set(outputs))
+    if scored:
+        files[LABELS] = label_lines(labels or labels_for(reference.config))
+    manifest = Manifest(
+        backend=backend.name,
+        precision=settings.precision,
+        precisions=contents.precisions,
+        config=reference.config,
+        pad=reference.pad,
+        outputs=outputs,
+        structure=rebuild(source.structure, outputs),
+        shapes=tuple(contents.shapes),
+        runtime=contents.runtime,
+        preprocessing=_preprocessing() if scored and reference.config.in_channels == 3 else None,
+        labels=LABELS if scored else None,
+        sha256={
+            "weights": weights_sha256(reference),
+            "onnx": None if graph is None else hashlib.sha256(graph).hexdigest(),
+        },
+        measured=measured,
+        rebuild=rebuild_with,
+    )
+    return write_bundle(folder, manifest, files, key)
+
+
+def _preprocessing() -> dict[str, Any]:
+    from ..preprocessing.cpu import MEAN, STD
+
+    return {
+        "resize": "short edge to int(256 / 224 * size)",
+        "interpolation": "Pillow's bicubic",
+        "crop": "center, size x size",
+        "scale": "1 / 255",
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
+
+
+def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
+    """Raises ValueError unless there is one name, of one line, for each class of the model; None is left to us."""
+    if labels is None:
+        return
+    if len(labels) != config.num_classes:
+        raise ValueError(
+            f"{len(labels)} labels for a model of {config.num_classes} classes; give one for each, in order"
+        )
+    broken = [label for label in labels if not isinstance(label, str) or len(label.splitlines()) != 1]
+    if broken:
+        raise ValueError(f"a label must be one line of text, got {broken[0]!r}")
+
+
+def label_lines(labels: Sequence[str]) -> bytes:
+    """The labels' file."""
+    return "".join(f"{label}\n" for label in labels).encode()
+
+
+def call(function: str, settings: Settings, **more: Any) -> str:
+    """The beginning of the call `function(model, ...)` that makes the same engine on another machine, up to its ")"."""
+    backend = settings.backend
+    options = {"backend": backend.name, "precision": settings.precision, **backend.elsewhere(), **more}
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"{function}, {given}" + (", quantization=images" if settings.precision in FORMATS else "")
+
+
+def on_device(device: str | torch.device) -> AbstractContextManager:
+    """Makes a GPU the current one; for any other device does nothing."""
+    device = torch.device(device)
+    return nullcontext() if device.index is None else torch.cuda.device(device)

@@ -1,0 +1,141 @@
+"""What a backend is: one class, whose instances carry its options.
+
+A new one is a folder here, with a class that derives from `Backend`, and a line in registry.py. It is a frozen
+dataclass: its fields are its options.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from conformer_fast.bundles.folder import Bundle
+from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.errors import BackendError
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.reference import Conformer
+from conformer_fast.model.shapes import Shapes
+
+Engine = Callable[[Tensor], tuple[Tensor, ...]]
+"""images (B, in_channels, H, W) on its device -> one fp32 tensor (B, ...) per output."""
+
+
+class Precisions(NamedTuple):
+    """native: those of this hardware, the fastest last. calibrated: those that take a Quantization."""
+
+    native: tuple[str, ...]
+    calibrated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model runs. device: where its images and results are; quantization: of products in 8 bits."""
+
+    backend: Backend
+    precision: str
+    device: str = "cpu"
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the bundle of an engine has, beside what all bundles have.
+
+    files:      by name, all of `Backend.format`'s among them
+    precisions: what each part of the model is computed in
+    runtime:    what the engine is for, with the keys of `Backend.format`
+    shapes:     of images that it takes; none: any
+    """
+
+    files: Mapping[str, bytes]
+    precisions: Mapping[str, str]
+    runtime: Mapping[str, Any]
+    shapes: Sequence[Shapes] = field(default=())
+
+
+class Backend(ABC):
+    """Makes engines, and the bundles that hold them."""
+
+    name: ClassVar[str]
+    hardware: ClassVar[str]  # for people: "GPU"
+    device_type: ClassVar[str]  # of PyTorch's devices: where its engines run
+    asked_only: ClassVar[bool] = False  # "auto" leaves it out
+    format: ClassVar[Format]  # of its bundles
+    judged_by_graph: ClassVar[bool] = False  # its engines may be for other machines: a bundle says how far the graph is
+    shapes: tuple[Shapes, ...] = ()  # of images that its engines take; none: any
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why it cannot run here; None if it can."""
+
+    @abstractmethod
+    def precisions(self) -> Precisions:
+        """What it has here. Only asked if nothing is missing."""
+
+    def device(self) -> str:
+        """Where it would run: the current device of its type."""
+        return self.device_type
+
+    def for_model(self, reference: Conformer) -> Backend:
+        """The same with all that was left open filled in. Raises ValueError for options that do not fit the model."""
+        return self
+
+    def for_images(self, shape: Sequence[int]) -> Backend:
+        """The same for engines that take batches up to this shape, (B, in_channels, H, W), if any cannot."""
+        return self
+
+    def elsewhere(self) -> Mapping[str, Any]:
+        """Its options that make the same engine on another machine, for that one."""
+        return {}
+
+    @abstractmethod
+    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> Engine:
+        """An engine that returns these outputs (names of InferenceConformer.outputs), on the settings' device."""
+
+    def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes | None:
+        """The ONNX graph that its engines are built from, if they are."""
+        return None
+
+    def check(self, settings: Settings) -> None:
+        """Raises BackendError where no bundle of these settings could be made here."""
+        from .registry import choose, with_bundles
+
+        if self.name not in with_bundles():
+            raise BackendError(
+                f"backend {self.name!r} has no engine to save; compile with backend {', '.join(with_bundles())}"
+            )
+        choose(self, settings.precision)
+
+    def contents(
+        self,
+        reference: Conformer,
+        settings: Settings,
+        outputs: Sequence[str],
+        graph: bytes | None,
+        engine: Engine | None,
+    ) -> Contents:
+        """What the bundle of an engine holds.
+
+        graph:  what `graph` returns
+        engine: made by `engine` with the same arguments; None: there is none yet, so it is built for its bundle alone
+        """
+        raise NotImplementedError
+
+    def fits(self, manifest: Manifest) -> str:
+        """The device that runs the bundle's engine here. Raises EngineMismatchError if there is none."""
+        raise NotImplementedError
+
+    def for_bundle(self, manifest: Manifest) -> Backend:
+        """The same with what the bundle says of its engine. Raises BackendError for options that say it too."""
+        return self
+
+    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> Engine:
+        """The engine of a bundle that `fits`. key: what the bundle was signed with, if it was given.
+
+        Raises BundleError if it holds something else than it says.
+        """
+        raise NotImplementedError

@@ -1,0 +1,110 @@
+"""OpenVINO as a backend. It is imported where an engine is made, so that this module can be without it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
+
+from conformer_fast.bundles.folder import Bundle
+from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.errors import EngineMismatchError
+from conformer_fast.inference.lower import lower
+from conformer_fast.model.precision import FORMATS
+from conformer_fast.model.reference import Conformer
+from conformer_fast.model.shapes import usual_side
+
+from ..base import Backend, Contents, Engine, Precisions, Settings
+
+if TYPE_CHECKING:
+    from .engine import Input, OpenVINOEngine
+
+ONNX = "model.onnx"
+
+
+@dataclass(frozen=True)
+class OpenVINO(Backend):
+    """Engines for CPUs, one for each image size, built at the first call with that size and kept on disk.
+
+    threads: cores to use; default: as many as PyTorch uses. Raises ValueError unless it is a whole number, at least 1.
+    """
+
+    threads: int | None = None
+
+    name: ClassVar[str] = "openvino"
+    hardware: ClassVar[str] = "CPU"
+    device_type: ClassVar[str] = "cpu"
+    format: ClassVar[Format] = Format((ONNX,), {"cpu": str, "capabilities": list, "openvino": str})
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise ValueError(f"threads must be a whole number, at least 1, got {self.threads!r}")
+
+    def missing(self) -> str | None:
+        absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]
+        return f'{" and ".join(absent)} not installed: pip install "conformer-fast[cpu]"' if absent else None
+
+    def precisions(self) -> Precisions:
+        from .engine import native_precisions
+
+        return Precisions(native_precisions(), ("int8",))
+
+    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
+        from .engine import OpenVINOEngine
+
+        return OpenVINOEngine(partial(self.graph, reference, settings, outputs), settings.precision, self.threads)
+
+    def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
+        """In fp32 with 8-bit products marked; the engine decides in what the rest is computed."""
+        from ..onnx.export import onnx_from_model
+
+        network = lower(reference, outputs, quantization=settings.quantization)
+        return onnx_from_model(network, products="conv").SerializeToString()
+
+    def contents(
+        self,
+        reference: Conformer,
+        settings: Settings,
+        outputs: Sequence[str],
+        graph: bytes | None,
+        engine: Engine | None,
+    ) -> Contents:
+        """The graph, and the engines of the sizes run so far; if none was, of the usual size, which is built first."""
+        from .engine import Input, describe_cpu, engine_file, native_precisions
+
+        assert graph is not None
+        precision, sha256 = settings.precision, hashlib.sha256(graph).hexdigest()
+        engine = engine or self.engine(reference, settings, outputs)
+        side = usual_side(reference.config)
+        engines = engine.engines(otherwise=Input(1, side, side))  # type: ignore[attr-defined]
+        parts = {"all": precision}
+        if precision in FORMATS:
+            parts = {"products": precision, "the rest": native_precisions()[-1]}
+        built = {engine_file(sha256, precision, shape): content for shape, content in engines.items()}
+        return Contents({ONNX: graph, **built}, parts, describe_cpu())
+
+    def fits(self, manifest: Manifest) -> str:
+        try:
+            from .engine import native_precisions
+        except ImportError as error:
+            found = f'not installed ({error}): pip install "conformer-fast[cpu]"'
+            raise EngineMismatchError("openvino", "installed", found, manifest.rebuild) from error
+        native = native_precisions()
+        if manifest.precision not in (*native, *self.precisions().calibrated):
+            found = f"{' or '.join(native)}, which is all that this CPU computes natively"
+            raise EngineMismatchError("precision", manifest.precision, found, manifest.rebuild)
+        return self.device()
+
+    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
+        from .engine import OpenVINOEngine, engine_file
+
+        sha256 = bundle.manifest.files[ONNX].sha256
+
+        def stored(shape: Input) -> bytes | None:
+            name = engine_file(sha256, settings.precision, shape)
+            return bundle.read(name) if name in bundle.manifest.files else None
+
+        return OpenVINOEngine(partial(bundle.read, ONNX), settings.precision, self.threads, sha256, stored)

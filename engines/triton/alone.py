@@ -1,0 +1,88 @@
+"""The network operator by operator through the kernels, without a CUDA graph: on a GPU, or in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from conformer_fast.errors import BackendError
+from conformer_fast.inference import ops
+from conformer_fast.inference.lower import lower
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.inference.trace import trace
+from conformer_fast.model.precision import DTYPES, around, tf32_as_asked
+from conformer_fast.model.reference import Conformer
+
+from .backend import Triton
+
+INTERPRET = "TRITON_INTERPRET"
+
+
+def interprets_kernels() -> bool:
+    """Whether Triton's kernels would run in its interpreter on the CPU, as no GPU can take them."""
+    return Triton().missing() is not None
+
+
+def run_kernels(
+    reference: Conformer, outputs: Sequence[str], precision: str, quantization: Quantization | None, images: Tensor
+) -> tuple[str, tuple[Tensor, ...]]:
+    """What ran them, in one line, and the outputs called `outputs`. images: (B, in_channels, H, W), on the CPU
+
+    Raises BackendError where they can neither run on a GPU nor be interpreted in this precision.
+    """
+    interpreted = interprets_kernels()
+    if interpreted:
+        _check_interpreter(precision)
+    from conformer_fast.kernels import dispatch
+
+    device = "cpu" if interpreted else Triton().device()
+    dtype = DTYPES[around(precision)]
+    model = lower(reference, outputs, around(precision), quantization).to(device)
+    calls = [node for node in trace(model).graph.nodes if node.op == "call_function"]
+    total = sum(ops.operation_of(node) in ops.OPS for node in calls)
+    unsupported: list[str] = []
+
+    def decide(call: dispatch.Call) -> dispatch.Choice:
+        progress.update()
+        if call.plan.unsupported:
+            unsupported.append(call.plan.unsupported)
+            return dispatch.PYTORCH
+        if interpreted:  # the fewest programs: each of their instructions takes as long for a small tile
+            return max(call.plan.tiles, key=lambda tile: tile.m * tile.n)
+        return call.plan.tiles[0] if call.choice == dispatch.PYTORCH else call.choice
+
+    with (
+        tqdm(
+            total=total, desc=f"kernels {precision}", unit="call", disable=not sys.stderr.isatty(), leave=False
+        ) as progress,
+        torch.no_grad(),
+        torch.autocast(torch.device(device).type, enabled=False),
+        tf32_as_asked(dtype),
+        ops.on_kernels(),
+        dispatch.deciding(decide),
+    ):
+        values = model(images.to(device))
+    how = "Triton's interpreter" if interpreted else torch.cuda.get_device_name(device)
+    if unsupported:
+        how += f"; {len(unsupported)} of {total} calls by PyTorch: {unsupported[0]}"
+    return how, values
+
+
+def _check_interpreter(precision: str) -> None:
+    """Raises BackendError unless Triton's interpreter can compute in this precision here."""
+    if find_spec("triton") is None:
+        raise BackendError('triton not installed: pip install "conformer-fast[triton]"')
+    if os.environ.get(INTERPRET, "").lower() not in ("1", "true", "on"):
+        missing = Triton().missing()
+        raise BackendError(f"{missing}, and {INTERPRET}=1 is not set: with it, from the start, kernels are interpreted")
+    if precision == "bf16":
+        raise BackendError(
+            "Triton's interpreter multiplies the bit patterns of bfloat16 (triton-lang/triton#11584); "
+            "take fp16 or fp32, or a GPU"
+        )

@@ -1,0 +1,216 @@
+"""The backend "openvino": what is kept on disk and when it is built again, and what its bundles hold."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_samples import filled, images, same, saved
+
+import conformer_fast as cf
+from conformer_fast.bundles.folder import Bundle
+from conformer_fast.engines import cache
+from conformer_fast.errors import BundleError, EngineMismatchError
+from conformer_fast.model.reference import Conformer
+
+pytest.importorskip("onnx")
+engine_module = pytest.importorskip("conformer_fast.engines.openvino.engine", exc_type=ImportError)
+ov = engine_module.ov
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+def compiled(model, **options):
+    return cf.compile(model, backend="openvino", **{"precision": "fp32", **options})
+
+
+def keys() -> set[str]:
+    return {entry.key for entry in cache.entries()}
+
+
+# What decides whether an engine is built again
+
+
+def test_the_same_graph_is_built_once(small_model, own_cache):
+    batch = images(1, 3, 32, 32)
+    expected = compiled(small_model)(batch)
+    before = keys()
+    assert len(before) == 1
+    for options in ({}, {"threads": 1}):
+        assert same(compiled(small_model, **options)(batch), expected)
+    assert keys() == before
+
+
+def test_another_graph_is_built_anew(small_model, own_cache):
+    batch = images(1, 3, 32, 32)
+    compiled(small_model)(batch)
+    with torch.no_grad():
+        small_model.trans_cls_head.bias[3] += 1
+    compiled(small_model)(batch)
+    compiled(small_model, precision="int8", quantization=[images(4, 3, 32, 32)])(batch)
+    compiled(small_model, precision="int8", quantization=[3 * images(4, 3, 32, 32)])(batch)
+    assert len(keys()) == 4
+
+
+FOLDERS = {
+    name: Path(import_module(f"conformer_fast.{name}".strip(".")).__file__).parent
+    for name in ("", "engines", "kernels")
+}
+PROGRAM = """
+import torch
+import conformer_fast as cf
+print(cf.__file__, cf.__version__)
+cf.compile(cf.create_model("digits", weights="packaged"), backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 64))
+"""
+
+
+def test_other_comments_docstrings_and_versions_build_nothing(own_cache, tmp_path):
+    compiled(cf.create_model("digits", weights="packaged"))(images(1, 3, 64, 64))
+    before = keys()
+    changed = tmp_path / "changed" / "conformer_fast"
+    for name, folder in FOLDERS.items():
+        shutil.copytree(folder, changed / name, dirs_exist_ok=True)
+    for file in changed.rglob("*.py"):
+        text = file.read_text().replace('"""', '"""Another word: ', 1)
+        file.write_text(f"# Another comment.\n{text}\n# And one more.\n")
+    version = changed / "version.py"
+    version.write_text(version.read_text().replace(f'"{cf.__version__}"', '"9.9"'))
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=changed.parent, capture_output=True, text=True)
+    assert done.stdout.split() == [str(changed / "__init__.py"), "9.9"], done.stderr
+    assert keys() == before
+
+
+def test_another_formula_builds_anew(small_model, own_cache, monkeypatch):
+    """Even one that computes the same."""
+    from conformer_fast.engines.onnx.typed_graph import TypedGraph
+
+    compiled(small_model)(images(1, 3, 32, 32))
+    assert len(keys()) == 1
+
+    def add(self, value, other):
+        return self.node("Add", [other, self.cast(value, self.type_of(other))])
+
+    monkeypatch.setattr(TypedGraph, "add", add)
+    compiled(small_model)(images(1, 3, 32, 32))
+    assert len(keys()) == 2
+
+
+# Bundles
+
+
+def test_threads_are_used(small_model, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "bundle", "openvino", small_model)
+    options, import_model = [], ov.Core.import_model
+
+    def spy(self, content, device, given):
+        options.append(given)
+        return import_model(self, content, device, given)
+
+    monkeypatch.setattr(ov.Core, "import_model", spy)
+    for threads in (1, 2):
+        loaded = cf.load(folder, threads=threads)
+        assert loaded.settings.backend.threads == threads
+        loaded(images(1, 3, 32, 32))
+    assert [given["INFERENCE_NUM_THREADS"] for given in options] == ["1", "2"]
+
+
+def engine_sizes(folder: Path) -> set[str]:
+    return {path.name.partition("-")[0] for path in folder.glob("*.engine")}
+
+
+def test_engines_of_the_sizes_that_ran_are_saved(small_model, own_cache, tmp_path):
+    fast = compiled(small_model)
+    for size in ((32, 32), (32, 48), (32, 32)):
+        fast(images(3, 3, *size))
+    assert engine_sizes(fast.save(tmp_path / "bundle")) == {"1x32x32", "1x32x48"}
+
+
+def test_a_bundle_in_8_bits_runs_any_batch_without_a_build(small_model, own_cache, tmp_path):
+    """Of a model that ran whole rounds of several images alone, the engine for one image is there too."""
+    batch = images(8, 3, 32, 32)
+    fast = compiled(small_model, precision="int8", quantization=[batch], threads=2)
+    fast(batch)
+    folder = fast.save(tmp_path / "bundle")
+    assert engine_sizes(folder) == {"1x32x32", "4x32x32"}
+    kept = sorted(own_cache.iterdir())
+    cf.load(folder)(images(3, 3, 32, 32))
+    assert sorted(own_cache.iterdir()) == kept
+
+
+@pytest.mark.parametrize(("name", "size"), [("digits", 64), ("small", 224), ("patches", 240)])
+def test_usual_size_is_saved_if_none_ran(name, size, small_config, own_cache, tmp_path):
+    config = replace(small_config, patch_size=48 if name == "patches" else 16)
+    model = cf.create_model("digits", weights="packaged") if name == "digits" else filled(Conformer(config))
+    folder = compiled(model).save(tmp_path / "bundle")
+    assert engine_sizes(folder) == {f"1x{size}x{size}"}
+    kept = sorted(own_cache.iterdir())
+    cf.load(folder)(images(1, 3, size, size))
+    assert sorted(own_cache.iterdir()) == kept
+
+
+def test_another_size_is_built_from_the_graph_and_cached(small_model, own_cache, tmp_path):
+    folder = saved(tmp_path / "bundle", "openvino", small_model)
+    before = len(list(own_cache.glob("*.engine")))
+    batch = images(2, 3, 48, 32)
+    for _ in range(2):
+        result = cf.load(folder)(batch)
+        assert len(list(own_cache.glob("*.engine"))) == before + 1
+    with torch.no_grad():
+        for ours, expected in zip(result, small_model(batch), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "bundle", "openvino", small_model)
+    elsewhere = {**engine_module.describe_cpu(), "cpu": "another"}
+    monkeypatch.setattr(engine_module, "describe_cpu", lambda: elsewhere)
+    read = []
+    original = Bundle.read
+    monkeypatch.setattr(Bundle, "read", lambda self, name: read.append(name) or original(self, name))
+    loaded = cf.load(folder)
+    read.clear()
+    batch = images(2, 3, 32, 32)
+    with torch.no_grad():
+        for ours, expected in zip(loaded(batch), small_model(batch), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert read == ["model.onnx"]
+
+
+def test_precision_that_this_cpu_lacks(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "native_precisions", lambda: ("fp32", "bf16"))
+    folder = compiled(small_model, precision="bf16").save(tmp_path / "bundle")
+    monkeypatch.setattr(engine_module, "native_precisions", lambda: ("fp32",))
+    with pytest.raises(
+        EngineMismatchError, match=r"precision must be bf16, here it is fp32, .*\.save\('bundle'\)"
+    ) as caught:
+        cf.load(folder)
+    assert (caught.value.field, caught.value.expected) == ("precision", "bf16")
+
+
+def test_without_openvino(small_model, tmp_path, monkeypatch):
+    folder = saved(tmp_path / "bundle", "openvino", small_model)
+    monkeypatch.setitem(sys.modules, "conformer_fast.engines.openvino.engine", None)
+    with pytest.raises(
+        EngineMismatchError, match=r'openvino must be installed, .* pip install "conformer-fast\[cpu\]"'
+    ):
+        cf.load(folder)
+
+
+def test_file_that_changes_after_loading_is_not_run(small_model, own_cache, tmp_path):
+    folder = saved(tmp_path / "bundle", "openvino", small_model)
+    loaded = cf.load(folder)
+    for path in (*folder.glob("*.engine"), folder / "model.onnx"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    for size in (32, 48):
+        with pytest.raises(BundleError, match="is not the file that the bundle was made with"):
+            loaded(images(1, 3, size, size))

@@ -1,0 +1,31 @@
+"""How far tensors are apart: the share of images with the same class. The rest is in verification/test_verify.py."""
+
+import math
+
+import pytest
+import torch
+
+from conformer_fast.model.distance import top1_agreement
+
+SCORES = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, -1.0], [0.0, 0.0, 0.5], [1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_agreement_with_other_scores(dtype):
+    other = torch.tensor([[0, 9, 8], [0, 1, 0], [-3, -2, -1], [0, 0, 1]], dtype=dtype)  # of classes 1, 1, 2, 2
+    assert top1_agreement(SCORES, other) == 0.75
+    assert top1_agreement(other, SCORES) == 0.75
+
+
+def test_agreement_with_classes():
+    assert top1_agreement(SCORES, torch.tensor([1, 0, 2, 2])) == 1.0
+    assert top1_agreement(SCORES, torch.tensor([0, 1, 1, 2], dtype=torch.int32)) == 0.25
+
+
+def test_agreement_is_exact():
+    """A third, in more digits than fp32 has."""
+    assert top1_agreement(torch.eye(3), torch.zeros(3, dtype=torch.int64)) == pytest.approx(1 / 3, rel=1e-12)
+
+
+def test_no_image_has_no_agreement():
+    assert math.isnan(top1_agreement(SCORES[:0], SCORES[:0]))
