@@ -46,8 +46,9 @@ gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder SECO
 	$(PYTHON) -m benchmarks.gpu $(STEPS) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) \
 		$(if $(BATCH),--batch $(BATCH)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RESUME),--resume $(RESUME))
 
-readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results
+readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results, and the pictures of docs/
 	$(BIN)/python -m benchmarks.render
+	$(BIN)/python docs/pictures.py
 
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install

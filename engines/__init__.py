@@ -1,1 +1,1 @@
-"""Engines: the inference graph exported to ONNX and compiled by a runtime of its own."""
+"""What runs a model here, one folder a backend: base.py says what a backend is, registry.py which there are."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import BackendError
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
@@ -65,7 +64,7 @@ class Backend(ABC):
     device_type: ClassVar[str]  # of PyTorch's devices: where its engines run
     asked_only: ClassVar[bool] = False  # "auto" leaves it out
     format: ClassVar[Format]  # of its bundles
-    judged_by_graph: ClassVar[bool] = False  # its engines may be for other machines: a bundle says how far the graph is
+    ahead: ClassVar[bool] = False  # its engines may be for other machines: a bundle says how far their graph is
     shapes: tuple[Shapes, ...] = ()  # of images that its engines take; none: any
 
     @abstractmethod
@@ -101,14 +100,8 @@ class Backend(ABC):
         return None
 
     def check(self, settings: Settings) -> None:
-        """Raises BackendError where no bundle of these settings could be made here."""
-        from .registry import choose, with_bundles
-
-        if self.name not in with_bundles():
-            raise BackendError(
-                f"backend {self.name!r} has no engine to save; compile with backend {', '.join(with_bundles())}"
-            )
-        choose(self, settings.precision)
+        """Raises BackendError where no bundle of these settings could be made here, ValueError for a wrong option."""
+        return None
 
     def contents(
         self,

@@ -2,6 +2,9 @@
 
 A key is the digest of the fields that decide what an engine computes and which runtime may load it. An engine whose
 bytes no longer match its sha256 is built again with a warning; the least recently used make room for new ones.
+
+It is our own because cache libraries (diskcache, joblib) hand out pickles, or whatever they find, and an engine is
+run by native code.
 """
 
 from __future__ import annotations

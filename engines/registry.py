@@ -77,15 +77,16 @@ def choose(
     or the hardware lacks the precision.
     """
     check_name("precision", precision, ("auto", *PRECISIONS))
-    if isinstance(getattr(backend, "name", None), str):  # an instance: no string has a name
+    if not isinstance(backend, str) and hasattr(backend, "engine"):
         if options:
             raise BackendError(
                 f"the options {', '.join(options)} belong to the backend's class: {type(backend).__name__}(...)"
             )
         return _chosen(backend, precision, device_type, [])
     check_name("backend", backend, ("auto", *BACKENDS))
-    if backend != "auto":
-        return _chosen(make(backend, options), precision, device_type, [])
+    name = str(backend)
+    if name != "auto":
+        return _chosen(make(name, options), precision, device_type, [])
     passed_over: list[str] = []
     for name in BACKENDS:
         candidate = make(name)
@@ -98,7 +99,7 @@ def choose(
     raise BackendError(f"nothing runs on {device_type!r} here: {'; '.join(passed_over)}")
 
 
-def check_name(kind: str, name: str, known: Any) -> None:
+def check_name(kind: str, name: Any, known: Any) -> None:
     """Raises ValueError, with the names there are, unless `name` is one of them."""
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Train the bundled "digits" model on the UCI handwritten digits: python examples/train_digits.py
+"""Train the packaged "digits" model on the UCI handwritten digits: python examples/train_digits.py
 
 Takes six minutes on one CPU core (OMP_NUM_THREADS=1). The same seed, machine, thread count and PyTorch give the same
 weights.

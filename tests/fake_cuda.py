@@ -247,7 +247,7 @@ def fake_cuda() -> Iterator[FakeCUDA]:
         "synchronize": cuda.wait_on_the_host,
         "empty_cache": lambda: None,
         "mem_get_info": lambda device: (FREE, TOTAL),
-        "get_device_capability": lambda: (8, 9),
+        "get_device_capability": lambda device=None: (8, 9),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in pretended.items():

@@ -1,4 +1,4 @@
-"""TensorRT's runtime on the CPU, behind the pretended torch.cuda, so that engines/runtime.py runs without a GPU.
+"""TensorRT on the CPU, behind the pretended torch.cuda, so that engines/tensorrt/engine.py runs without a GPU.
 
 A plan is JSON. Its engine reads and writes the memory at the addresses it is given, so that wrong ones are noticed.
 What TensorRT refuses is refused here as it does: False or None, and the reason in the logger alone.

@@ -71,6 +71,11 @@ def test_a_name_is_looked_up_once(monkeypatch):
     assert vars(cf)["Shapes"] is first
 
 
+def test_no_room_takes_the_place_of_a_name():
+    """Importing a module of the package sets an attribute of it."""
+    assert not {path.stem for path in Path(cf.__file__).parent.iterdir()} & set(cf.__all__)
+
+
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="module 'conformer_fast' has no attribute 'no_such_name'"):
         cf.no_such_name  # noqa: B018

@@ -5,8 +5,8 @@ norms with outlying channels have been smoothed (smoothquant.py). The ranges com
 precision, and a gate may then put products back to 16 bits (accuracy_gate.py). Only scalars are kept of the images, so
 their number is limited by time alone; 128 to 1024 are usual.
 
-It is our own because libraries that do this (NNCF, ModelOpt, torchao) each return the quantized model of one engine,
-and here every engine takes the same numbers.
+It is our own because libraries that do this (NNCF, ModelOpt, torchao) return a quantized model of one framework, and
+here every engine takes the same numbers.
 """
 
 from __future__ import annotations

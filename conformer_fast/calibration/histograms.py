@@ -5,8 +5,8 @@ range is that of RANGES with the least mean squared error of values stored and r
 rounding, in shares of each image's mean square: an image that excites a product ten times as much as others counts as
 they do, not a hundred times. Zeros are left out: every range stores them exactly.
 
-PyTorch's HistogramObserver does not serve: it knows neither FP8 nor images, and interpolates its counts when a larger
-value comes, so that ranges depend on the images' order.
+PyTorch's HistogramObserver does not serve: it refuses FP8, weighs all values alike, and spreads its counts anew when a
+larger value comes, so that they depend on the images' order.
 """
 
 from __future__ import annotations

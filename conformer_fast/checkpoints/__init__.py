@@ -1,1 +1,1 @@
-"""Whose weights: any implementation's checkpoint or module becomes our reference."""
+"""Anybody's weights become ours: any implementation's checkpoint or module as our reference."""

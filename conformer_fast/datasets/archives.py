@@ -4,6 +4,9 @@ tar:     samples of WebDataset (KEY.jpg beside KEY.cls or KEY.json), or pictures
          Only headers and labels are read; a picture's bytes are later read from their place in the file. Names of
          members are only names: nothing is written, and links are left out.
 parquet: as Hugging Face writes it, with the columns `image` (bytes and path) and `label`; few rows are read at a time.
+
+It is our own, over tarfile and pyarrow, because webdataset streams a tar file and Hugging Face's datasets copies what
+it reads; here any picture is read by its number, in a fixed order, so that an interrupted evaluation can go on.
 """
 
 from __future__ import annotations

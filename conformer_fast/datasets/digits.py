@@ -1,4 +1,4 @@
-"""The UCI handwritten digits (8x8 gray, 1797 of them) as the bundled "digits" model sees them.
+"""The UCI handwritten digits (8x8 gray, 1797 of them) as the packaged "digits" model sees them.
 
 scikit-learn ships the data set, so nothing is downloaded. A fifth of each class is held out; the rest trains.
 """

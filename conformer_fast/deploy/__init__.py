@@ -1,1 +1,1 @@
-"""compile, build, export, predict, save, load, serve."""
+"""What users do with a model: compile, build, export, save, load, predict, benchmark, tune."""

@@ -19,7 +19,7 @@ from ..engines.registry import AHEAD, check_name, make
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
-from .save import call, check_labels, save
+from .save import call, check_labels, check_settings, save
 
 
 def build(
@@ -60,7 +60,7 @@ def build(
         raise TypeError(f"outputs must be a list of names, such as [{outputs!r}]")
     check_name("precision", precision, PRECISIONS)
     chosen = make(backend, options) if isinstance(backend, str) else backend
-    chosen.check(Settings(chosen, precision))
+    check_settings(Settings(chosen, precision))
     check_writable(folder, key)
     source = adopt(model)
     check_labels(labels, source.reference.config)

@@ -16,6 +16,8 @@ from ..bundles.folder import check_writable, write_bundle
 from ..bundles.manifest import LABELS, Manifest
 from ..checkpoints.adopt import Source
 from ..engines.base import Engine, Settings
+from ..engines.registry import choose, with_bundles
+from ..errors import BackendError
 from ..model.class_names import labels_for
 from ..model.config import ConformerConfig
 from ..model.digest import weights_sha256
@@ -48,13 +50,13 @@ def save(
     there is no engine, ValueError for labels that do not fit the model or a precision whose range the model exceeds.
     """
     backend, reference, outputs = settings.backend, source.reference, source.outputs
-    backend.check(settings)
+    check_settings(settings)
     check_writable(folder, key)
     check_labels(labels, reference.config)
     with on_device(settings.device):
         graph = backend.graph(reference, settings, outputs)
         measured = None
-        if graph is not None and backend.judged_by_graph:
+        if graph is not None and backend.ahead:
             measured = graph_error(graph, reference, outputs, backend.shapes[0], images)
         contents = backend.contents(reference, settings, outputs, graph, engine)
     files = dict(contents.files)
@@ -81,6 +83,18 @@ def save(
         rebuild=rebuild_with,
     )
     return write_bundle(folder, manifest, files, key)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises BackendError where no bundle of these settings could be made here."""
+    backend = settings.backend
+    if backend.name not in with_bundles():
+        raise BackendError(
+            f"backend {backend.name!r} has no engine to save; compile with backend {', '.join(with_bundles())}"
+        )
+    if not backend.ahead:
+        choose(backend, settings.precision)
+    backend.check(settings)
 
 
 def _preprocessing() -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Precision lives in the graph: a strongly typed engine (TensorRT 11, TensorRT-RTX) computes each node in its inputs' type
 and knows no other setting. Constants keep the type of the tensor they are made of; a node's result has its first
 input's type; `cast` is the only way from one type to another, `quantized` the only way through 8 bits and back.
+
+It is our own because torch.onnx would need onnxscript and a translation of each of our operators too; here a graph has
+exactly the nodes and types that were asked for.
 """
 
 from __future__ import annotations
@@ -101,7 +104,7 @@ class TypedGraph:
         key = value, (scale.item(), dtype)
         if key not in self._made:
             step = self.constant(scale.to(self._types[value]))
-            zero = self.constant(torch.zeros((), dtype=dtype))
+            zero = self.constant(torch.zeros((), dtype=dtype, device="cpu"))
             stored = self.node("QuantizeLinear", [value, step, zero], dtype=dtype)
             self._made[key] = self.node("DequantizeLinear", [stored, step, zero], dtype=self._types[value])
         return self._made[key]
@@ -111,7 +114,7 @@ class TypedGraph:
         which lie along `axis`."""
         if scale is None:
             return self.constant(weight)
-        zeros = torch.zeros(scale.shape, dtype=weight.dtype)
+        zeros = torch.zeros(scale.shape, dtype=weight.dtype, device="cpu")
         return self.node("DequantizeLinear", [weight, scale, zeros], dtype=scale.dtype, axis=axis)
 
     def constant(self, value: Tensor | list[int]) -> str:

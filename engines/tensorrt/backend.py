@@ -48,7 +48,7 @@ class TensorRT(Backend):
     hardware: ClassVar[str] = "GPU"
     device_type: ClassVar[str] = "cuda"
     asked_only: ClassVar[bool] = True  # it takes certain shapes only, and long to build
-    judged_by_graph: ClassVar[bool] = True
+    ahead: ClassVar[bool] = True
     format: ClassVar[Format] = Format(
         (PLAN,), {"flavor": str, "version": str, "targets": list, "gpu": str}, sized=True, read_once=(PLAN,)
     )

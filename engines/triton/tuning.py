@@ -38,7 +38,7 @@ from conformer_fast.kernels.dispatch import PYTORCH, Call, Choice
 from conformer_fast.kernels.tiles import Tile
 from conformer_fast.model.distance import ALLOWANCE
 from conformer_fast.model.precision import tf32_as_asked
-from conformer_fast.storage.hashed import DamagedError, HashedFile
+from conformer_fast.storage.hashed import SUFFIX, DamagedError, HashedFile
 from conformer_fast.storage.paths import tuned_folder
 from conformer_fast.version import __version__
 
@@ -319,7 +319,11 @@ def load(gpu: str) -> dict[str, Choice]:
     file = table_file(gpu)
     try:
         content = HashedFile(file).read()
-        return {} if content is None else _parsed(content, gpu, str(file))["choices"]
+        if content is not None:
+            return _parsed(content, gpu, str(file))["choices"]
+        if file.exists():
+            raise ValueError(f"{file} has no {file.name}{SUFFIX} beside it, where its sha256 is")
+        return {}
     except ValueError as error:
         warnings.warn(f"the tuned table is not used: {error}; `conformer-fast tune` makes a new one", stacklevel=2)
         return {}

@@ -30,7 +30,7 @@ def sound(small_config, tmp_path_factory):
 
 
 @pytest.fixture(params=BACKENDS)
-def damaged(request, sound, tmp_path, monkeypatch, small_model):
+def damaged(request, sound, tmp_path, small_model):
     """A copy of a bundle that fits this machine, where handing a byte to a runtime fails the test."""
     folder = tmp_path / "bundle"
     shutil.copytree(sound[request.param], folder)
@@ -38,13 +38,14 @@ def damaged(request, sound, tmp_path, monkeypatch, small_model):
     def run(*_, **__):
         raise AssertionError("a damaged bundle was run")
 
-    with fake_cuda() if request.param == "triton" else nullcontext(), fake_runtime(small_model):
+    gpu = fake_cuda() if request.param == "triton" else nullcontext()
+    with gpu, fake_runtime(small_model), pytest.MonkeyPatch.context() as patch:
         cf.load(folder)
-        monkeypatch.setattr("conformer_fast.engines.openvino.engine.OpenVINOEngine", run)
-        monkeypatch.setattr("conformer_fast.engines.openvino.engine.ov.Core.import_model", run)
-        monkeypatch.setattr("conformer_fast.engines.openvino.engine.ov.Core.read_model", run)
-        monkeypatch.setattr(safetensors.torch, "load", run)
-        monkeypatch.setattr(engine_module, "TensorRTEngine", run)
+        patch.setattr("conformer_fast.engines.openvino.engine.OpenVINOEngine", run)
+        patch.setattr("conformer_fast.engines.openvino.engine.ov.Core.import_model", run)
+        patch.setattr("conformer_fast.engines.openvino.engine.ov.Core.read_model", run)
+        patch.setattr(safetensors.torch, "load", run)
+        patch.setattr(engine_module, "TensorRTEngine", run)
         with pytest.raises(AssertionError, match="a damaged bundle was run"):
             cf.load(folder)  # sound, so these are the ways into a runtime
         yield folder

@@ -390,12 +390,12 @@ def _preprocessed(preprocess_gpu: Any) -> None:
     preprocess_gpu.preprocess_on_gpu = preprocess_on_gpu
 
 
-def _pretended_tensorrt(test_runtime_gpu: Any) -> None:
+def _pretended_tensorrt(test_engine_gpu: Any) -> None:
     """TensorRT is fake_tensorrt.py's, and its engines run the fused model."""
     import fake_tensorrt
 
     from conformer_fast.engines.onnx import export
-    from conformer_fast.engines.tensorrt import flavors
+    from conformer_fast.engines.tensorrt import backend
     from conformer_fast.engines.tensorrt import plan as plan_module
 
     trt, fused = fake_tensorrt.TensorRT(CUDA), []
@@ -420,7 +420,7 @@ def _pretended_tensorrt(test_runtime_gpu: Any) -> None:
     fake_tensorrt.expected = expected
     fake_tensorrt.Context.get_tensor_shape = lambda self, name: shapes(tuple(self.shape), len(fused))[name]
     export.onnx_from_model, plan_module.engine_from_onnx = export_and_keep, build
-    test_runtime_gpu.get_flavor = flavors.get_flavor = lambda name="auto": trt.flavor
+    test_engine_gpu.get_flavor = backend.get_flavor = lambda name="auto": trt.flavor
 
 
 def _set(**values: Any) -> Callable[[Any], None]:

@@ -68,7 +68,8 @@ PROGRAM = """
 import torch
 import conformer_fast as cf
 print(cf.__file__, cf.__version__)
-cf.compile(cf.create_model("digits", weights="packaged"), backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 64))
+model = cf.create_model("digits", weights="packaged")
+cf.compile(model, backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 64))
 """
 
 

@@ -140,8 +140,8 @@ class TestOnTheGPU:
             pytest.skip("TensorRT-RTX may not build for this GPU")
         import conformer_fast as cf
 
-        profile = Shapes((1, 2, 4), (32, 32, 64), (32, 32, 64))
-        fast = cf.compile(model, backend="tensorrt", precision="fp16", profile=profile)
+        shapes = Shapes((1, 2, 4), (32, 32, 64), (32, 32, 64))
+        fast = cf.compile(model, backend="tensorrt", precision="fp16", shapes=shapes)
         batch = images(3, 3, 32, 48).cuda()
         assert fast.verify(batch).within
         loaded = cf.load(fast.save(tmp_path / "bundle"))

@@ -382,6 +382,13 @@ def test_a_choice_that_was_changed_is_not_used():
         assert load(GPU) == {}
 
 
+def test_a_table_that_was_copied_without_its_hash_is_a_warning():
+    file = save(GPU, [tuned("a")])
+    file.with_name(f"{file.name}.hash").unlink()
+    with pytest.warns(UserWarning, match=rf"{file} has no {file.name}\.hash beside it"):
+        assert load(GPU) == {}
+
+
 def test_a_table_that_ships_is_added_to(tmp_path):
     """One without a hash beside it, as the GPU suite writes them."""
     first = tuning.with_added(None, GPU, [tuned("a")])

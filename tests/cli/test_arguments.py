@@ -1,0 +1,57 @@
+"""What the commands share: models and engines as they were asked for."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+
+import conformer_fast as cf
+from conformer_fast.cli import arguments
+from conformer_fast.model.names import IN_8_BITS, PRECISIONS
+from conformer_fast.model.precision import DTYPES, FORMATS
+
+
+def test_the_names_are_those_of_the_types():
+    assert set(PRECISIONS) == {*DTYPES, *FORMATS}
+    assert set(IN_8_BITS) == set(FORMATS)
+
+
+def test_an_engine_of_certain_shapes_is_built_for_what_it_will_get(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cf, "compile", lambda model, **options: asked.append(options))
+    monkeypatch.setattr(cf.TensorRT, "missing", lambda self: None)
+    monkeypatch.setattr(cf.TensorRT, "precisions", lambda self: (("fp16",), ("int8",)))
+    options = Namespace(backend="tensorrt", precision="auto", quantization=None, calibration=None)
+    arguments.compiled(cf.create_model("digits"), options, size=96, batch=4)
+    shapes = cf.Shapes((1, 4, 4), (96, 96, 96), (96, 96, 96))
+    assert asked == [{"backend": cf.TensorRT(shapes), "precision": "auto", "quantization": None}]
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "taken"),
+    [
+        (None, None, ("small-p16", "pretrained")),
+        ("tiny-p16", None, ("tiny-p16", "pretrained")),
+        ("digits", None, ("digits", "packaged")),
+        (None, "pretrained", ("small-p16", "pretrained")),
+        ("digits", "some.pth", ("digits", "some.pth")),
+    ],
+)
+def test_the_model_and_its_weights(monkeypatch, model, weights, taken):
+    asked = []
+    monkeypatch.setattr(cf, "create_model", lambda *given, features_only: asked.append((*given, features_only)))
+    options = Namespace(model=model, weights=weights)
+    arguments.model_of(options, features_only=True)
+    assert asked == [(*taken, True)]
+    assert (options.model, options.weights) == taken
+
+
+def test_results_are_shown_as_soon_as_they_are_known(capsys):
+    show_row = arguments.row_by_row(Namespace(json=False), lambda: "head")
+    show_row(1)
+    assert capsys.readouterr().out == "head\n1\n"
+    show_row(2)
+    assert capsys.readouterr().out == "2\n"
+    arguments.row_by_row(Namespace(json=True), lambda: pytest.fail("for programs"))(1)
+    assert capsys.readouterr().out == ""
