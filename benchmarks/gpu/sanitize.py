@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.recorded import usual
-from conformer_fast.engines.registry import CAPABILITY_FP8
+from conformer_fast.engines.cuda import CAPABILITY_FP8
 from conformer_fast.inference.lower import lower
 from conformer_fast.kernels import dispatch
 from conformer_fast.model.config import ConformerConfig

@@ -12,6 +12,7 @@ from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.onnx.graph import typed_graph
 from ..engines.registry import check_name
+from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
 from ..storage.atomic import replace_file
@@ -47,6 +48,8 @@ def export(
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
     source = adopt(model)
+    if outputs is not None:
+        lower(source.reference, outputs)  # refuses a wrong name before images are measured
     found, _ = resolve(source.reference, precision, quantization)
     names = source.outputs if outputs is None else outputs
     replace_file(path, typed_graph(source.reference, names, precision, found), 0o666)

@@ -16,7 +16,7 @@ from ..checkpoints.adopt import Model, Source, adopt
 from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
-from ..errors import BundleError
+from ..errors import BundleError, ConformerFastError
 from ..model.class_names import labels_for
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM
@@ -74,8 +74,12 @@ class FastConformer(EngineModule):
         return {"weights": manifest.sha256["weights"], "bundle": files}
 
     def engine(self, outputs: Sequence[str]) -> Engine:
-        """An engine like that of a compiled model that returns these outputs (names of InferenceConformer.outputs)."""
-        assert self.reference is not None
+        """An engine like that of a compiled model that returns these outputs (names of InferenceConformer.outputs).
+
+        Raises ConformerFastError for a loaded model, which has no reference to make one from.
+        """
+        if self.reference is None:
+            raise ConformerFastError("a loaded model has the engine of its bundle alone; compile the model instead")
         return self.settings.backend.engine(self.reference, self.settings, outputs)
 
     def verify(self, images: Tensor, reference: Model | None = None) -> Report:

@@ -33,7 +33,7 @@ class Shapes:
             whole = isinstance(limits, tuple) and len(limits) == 3 and all(type(limit) is int for limit in limits)
             if not whole or not 1 <= limits[0] <= limits[1] <= limits[2]:
                 raise ValueError(
-                    f"{name} of a profile must be a tuple of three whole numbers, at least 1, that do not fall "
+                    f"{name} of shapes must be a tuple of three whole numbers, at least 1, that do not fall "
                     f"(smallest, tuned for, largest), such as (1, 8, 64); got {limits!r}"
                 )
 
@@ -45,7 +45,7 @@ class Shapes:
         return smallest, tuned, largest
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises ValueError if images of `shape`, (B, C, H, W), are outside; it names the profile that holds them."""
+        """Raises ValueError if images of `shape`, (B, C, H, W), are outside; it names the shapes that hold them."""
         if len(shape) != 4 or min(shape) < 1:
             raise ValueError(f"images must be (batch, channels, height, width) and not empty, got shape {tuple(shape)}")
         sizes = {"batch": shape[0], "height": shape[2], "width": shape[3]}
@@ -64,27 +64,25 @@ class Shapes:
         )
 
     def to_json(self) -> dict[str, list[int]]:
-        """The profile as JSON values; `from_json` reads them."""
+        """The shapes as JSON values; `from_json` reads them."""
         return {name: list(limits) for name, limits in self._limits()}
 
     @classmethod
     def from_json(cls, value: Any) -> Shapes:
-        """The profile that `to_json` wrote. Raises ValueError for anything else."""
+        """The shapes that `to_json` wrote. Raises ValueError for anything else."""
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names:
-            raise ValueError(f"a profile must have {', '.join(sorted(names))}, got {value!r}")
+            raise ValueError(f"shapes must have {', '.join(sorted(names))}, got {value!r}")
         return cls(**{name: tuple(limits) if isinstance(limits, list) else limits for name, limits in value.items()})
 
     def _limits(self) -> tuple[tuple[str, Range], ...]:
         return ("batch", self.batch), ("height", self.height), ("width", self.width)
 
 
-def check_shapes(profiles: Sequence[Shapes], config: ConformerConfig, pad: Pad) -> None:
-    """Raises ValueError when there is none, or the model takes no images of its sizes."""
-    if not profiles:
-        raise ValueError("an engine needs a profile, which says the shapes that it takes; none was given")
-    for profile in profiles:
-        for shape in profile.with_channels(config.in_channels):
+def check_shapes(several: Sequence[Shapes], config: ConformerConfig, pad: Pad) -> None:
+    """Raises ValueError when the model takes no images of its sizes."""
+    for shapes in several:
+        for shape in shapes.with_channels(config.in_channels):
             check_image_size(torch.empty(shape, device="meta"), config, pad)
 
 

@@ -26,11 +26,11 @@ from .flavors import Flavor, Log, capability, gpu_target
 
 
 def engine_from_onnx(
-    onnx: bytes, profiles: Sequence[Shapes], flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16"
+    onnx: bytes, several: Sequence[Shapes], flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16"
 ) -> bytes:
     """The engine of an ONNX graph with one input, images (B, C, H, W), whose B, H and W are free.
 
-    profiles:  the shapes it will take; a shape in several of them runs in the first
+    several:   the shapes it will take; one in several of them runs in the first
     targets:   compute capabilities to build for, as "sm86"; none: the GPU here
     precision: what the graph is typed in; it decides which GPUs will do
 
@@ -38,12 +38,12 @@ def engine_from_onnx(
     KeyboardInterrupt after Ctrl-C. The GPU's and the builder's memory is free again in any case.
     """
     check_options(flavor, targets, precision)
-    if not profiles:
-        raise ValueError("an engine needs a profile, which says the shapes that it takes; none was given")
+    if not several:
+        raise ValueError("an engine needs the shapes that it is to take; none were given")
     log, progress = Log(flavor), _Progress(flavor)
     with progress.shown():
         # Nothing is raised where TensorRT's objects are: a traceback would keep them alive.
-        built = _build(onnx, profiles, flavor, targets, log, progress)
+        built = _build(onnx, several, flavor, targets, log, progress)
     if progress.canceled:
         raise KeyboardInterrupt
     if isinstance(built, str):
@@ -103,7 +103,7 @@ def _target(name: str) -> str:
 
 
 def _build(
-    onnx: bytes, profiles: Sequence[Shapes], flavor: Flavor, targets: Sequence[str], log: Log, progress: _Progress
+    onnx: bytes, several: Sequence[Shapes], flavor: Flavor, targets: Sequence[str], log: Log, progress: _Progress
 ) -> bytes | str:
     """The plan, or why there is none."""
     trt = flavor.module
@@ -121,11 +121,11 @@ def _build(
     config = builder.create_builder_config()
     config.progress_monitor = progress.monitor
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 in the graph is meant
-    for profile in profiles:
-        shapes = builder.create_optimization_profile()
-        shapes.set_shape(images.name, *profile.with_channels(images.shape[1]))
-        if config.add_optimization_profile(shapes) < 0:
-            return f"{profile} was refused"
+    for shapes in several:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(images.name, *shapes.with_channels(images.shape[1]))
+        if config.add_optimization_profile(profile) < 0:
+            return f"{shapes} was refused"
     if flavor.builds_without_gpu:
         names = [name.upper() for name in targets_of(flavor, targets)] if targets else ["CURRENT"]
         config.num_compute_capabilities = len(names)

@@ -193,8 +193,8 @@ WRONG = {
     "targets": (lambda content: content["runtime"].update(targets="sm86"), "its runtime must have flavor, version"),
     "config": (lambda content: content["config"].update(depth=4), "depth must be a multiple of 3"),
     "config of other names": (lambda content: content["config"].update(size=4), "unexpected keyword argument 'size'"),
-    "shapes": (lambda content: content["shapes"][0].update(batch=[2, 1, 1]), "batch of a profile must be"),
-    "the shapes' type": (lambda content: content.update(shapes=[7]), "a profile must have"),
+    "shapes": (lambda content: content["shapes"][0].update(batch=[2, 1, 1]), "batch of shapes must be"),
+    "the shapes' type": (lambda content: content.update(shapes=[7]), "shapes must have"),
     "outputs": (lambda content: content["outputs"].reverse(), "is not made of its outputs"),
     "no outputs": (lambda content: content.update(outputs=[], structure={"list": []}), "is not made of its outputs"),
     "an output twice": (

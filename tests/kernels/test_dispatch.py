@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from kernel_checks import Sample, make, shape
 
 from conformer_fast.inference import ops
-from conformer_fast.kernels import dispatch
+from conformer_fast.kernels import dispatch, launch
 from conformer_fast.kernels.chips import CHIPS, assuming, chip_of
 from conformer_fast.kernels.dispatch import PYTORCH, choose
 from conformer_fast.kernels.launch import Plan
@@ -108,6 +109,21 @@ def test_float64_runs_by_pytorch_and_says_why():
     assert torch.equal(out, CF.linear(*arguments))
     assert made[0].choice == PYTORCH
     assert "float64" in made[0].reason
+
+
+def calls_and_launches() -> tuple[int, int]:
+    """How many calls, and how many launches, one call of an operator is; on tensors without data."""
+    with dispatch.calls() as made, launch.recording() as launched:
+        out = torch.ops.conformer_fast.linear(*(torch.empty(sizes, device="meta") for sizes in ((3, 8), (5, 8), (5,))))
+    assert (out.device.type, out.shape) == ("meta", (3, 5))
+    return len(made), len(launched)
+
+
+def test_another_thread_calls_operators_as_they_are():
+    with ThreadPoolExecutor(1) as pool, ops.on_kernels():
+        assert pool.submit(calls_and_launches).result() == (0, 0)
+        assert calls_and_launches() == (1, 1)
+    assert calls_and_launches() == (0, 0)
 
 
 def test_calls_are_collected_with_what_ran_them_inside_and_only_there(plan, gpu):

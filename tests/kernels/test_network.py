@@ -1,6 +1,5 @@
 """The whole fused network through the kernels, against the reference in float64."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import lookalikes
@@ -14,7 +13,7 @@ from conformer_fast import create_model
 from conformer_fast.inference import ops
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
-from conformer_fast.kernels import dispatch, launch
+from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.dispatch import PYTORCH
 from conformer_fast.model.distance import ALLOWANCE, relative_error
 from conformer_fast.model.outputs import LOGITS, observed_outputs
@@ -107,21 +106,6 @@ def test_operators_are_themselves_again_afterwards(small_model):
             raise KeyError
         typed(images)
     assert made == []
-
-
-def run_linear() -> tuple[int, int]:
-    """How many calls, and how many launches, one call of an operator is; on tensors without data."""
-    with dispatch.calls() as made, launch.recording() as launched:
-        out = torch.ops.conformer_fast.linear(*(torch.empty(sizes, device="meta") for sizes in ((3, 8), (5, 8), (5,))))
-    assert (out.device.type, out.shape) == ("meta", (3, 5))
-    return len(made), len(launched)
-
-
-def test_another_thread_calls_operators_as_they_are():
-    with ThreadPoolExecutor(1) as pool, ops.on_kernels():
-        assert pool.submit(run_linear).result() == (0, 0)
-        assert run_linear() == (1, 1)
-    assert run_linear() == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The shapes an engine takes: what a profile may be, what is inside it, how it is stored."""
+"""The shapes an engine takes: what they may be, what is inside them, how they are stored."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def test_shapes_are_smallest_tuned_largest():
 )
 @pytest.mark.parametrize("name", ["batch", "height", "width"])
 def test_impossible_limits_are_refused_with_their_values(name, limits):
-    with pytest.raises(ValueError, match=f"^{name} of a profile must be") as caught:
+    with pytest.raises(ValueError, match=f"^{name} of shapes must be") as caught:
         Shapes(**{name: limits})
     assert str(caught.value).endswith(f"got {limits!r}")
 
@@ -36,7 +36,7 @@ def test_equal_limits_are_a_fixed_size():
     assert Shapes((1, 1, 1)).with_channels(3)[0] == Shapes((1, 1, 1)).with_channels(3)[2]
 
 
-def test_profiles_are_values():
+def test_shapes_are_values():
     assert len({Shapes(), Shapes((1, 8, 64)), SMALL}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         SMALL.batch = (1, 1, 1)
@@ -56,7 +56,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize(("shape", "needed"), OUTSIDE.items(), ids=map(str, OUTSIDE))
-def test_shapes_outside_are_refused_with_the_profile_that_holds_them(shape, needed):
+def test_shapes_outside_are_refused_with_those_that_hold_them(shape, needed):
     with pytest.raises(ValueError, match="do not fit the engine") as caught:
         SMALL.check(shape)
     message = str(caught.value)
@@ -97,5 +97,5 @@ def test_json_and_back():
     ids=str,
 )
 def test_other_json_is_refused(value):
-    with pytest.raises(ValueError, match="profile"):
+    with pytest.raises(ValueError, match="shapes"):
         Shapes.from_json(value)

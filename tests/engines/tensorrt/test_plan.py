@@ -193,7 +193,7 @@ def test_refused_before_the_build(targets, precision, error, message, rtx, monke
 
 
 def test_a_build_without_profiles_is_refused(graph, rtx):
-    with pytest.raises(ValueError, match="needs a profile"):
+    with pytest.raises(ValueError, match="needs the shapes"):
         engine_from_onnx(graph, [], rtx, ["sm86"], "fp32")
 
 
