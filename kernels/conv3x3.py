@@ -42,7 +42,7 @@ def conv3x3_kernel(
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
     TOKEN_STRIDE: tl.constexpr,  # S, pixels of x per token side; 0: no token_map
     SCALED: tl.constexpr,  # the weight is in 8 bits
-    WAIT: tl.constexpr,  # finish the product of each step before the next (`_launch.must_wait`)
+    WAIT: tl.constexpr,  # finish the product of each step before the next (`launch.must_wait`)
     POOL: tl.constexpr,  # pixels of out per token side that are averaged; 1: no second output
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_M: tl.constexpr,

@@ -66,7 +66,7 @@ def linear_kernel(
     SCALED: tl.constexpr,  # the weight is in 8 bits
     ADDEND_SCALED: tl.constexpr,  # round the residual to 8 bits
     SEGMENT: tl.constexpr,  # a row is made of pieces of this many elements; 0: it is contiguous
-    WAIT: tl.constexpr,  # finish the product of each step before the next (`_launch.must_wait`)
+    WAIT: tl.constexpr,  # finish the product of each step before the next (`launch.must_wait`)
     SKIP_CLASS: tl.constexpr,  # leave a row for the class token before each image's rows of out
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_M: tl.constexpr,

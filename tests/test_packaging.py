@@ -71,7 +71,11 @@ def installed(built, tmp_path_factory) -> Path:
 
 def shipped_modules() -> set[str]:
     """Every module of the checkout under the name that it has in the package."""
-    return {f"{target}/{file.name}" for source, target in FOLDERS.items() for file in (ROOT / source).glob("*.py")}
+    return {
+        f"{target}/{file.relative_to(ROOT / source)}"
+        for source, target in FOLDERS.items()
+        for file in (ROOT / source).rglob("*.py")
+    }
 
 
 def test_wheel_holds_the_package_and_nothing_else(built):
@@ -85,7 +89,7 @@ def test_wheel_holds_the_package_and_nothing_else(built):
 def test_source_archive_holds_what_builds(built):
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    modules = {f"{source}/{file.name}" for source in FOLDERS for file in (ROOT / source).glob("*.py")}
+    modules = {str(file.relative_to(ROOT)) for source in FOLDERS for file in (ROOT / source).rglob("*.py")}
     sources = {f"csrc/{file.name}" for file in (ROOT / "csrc").iterdir()}
     assert modules | sources | DATA | {"pyproject.toml", "setup.py"} <= names
     assert not {name for name in names if name.endswith(".so")}
@@ -184,4 +188,4 @@ def test_a_prediction_from_an_empty_environment(built, tmp_path):
 def test_editable_installation_follows_the_checkout(tmp_path):
     """This suite's own environment is one: the mapped folder engines/ is imported from the checkout."""
     code = "import conformer_fast.engines.onnx.export as module; print(module.__file__)"
-    assert Path(run(sys.executable, "-c", code, cwd=tmp_path).strip()) == ROOT / "engines" / "export.py"
+    assert Path(run(sys.executable, "-c", code, cwd=tmp_path).strip()) == ROOT / "engines" / "onnx" / "export.py"

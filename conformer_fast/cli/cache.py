@@ -6,10 +6,16 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
+from ..tables import Column, Table
 from .arguments import show
 
 if TYPE_CHECKING:
     from ..engines.cache import CacheEntry
+
+
+TABLE = Table(
+    Column("key"), Column("backend"), Column("precision"), Column("for"), Column("MB", ".1f"), Column("last used")
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +33,14 @@ def run(options: argparse.Namespace) -> int:
     entries = cache.entries()
     size = sum(entry.size for entry in entries)
     facts = [{"key": e.key, "bytes": e.size, "used": e.used, "fields": dict(e.fields)} for e in entries]
-    lines = [f"{len(entries)} engines, {size / 1e6:.1f} MB, in {folder}", *map(_line, entries)]
+    lines = [f"{len(entries)} engines, {size / 1e6:.1f} MB, in {folder}"]
+    lines += TABLE.lines(map(_row, entries)) if entries else []
     show(options, {"folder": str(folder), "bytes": size, "engines": facts}, "\n".join(lines))
     return 0
 
 
-def _line(entry: CacheEntry) -> str:
+def _row(entry: CacheEntry) -> tuple[object, ...]:
     fields = entry.fields
     size = f"{fields['height']}x{fields['width']}" if "height" in fields else ",".join(fields.get("targets", ()))
     used = time.strftime("%F %R", time.localtime(entry.used))
-    what = f"{fields.get('backend')} {fields.get('precision')} {size:<16}"
-    return f"  {entry.key[:8]}  {what}{entry.size / 1e6:7.1f} MB  last used {used}"
+    return entry.key[:8], fields.get("backend"), fields.get("precision"), size, entry.size / 1e6, used

@@ -40,6 +40,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _head() -> str:
-    from ..engines.triton.tuning import HEADER
+    from ..engines.triton.tuning import TABLE
 
-    return HEADER
+    return TABLE.head

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import tables
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.module import as_input
@@ -131,12 +132,13 @@ class Diff:
         size = f"{self.images} image(s) of {self.height}x{self.width}"
         lines = [f"SQNR in dB against the reference in float64, {size}; * is over its bound, - was not run"]
         for precision, columns in self.by_precision.items():
-            lines.append(f"{precision:<16}" + "".join(f"{column.implementation:>13}" for column in columns))
-            lines += [f"{name:<16}" + "".join(_cell(column, name) for column in columns) for name in self.names]
+            rows = [[name, *(_cell(column, name) for column in columns)] for name in self.names]
             if columns[0].report and columns[0].report.top1_agreement:
-                lines.append(f"{'top-1 agreement':<16}" + "".join(map(_agreement, columns)))
+                rows.append(["top-1 agreement", *map(_agreement, columns)])
+            heads = (tables.Column(column.implementation, ">", 11) for column in columns)
+            lines += tables.Table(tables.Column(precision, width=15), *heads).lines(rows)
             lines += [column.summary for column in columns]
-        return "\n".join(map(str.rstrip, lines))
+        return "\n".join(lines)
 
 
 def diff(
@@ -225,10 +227,10 @@ def _quantizations(
 
 def _cell(column: Column, name: str) -> str:
     if column.report is None:
-        return f"{'-':>13}"
+        return "- "
     row = column.rows[name]
-    return f"{row.sqnr_db:>12.1f}{' ' if row.within else '*'}"
+    return f"{row.sqnr_db:.1f}{' ' if row.within else '*'}"
 
 
 def _agreement(column: Column) -> str:
-    return f"{column.report.top1_agreement['sum']:>12.1%} " if column.report else f"{'-':>13}"
+    return f"{column.report.top1_agreement['sum']:.1%} " if column.report else "- "

@@ -36,10 +36,11 @@ from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.chips import chip_of
 from conformer_fast.kernels.dispatch import PYTORCH, Call, Choice
 from conformer_fast.kernels.tiles import Tile
-from conformer_fast.model.distance import ALLOWANCE
+from conformer_fast.model.distance import ALLOWANCE, relative_error
 from conformer_fast.model.precision import tf32_as_asked
 from conformer_fast.storage.hashed import SUFFIX, DamagedError, HashedFile
 from conformer_fast.storage.paths import tuned_folder
+from conformer_fast.tables import Column, Table
 from conformer_fast.version import __version__
 
 LAUNCHES = 20  # in one graph, at most, each with its own copy of the weights
@@ -54,7 +55,14 @@ Launches = Sequence[Callable[[], Any]]
 Timer = Callable[[Mapping[Choice, Launches]], Mapping[Choice, Sequence[float]]]
 
 
-HEADER = f"{'problem':<64}{'rule':<18}{'us':>9}  {'chosen':<18}{'us':>9}{'gain':>8}"
+TABLE = Table(
+    Column("problem", width=62),
+    Column("rule", width=16),
+    Column("us", ".1f", 7),
+    Column("chosen", width=16),
+    Column("us", ".1f", 7),
+    Column("gain", ">", 6),
+)
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,12 @@ class Tuned:
         return {**names, "gain": self.gain, "times_us": times, "dropped": dropped}
 
     def __str__(self) -> str:
-        """One line below HEADER."""
+        """One line below TABLE.head."""
         if not self.seconds:
-            return f"{self.problem:<64}not measured: {self.dropped[self.rule]}"
-        rule_us = f"{self.seconds[self.rule] * 1e6:.1f}" if self.rule in self.seconds else "failed"
+            return f"{self.problem}: not measured: {self.dropped[self.rule]}"
+        rule_us = self.seconds[self.rule] * 1e6 if self.rule in self.seconds else "failed"
         rule, choice, choice_us = name_of(self.rule), name_of(self.choice), self.seconds[self.choice] * 1e6
-        gain = f"{self.gain:.2f}x" if self.gain else "-"
-        return f"{self.problem:<64}{rule:<18}{rule_us:>9}  {choice:<18}{choice_us:>9.1f}{gain:>8}"
+        return TABLE.line(self.problem, rule, rule_us, choice, choice_us, self.gain and f"{self.gain:.2f}x")
 
 
 def tune(
@@ -237,8 +244,7 @@ def _outputs(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _errors(values: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
     """||value - exact|| / ||exact|| of each output."""
-    pairs = zip(values, exact, strict=True)
-    return [((value.double() - true).norm() / true.norm().clamp(min=1e-300)).item() for value, true in pairs]
+    return [relative_error(*pair) for pair in zip(values, exact, strict=True)]
 
 
 class CUDATimer:

@@ -22,10 +22,11 @@ def engines(tmp_path, monkeypatch):
 
 def test_engines_of_both_kinds_are_listed(run, run_json):
     status, out, err = run("cache", "list")
-    first, *rows = out.splitlines()
+    first, head, *rows = out.splitlines()
     assert (status, err) == (0, "")
     assert first.startswith("2 engines, ")
     assert first.endswith(f"in {cache.engines_folder()}")
+    assert head.split() == ["key", "backend", "precision", "for", "MB", "last", "used"]
     assert {tuple(row.split()[1:4]) for row in rows} == {
         ("openvino", "fp32", "64x96"),
         ("tensorrt", "fp16", "sm89,sm120"),

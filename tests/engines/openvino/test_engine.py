@@ -8,7 +8,10 @@ import threading
 import time
 import warnings
 import weakref
+from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ import conformer_fast as cf
 
 pytest.importorskip("openvino")
 pytest.importorskip("onnx")
+
+import openvino as ov
 
 from conformer_fast.engines import cache
 from conformer_fast.engines.onnx.export import onnx_from_model
@@ -44,6 +49,39 @@ def builds(monkeypatch) -> list[dict]:
     original = engine_module.cached
     monkeypatch.setattr(engine_module, "cached", counted)
     return made
+
+
+class Loaded:
+    """The engines that were loaded for a run during the test, in order: images at once, and streams.
+
+    sizes: height and width of those that are still in memory
+    """
+
+    def __init__(self) -> None:
+        self.engines: list[tuple[int, int]] = []
+        self._alive: weakref.WeakSet = weakref.WeakSet()
+
+    def add(self, compiled, options) -> None:
+        self.engines.append((compiled.input(0).shape[0], int(options["NUM_STREAMS"])))
+        self._alive.add(compiled)
+
+    @property
+    def sizes(self) -> set[tuple[int, int]]:
+        gc.collect()
+        return {tuple(compiled.input(0).shape)[2:] for compiled in self._alive}
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> Loaded:
+    noted, load = Loaded(), ov.Core.import_model
+
+    def counted(core, content, device, options):
+        compiled = load(core, content, device, options)
+        noted.add(compiled, options)
+        return compiled
+
+    monkeypatch.setattr(ov.Core, "import_model", counted)
+    return noted
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -82,15 +120,16 @@ def test_kinds_of_engine_a_batch_needs():
     assert {streams_for(batch, 12) for batch in range(1, 100)} == {1, 2, 4, 8, 12}
 
 
-def test_engines_of_one_size_stay_whatever_their_number(small_model, monkeypatch):
+def test_engines_of_one_size_stay_whatever_their_number(small_model, loaded, monkeypatch):
     """A batch that fills no round needs many: loading them at each call would take longer than running them."""
     monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
     fast = compiled(small_model, precision="int8", quantization=[images(4, 3, 32, 32)], threads=4)
     batch = images(23, 3, 32, 32)  # 16, 4, 2 and 1
     first = fast(batch)
-    assert fast._engine._built[32, 32].keys() == {(4, 4), (1, 4), (1, 2), (1, 1)}
-    monkeypatch.setattr(OpenVINOEngine, "_load", None)
+    needed = [(4, 4), (1, 4), (1, 2), (1, 1)]
+    assert loaded.engines == needed
     assert all(map(torch.equal, fast(batch), first))
+    assert loaded.engines == needed
 
 
 def test_precisions_are_known_ones():
@@ -118,18 +157,21 @@ def test_any_number_of_threads(threads, small_model):
     ("batch", "threads", "runs"),
     [(8, 2, [4, 4]), (7, 2, [1] * 7), (12, 2, [4, 4, 1, 1, 1, 1]), (17, 2, [4] * 4 + [1]), (9, 1, [4, 4, 1])],
 )
-def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model, monkeypatch):
+def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model, loaded, monkeypatch):
     """And an image has the result that it has alone, but for sums in another order."""
     calibration = [images(4, 3, 32, 32)]
     fast = compiled(small_model, precision="int8", quantization=calibration, threads=threads)
     given, seen = images(batch, 3, 32, 32), []
-    shared = engine_module._shared
-    monkeypatch.setattr(
-        engine_module, "_shared", lambda tensor: (tensor.ndim == 4 and seen.append(len(tensor))) or shared(tensor)
-    )
+    read = ov.InferRequest.set_input_tensor
+
+    def counted(request, tensor):
+        seen.append(tensor.shape[0])
+        read(request, tensor)
+
+    monkeypatch.setattr(ov.InferRequest, "set_input_tensor", counted)
     together = fast(given)
     assert seen == runs
-    assert {images for images, _ in fast._engine._built[32, 32]} == set(runs)
+    assert {images for images, _ in loaded.engines} == set(runs)
     alone = torch.cat([fast(image[None]).logits for image in given])
     torch.testing.assert_close(together.logits, alone, rtol=0.02, atol=0.02 * alone.abs().max().item())
     assert together.logits[0].sub(alone[1:]).abs().amax(-1).min() > 0.05 * alone.abs().max()  # images differ
@@ -150,28 +192,25 @@ def test_precision_reaches_the_hardware(small_model):
     assert 1e-4 < errors["bf16"] < 5e-2
 
 
-def test_engines_in_memory_are_bounded(small_model, monkeypatch):
+def test_engines_in_memory_are_bounded(small_model, loaded, monkeypatch):
     monkeypatch.setattr(engine_module, "SIZES_KEPT", 2)
     fast = compiled(small_model, threads=1)
     sizes = [(32, 32), (32, 48), (48, 32)]
     batches = [images(2, 3, *size) for size in sizes]
     first = [fast(batch) for batch in batches]
-    built = fast._engine._built
-    assert list(built) == sizes[1:]
+    assert loaded.sizes == {sizes[1], sizes[2]}
 
-    dropped = weakref.ref(built[32, 48][1, 1])
     fast(batches[1])
-    assert list(built) == [sizes[2], sizes[1]]  # the last used is the last to go
+    assert len(loaded.engines) == 3  # it was there
     again = fast(batches[0])
-    assert list(built) == [sizes[1], sizes[0]]
+    assert loaded.sizes == {sizes[1], sizes[0]}  # the last used is the last to go
     assert all(torch.equal(*pair) for pair in zip(again, first[0], strict=True))
     again = fast(batches[2])
-    gc.collect()
-    assert dropped() is None
+    assert loaded.sizes == {sizes[0], sizes[2]}
     assert all(torch.equal(*pair) for pair in zip(again, first[2], strict=True))
 
 
-def test_threads_survive_each_others_evictions(small_model, monkeypatch):
+def test_threads_survive_each_others_evictions(small_model, loaded, monkeypatch):
     monkeypatch.setattr(engine_module, "SIZES_KEPT", 1)
     fast = compiled(small_model)
     batches = [images(2, 3, 32, width) for width in (16, 32, 48, 64)]
@@ -183,7 +222,7 @@ def test_threads_survive_each_others_evictions(small_model, monkeypatch):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
-    assert len(fast._engine._built) == 1
+    assert len(loaded.sizes) == 1
 
 
 def test_second_compile_exports_nothing(small_model, own_cache, builds):
@@ -322,44 +361,70 @@ def test_failure_between_images_leaves_the_engine_usable(small_model, monkeypatc
     expected = fast(batch)
     calls = itertools.count()
 
-    def failing(tensor):
-        if next(calls) == 4:
+    def failing(request, port, tensor):
+        if next(calls) == 2:  # an image has two outputs
             raise MemoryError("no memory for the second image")
-        return shared(tensor)
+        write(request, port, tensor)
 
-    shared = engine_module._shared
+    write = ov.InferRequest.set_output_tensor
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "_shared", failing)
+        patch.setattr(ov.InferRequest, "set_output_tensor", failing)
         with pytest.raises(MemoryError, match="second image"):
             fast(batch)
     assert all(torch.equal(*pair) for pair in zip(fast(batch), expected, strict=True))
 
 
 def test_requests_are_used_again(small_model, monkeypatch):
+    made, make = [], ov.CompiledModel.create_infer_request
+    monkeypatch.setattr(ov.CompiledModel, "create_infer_request", lambda model: made.append(model) or make(model))
     fast = compiled(small_model, threads=2)
     batch = images(4, 3, 32, 32)
     for _ in range(5):
         fast(batch)
-    (engine,) = fast._engine._built[32, 32].values()
-    assert len(engine._idle) == 2
+    assert len(made) == 2
 
 
-def test_threads_never_take_the_same_request(small_model):
-    class Slow(list):
-        def __getitem__(self, index):
-            time.sleep(0.05)
-            return super().__getitem__(index)
+@contextmanager
+def giving_way() -> Iterator[None]:
+    """Threads that start inside let others go on after every instruction of the engine's code, so that races happen."""
 
-    fast = compiled(small_model, threads=2)
-    fast(images(2, 3, 32, 32))
-    (engine,) = fast._engine._built[32, 32].values()
-    engine._idle = Slow(engine._idle)
-    with ThreadPoolExecutor(2) as pool:
-        taken = [request for requests in pool.map(lambda _: engine._take(), range(2)) for request in requests]
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != engine_module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            time.sleep(0.001)
+        return trace
+
+    threading.settrace(trace)
+    try:
+        yield
+    finally:
+        threading.settrace(None)
+
+
+def test_threads_never_take_the_same_request(small_model, monkeypatch):
+    fast, batch = compiled(small_model, threads=2), images(2, 3, 32, 32)
+    expected = fast(batch)
+    used: dict[int, list] = defaultdict(list)
+    both, start = threading.Barrier(2), ov.InferRequest.start_async
+
+    def noted(request):
+        mine = used[threading.get_ident()]
+        if not mine:
+            both.wait(20)  # both threads have taken theirs and given none back
+        mine.append(request)
+        start(request)
+
+    monkeypatch.setattr(ov.InferRequest, "start_async", noted)
+    with giving_way(), ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(fast, [batch, batch]))
+    taken = [request for requests in used.values() for request in requests]
     assert len({id(request) for request in taken}) == len(taken) == 4
+    assert all(map(torch.equal, [*results[0], *results[1]], [*expected, *expected]))
 
 
-def test_one_size_is_built_once_for_many_threads(small_model, own_cache, builds):
+def test_one_size_is_built_once_for_many_threads(small_model, own_cache, builds, loaded):
     fast = compiled(small_model)
     start = threading.Barrier(4)
 
@@ -369,7 +434,7 @@ def test_one_size_is_built_once_for_many_threads(small_model, own_cache, builds)
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(work, range(4)))
-    assert len(builds) == len(fast._engine._built[32, 32]) == 1
+    assert len(builds) == len(loaded.engines) == 1
     assert all(torch.equal(*pair) for result in results[1:] for pair in zip(result, results[0], strict=True))
 
 
@@ -378,14 +443,14 @@ def test_a_built_size_does_not_wait_for_another_that_is_being_built(small_model,
     small, large = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 64, 64)
     fast(small)
     started, go_on = threading.Event(), threading.Event()
-    load = fast._engine._load
+    load = ov.Core.import_model
 
-    def slow(*size):
+    def slow(*arguments):
         started.set()
         assert go_on.wait(60)
-        return load(*size)
+        return load(*arguments)
 
-    monkeypatch.setattr(fast._engine, "_load", slow)
+    monkeypatch.setattr(ov.Core, "import_model", slow)
     builder = threading.Thread(target=fast, args=(large,))
     builder.start()
     try:

@@ -8,10 +8,14 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from weakref import WeakSet
 
+import fake_tensorrt
 import pytest
 import torch
 from executor_samples import FORMS, assert_same, equal, images
@@ -46,7 +50,6 @@ def cuda():
     with fake_cuda() as pretended:
         yield pretended
         gc.collect()  # engines that an error's traceback kept would outlive the pretence
-        engine_module._retired.clear()
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
@@ -59,6 +62,22 @@ def rtx(cuda) -> TensorRT:
     return TensorRT(cuda, "tensorrt-rtx")
 
 
+@pytest.fixture
+def contexts(monkeypatch) -> WeakSet[fake_tensorrt.Context]:
+    """The execution contexts that are alive."""
+    alive: WeakSet[fake_tensorrt.Context] = WeakSet()
+    make = fake_tensorrt.Engine.create_execution_context
+
+    def made(engine, how):
+        context = make(engine, how)
+        if context is not None:
+            alive.add(context)
+        return context
+
+    monkeypatch.setattr(fake_tensorrt.Engine, "create_execution_context", made)
+    return alive
+
+
 def engine_of(trt: TensorRT, names=LOGITS, cache=None, **changes) -> TensorRTEngine:
     return TensorRTEngine(plan(**changes), trt.flavor, names, CPU, cache)
 
@@ -66,6 +85,37 @@ def engine_of(trt: TensorRT, names=LOGITS, cache=None, **changes) -> TensorRTEng
 def reference(batch: Tensor, outputs=LOGITS) -> list[Tensor]:
     results = expected(batch)
     return [results[name] for name in outputs]
+
+
+def lanes(cuda) -> set[Hashable]:
+    """The working memory that an engine has run in so far: as many as there were calls at the same time."""
+    return {memory for memory in cuda.runs if memory[0] == "scratch"}
+
+
+@contextmanager
+def call_under_way(engine: TensorRTEngine, batch: Tensor) -> Iterator[None]:
+    """Inside, another thread is in the middle of a call: its run is issued, its results are not copied yet."""
+    issued, go_on = threading.Event(), threading.Event()
+
+    class Stopping(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.clone.default:
+                issued.set()
+                assert go_on.wait(20)
+            return func(*args, **(kwargs or {}))
+
+    def call() -> tuple[Tensor, ...]:
+        with Stopping():
+            return engine(batch)
+
+    with ThreadPoolExecutor(1) as pool:
+        results = pool.submit(call)
+        try:
+            assert issued.wait(20)
+            yield
+        finally:
+            go_on.set()
+        assert_same(results.result(), reference(batch))
 
 
 # Results
@@ -137,21 +187,35 @@ def test_one_context_for_each_shape(trt):
     assert {shape[0] for shape, _ in trt.runs} == {4, 8, 12}
 
 
-def test_first_profile_that_admits_the_batch(trt):
+def prepared(contexts) -> set[tuple[int, ...]]:
+    """The profile's index, rows, height and width that each context is set to."""
+    return {
+        (context.engine.fields["profiles"].index(context.profile), context.shape[0], *context.shape[2:])
+        for context in contexts
+    }
+
+
+def test_first_profile_that_admits_the_batch(trt, contexts):
     engine = engine_of(trt)
-    assert [engine._plan.key((B, 3, 16, 16)) for B in (1, 3, 4, 5, 11)] == [
-        (0, 1, 16, 16),
-        (0, 4, 16, 16),
-        (0, 4, 16, 16),
-        (1, 8, 16, 16),
-        (1, 12, 16, 16),
-    ]
-    assert engine._plan.key((2, 3, 24, 32)) == (1, 2, 24, 32)
+    known: set[tuple[int, ...]] = set()
+    for B, height, width, key in [
+        (1, 16, 16, (0, 1, 16, 16)),
+        (3, 16, 16, (0, 4, 16, 16)),
+        (4, 16, 16, (0, 4, 16, 16)),
+        (5, 16, 16, (1, 8, 16, 16)),
+        (11, 16, 16, (1, 12, 16, 16)),
+        (2, 24, 32, (1, 2, 24, 32)),
+    ]:
+        engine(images(B, 3, height, width))
+        known.add(key)
+        assert prepared(contexts) == known
+    assert len(contexts) == 5
 
 
-def test_bucket_does_not_exceed_the_profile(trt):
+def test_bucket_does_not_exceed_the_profile(trt, contexts):
     engine = engine_of(trt, profiles=[[(2, 3, 16, 16), (3, 3, 16, 16), (7, 3, 16, 16)]])
-    assert engine._plan.key((5, 3, 16, 16)) == (0, 7, 16, 16)
+    engine(images(5, 3, 16, 16))
+    assert prepared(contexts) == {(0, 7, 16, 16)}
     assert_same(engine(images(7, 3, 16, 16)), reference(images(7, 3, 16, 16)))
 
 
@@ -225,7 +289,8 @@ def test_rtx_runs_on_a_stream_of_the_lane_that_the_callers_waits_for(rtx, cuda):
     streams = {stream for _, stream in rtx.runs}
     assert len(streams) == 1
     assert mine not in streams
-    assert mine.after[("scratch", engine._idle[0]._scratch.data_ptr())] == len(rtx.runs) == 4
+    (memory,) = lanes(cuda)
+    assert mine.after[memory] == len(rtx.runs) == 4
     assert not cuda.streams("graph")
 
 
@@ -249,7 +314,7 @@ def test_rtx_never_runs_on_streams_that_record(rtx, cuda):
     assert not {stream for _, stream in rtx.runs} & {torch.cuda.Stream(priority=-1) for _ in range(100)}
 
 
-def test_calls_on_other_streams_come_after_each_other(trt):
+def test_calls_on_other_streams_come_after_each_other(trt, cuda):
     """The pretended CUDA refuses two runs in the same memory that nothing orders."""
     engine = engine_of(trt)
     batches = [images(B, 3, 16, 16) for B in (1, 2, 5)]
@@ -257,10 +322,10 @@ def test_calls_on_other_streams_come_after_each_other(trt):
         with torch.cuda.stream(stream):
             for batch in batches:
                 assert_same(engine(batch), reference(batch))
-    assert len(engine._idle) == 1
+    assert len(lanes(cuda)) == 1
 
 
-def test_first_call_in_each_of_many_threads(trt):
+def test_first_call_in_each_of_many_threads(trt, cuda):
     engine = engine_of(trt)
     batch = images(2, 3, 16, 16)
     start = threading.Barrier(8)
@@ -272,23 +337,23 @@ def test_first_call_in_each_of_many_threads(trt):
     with ThreadPoolExecutor(8) as pool:
         for result in pool.map(call, range(8)):
             assert_same(result, reference(batch))
-    assert 1 <= len(engine._idle) <= 8
-    assert len(trt.contexts) == len([lane for lane in engine._idle if lane._shapes])
+    assert 1 <= len(lanes(cuda)) <= 8
+    assert len(trt.contexts) == len(lanes(cuda))
 
 
-def test_calls_at_the_same_time_take_different_lanes(trt):
+def test_calls_at_the_same_time_take_different_lanes(trt, cuda):
     engine, batch = engine_of(trt), images(2, 3, 16, 16)
     engine(batch)
-    with engine._lane() as taken:
+    with call_under_way(engine, batch):
+        assert len(lanes(cuda)) == 1
         assert_same(engine(batch), reference(batch))
-        assert taken not in engine._idle
-    assert len(engine._idle) == 2
+        assert len(lanes(cuda)) == 2
     engine(batch)
-    assert len(engine._idle) == 2
+    assert len(lanes(cuda)) == 2
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_threads_streams_and_shapes_at_random(seed, trt, monkeypatch):
+def test_threads_streams_and_shapes_at_random(seed, trt, cuda, monkeypatch):
     monkeypatch.setattr(engine_module, "SHAPES_KEPT", 3)
     engine = engine_of(trt)
     batches = [images(B, 3, size, size, seed=B) for B, size in [(1, 16), (3, 16), (2, 24), (7, 32), (12, 16)]]
@@ -303,7 +368,7 @@ def test_threads_streams_and_shapes_at_random(seed, trt, monkeypatch):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    assert 1 <= len(engine._idle) <= 4
+    assert 1 <= len(lanes(cuda)) <= 4
     gc.collect()
     assert trt.freed_early == 0
 
@@ -311,9 +376,8 @@ def test_threads_streams_and_shapes_at_random(seed, trt, monkeypatch):
 def test_new_shape_waits_until_nobody_records(trt):
     """PyTorch records one graph at a time, and TensorRT-RTX should not record beside it. Known shapes go on."""
     engine, known, new = engine_of(trt), images(1, 3, 16, 16), images(2, 3, 16, 16)
-    with engine._lane() as first:
+    with call_under_way(engine, known):
         expected = engine(known)
-        first.run(engine._plan.key(known.shape), known)
     with ThreadPoolExecutor(1) as pool:
         with engine_module.RECORDING:
             call = pool.submit(engine, new)
@@ -381,6 +445,17 @@ def test_plan_of_another_graph(changes, message, trt):
         engine_of(trt, **changes)
 
 
+class WorkingMemory(TorchDispatchMode):
+    """Counts how often it is made, in this thread."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.made += "empty" in str(func) and result.dtype == torch.uint8 and result.nbytes == SCRATCH
+        return result
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -391,16 +466,19 @@ def test_plan_of_another_graph(changes, message, trt):
         ("execute", "did not run"),
     ],
 )
-def test_what_tensorrt_refuses_is_said_with_its_log(call, message, trt, cuda):
+def test_what_tensorrt_refuses_is_said_with_its_log(call, message, trt, cuda, contexts):
     engine, batch = engine_of(trt), images(1, 3, 16, 16)
     trt.refuse[call] = "Error Code 7: the reason"
-    with pytest.raises(EngineError, match=f"(?s){trt.flavor} {message}.*Error Code 7: the reason"):
+    memory = WorkingMemory()
+    with memory, pytest.raises(EngineError, match=f"(?s){trt.flavor} {message}.*Error Code 7: the reason"):
         engine(batch)
     assert cuda.log[-1][0] in ("done", "wait on the host")
-    assert [len(lane._shapes) for lane in engine._idle] == [0]
+    gc.collect()
+    assert not contexts  # one that was half prepared is not kept for the next call
     trt.refuse.clear()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with memory, torch.cuda.stream(torch.cuda.Stream()):
         assert_same(engine(batch), reference(batch))
+    assert memory.made == 1  # the failed call gave it back
     gc.collect()
     assert trt.freed_early == 0
 
@@ -506,31 +584,40 @@ def test_out_of_memory_inside_tensorrt(call, message, trt):
     assert_same(engine(batch), reference(batch))
 
 
-def test_lanes_share_no_memory(trt):
-    engine = engine_of(trt)
-    with engine._lane() as one, engine._lane() as two:
-        assert one._scratch.data_ptr() != two._scratch.data_ptr()
-        assert len(one._scratch) == SCRATCH
+def test_lanes_share_no_memory(trt, contexts, monkeypatch):
+    engine, batch, sizes = engine_of(trt), images(1, 3, 16, 16), []
+    give = fake_tensorrt.Context.set_device_memory
+
+    def given(context, address, size):
+        sizes.append(size)
+        give(context, address, size)
+
+    monkeypatch.setattr(fake_tensorrt.Context, "set_device_memory", given)
+    with call_under_way(engine, batch):
+        engine(batch)
+    first, second = sorted(context.scratch for context in contexts)
+    assert first + SCRATCH <= second
+    assert sizes == [SCRATCH, SCRATCH]
 
 
 # Engines that are no longer used
 
 
-def test_dropped_engine_is_freed_once_nothing_runs(trt, cuda):
+def test_dropped_engine_is_freed_once_nothing_runs(trt, cuda, contexts):
     engine = engine_of(trt)
-    with engine._lane():
-        engine(images(1, 3, 16, 16))
-    engine(images(2, 3, 16, 16))
+    with call_under_way(engine, images(1, 3, 16, 16)):
+        engine(images(2, 3, 16, 16))
+    assert len(contexts) == len(lanes(cuda)) == 2
     cuda.log.clear()
     del engine
     gc.collect()
     assert trt.freed_early == 0
     assert not cuda.graphs
     assert ("wait on the host", None) in cuda.log
-    assert not engine_module._retired
+    assert not contexts
 
 
-def test_engine_dropped_inside_a_recording_is_freed_by_the_next_call(trt, cuda):
+def test_engine_dropped_inside_a_recording_is_freed_by_the_next_call(trt, cuda, contexts):
     """Freeing waits for the GPU, which would spoil the recording."""
     doomed, other = engine_of(trt), engine_of(trt)
     for engine in (doomed, other):
@@ -539,9 +626,9 @@ def test_engine_dropped_inside_a_recording_is_freed_by_the_next_call(trt, cuda):
     with torch.cuda.graph(torch.cuda.CUDAGraph(), (0, 99), torch.cuda.Stream(), capture_error_mode="thread_local"):
         del doomed
         gc.collect()
-        assert len(engine_module._retired) == 1
+        assert len(contexts) == 2
     other(images(1, 3, 16, 16))
-    assert not engine_module._retired
+    assert len(contexts) == 1
     assert trt.freed_early == 0
 
 
@@ -577,37 +664,37 @@ def test_kernels_are_kept_after_the_first_call_of_a_shape(rtx, tmp_path):
     engine(images(2, 3, 16, 16))
     assert len(kernels(tmp_path)) == 2
     written = (tmp_path / "runtime.cache").stat().st_mtime_ns
-    with engine._lane():
+    with call_under_way(engine, images(2, 3, 16, 16)):
         engine(images(2, 3, 16, 16))  # a new context, with nothing to compile
+    assert len(rtx.contexts) == 3
     engine(images(1, 3, 16, 16))
     assert (tmp_path / "runtime.cache").stat().st_mtime_ns == written
 
 
 def test_next_program_starts_with_the_kernels(rtx, tmp_path):
     engine_of(rtx, cache=RuntimeCacheFile(tmp_path))(images(1, 3, 16, 16))
-    second = engine_of(rtx, cache=RuntimeCacheFile(tmp_path))
-    assert second._plan._kernels.kernels == {"(1, 3, 16, 16)"}
     written = (tmp_path / "runtime.cache").stat().st_mtime_ns
+    second = engine_of(rtx, cache=RuntimeCacheFile(tmp_path))
     second(images(1, 3, 16, 16))
     assert (tmp_path / "runtime.cache").stat().st_mtime_ns == written
-    second(images(2, 3, 16, 16))
-    assert len(kernels(tmp_path)) == 2
+    third = engine_of(rtx, cache=RuntimeCacheFile(tmp_path))
+    third(images(2, 3, 16, 16))
+    assert kernels(tmp_path) == ["(1, 3, 16, 16)", "(2, 3, 16, 16)"]  # also the one that it never ran
 
 
 def test_kernels_for_another_gpu_are_replaced(rtx, tmp_path):
     file = RuntimeCacheFile(tmp_path)
     file.write(json.dumps({"gpu": "elsewhere", "kernels": ["x"]}).encode())
-    engine = engine_of(rtx, cache=file)
-    assert engine._plan._kernels.kernels == set()
-    engine(images(1, 3, 16, 16))
+    engine_of(rtx, cache=file)(images(1, 3, 16, 16))
     assert kernels(tmp_path) == ["(1, 3, 16, 16)"]
 
 
-def test_lanes_share_their_kernels_without_a_file_too(rtx):
-    engine = engine_of(rtx)
-    with engine._lane() as one, engine._lane() as two:
-        shapes = [lane._prepare((0, 1, 16, 16)) for lane in (one, two)]
-    assert shapes[0].context.cache is shapes[1].context.cache is not None
+def test_lanes_share_their_kernels_without_a_file_too(rtx, contexts):
+    engine, batch = engine_of(rtx), images(1, 3, 16, 16)
+    with call_under_way(engine, batch):
+        engine(batch)
+    one, two = contexts
+    assert one.cache is two.cache is not None
 
 
 def test_writes_are_bounded(rtx, tmp_path, monkeypatch):
