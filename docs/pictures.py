@@ -1,7 +1,7 @@
 """Draws rooms.svg and way-of-an-image.svg beside this file, by matplotlib: python docs/pictures.py, or `make readme`.
 
 The floors are those to which tests/test_rooms.py holds the tree. What a room is for is what its docstring begins with.
-Sizes are those of small-p16. Lengths are points; a picture is as narrow as a phone, where one is 0.75 pixels at least.
+Sizes are those of small-p16. Lengths are points; where a picture is as wide as a phone, one is 0.7 pixels.
 """
 
 from __future__ import annotations
