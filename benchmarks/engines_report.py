@@ -30,7 +30,7 @@ class Engine(NamedTuple):
     variant: str
     precision: str
     targets: tuple[str, ...]
-    profile: Shapes = Shapes()
+    shapes: Shapes = Shapes()
 
 
 SIZES = Shapes(batch=(1, 8, 32), height=(160, 224, 320), width=(160, 224, 320))
@@ -58,9 +58,9 @@ def build(flavor: Flavor, engines: Iterable[Engine]) -> Iterator[tuple[bytes, di
     for engine in engines:
         onnx = onnx_of(engine)
         start = time.perf_counter()
-        plan = engine_from_onnx(onnx, [engine.profile], flavor, engine.targets, engine.precision)
+        plan = engine_from_onnx(onnx, [engine.shapes], flavor, engine.targets, engine.precision)
         seconds = round(time.perf_counter() - start, 1)
-        row = {**engine._asdict(), "profile": engine.profile.to_json(), "plan_bytes": len(plan)}
+        row = {**engine._asdict(), "shapes": engine.shapes.to_json(), "plan_bytes": len(plan)}
         row |= {"onnx_bytes": len(onnx), "seconds": seconds}
         print(row, flush=True)
         yield plan, row

@@ -140,7 +140,7 @@ def engines() -> str:
         (
             f"{row['variant']} {row['precision']}",
             ", ".join(row["targets"]),
-            *(_limits(row["profile"][name]) for name in ("batch", "height")),
+            *(_limits(row["shapes"][name]) for name in ("batch", "height")),
             row["onnx_bytes"] / 1e6,
             row["plan_bytes"] / 1e6,
             row["seconds"],
@@ -152,7 +152,7 @@ def engines() -> str:
 
 
 def _limits(limits: list[int]) -> str:
-    """What a profile says of one dimension: the smallest, the one it is tuned for, the largest."""
+    """What shapes say of one dimension: the smallest, the one it is tuned for, the largest."""
     return str(limits[0]) if limits[0] == limits[2] else ", ".join(map(str, limits))
 
 

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 def ids(engine) -> str:
     targets = "every target" if engine.targets == engines_report.EVERY_TARGET else "+".join(engine.targets)
-    sizes = ", sizes" if engine.profile == engines_report.SIZES else ""
+    sizes = ", sizes" if engine.shapes == engines_report.SIZES else ""
     return f"{engine.variant} {engine.precision} {targets}{sizes}"
 
 
@@ -55,7 +55,7 @@ def test_the_report_has_every_engine_that_is_promised():
         assert (variant, "int8", ("sm86",)) in built
         assert (variant, "fp8", ("sm89", "sm120")) in built
     assert any(len(engine.targets) > 2 for engine in ENGINES)
-    assert any(engine.profile.height[0] < engine.profile.height[2] for engine in ENGINES)
+    assert any(engine.shapes.height[0] < engine.shapes.height[2] for engine in ENGINES)
 
 
 @pytest.mark.slow

@@ -451,15 +451,15 @@ def test_a_built_size_does_not_wait_for_another_that_is_being_built(small_model,
         return load(*arguments)
 
     monkeypatch.setattr(ov.Core, "import_model", slow)
-    builder = threading.Thread(target=fast, args=(large,))
-    builder.start()
-    try:
-        assert started.wait(60)
-        fast(small)  # would hang here if the builder held the look-up lock
-        assert not go_on.is_set()
-    finally:
-        go_on.set()
-        builder.join()
+    with ThreadPoolExecutor(2) as pool:
+        building = pool.submit(fast, large)
+        try:
+            assert started.wait(60)
+            pool.submit(fast, small).result(timeout=20)  # would hang here if the builder held the look-up lock
+            assert not building.done()
+        finally:
+            go_on.set()
+        building.result()
 
 
 def test_ctrl_c_after_engines_are_gone():

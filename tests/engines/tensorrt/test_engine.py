@@ -378,11 +378,11 @@ def test_new_shape_waits_until_nobody_records(trt):
     engine, known, new = engine_of(trt), images(1, 3, 16, 16), images(2, 3, 16, 16)
     with call_under_way(engine, known):
         expected = engine(known)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         with engine_module.RECORDING:
             call = pool.submit(engine, new)
             time.sleep(0.1)  # until it has one of the two lanes
-            assert equal(engine(known), expected)
+            assert equal(pool.submit(engine, known).result(timeout=20), expected)
             assert not wait([call], timeout=0.2).done
         assert_same(call.result(), reference(new))
 
