@@ -12,8 +12,9 @@ from kernel_checks import DEVICE
 from PIL import Image
 
 from conformer_fast.errors import ImageError
-from conformer_fast.preprocessing import cpu, gpu
-from conformer_fast.preprocessing.cpu import preprocess_batch
+from conformer_fast.kernels import preprocess
+from conformer_fast.preprocessing import cpu
+from conformer_fast.preprocessing.cpu import cut_of, image_path, preprocess_batch
 from conformer_fast.preprocessing.gpu import preprocess_on_gpu
 
 DTYPES = pytest.mark.parametrize("dtype", cpu.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -75,27 +76,49 @@ def test_other_modes_become_rgb_first():
 
 @pytest.mark.parametrize("vertical_first", [False, True])
 def test_both_orders_of_the_passes(monkeypatch, vertical_first):
-    monkeypatch.setattr(cpu, "_vertical_first", lambda *sizes: vertical_first)
-    if cpu._C is None:
+    if image_path().startswith("Pillow"):
         pytest.skip("Pillow alone takes the order it wants")
+    monkeypatch.setattr(cpu, "cut_of", lambda *given: cpu.Cut(*cut_of(*given)[:-1], vertical_first))
     check([noise(61, 43), noise(20, 90, 1), noise(7, 9, 3)], 24)
 
 
-def test_weights_are_those_of_pillow():
+@pytest.fixture
+def horizontal(monkeypatch):
+    """Pictures, not higher than wide, and a size -> what the kernel is given for the pass along each picture's lines:
+    of each resized pixel the first source pixel, (size,), and the weights from there on, (taps, size). Nothing runs."""
+    given = []
+
+    def noted(pixels, first, second, tables, *rest):
+        given.append((first, tables.cpu().numpy()))
+        return torch.empty((len(second), second[0].rows, second[0].columns, 3), dtype=torch.uint8)
+
+    def read(images, size):
+        preprocess_on_gpu(images, size, device=DEVICE)
+        first, tables = given[-1]
+        for one in first:
+            assert not one.vertical
+            starts, weights = np.split(tables[one.table : one.table + size * (1 + one.taps)], [size])
+            yield starts, weights.reshape(one.taps, size)
+
+    monkeypatch.setattr(preprocess, "launch_preprocess", noted)
+    return read
+
+
+def test_weights_are_those_of_pillow(horizontal):
     """One white pixel in black, moved: Pillow's output is that pixel's rounded weight, to 8 bits."""
-    for length, new_length in itertools.product((5, 16, 37), (4, 16, 23, 50)):
-        axis = gpu._axis(length, new_length, 0, new_length)
+    for length, size in itertools.product((5, 16, 37), (4, 6, 13, 20, 44)):
+        new_length = int(256 / 224 * size)
+        left = round((new_length - size) / 2)
+        ((starts, weights),) = horizontal([noise(length, length)], size)
         for position in range(length):
             line = np.zeros((1, length, 3), np.uint8)
             line[0, position] = 255
             resized = np.asarray(Image.fromarray(line).resize((new_length, 1), Image.Resampling.BICUBIC))[0, :, 0]
-            place = position - axis.starts
-            weights = np.where(
-                (place >= 0) & (place < axis.taps),
-                axis.weights[np.clip(place, 0, axis.taps - 1), np.arange(new_length)],
-                0,
-            )
-            assert np.array_equal(np.clip((255 * weights + (1 << 21)) >> 22, 0, 255), resized)
+            place = position - starts
+            taken = weights[np.clip(place, 0, len(weights) - 1), np.arange(size)].astype(np.int64)
+            taken = np.where((place >= 0) & (place < len(weights)), taken, 0)
+            levels = np.clip((255 * taken + (1 << 21)) >> 22, 0, 255)
+            assert np.array_equal(levels, resized[left : left + size])
 
 
 def test_errors():
@@ -122,13 +145,10 @@ def test_another_device_is_refused(monkeypatch):
         preprocess_on_gpu([noise(8, 8)], 8, device="cpu")
 
 
-def test_tables_of_more_sizes_than_are_remembered():
+def test_tables_of_more_sizes_than_are_remembered(horizontal):
     """The cache of axes holds 256; those that left it keep their tables."""
-    tables = gpu._Tables()
-    entries = [tables.add(gpu._axis(length, 36, 2, 32), 0) for length in range(40, 440)]
-    table = tables.tensor(torch.device("cpu"))
-    for length, entry in zip(range(40, 440), entries, strict=True):
-        axis = gpu._axis(length, 36, 2, 32)
-        assert table[entry : entry + 32].tolist() == axis.starts.tolist()
-        weights = table[entry + 32 : entry + 32 + axis.weights.size]
-        assert weights.tolist() == axis.weights.ravel().tolist()
+    images = [Image.new("RGB", (width, 40)) for width in range(40, 440)]
+    for image, (starts, weights) in zip(images, list(horizontal(images, 32)), strict=True):
+        ((expected_starts, expected_weights),) = horizontal([image], 32)
+        assert np.array_equal(starts, expected_starts)
+        assert np.array_equal(weights, expected_weights)

@@ -2,6 +2,8 @@
 
 import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -33,12 +35,20 @@ def by_pillow(image: Image.Image, size: int) -> np.ndarray:
 
 
 def by_extension(image: Image.Image, size: int, instructions: str = "", copied: bool = False) -> np.ndarray:
-    """The same of the extension; `copied`: from an array of three bytes a pixel, not from Pillow's memory."""
-    cut = cut_of(image, size)
-    pixels = np.array(cut.image) if copied else module._memory(cut.image)
-    out = np.full((1, size, size, 3), 77, np.uint8)
-    extension.resample([(pixels, *cut.image.size, *cut[1:])], out, True, None, 1, instructions)
-    return out[0]
+    """The same of the extension; `copied`: from an array of three bytes a pixel, not as preprocess_batch() gives it."""
+    resample = extension.resample
+
+    def run(pictures, out, *arguments):
+        if copied:
+            ((_, *rest),) = pictures
+            pictures = [(np.array(cut_of(image, size).image), *rest)]
+        out[:] = 77
+        resample(pictures, out, *arguments, instructions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "resample", run)
+        batch = preprocess_batch([image], size, dtype=torch.uint8, channels_last=True, threads=1)
+    return batch[0].permute(1, 2, 0).numpy()
 
 
 def assert_same(image: Image.Image, size: int, instructions: str = "") -> None:
@@ -51,24 +61,32 @@ def assert_same(image: Image.Image, size: int, instructions: str = "") -> None:
         )
 
 
+@contextmanager
+def not_built() -> Iterator[None]:
+    """Inside, the extension is away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_C", None)
+        yield
+
+
 @pytest.fixture(params=["extension", "pillow"])
-def path(request, monkeypatch):
+def path(request):
     """Both ways of preprocess.py."""
-    if request.param == "pillow":
-        monkeypatch.setattr(module, "_C", None)
-    return request.param
+    with not_built() if request.param == "pillow" else nullcontext():
+        yield request.param
 
 
 @pytest.fixture
-def pillow_only(monkeypatch):
-    """Calls a function with the extension away."""
+def handed(monkeypatch) -> list[type]:
+    """What the extension reads each picture from: an array, Pillow's memory (a tuple), or strips of it (a list)."""
+    types, resample = [], extension.resample
 
-    def call(function, *arguments, **keywords):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "_C", None)
-            return function(*arguments, **keywords)
+    def noted(pictures, *arguments):
+        types.extend(type(pixels) for pixels, *_ in pictures)
+        resample(pictures, *arguments)
 
-    return call
+    monkeypatch.setattr(extension, "resample", noted)
+    return types
 
 
 # --- bit for bit ------------------------------------------------------------------------------------------------------
@@ -119,7 +137,7 @@ def test_chosen_sizes(width, height, size, instructions):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "I;16", "RGBX"])
-def test_modes(mode, pillow_only):
+def test_modes(mode):
     image = noise(61, 43)
     if mode == "I;16":
         given = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (43, 61), dtype=np.uint16))
@@ -128,7 +146,9 @@ def test_modes(mode, pillow_only):
     else:
         given = image.convert(mode)
     assert given.mode == mode
-    assert torch.equal(preprocess(given, 32), pillow_only(preprocess, given, 32))
+    ours = preprocess(given, 32)
+    with not_built():
+        assert torch.equal(preprocess(given, 32), ours)
 
 
 def test_pillows_own_choice_of_the_first_pass():
@@ -183,42 +203,42 @@ def test_a_window_anywhere():
             assert np.array_equal(out[0], np.asarray(resized)[top : top + size, left : left + size])
 
 
-@pytest.fixture
-def in_blocks():
-    """A picture as Pillow keeps one above 16 MB: in several blocks of memory, here of 4 kB."""
-
-    def made(image: Image.Image) -> Image.Image:
-        size = Image.core.get_block_size()
-        Image.core.set_block_size(4096)
-        try:
-            return image.copy()
-        finally:
-            Image.core.set_block_size(size)
-
-    return made
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Inside, Pillow keeps a new picture as one above 16 MB: in several blocks of memory, here of 4 kB."""
+    size = Image.core.get_block_size()
+    Image.core.set_block_size(4096)
+    try:
+        yield
+    finally:
+        Image.core.set_block_size(size)
 
 
 @pytest.mark.skipif(module.PILLOW < (11, 2), reason="this Pillow does not give its memory away")
 @pytest.mark.parametrize(("width", "height"), [(120, 90), (90, 120), (3, 2000), (2000, 3), (60, 500)])
 @INSTRUCTIONS
-def test_a_picture_in_blocks(monkeypatch, in_blocks, width, height, instructions):
-    image = in_blocks(noise(width, height))
+def test_a_picture_in_blocks(monkeypatch, handed, width, height, instructions):
+    with small_blocks():
+        image = noise(width, height).copy()
     for strip in (1, 1000, 10_000, 1_000_000):
         monkeypatch.setattr(module, "STRIP_BYTES", strip)
-        assert isinstance(module._memory(image), list)
+        handed.clear()
         assert_same(image, 32, instructions)
+        assert handed == [list, np.ndarray]  # the second is the copy that it is compared with
 
 
-def test_memory_that_pillow_does_not_show_is_copied(monkeypatch, in_blocks):
+def test_memory_that_pillow_does_not_show_is_copied(monkeypatch, handed):
     image = noise(120, 90)
     expected = preprocess(image, 32)
-    monkeypatch.setattr(Image.core, "get_alignment", lambda: 16)
-    assert isinstance(module._memory(image), np.ndarray)
-    assert torch.equal(preprocess(image, 32), expected)
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "_strips", module._whole)
-    assert isinstance(module._memory(in_blocks(image)), np.ndarray)
-    assert torch.equal(preprocess(in_blocks(image), 32), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.core, "get_alignment", lambda: 16)
+        handed.clear()
+        assert torch.equal(preprocess(image, 32), expected)
+        assert handed == [np.ndarray]
+    with small_blocks():  # the strips are in several blocks too
+        handed.clear()
+        assert torch.equal(preprocess(image.copy(), 32), expected)
+        assert handed == [np.ndarray]
 
 
 # --- types and layouts ------------------------------------------------------------------------------------------------
@@ -250,10 +270,11 @@ def test_types_and_layouts(path, dtype, channels_last, size):
 
 
 @DTYPES
-def test_the_extension_changes_nothing(dtype, pillow_only):
+def test_the_extension_changes_nothing(dtype):
     images = [noise(61, 43, 1), noise(50, 37, 2), noise(7, 300, 3)]
     ours = preprocess_batch(images, 32, dtype=dtype)
-    assert torch.equal(ours, pillow_only(preprocess_batch, images, 32, dtype=dtype))
+    with not_built():
+        assert torch.equal(preprocess_batch(images, 32, dtype=dtype), ours)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -386,8 +407,8 @@ def test_errors_of_pillows_memory():
             extension.resample([(strips, *given[0][1:])], OUT.copy(), True, None, 1)
 
 
-def test_what_does_the_work_is_named(monkeypatch):
+def test_what_does_the_work_is_named():
     assert extension.instruction_sets()[-1] == "portable"
     assert image_path() == f"the extension, with {extension.instruction_sets()[0]} instructions"
-    monkeypatch.setattr(module, "_C", None)
-    assert "not built" in image_path()
+    with not_built():
+        assert "not built" in image_path()

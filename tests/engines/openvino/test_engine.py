@@ -407,7 +407,13 @@ def test_threads_never_take_the_same_request(small_model, monkeypatch):
     fast, batch = compiled(small_model, threads=2), images(2, 3, 32, 32)
     expected = fast(batch)
     used: dict[int, list] = defaultdict(list)
-    both, start = threading.Barrier(2), ov.InferRequest.start_async
+    begun, both = threading.Barrier(2), threading.Barrier(2)
+    empty, start, met = torch.empty, ov.InferRequest.start_async, threading.local()
+
+    def together(*shape, **options):
+        if not hasattr(met, "here"):  # both threads make room for results, and go on to take requests
+            met.here = begun.wait(20)
+        return empty(*shape, **options)
 
     def noted(request):
         mine = used[threading.get_ident()]
@@ -416,6 +422,7 @@ def test_threads_never_take_the_same_request(small_model, monkeypatch):
         mine.append(request)
         start(request)
 
+    monkeypatch.setattr(torch, "empty", together)
     monkeypatch.setattr(ov.InferRequest, "start_async", noted)
     with giving_way(), ThreadPoolExecutor(2) as pool:
         results = list(pool.map(fast, [batch, batch]))
