@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bundles.manifest import Manifest as Manifest
     from .calibration.calibrate import calibrate as calibrate
     from .checkpoints.create import create_model as create_model
     from .checkpoints.weights import LoadReport as LoadReport
@@ -28,15 +29,18 @@ if TYPE_CHECKING:
     from .deploy.export import export as export
     from .deploy.fast_conformer import FastConformer as FastConformer
     from .deploy.load import load as load
+    from .deploy.predict import Guess as Guess
     from .deploy.predict import Prediction as Prediction
     from .deploy.predict import Predictions as Predictions
     from .deploy.tune import Tuning as Tuning
     from .deploy.tune import tune as tune
+    from .engines.base import Settings as Settings
     from .engines.cuda import GPUMemoryError as GPUMemoryError
     from .engines.openvino.backend import OpenVINO as OpenVINO
     from .engines.reference import Reference as Reference
     from .engines.tensorrt.backend import TensorRT as TensorRT
     from .engines.triton.backend import Triton as Triton
+    from .engines.triton.tuning import Tuned as Tuned
     from .errors import BackendError as BackendError
     from .errors import BundleError as BundleError
     from .errors import CheckpointError as CheckpointError
@@ -57,12 +61,14 @@ if TYPE_CHECKING:
     from .model.shapes import Shapes as Shapes
     from .preprocessing.cpu import load_batch as load_batch
     from .preprocessing.cpu import preprocess as preprocess
+    from .storage.hashed import DamagedError as DamagedError
+    from .storage.hashed import UnsignedError as UnsignedError
     from .verification.diff import Diff as Diff
     from .verification.diff import diff as diff
     from .verification.verify import Report as Report
     from .version import __version__ as __version__
 
-HOMES = {  # where each name is defined
+HOMES = {
     "BackendError": "errors:BackendError",
     "Benchmark": "deploy.benchmark:Benchmark",
     "BundleError": "errors:BundleError",
@@ -72,6 +78,7 @@ HOMES = {  # where each name is defined
     "ConformerFastError": "errors:ConformerFastError",
     "ConformerFeatures": "model.reference:ConformerFeatures",
     "ConformerOutput": "model.reference:ConformerOutput",
+    "DamagedError": "storage.hashed:DamagedError",
     "DatasetError": "errors:DatasetError",
     "Diff": "verification.diff:Diff",
     "DownloadError": "errors:DownloadError",
@@ -80,18 +87,23 @@ HOMES = {  # where each name is defined
     "Evaluation": "evaluation.report:Evaluation",
     "FastConformer": "deploy.fast_conformer:FastConformer",
     "GPUMemoryError": "engines.cuda:GPUMemoryError",
+    "Guess": "deploy.predict:Guess",  # where each name is defined
     "ImageError": "errors:ImageError",
     "LoadReport": "checkpoints.weights:LoadReport",
+    "Manifest": "bundles.manifest:Manifest",
     "OpenVINO": "engines.openvino.backend:OpenVINO",
     "Prediction": "deploy.predict:Prediction",
     "Predictions": "deploy.predict:Predictions",
     "Quantization": "inference.quantization:Quantization",
     "Reference": "engines.reference:Reference",
     "Report": "verification.verify:Report",
+    "Settings": "engines.base:Settings",
     "Shapes": "model.shapes:Shapes",
     "TensorRT": "engines.tensorrt.backend:TensorRT",
     "Triton": "engines.triton.backend:Triton",
+    "Tuned": "engines.triton.tuning:Tuned",
     "Tuning": "deploy.tune:Tuning",
+    "UnsignedError": "storage.hashed:UnsignedError",
     "VARIANTS": "model.config:VARIANTS",
     "__version__": "version:__version__",
     "benchmark": "deploy.benchmark:benchmark",

@@ -109,7 +109,10 @@ class EngineModule(nn.Module):
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        raise ConformerFastError(f"a compiled model has no state dict; {INSTEAD}")
+        raise ConformerFastError(
+            "a compiled model has no weights to give; take the model it was made from. What is compiled is kept by "
+            ".save(folder)"
+        )
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         raise ConformerFastError("a compiled model takes no weights; load them into the model, then compile that")

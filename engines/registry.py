@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +49,27 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     return backend(**(options or {}))
 
 
+def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iterable[str] = BACKENDS) -> Backend:
+    """The backend that a user gave: by name with its options, or as an instance that carries them.
+
+    known: the names there are, for whom it is none of them
+
+    Raises ValueError for anything else, BackendError for options beside an instance.
+    """
+    from .base import Backend
+
+    if not isinstance(backend, Backend):
+        if isinstance(backend, type) and issubclass(backend, Backend):
+            raise ValueError(f"backend {backend.__name__} is a class; give {backend.__name__}(), or its options in it")
+        check_name("backend", backend, known)
+        return make(str(backend), options)
+    if options:
+        raise BackendError(
+            f"the options {', '.join(options)} belong to the backend's class: {type(backend).__name__}(...)"
+        )
+    return backend
+
+
 def format_of(name: str) -> Format:
     """Of the bundles of a backend. Raises ValueError for a name that no backend with bundles has."""
     form = getattr(make(name), "format", None)
@@ -77,16 +98,8 @@ def choose(
     or the hardware lacks the precision.
     """
     check_name("precision", precision, ("auto", *PRECISIONS))
-    if not isinstance(backend, str) and hasattr(backend, "engine"):
-        if options:
-            raise BackendError(
-                f"the options {', '.join(options)} belong to the backend's class: {type(backend).__name__}(...)"
-            )
-        return _chosen(backend, precision, device_type, [])
-    check_name("backend", backend, ("auto", *BACKENDS))
-    name = str(backend)
-    if name != "auto":
-        return _chosen(make(name, options), precision, device_type, [])
+    if backend != "auto":
+        return _chosen(given(backend, options, ("auto", *BACKENDS)), precision, device_type, [])
     passed_over: list[str] = []
     for name in BACKENDS:
         candidate = make(name)
@@ -109,7 +122,8 @@ def _chosen(backend: Backend, precision: str, device_type: str | None, passed_ov
     why = _unusable(backend, device_type)
     if why:
         others = [name for name in BACKENDS if _unusable(make(name), device_type) is None]
-        raise BackendError(f"backend {backend.name!r} cannot run here: {why}; here there is {', '.join(others)}")
+        instead = f"here there is {', '.join(others)}" if others else f"nothing else runs on {device_type} here either"
+        raise BackendError(f"backend {backend.name!r} cannot run here: {why}; {instead}")
     native, calibrated = backend.precisions()
     reason = "as asked"
     if precision == "auto":

@@ -34,6 +34,7 @@ class Observer(fx.Interpreter):
         graph = trace(model).graph
         graph.eliminate_dead_code()
         super().__init__(fx.GraphModule(model, graph))
+        self.extra_traceback = False  # of fx, in the messages of our own errors
         self.multiply_adds: dict[str, int] = {}
         self._model = model
         self._see: See = lambda name, value: None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -59,7 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     try:
         options = _parser(command).parse_args(arguments)
-        return _module(options.command).run(options)
+        status = _module(options.command).run(options)
+        sys.stdout.flush()  # here, where it can be told if nobody reads it
+        return status
+    except BrokenPipeError:  # whoever read the output has gone; nothing more can be said to him
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in it is written when Python ends
+        return 2
     except KeyboardInterrupt as error:
         return _failed(command, error, "interrupted", as_json, status=130)
     except UsageError as error:
@@ -93,12 +99,15 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         "conformer-fast",
         description="Fast, verified inference for the vision Conformer.",
         epilog="\n".join(["exit status:", *statuses]),
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         if name == chosen:
             _module(name).add_arguments(command)
             command.add_argument("--json", action="store_true", help="print JSON for a program to read")

@@ -103,7 +103,7 @@ def benchmark(
                 fast.settings.backend.name,
                 fast.settings.precision,
                 str(fast.device),
-                torch.get_num_threads(),
+                getattr(fast.settings.backend, "threads", None) or torch.get_num_threads(),
                 timings["reference"].median * 1e3,
                 timings["compiled"].median * 1e3,
                 timings["compiled"].speedup,

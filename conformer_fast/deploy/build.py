@@ -15,7 +15,7 @@ from ..bundles.folder import check_writable
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
-from ..engines.registry import AHEAD, check_name, make
+from ..engines.registry import AHEAD, check_name, given
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
@@ -59,7 +59,7 @@ def build(
     if isinstance(outputs, str):
         raise TypeError(f"outputs must be a list of names, such as [{outputs!r}]")
     check_name("precision", precision, PRECISIONS)
-    chosen = make(backend, options) if isinstance(backend, str) else backend
+    chosen = given(backend, options)
     check_settings(Settings(chosen, precision))
     check_writable(folder, key)
     source = adopt(model)

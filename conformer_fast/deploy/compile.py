@@ -13,6 +13,7 @@ from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import choose
+from ..errors import BackendError
 from ..inference.quantization import Quantization
 from .fast_conformer import FastConformer, compiled
 from .save import on_device
@@ -56,13 +57,24 @@ def compile(
     """
     if isinstance(model, EngineModule):
         raise TypeError("compile: the model is compiled already; give the one it was made from")
-    place = torch.device(device) if device is not None else _gpu_of(model)
+    place = _gpu_of(model) if device is None else _device(device)
     with on_device(place or "cpu"):
         chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
         source = adopt(model)
         found, _ = resolve(source.reference, precision, quantization)
         settings = Settings(chosen.for_model(source.reference), precision, chosen.device(), found)
     return compiled(source, settings, reason)
+
+
+def _device(asked: str | torch.device) -> torch.device:
+    """Raises BackendError for a device that is not here."""
+    try:
+        device = torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise BackendError(f"device must be such as 'cpu' or 'cuda:1', got {asked!r}") from error
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
+        raise BackendError(f"there is no device {str(device)!r} here: PyTorch sees {torch.cuda.device_count()} GPUs")
+    return device
 
 
 def _gpu_of(model: Model) -> torch.device | None:

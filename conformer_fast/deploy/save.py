@@ -61,6 +61,8 @@ def save(
         contents = backend.contents(reference, settings, outputs, graph, engine)
     files = dict(contents.files)
     scored = bool({*LOGITS, SUM} & set(outputs))
+    if labels is not None and not scored:
+        raise ValueError(f"labels are for scores, and the model returns {', '.join(outputs)}; leave them out")
     if scored:
         files[LABELS] = label_lines(labels or labels_for(reference.config))
     manifest = Manifest(
@@ -114,11 +116,14 @@ def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
     """Raises ValueError unless there is one name, of one line, for each class of the model; None is left to us."""
     if labels is None:
         return
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TypeError(f"labels must be a list of names, got {labels!r}")
     if len(labels) != config.num_classes:
         raise ValueError(
             f"{len(labels)} labels for a model of {config.num_classes} classes; give one for each, in order"
         )
-    broken = [label for label in labels if not isinstance(label, str) or len(label.splitlines()) != 1]
+    broken = [label for label in labels if not isinstance(label, str) or label.splitlines() != [label]]
+    broken = broken or [label for label in labels if label != label.encode(errors="ignore").decode()]
     if broken:
         raise ValueError(f"a label must be one line of text, got {broken[0]!r}")
 
@@ -139,4 +144,4 @@ def call(function: str, settings: Settings, **more: Any) -> str:
 def on_device(device: str | torch.device) -> AbstractContextManager:
     """Makes a GPU the current one; for any other device does nothing."""
     device = torch.device(device)
-    return nullcontext() if device.index is None else torch.cuda.device(device)
+    return torch.cuda.device(device) if device.type == "cuda" and device.index is not None else nullcontext()

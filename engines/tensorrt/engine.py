@@ -253,7 +253,7 @@ class _Lane:
         with torch.inference_mode(False):
             self._scratch = torch.empty(plan.scratch_bytes, dtype=torch.uint8, device=plan.device)
         # Not the caller's: on the default stream TensorRT waits on the host. PyTorch has 32 streams of each priority
-        # and hands them out again and again; those of the higher one record (cuda_graph.py): nothing else does there.
+        # and hands them out again and again; those of the higher one record (graphs.py): nothing else does there.
         self._stream = torch.cuda.Stream(priority=0 if plan.flavor.captures_graphs_itself else -1)
         self._done = torch.cuda.Event()  # the end of the last run, with its outputs copied
 

@@ -255,7 +255,7 @@ class CUDATimer:
         with torch.cuda.device(device):
             cache = torch.cuda.get_device_properties(device).L2_cache_size
             self._other_data = torch.zeros(2 * cache, dtype=torch.uint8, device=device).view(torch.int32)
-            # One for all: PyTorch keeps a workspace for each that it has used. For its priority see cuda_graph.Device.
+            # One for all: PyTorch keeps a workspace for each that it has used. For its priority see graphs.Device.
             self._stream = torch.cuda.Stream(priority=-1)
 
     def __call__(self, candidates: Mapping[Choice, Launches]) -> Mapping[Choice, Sequence[float]]:

@@ -234,3 +234,19 @@ def test_an_option_that_would_be_ignored_is_refused_by_name(run, monkeypatch, ar
     assert err.count("\n") == 1
     assert named in err.replace(",", "").replace(";", "").split()
     assert "leave " in err
+
+
+def test_nobody_reads_the_output():
+    """conformer-fast info --json | true"""
+    for arguments in (("info", "--json"), ("cache", "list")):
+        command = [sys.executable, "-m", "conformer_fast.cli", *arguments]
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (2, "")
+
+
+def test_options_are_not_abbreviated(capsys):
+    assert main.main(["cache", "list", "--js"]) == 2
+    assert "unrecognized arguments: --js" in capsys.readouterr().err

@@ -169,3 +169,24 @@ def test_a_copy_leaves_other_folders_alone(small_model, tmp_path, tensorrt):
     with pytest.raises(BundleError, match=r"holds files that are no bundle's: notes\.txt"):
         loaded.save(tmp_path / "other")
     assert contents(tmp_path / "other") == {"notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize("label", ["a\n", "a\r\n", "", "a\nb", "a\udc80b", 1], ids=repr)
+def test_a_label_is_one_line_of_text(label, tmp_path):
+    fast = cf.compile(cf.create_model("digits"), backend=cf.OpenVINO())
+    with pytest.raises(ValueError, match="a label must be one line of text"):
+        fast.save(tmp_path / "bundle", labels=[label] * 10)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_labels_are_a_list_of_names(tmp_path):
+    fast = cf.compile(cf.create_model("digits"), backend=cf.OpenVINO())
+    for labels in ("abcdefghij", (str(digit) for digit in range(10))):
+        with pytest.raises(TypeError, match="labels must be a list of names"):
+            fast.save(tmp_path / "bundle", labels=labels)
+
+
+def test_labels_are_for_scores(tmp_path):
+    fast = cf.compile(cf.create_model("digits", features_only=True), backend=cf.OpenVINO())
+    with pytest.raises(ValueError, match=r"labels are for scores, and the model returns 1\.map, .*; leave them out"):
+        fast.save(tmp_path / "bundle", labels=[str(digit) for digit in range(10)])

@@ -102,7 +102,7 @@ REFUSED = {
     "type": (lambda model: model.type(torch.float16), PRECISION.format("float16")),
     "to meta": (lambda model: model.to("meta"), PLACE + "move the model it was made from to meta and compile it"),
     "train": (lambda model: model.train(), "does not train; train the model it was made from, then compile"),
-    "state_dict": (lambda model: model.state_dict(), r"has no state dict; save it with \.save\(folder\), or save the"),
+    "state_dict": (lambda model: model.state_dict(), r"no weights to give; take the model it .* by \.save\(folder\)"),
     "torch.jit.trace": (lambda model: torch.jit.trace(model, (BATCH,)), TRACE),
     "torch.export": (lambda model: torch.export.export(model, (BATCH,)), TRACE),
 }

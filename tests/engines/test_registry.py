@@ -311,3 +311,32 @@ def test_openvino_reports_its_own_precisions(small_config):
     assert precision == engine_module.native_precisions()[-1]
     model = lookalikes.fill(Conformer(small_config)).eval()
     assert cf.compile(model, backend="openvino").settings == Settings(backend, precision)
+
+
+def test_a_backend_is_given_in_one_way(small_model, tmp_path):
+    with pytest.raises(BackendError, match=r"the options threads belong to the backend's class: OpenVINO\(\.\.\.\)"):
+        cf.build(small_model, tmp_path / "bundle", backend=cf.OpenVINO(), precision="fp32", threads=2)
+    for backend in (3, None):
+        with pytest.raises(ValueError, match=f"unknown backend {backend}; choose one of triton, tensorrt, openvino"):
+            cf.build(small_model, tmp_path / "bundle", backend=backend)
+    with pytest.raises(ValueError, match=r"backend OpenVINO is a class; give OpenVINO\(\), or its options in it"):
+        cf.compile(small_model, backend=cf.OpenVINO)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("nope", "device must be such as 'cpu' or 'cuda:1', got 'nope'"),
+        (0, "device must be such as 'cpu' or 'cuda:1', got 0"),
+        (1.5, "device must be such as 'cpu' or 'cuda:1', got 1.5"),
+        ("cuda:77", "there is no device 'cuda:77' here: PyTorch sees "),
+    ],
+)
+def test_a_device_that_is_not_here(device, message, small_model):
+    with pytest.raises(BackendError, match=f"^{message}"):
+        cf.compile(small_model, device=device)
+
+
+def test_a_device_says_where_it_runs(small_model):
+    for device in ("cpu", "cpu:0", torch.device("cpu")):
+        assert cf.compile(small_model, device=device).device.type == "cpu"
