@@ -13,7 +13,7 @@ run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, i
 	$(BIN)/python examples/tour.py
 
 test: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## the whole CPU suite, on two cores, one for each process of pytest
-	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

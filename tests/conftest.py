@@ -15,6 +15,12 @@ from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.reference import Conformer
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that several processes end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints what tests measured: `record_property("table", (title, case, name, figure))`."""
     tables: dict[str, list[str]] = {}
