@@ -49,10 +49,10 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     return backend(**(options or {}))
 
 
-def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iterable[str] = BACKENDS) -> Backend:
+def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iterable[str] = ()) -> Backend:
     """The backend that a user gave: by name with its options, or as an instance that carries them.
 
-    known: the names there are, for whom it is none of them
+    known: the names that there are, if "auto" is one
 
     Raises ValueError for anything else, BackendError for options beside an instance.
     """
@@ -61,7 +61,7 @@ def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iter
     if not isinstance(backend, Backend):
         if isinstance(backend, type) and issubclass(backend, Backend):
             raise ValueError(f"backend {backend.__name__} is a class; give {backend.__name__}(), or its options in it")
-        check_name("backend", backend, known)
+        check_name("backend", backend, known or BACKENDS)
         return make(str(backend), options)
     if options:
         raise BackendError(
