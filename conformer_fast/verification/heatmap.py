@@ -51,7 +51,7 @@ MEANING = (
 def check_matplotlib() -> None:
     """Raises BackendError when matplotlib is not installed."""
     try:
-        import matplotlib.figure  # noqa: F401
+        import matplotlib.figure  # noqa: F401, to see that it is there
     except ImportError as error:
         raise BackendError(f'heat maps need matplotlib ({error}): pip install "conformer-fast[report]"') from error
 
