@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .engines.tensorrt.backend import TensorRT as TensorRT
     from .engines.triton.backend import Triton as Triton
     from .engines.triton.tuning import Tuned as Tuned
+    from .errors import ArgumentError as ArgumentError
+    from .errors import ArgumentTypeError as ArgumentTypeError
     from .errors import BackendError as BackendError
     from .errors import BundleError as BundleError
     from .errors import CheckpointError as CheckpointError
@@ -68,7 +70,9 @@ if TYPE_CHECKING:
     from .verification.verify import Report as Report
     from .version import __version__ as __version__
 
-HOMES = {
+HOMES = {  # where each name is defined
+    "ArgumentError": "errors:ArgumentError",
+    "ArgumentTypeError": "errors:ArgumentTypeError",
     "BackendError": "errors:BackendError",
     "Benchmark": "deploy.benchmark:Benchmark",
     "BundleError": "errors:BundleError",
@@ -87,7 +91,7 @@ HOMES = {
     "Evaluation": "evaluation.report:Evaluation",
     "FastConformer": "deploy.fast_conformer:FastConformer",
     "GPUMemoryError": "engines.cuda:GPUMemoryError",
-    "Guess": "deploy.predict:Guess",  # where each name is defined
+    "Guess": "deploy.predict:Guess",
     "ImageError": "errors:ImageError",
     "LoadReport": "checkpoints.weights:LoadReport",
     "Manifest": "bundles.manifest:Manifest",

@@ -9,6 +9,14 @@ class ConformerFastError(Exception):
     """What every error of this package derives from."""
 
 
+class ArgumentError(ConformerFastError, ValueError):
+    """An argument that cannot be used: which, its value, and what can."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument of another type than what can be used."""
+
+
 class BackendError(ConformerFastError, RuntimeError):
     """A backend or precision that cannot be had here, with what to install or choose."""
 

@@ -80,7 +80,8 @@ class Backend(ABC):
         return self.device_type
 
     def for_model(self, reference: Conformer) -> Backend:
-        """The same with all that was left open filled in. Raises ValueError for options that do not fit the model."""
+        """The same with all that was left open filled in. Raises ArgumentError for options that do not fit the
+        model."""
         return self
 
     def for_images(self, shape: Sequence[int]) -> Backend:
@@ -100,7 +101,8 @@ class Backend(ABC):
         return None
 
     def check(self, settings: Settings) -> None:
-        """Raises BackendError where no bundle of these settings could be made here, ValueError for a wrong option."""
+        """Raises BackendError where no bundle of these settings could be made here, ArgumentError for a wrong
+        option."""
         return None
 
     def contents(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformer_fast.errors import ConformerFastError
+from conformer_fast.errors import ArgumentError, ArgumentTypeError, ConformerFastError
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.outputs import rebuild
 from conformer_fast.model.shapes import Pad, Shapes, check_image_size
@@ -128,29 +128,29 @@ def as_input(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.de
 
 
 def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device) -> None:
-    """Raises ValueError or TypeError, with the values, unless an engine on `device` can run `images`."""
+    """Raises ArgumentError or ArgumentTypeError, with the values, unless an engine on `device` can run `images`."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a torch tensor, got {type(images).__name__}")
+        raise ArgumentTypeError(f"images must be a torch tensor, got {type(images).__name__}")
     if not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"images must be floating point and normalized, or uint8, got {images.dtype}; see conformer_fast.preprocess"
         )
     if images.layout != torch.strided or images.is_nested:
         kind = "nested" if images.is_nested else images.layout
-        raise TypeError(f"images must be one dense tensor, got a {kind} one")
+        raise ArgumentTypeError(f"images must be one dense tensor, got a {kind} one")
     check_image_size(images, config, pad)
     if not len(images):
-        raise ValueError(f"the batch is empty: images have shape {tuple(images.shape)}")
+        raise ArgumentError(f"the batch is empty: images have shape {tuple(images.shape)}")
     if images.dtype == torch.uint8 and config.in_channels != 3:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"uint8 images are pixels of RGB pictures, this model reads {config.in_channels} channel(s); pass "
             f"floating point, normalized as it was trained"
         )
     if images.device.type != device.type or device.index not in (None, images.device.index):
         place, fix = ("the CPU", "images.cpu()") if device.type == "cpu" else (device, f"images.to('{device}')")
-        raise ValueError(f"this model is compiled for {place}, the images are on {images.device}; pass {fix}")
+        raise ArgumentError(f"this model is compiled for {place}, the images are on {images.device}; pass {fix}")
     if images.requires_grad and torch.is_grad_enabled():
-        raise ValueError("compiled models do not train: the images require a gradient; pass images.detach()")
+        raise ArgumentError("compiled models do not train: the images require a gradient; pass images.detach()")
     if device.type == "cpu" and images.is_floating_point():
         _check_finite(images)
 
@@ -163,7 +163,7 @@ def _check_finite(images: Tensor) -> None:
     if not np.isfinite(total):  # a sum of finite values may overflow: look again
         bad = int((~np.isfinite(values)).sum())
         if bad:
-            raise ValueError(f"{bad} of the images' {images.numel()} values are NaN or infinite in fp32")
+            raise ArgumentError(f"{bad} of the images' {images.numel()} values are NaN or infinite in fp32")
 
 
 def _normalized(pixels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conformer_fast.errors import BackendError
+from conformer_fast.errors import ArgumentError, BackendError
 from conformer_fast.model.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 def make(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     """The backend called `name` with these options.
 
-    Raises ValueError for an unknown name, BackendError for an option that it does not have.
+    Raises ArgumentError for an unknown name, BackendError for an option that it does not have.
     """
     check_name("backend", name, BACKENDS)
     backend: type[Any] = pkgutil.resolve_name(BACKENDS[name])
@@ -54,13 +54,15 @@ def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iter
 
     known: the names that there are, if "auto" is one
 
-    Raises ValueError for anything else, BackendError for options beside an instance.
+    Raises ArgumentError for anything else, BackendError for options beside an instance.
     """
     from .base import Backend
 
     if not isinstance(backend, Backend):
         if isinstance(backend, type) and issubclass(backend, Backend):
-            raise ValueError(f"backend {backend.__name__} is a class; give {backend.__name__}(), or its options in it")
+            raise ArgumentError(
+                f"backend {backend.__name__} is a class; give {backend.__name__}(), or its options in it"
+            )
         check_name("backend", backend, known or BACKENDS)
         return make(str(backend), options)
     if options:
@@ -71,10 +73,10 @@ def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iter
 
 
 def format_of(name: str) -> Format:
-    """Of the bundles of a backend. Raises ValueError for a name that no backend with bundles has."""
+    """Of the bundles of a backend. Raises ArgumentError for a name that no backend with bundles has."""
     form = getattr(make(name), "format", None)
     if form is None:
-        raise ValueError(f"backend {name!r} has no bundles")
+        raise ArgumentError(f"backend {name!r} has no bundles")
     return form
 
 
@@ -94,7 +96,7 @@ def choose(
     options:     of the backend's class, for one that is given by name
     device_type: "cpu" or "cuda": where it is to run; None: anywhere
 
-    Raises ValueError for an unknown name, BackendError when the backend cannot run here or there, has no such option
+    Raises ArgumentError for an unknown name, BackendError when the backend cannot run here or there, has no such option
     or the hardware lacks the precision.
     """
     check_name("precision", precision, ("auto", *PRECISIONS))
@@ -113,9 +115,9 @@ def choose(
 
 
 def check_name(kind: str, name: Any, known: Any) -> None:
-    """Raises ValueError, with the names there are, unless `name` is one of them."""
+    """Raises ArgumentError, with the names there are, unless `name` is one of them."""
     if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        raise ArgumentError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
 
 
 def _chosen(backend: Backend, precision: str, device_type: str | None, passed_over: list[str]) -> Choice:

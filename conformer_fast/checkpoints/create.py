@@ -24,7 +24,7 @@ def create_model(
                  with this package (digits); None leaves random values
     num_classes: default: what the weights file holds, else the configuration's own (1000 for the published variants)
 
-    Raises ValueError for an unknown name, CheckpointError for weights that do not fit, DownloadError if there is no
+    Raises ArgumentError for an unknown name, CheckpointError for weights that do not fit, DownloadError if there is no
     network.
     """
     config = get_config(name, num_classes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
-from ..errors import CheckpointError
+from ..errors import ArgumentError, CheckpointError
 from ..model.config import PACKAGED, VARIANTS, ConformerConfig
 from ..model.names import IN_8_BITS, PRECISIONS
 
@@ -118,20 +118,20 @@ def new_file(text: str) -> str:
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Raises ValueError, which says why and names them, if any of these options was given: it would be ignored."""
+    """Raises ArgumentError, which says why and names them, if any of these options was given: it would be ignored."""
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False, "auto")]
     if given:
-        raise ValueError(f"{why}; leave out {', '.join(given)}")
+        raise ArgumentError(f"{why}; leave out {', '.join(given)}")
 
 
 def check_quantization(options: argparse.Namespace, precisions: Collection[str]) -> None:
-    """Raises ValueError unless 8 bits and how to quantize are given together, or neither. Before any work."""
+    """Raises ArgumentError unless 8 bits and how to quantize are given together, or neither. Before any work."""
     in_8_bits = [precision for precision in precisions if precision in IN_8_BITS]
     given = "quantization" if options.quantization else "calibration" if options.calibration else None
     if given and not in_8_bits:
-        raise ValueError(f"--{given} is for {' and '.join(IN_8_BITS)}; leave it out, or ask for such a precision")
+        raise ArgumentError(f"--{given} is for {' and '.join(IN_8_BITS)}; leave it out, or ask for such a precision")
     if in_8_bits and not given:
-        raise ValueError(
+        raise ArgumentError(
             f"{in_8_bits[0]} takes its ranges from images: give --calibration DIR with some hundred pictures, or "
             f"--quantization FILE, which `conformer-fast calibrate` writes"
         )
@@ -141,7 +141,7 @@ def check_quantization(options: argparse.Namespace, precisions: Collection[str])
         made_for = cf.Quantization.load(options.quantization).precision
         if set(in_8_bits) != {made_for}:
             other = next(precision for precision in in_8_bits if precision != made_for)
-            raise ValueError(f"{options.quantization} was made for {made_for}, not for {other}; calibrate again")
+            raise ArgumentError(f"{options.quantization} was made for {made_for}, not for {other}; calibrate again")
 
 
 def quantization_of(options: argparse.Namespace, size: int) -> cf.Quantization | Pictures | None:

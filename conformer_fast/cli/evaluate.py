@@ -6,6 +6,7 @@ import argparse
 
 import conformer_fast as cf
 
+from ..errors import ArgumentError
 from .arguments import (
     ENGINE,
     MODEL,
@@ -95,7 +96,7 @@ def _from_bundle(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conf
     if options.reference is False:
         refuse(options, MODEL, "with --no-reference the bundle runs alone")
     if options.reference and not given:
-        raise ValueError("a bundle has no reference; give the --weights that it was made from")
+        raise ArgumentError("a bundle has no reference; give the --weights that it was made from")
     fast = cf.load(options.bundle, key=key_of(options.key))
     side = fast.shapes[0].height[1] if fast.shapes else usual_side(fast.config)
     return fast, model_of(options) if given else None, options.size or side

@@ -14,6 +14,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .dataset import Dataset
 from .labels import PICTURES
 
@@ -21,14 +22,14 @@ from .labels import PICTURES
 def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Pictures:
     """The pictures below a folder, `limit` of them, taken evenly from all by name so that subfolders have their share.
 
-    Raises ValueError when there is none.
+    Raises ArgumentError when there is none.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"there is no folder {folder} of pictures for calibration")
+        raise ArgumentError(f"there is no folder {folder} of pictures for calibration")
     pictures = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
     paths = sorted(path for path in pictures if not path.name.startswith("."))
     if not paths:
-        raise ValueError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
+        raise ArgumentError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
     count = min(limit, len(paths))
     return Pictures([paths[index * len(paths) // count] for index in range(count)], size, batch)
 

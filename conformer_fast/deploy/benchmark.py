@@ -80,7 +80,7 @@ def benchmark(
     rounds:       each model is called so often
     each:         is given each result as soon as it is known
 
-    Raises what `compile` raises; ValueError for an unknown model.
+    Raises what `compile` raises; ArgumentError for an unknown model.
     """
     rows = []
     batches = tuple(batches)

@@ -16,6 +16,7 @@ from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.registry import AHEAD, check_name, given
+from ..errors import ArgumentTypeError
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
@@ -53,11 +54,11 @@ def build(
     the reference, on the first of the quantization's images or else on noise.
 
     Returns the bundle's folder. Raises BackendError for what the backend cannot do, EngineError when it fails,
-    BundleError when the bundle cannot be written, ValueError for options that do not fit together or the model, and
+    BundleError when the bundle cannot be written, ArgumentError for options that do not fit together or the model, and
     for a precision whose range the model exceeds.
     """
     if isinstance(outputs, str):
-        raise TypeError(f"outputs must be a list of names, such as [{outputs!r}]")
+        raise ArgumentTypeError(f"outputs must be a list of names, such as [{outputs!r}]")
     check_name("precision", precision, PRECISIONS)
     chosen = given(backend, options)
     check_settings(Settings(chosen, precision))

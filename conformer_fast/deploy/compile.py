@@ -13,7 +13,7 @@ from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import choose
-from ..errors import BackendError
+from ..errors import ArgumentTypeError, BackendError
 from ..inference.quantization import Quantization
 from .fast_conformer import FastConformer, compiled
 from .save import on_device
@@ -52,11 +52,11 @@ def compile(
     shapes, and kept on disk.
 
     Raises BackendError when the backend, precision, device or an option cannot be had here; CheckpointError or
-    ValueError when `model` is not a Conformer or is in training mode; ValueError when only one of an 8-bit precision
-    and its quantization is given, or they do not fit; EngineError when TensorRT fails.
+    ArgumentError when `model` is not a Conformer or is in training mode; ArgumentError when only one of an 8-bit
+    precision and its quantization is given, or they do not fit; EngineError when TensorRT fails.
     """
     if isinstance(model, EngineModule):
-        raise TypeError("compile: the model is compiled already; give the one it was made from")
+        raise ArgumentTypeError("compile: the model is compiled already; give the one it was made from")
     place = _gpu_of(model) if device is None else _device(device)
     with on_device(place or "cpu"):
         chosen, precision, reason = choose(backend, precision, options, place.type if place else None)

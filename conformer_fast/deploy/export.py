@@ -12,6 +12,7 @@ from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.onnx.graph import typed_graph
 from ..engines.registry import check_name
+from ..errors import ArgumentTypeError
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
@@ -37,13 +38,13 @@ def export(
 
     Its input is "images" (B, in_channels, H, W), normalized; that and all outputs are fp32.
 
-    Raises ValueError for an unknown precision or output, an 8-bit precision without a quantization or one without the
-    other, and a model in training mode; CheckpointError for a model that is no Conformer; BackendError where onnx is
-    not installed; OSError, before any work, when there is no such folder, or when the file cannot be written.
+    Raises ArgumentError for an unknown precision or output, an 8-bit precision without a quantization or one without
+    the other, and a model in training mode; CheckpointError for a model that is no Conformer; BackendError where onnx
+    is not installed; OSError, before any work, when there is no such folder, or when the file cannot be written.
     """
     path = Path(file)
     if isinstance(outputs, str):
-        raise TypeError(f"outputs must be a list of names, such as [{outputs!r}]")
+        raise ArgumentTypeError(f"outputs must be a list of names, such as [{outputs!r}]")
     check_name("precision", precision, PRECISIONS)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")

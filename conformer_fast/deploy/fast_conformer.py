@@ -16,7 +16,7 @@ from ..checkpoints.adopt import Model, Source, adopt
 from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
-from ..errors import BundleError, ConformerFastError
+from ..errors import ArgumentError, BundleError, ConformerFastError
 from ..model.class_names import labels_for
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM
@@ -87,7 +87,7 @@ class FastConformer(EngineModule):
 
         reference: the model that it was made from, anything that `compile` takes; a compiled model has its own
 
-        Raises ValueError without a reference, or if it is another model than the one that this was made from.
+        Raises ArgumentError without a reference, or if it is another model than the one that this was made from.
         """
         from ..verification.verify import verify
 
@@ -97,17 +97,17 @@ class FastConformer(EngineModule):
         elif given is not None:
             report = verify(self, images, given)
         else:
-            raise ValueError("verify: a loaded model has no reference; give the model that it was made from")
+            raise ArgumentError("verify: a loaded model has no reference; give the model that it was made from")
         print(report)
         return report
 
     def _checked(self, given: Model) -> Conformer:
-        """The reference of the model that this was made from. Raises ValueError if it is another."""
+        """The reference of the model that this was made from. Raises ArgumentError if it is another."""
         reference = adopt(given).reference
         if reference.config != self.config:
-            raise ValueError(f"verify: this was made from a {self.config}, the model is a {reference.config}")
+            raise ArgumentError(f"verify: this was made from a {self.config}, the model is a {reference.config}")
         if weights_sha256(reference) != self.identity["weights"]:
-            raise ValueError("verify: this was made from other weights than this model's")
+            raise ArgumentError("verify: this was made from other weights than this model's")
         return reference
 
     def predict(self, paths: Sequence[str | os.PathLike[str]], topk: int = 5, size: int | None = None) -> Predictions:
@@ -115,7 +115,7 @@ class FastConformer(EngineModule):
 
         topk: classes of each; size: side of the model's input in pixels, default: what the engine or the model is for
 
-        Raises ValueError for a model without heads or channels for pictures.
+        Raises ArgumentError for a model without heads or channels for pictures.
         """
         from .predict import predict
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engines.module import EngineModule
-from ..errors import ImageError
+from ..errors import ArgumentError, ArgumentTypeError, ImageError
 from ..model.outputs import LOGITS, SUM
 from ..model.shapes import usual_side
 from ..preprocessing.cpu import load_batch
@@ -61,11 +61,11 @@ def predict(
     topk:   classes of each picture; all of them if the model has fewer
     size:   side of the model's input in pixels; default: what the engine is tuned for, or the model was trained on
 
-    Raises ValueError when topk or size is not positive, for a model without scores or that reads no pictures, for a
-    size that it does not take, and when a score is NaN or infinite; TypeError for a single path.
+    Raises ArgumentError when topk or size is not positive, for a model without scores or that reads no pictures, for a
+    size that it does not take, and when a score is NaN or infinite; ArgumentTypeError for a single path.
     """
     if isinstance(paths, str | os.PathLike):
-        raise TypeError(f"paths must be a list, such as [{os.fspath(paths)!r}]")
+        raise ArgumentTypeError(f"paths must be a list, such as [{os.fspath(paths)!r}]")
     _check(model, topk)
     if size is None:
         size = model.shapes[0].height[1] if model.shapes else usual_side(model.config)
@@ -90,11 +90,13 @@ def predict(
 
 def _check(model: EngineModule, topk: int) -> None:
     if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}")
+        raise ArgumentError(f"topk must be at least 1, got {topk}")
     if not (set(LOGITS) <= set(model.outputs) or SUM in model.outputs):
-        raise ValueError(f"the model returns {', '.join(model.outputs)}; predict needs {', '.join(LOGITS)} or {SUM}")
+        raise ArgumentError(f"the model returns {', '.join(model.outputs)}; predict needs {', '.join(LOGITS)} or {SUM}")
     if model.config.in_channels != 3:
-        raise ValueError(f"pictures have 3 channels, the model reads {model.config.in_channels}; predict cannot run it")
+        raise ArgumentError(
+            f"pictures have 3 channels, the model reads {model.config.in_channels}; predict cannot run it"
+        )
 
 
 def _loaded(path: str, size: int) -> Tensor | ImageError:
@@ -109,7 +111,7 @@ def _top(model: EngineModule, images: Tensor, labels: Sequence[str], topk: int) 
     values = dict(zip(model.outputs, model.run(images), strict=True))
     logits = values[SUM] if SUM in values else values[LOGITS[0]] + values[LOGITS[1]]
     if not logits.isfinite().all():
-        raise ValueError(
+        raise ArgumentError(
             "the model's scores are NaN or infinite, beyond the precision's range; use bf16 or fp32, or check the "
             "weights"
         )

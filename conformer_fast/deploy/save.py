@@ -17,7 +17,7 @@ from ..bundles.manifest import LABELS, Manifest
 from ..checkpoints.adopt import Source
 from ..engines.base import Engine, Settings
 from ..engines.registry import choose, with_bundles
-from ..errors import BackendError
+from ..errors import ArgumentError, ArgumentTypeError, BackendError
 from ..model.class_names import labels_for
 from ..model.config import ConformerConfig
 from ..model.digest import weights_sha256
@@ -47,7 +47,7 @@ def save(
                   default: noise
 
     Raises BackendError where such an engine has no bundle, BundleError when it cannot be written, EngineError when
-    there is no engine, ValueError for labels that do not fit the model or a precision whose range the model exceeds.
+    there is no engine, ArgumentError for labels that do not fit the model or a precision whose range the model exceeds.
     """
     backend, reference, outputs = settings.backend, source.reference, source.outputs
     check_settings(settings)
@@ -62,7 +62,7 @@ def save(
     files = dict(contents.files)
     scored = bool({*LOGITS, SUM} & set(outputs))
     if labels is not None and not scored:
-        raise ValueError(f"labels are for scores, and the model returns {', '.join(outputs)}; leave them out")
+        raise ArgumentError(f"labels are for scores, and the model returns {', '.join(outputs)}; leave them out")
     if scored:
         files[LABELS] = label_lines(labels or labels_for(reference.config))
     manifest = Manifest(
@@ -113,19 +113,19 @@ def _preprocessing() -> dict[str, Any]:
 
 
 def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
-    """Raises ValueError unless there is one name, of one line, for each class of the model; None is left to us."""
+    """Raises ArgumentError unless there is one name, of one line, for each class of the model; None is left to us."""
     if labels is None:
         return
     if isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise TypeError(f"labels must be a list of names, got {labels!r}")
+        raise ArgumentTypeError(f"labels must be a list of names, got {labels!r}")
     if len(labels) != config.num_classes:
-        raise ValueError(
+        raise ArgumentError(
             f"{len(labels)} labels for a model of {config.num_classes} classes; give one for each, in order"
         )
     broken = [label for label in labels if not isinstance(label, str) or label.splitlines() != [label]]
     broken = broken or [label for label in labels if label != label.encode(errors="ignore").decode()]
     if broken:
-        raise ValueError(f"a label must be one line of text, got {broken[0]!r}")
+        raise ArgumentError(f"a label must be one line of text, got {broken[0]!r}")
 
 
 def label_lines(labels: Sequence[str]) -> bytes:

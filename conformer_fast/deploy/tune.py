@@ -63,8 +63,8 @@ def tune(
 
     The table of this GPU is written after each model and batch, so little is lost if this is interrupted.
 
-    Raises BackendError where the kernels or the precision cannot be had, ValueError for an unknown name, OSError when
-    the table cannot be written.
+    Raises BackendError where the kernels or the precision cannot be had, ArgumentError for an unknown name, OSError
+    when the table cannot be written.
     """
     choice = choose(TUNED, precision)
     from ..engines.triton import tuning

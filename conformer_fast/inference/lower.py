@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import ArgumentError
 from ..model.config import ConformerConfig
 from ..model.precision import DTYPES
 from ..model.reference import Conformer
@@ -27,11 +28,11 @@ def lower(
     precision:    of products and maps, as `in_precision` takes it: "fp32", "bf16" or "fp16"; None leaves every type
     quantization: which products are in 8 bits, and how
 
-    Raises ValueError if any part is in training mode, as its batch norms would then not be the ones folded, and for
+    Raises ArgumentError if any part is in training mode, as its batch norms would then not be the ones folded, and for
     outputs or products that the model does not have.
     """
     if any(part.training for part in reference.modules()):
-        raise ValueError("lower: the model, or a part of it, is in training mode; call model.eval() first")
+        raise ArgumentError("lower: the model, or a part of it, is in training mode; call model.eval() first")
     with torch.no_grad():
         network = InferenceConformer(reference).requires_grad_(False).eval()
     if outputs is not None:

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..model.outputs import LOGITS, SUM, feature_names
 from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
 from . import ops
@@ -62,13 +63,13 @@ class InferenceConformer(nn.Module):
     def with_outputs(self, outputs: Sequence[str]) -> InferenceConformer:
         """A copy that returns these outputs. It shares the weights' memory, and casts or moves leave this model alone.
 
-        Raises ValueError for an unknown name, a name given twice, or none.
+        Raises ArgumentError for an unknown name, a name given twice, or none.
         """
         unknown = [name for name in outputs if name not in self.output_names]
         if unknown:
-            raise ValueError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
+            raise ArgumentError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
         if len(set(outputs)) != len(outputs) or not outputs:
-            raise ValueError(f"outputs must be one or more different names, got {list(outputs)}")
+            raise ArgumentError(f"outputs must be one or more different names, got {list(outputs)}")
         other = copy.deepcopy(self, {id(weight): weight for weight in self.buffers()})
         other.outputs = tuple(outputs)
         return other
@@ -79,10 +80,10 @@ class InferenceConformer(nn.Module):
         The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
         it again. Convolutions keep their weights in the memory order of channels-last maps.
 
-        Raises ValueError for a model with products in 8 bits, whose numbers were chosen for the type around them.
+        Raises ArgumentError for a model with products in 8 bits, whose numbers were chosen for the type around them.
         """
         if any(isinstance(part, Weights) and part.scales() for part in self.modules()):
-            raise ValueError(
+            raise ArgumentError(
                 "in_precision: the model has products in 8 bits; call in_precision() first, then quantized()"
             )
         return copy.deepcopy(self)._cast(dtype)
@@ -109,18 +110,18 @@ class InferenceConformer(nn.Module):
 
         factors: by the product's name, "trans_1.qkv" or "trans_1.fc1"
 
-        Raises ValueError for other products, and unless the factors are one positive number for each channel.
+        Raises ArgumentError for other products, and unless the factors are one positive number for each channel.
         """
         other = copy.deepcopy(self)
         for name, values in factors.items():
             owner, _, product = name.rpartition(".")
             block = other.get_submodule(owner) if name in self.quantizable else None
             if product not in READ_A_NORM or not isinstance(block, InferenceTransformer):
-                raise ValueError(
+                raise ArgumentError(
                     f"smoothed: {name} is no product that reads a layer norm; were the factors made for another model?"
                 )
             if len(values) != self.config.embed_dim or not all(0 < value < math.inf for value in values):
-                raise ValueError(
+                raise ArgumentError(
                     f"smoothed: {name} takes {self.config.embed_dim} positive factors, got {len(values)} of which the "
                     f"least is {min(values, default=0)}; were they made for another model?"
                 )
@@ -133,13 +134,13 @@ class InferenceConformer(nn.Module):
 
         What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
 
-        Raises ValueError for ranges of products that the model does not have, or has in 8 bits already.
+        Raises ArgumentError for ranges of products that the model does not have, or has in 8 bits already.
         """
         names = self.quantizable
         adding = [name for name in names if name.endswith(".conv3")]
         unknown = set(quantization.ranges) - {*names, *map(addend_of, adding)}
         if unknown:
-            raise ValueError(
+            raise ArgumentError(
                 f"quantized: the model has no products {sorted(unknown)}; were the ranges measured on another one? "
                 f"It has {', '.join(names)}"
             )
@@ -210,9 +211,10 @@ class Weights(nn.Module):
         return {name: self.get_buffer(name) for name in self._scales}
 
     def quantize(self, name: str, quantization: Quantization) -> None:
-        """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ValueError if it is already."""
+        """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ArgumentError if it is
+        already."""
         if self._scales:
-            raise ValueError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
+            raise ArgumentError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
         dtype, device = self.weight.dtype, self.weight.device
         order = torch.channels_last if self.weight.ndim == 4 else torch.contiguous_format
         numbers, scale = quantization.weight(self.weight, axis=0)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..model.functional import stored
 from ..model.precision import FORMATS
 from ..storage.atomic import replace_file
@@ -94,21 +95,23 @@ class Quantization:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Quantization:
-        """What `save` wrote. Raises OSError when it cannot be read, ValueError when it is anything else."""
+        """What `save` wrote. Raises OSError when it cannot be read, ArgumentError when it is anything else."""
         try:
             values = json.loads(Path(file).read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files") from error
+            raise ArgumentError(
+                f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files"
+            ) from error
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
-            raise ValueError(
+            raise ArgumentError(
                 f"{file} is no quantization: its format is {found!r}, not {FORMAT!r}; "
                 f"`conformer-fast calibrate -o` writes such files"
             )
         try:
             return _quantization(values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} is a damaged quantization ({error!r}); calibrate again") from error
+            raise ArgumentError(f"{file} is a damaged quantization ({error!r}); calibrate again") from error
 
 
 def usually_stored(product: str, precision: str) -> bool:
@@ -128,7 +131,7 @@ def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tenso
 
 def _quantization(values: dict[str, Any]) -> Quantization:
     if values["precision"] not in FORMATS:
-        raise ValueError(f"precision {values['precision']!r} is none of {', '.join(FORMATS)}")
+        raise ArgumentError(f"precision {values['precision']!r} is none of {', '.join(FORMATS)}")
     ranges = {name: _number(value) for name, value in values["ranges"].items()}
     smoothing = {name: tuple(map(_number, factors)) for name, factors in values["smoothing"].items()}
     return Quantization(values["precision"], ranges, smoothing, dict(values["origin"]))
@@ -137,5 +140,5 @@ def _quantization(values: dict[str, Any]) -> Quantization:
 def _number(value: Any) -> float:
     number = float(value)
     if isinstance(value, bool | str) or not 0 <= number < math.inf:
-        raise ValueError(f"{value!r} is no magnitude")
+        raise ArgumentError(f"{value!r} is no magnitude")
     return number

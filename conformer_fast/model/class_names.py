@@ -17,7 +17,7 @@ def labels_for(model: str | ConformerConfig) -> list[str]:
     """One name per class of a model's name or configuration, in the order of its scores.
 
     The digits model has "0" ... "9", any other of 1000 classes ImageNet's names, the rest "class 0", "class 1", ...
-    Raises ValueError for an unknown model name.
+    Raises ArgumentError for an unknown model name.
     """
     config = get_config(model)
     if config == PACKAGED["digits"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+from ..errors import ArgumentError
+
 STEM_CHANNELS = 64
 HEAD_DIM = 64  # of every published variant; what a checkpoint alone implies for the number of heads
 EXPANSION = 4  # a bottleneck's outer channels / its inner channels
@@ -11,7 +13,7 @@ EXPANSION = 4  # a bottleneck's outer channels / its inner channels
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """Sizes of one Conformer. Raises ValueError when they do not fit together.
+    """Sizes of one Conformer. Raises ArgumentError when they do not fit together.
 
     patch_size:    pixels per token side; a multiple of 16, because the token grid is shared by maps of stride 4, 8, 16
     channel_ratio: CNN channels of stage 1, 2, 3 are 64, 128, 256 times this
@@ -32,13 +34,13 @@ class ConformerConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"ConformerConfig: {name} must be a positive integer, got {value!r}")
+                raise ArgumentError(f"ConformerConfig: {name} must be a positive integer, got {value!r}")
         if self.depth % 3:
-            raise ValueError(f"ConformerConfig: depth must be a multiple of 3 (three stages), got {self.depth}")
+            raise ArgumentError(f"ConformerConfig: depth must be a multiple of 3 (three stages), got {self.depth}")
         if self.patch_size % 16:
-            raise ValueError(f"ConformerConfig: patch_size must be a multiple of 16, got {self.patch_size}")
+            raise ArgumentError(f"ConformerConfig: patch_size must be a multiple of 16, got {self.patch_size}")
         if self.embed_dim % self.num_heads:
-            raise ValueError(
+            raise ArgumentError(
                 f"ConformerConfig: embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
             )
 
@@ -87,7 +89,7 @@ PACKAGED = {
 def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> ConformerConfig:
     """The configuration called `name`, or `name` itself, with another class count if given.
 
-    Raises ValueError, with the names there are, when there is no such variant.
+    Raises ArgumentError, with the names there are, when there is no such variant.
     """
     known = VARIANTS | PACKAGED
     if isinstance(name, ConformerConfig):
@@ -95,5 +97,5 @@ def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> C
     elif name in known:
         config = known[name]
     else:
-        raise ValueError(f"unknown Conformer {name!r}; choose one of {', '.join(known)} or pass a ConformerConfig")
+        raise ArgumentError(f"unknown Conformer {name!r}; choose one of {', '.join(known)} or pass a ConformerConfig")
     return config if num_classes is None else replace(config, num_classes=num_classes)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from .config import EXPANSION, STEM_CHANNELS, ConformerConfig
 from .functional import attention
 from .shapes import Pad, check_image_size
@@ -167,14 +168,14 @@ class ConvTransBlock(nn.Module):
 class Conformer(nn.Module):
     """The vision Conformer: images (B, in_channels, H, W) -> ConformerOutput, or ConformerFeatures with features_only.
 
-    pad="stem" extends the stem map with zeros to whole tokens, as mmpretrain does; pad="none" raises ValueError then.
-    A features_only model has neither heads nor the norm before them.
+    pad="stem" extends the stem map with zeros to whole tokens, as mmpretrain does; pad="none" raises ArgumentError
+    then. A features_only model has neither heads nor the norm before them.
     """
 
     def __init__(self, config: ConformerConfig, features_only: bool = False, pad: Pad = "stem") -> None:
         super().__init__()
         if pad not in ("stem", "none"):
-            raise ValueError(f"pad must be 'stem' or 'none', got {pad!r}")
+            raise ArgumentError(f"pad must be 'stem' or 'none', got {pad!r}")
         self.config, self.features_only, self.pad = config, features_only, pad
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.conv1 = nn.Conv2d(config.in_channels, STEM_CHANNELS, 7, stride=2, padding=3, bias=False)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .config import DIGITS_SIDE, PACKAGED, ConformerConfig
 
 Range = tuple[int, int, int]
@@ -21,7 +22,7 @@ SIDE = 224  # pixels of the images that published models are trained on
 class Shapes:
     """Batch, height and width, each (smallest, the one the engine is tuned for, largest).
 
-    Raises ValueError unless they are whole numbers, at least 1, that do not fall.
+    Raises ArgumentError unless they are whole numbers, at least 1, that do not fall.
     """
 
     batch: Range = (1, 8, 64)
@@ -32,7 +33,7 @@ class Shapes:
         for name, limits in self._limits():
             whole = isinstance(limits, tuple) and len(limits) == 3 and all(type(limit) is int for limit in limits)
             if not whole or not 1 <= limits[0] <= limits[1] <= limits[2]:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} of shapes must be a tuple of three whole numbers, at least 1, that do not fall "
                     f"(smallest, tuned for, largest), such as (1, 8, 64); got {limits!r}"
                 )
@@ -45,9 +46,11 @@ class Shapes:
         return smallest, tuned, largest
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises ValueError if images of `shape`, (B, C, H, W), are outside; it names the shapes that hold them."""
+        """Raises ArgumentError if images of `shape`, (B, C, H, W), are outside; it names the shapes that hold them."""
         if len(shape) != 4 or min(shape) < 1:
-            raise ValueError(f"images must be (batch, channels, height, width) and not empty, got shape {tuple(shape)}")
+            raise ArgumentError(
+                f"images must be (batch, channels, height, width) and not empty, got shape {tuple(shape)}"
+            )
         sizes = {"batch": shape[0], "height": shape[2], "width": shape[3]}
         if all(low <= sizes[name] <= high for name, (low, _, high) in self._limits()):
             return
@@ -58,7 +61,7 @@ class Shapes:
             name: (min(low, sizes[name]), tuned, max(high, sizes[name])) for name, (low, tuned, high) in self._limits()
         }
         needed = ", ".join(f"{name}={limits}" for name, limits in wider.items())
-        raise ValueError(
+        raise ArgumentError(
             f"images of shape {tuple(shape)} do not fit the engine, which takes {taken}; "
             f"build it again with Shapes({needed})"
         )
@@ -69,10 +72,10 @@ class Shapes:
 
     @classmethod
     def from_json(cls, value: Any) -> Shapes:
-        """The shapes that `to_json` wrote. Raises ValueError for anything else."""
+        """The shapes that `to_json` wrote. Raises ArgumentError for anything else."""
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names:
-            raise ValueError(f"shapes must have {', '.join(sorted(names))}, got {value!r}")
+            raise ArgumentError(f"shapes must have {', '.join(sorted(names))}, got {value!r}")
         return cls(**{name: tuple(limits) if isinstance(limits, list) else limits for name, limits in value.items()})
 
     def _limits(self) -> tuple[tuple[str, Range], ...]:
@@ -80,7 +83,7 @@ class Shapes:
 
 
 def check_shapes(several: Sequence[Shapes], config: ConformerConfig, pad: Pad) -> None:
-    """Raises ValueError when the model takes no images of its sizes."""
+    """Raises ArgumentError when the model takes no images of its sizes."""
     for shapes in several:
         for shape in shapes.with_channels(config.in_channels):
             check_image_size(torch.empty(shape, device="meta"), config, pad)
@@ -100,18 +103,18 @@ def usual_shapes(config: ConformerConfig) -> Shapes:
 
 
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:
-    """Raises ValueError unless `images` is (B, in_channels, H, W) of a size that the strides and `pad` allow."""
+    """Raises ArgumentError unless `images` is (B, in_channels, H, W) of a size that the strides and `pad` allow."""
     if images.ndim != 4 or images.shape[1] != config.in_channels:
-        raise ValueError(
+        raise ArgumentError(
             f"images must have shape (batch, {config.in_channels}, height, width), got {tuple(images.shape)}"
         )
     H, W = images.shape[-2:]
     patch = config.patch_size
     if patch > H or patch > W:
-        raise ValueError(f"images are {H}x{W}, smaller than one {patch}x{patch} patch; resize them first")
+        raise ArgumentError(f"images are {H}x{W}, smaller than one {patch}x{patch} patch; resize them first")
     stem = tuple(-(-size // 4) for size in (H, W))  # two layers of stride 2, each rounding up
     if pad == "none" and any(size % config.stem_stride for size in stem):
-        raise ValueError(
+        raise ArgumentError(
             f"a {H}x{W} image gives a {stem[0]}x{stem[1]} stem map, which is not whole {patch}x{patch} patches; "
             f"resize to multiples of {patch} or build the model with pad='stem'"
         )

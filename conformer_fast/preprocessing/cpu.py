@@ -24,7 +24,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import ImageError
+from ..errors import ArgumentError, ImageError
 
 try:
     from .. import _C
@@ -78,7 +78,7 @@ class Cut(NamedTuple):
 def preprocess(image: Image.Image, size: int = 224) -> Tensor:
     """One picture as the network's input: float32, (3, size, size).
 
-    Raises ImageError when it has no RGB form or is too long to be resized, ValueError when size is not positive.
+    Raises ImageError when it has no RGB form or is too long to be resized, ArgumentError when size is not positive.
     """
     out = _empty(1, size, torch.float32, channels_last=False)
     _fill(out, [cut_of(image, size)], 1)
@@ -99,11 +99,11 @@ def preprocess_batch(
     channels_last: in PyTorch's memory format of that name, as convolutions on a GPU want it.
     threads:       at most so many; PyTorch's number if None. The result does not depend on it.
 
-    Raises ImageError, which says which picture it is, as preprocess() does; ValueError for no pictures, another dtype,
-    or a size or a number of threads that is not positive.
+    Raises ImageError, which says which picture it is, as preprocess() does; ArgumentError for no pictures, another
+    dtype, or a size or a number of threads that is not positive.
     """
     if not images:
-        raise ValueError("preprocess_batch got no pictures; give at least one")
+        raise ArgumentError("preprocess_batch got no pictures; give at least one")
     out = _empty(len(images), size, dtype, channels_last)
     _fill(out, cuts_of(images, size), _threads(threads))
     return out
@@ -114,10 +114,10 @@ def load_batch(paths: Sequence[str | os.PathLike[str]], size: int = 224, *, thre
 
     threads: that read, decode and resize, at most; PyTorch's number if None. The result does not depend on it.
 
-    Raises ImageError for the first file that cannot be used, ValueError for no paths or a size that is not positive.
+    Raises ImageError for the first file that cannot be used, ArgumentError for no paths or a size that is not positive.
     """
     if not paths:
-        raise ValueError("load_batch got no paths; give at least one image file")
+        raise ArgumentError("load_batch got no paths; give at least one image file")
     out = _empty(len(paths), size, torch.float32, channels_last=False)
 
     def load(index: int) -> None:
@@ -188,9 +188,9 @@ def _normalize(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _empty(count: int, size: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
     if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+        raise ArgumentError(f"size must be at least 1 pixel, got {size}")
     if dtype not in DTYPES:
-        raise ValueError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
+        raise ArgumentError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty((count, 3, size, size), dtype=dtype, device="cpu", memory_format=memory_format)
 
@@ -246,7 +246,7 @@ def _threads(threads: int | None) -> int:
     if threads is None:
         return torch.get_num_threads()
     if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+        raise ArgumentError(f"threads must be at least 1, got {threads}")
     return threads
 
 

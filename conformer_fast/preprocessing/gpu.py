@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .cpu import DTYPES, Cut, cuts_of, level_values
 
 PRECISION_BITS = 22  # weights are multiples of 2^-22, as Pillow's
@@ -33,7 +34,7 @@ def preprocess_on_gpu(
 
     dtype: float32, float16 or bfloat16; uint8 gives the pixels before normalization. Equals preprocess_batch().
 
-    Raises ImageError as preprocess_batch() does, ValueError for no pictures, a size that is not positive, or another
+    Raises ImageError as preprocess_batch() does, ArgumentError for no pictures, a size that is not positive, or another
     dtype or device, ImportError without Triton.
     """
     try:
@@ -45,13 +46,13 @@ def preprocess_on_gpu(
 
     device = torch.device(device)
     if device.type != "cuda" and not triton.knobs.runtime.interpret:
-        raise ValueError(f"preprocess_on_gpu needs a CUDA device, got {device}; preprocess_batch runs on the CPU")
+        raise ArgumentError(f"preprocess_on_gpu needs a CUDA device, got {device}; preprocess_batch runs on the CPU")
     if not images:
-        raise ValueError("preprocess_on_gpu got no pictures; give at least one")
+        raise ArgumentError("preprocess_on_gpu got no pictures; give at least one")
     if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
+        raise ArgumentError(f"size must be at least 1 pixel, got {size}")
     if dtype not in DTYPES:
-        raise ValueError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
+        raise ArgumentError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
 
     cuts = cuts_of(images, size)
     tables = _Tables()

@@ -18,6 +18,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from conformer_fast.errors import ArgumentTypeError
+
 OPSET = 20  # LayerNormalization (17), FP8 Q/DQ (19) and Gelu (20); read by TensorRT 10.12 and OpenVINO 2025.4
 OPSET_BF16 = 22  # the first whose convolutions and pools take bfloat16
 IR_VERSION = 10
@@ -60,7 +62,7 @@ class TypedGraph:
     ) -> str:
         """Adds a node and returns the name of its output, which has the first input's type unless `dtype` is given.
 
-        Raises TypeError when it would mix floating point types, which ONNX does not.
+        Raises ArgumentTypeError when it would mix floating point types, which ONNX does not.
         """
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         self._check_types(op, names)
@@ -150,13 +152,13 @@ class TypedGraph:
             return
         mixed = {self._types[name] for name in names if name and self._types[name].is_floating_point}
         if len(mixed) > 1:
-            raise TypeError(f"{op} of {', '.join(names)} would mix {_names(mixed)}; cast first")
+            raise ArgumentTypeError(f"{op} of {', '.join(names)} would mix {_names(mixed)}; cast first")
 
 
 def _element_type(dtype: torch.dtype) -> int:
-    """ONNX's number for it. Raises TypeError for a type that no engine has."""
+    """ONNX's number for it. Raises ArgumentTypeError for a type that no engine has."""
     if dtype not in ELEMENT_TYPES:
-        raise TypeError(f"engines take no {dtype}; give the model in one of {_names(ELEMENT_TYPES)}")
+        raise ArgumentTypeError(f"engines take no {dtype}; give the model in one of {_names(ELEMENT_TYPES)}")
     return ELEMENT_TYPES[dtype]
 
 

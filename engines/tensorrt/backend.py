@@ -13,7 +13,7 @@ import torch
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import BackendError, BundleError, EngineError, EngineMismatchError
+from conformer_fast.errors import ArgumentTypeError, BackendError, BundleError, EngineError, EngineMismatchError
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes, check_shapes, usual_shapes
@@ -55,7 +55,7 @@ class TensorRT(Backend):
 
     def __post_init__(self) -> None:
         if isinstance(self.targets, str):
-            raise TypeError(f"targets must be a list of names, such as [{self.targets!r}]")
+            raise ArgumentTypeError(f"targets must be a list of names, such as [{self.targets!r}]")
         shapes = (self.shapes,) if isinstance(self.shapes, Shapes) else tuple(self.shapes)
         object.__setattr__(self, "shapes", shapes)
         object.__setattr__(self, "targets", tuple(self.targets))

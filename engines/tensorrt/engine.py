@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_fast.errors import EngineError
+from conformer_fast.errors import ArgumentError, EngineError
 from conformer_fast.model.shapes import Shapes
 
 from ..cuda import OUT_OF_MEMORY, RECORDING, GPUMemoryError, bucket
@@ -49,7 +49,7 @@ class TensorRTEngine:
                    call that needs it
 
     A batch runs in the next larger `bucket`, or the profile's largest. Calls at the same time need working memory each,
-    which is kept for later ones as long as the engine lives. Calls raise ValueError for a shape outside all
+    which is kept for later ones as long as the engine lives. Calls raise ArgumentError for a shape outside all
     profiles, GPUMemoryError without memory for it. Both they and the constructor raise EngineError, with what TensorRT
     said, when it fails.
     """
@@ -129,7 +129,7 @@ class _Plan:
             self._kernels = self._read_kernels() if flavor.has_runtime_cache else None
 
     def key(self, shape: Sequence[int]) -> Key:
-        """What runs images of this shape. Raises ValueError, with the limits, where no profile admits it."""
+        """What runs images of this shape. Raises ArgumentError, with the limits, where no profile admits it."""
         refusals = []
         for index, profile in enumerate(self.profiles):
             try:
@@ -138,7 +138,7 @@ class _Plan:
                 refusals.append(str(refusal))
             else:
                 return index, min(bucket(shape[0]), profile.batch[2]), shape[2], shape[3]
-        raise ValueError("; or: ".join(refusals))
+        raise ArgumentError("; or: ".join(refusals))
 
     def context(self) -> Any:
         """A new execution context, which has yet to be given its memory."""

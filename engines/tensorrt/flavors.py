@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from conformer_fast.errors import BackendError, EngineError
+from conformer_fast.errors import ArgumentError, BackendError, EngineError
 
 from . import FLAVORS
 
@@ -90,10 +90,10 @@ class Flavor:
 def get_flavor(name: str = "auto") -> Flavor:
     """The installed TensorRT of that name; "auto": TensorRT if there is one and a GPU, else TensorRT-RTX.
 
-    Raises ValueError for an unknown name, BackendError if it is not installed, too old or cannot be imported.
+    Raises ArgumentError for an unknown name, BackendError if it is not installed, too old or cannot be imported.
     """
     if name not in ("auto", *FLAVORS):
-        raise ValueError(f"unknown flavor {name!r} of TensorRT; choose one of {', '.join(('auto', *FLAVORS))}")
+        raise ArgumentError(f"unknown flavor {name!r} of TensorRT; choose one of {', '.join(('auto', *FLAVORS))}")
     modules = {known: _module_name(known) for known in FLAVORS}
     if name == "auto":
         if not any(modules.values()):

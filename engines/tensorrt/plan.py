@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from conformer_fast.errors import BackendError
+from conformer_fast.errors import ArgumentError, BackendError
 from conformer_fast.model.names import PRECISIONS
 from conformer_fast.model.shapes import Shapes
 
@@ -39,7 +39,7 @@ def engine_from_onnx(
     """
     check_options(flavor, targets, precision)
     if not several:
-        raise ValueError("an engine needs the shapes that it is to take; none were given")
+        raise ArgumentError("an engine needs the shapes that it is to take; none were given")
     log, progress = Log(flavor), _Progress(flavor)
     with progress.shown():
         # Nothing is raised where TensorRT's objects are: a traceback would keep them alive.
@@ -52,10 +52,10 @@ def engine_from_onnx(
 
 
 def check_options(flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16") -> None:
-    """Refuses what cannot be built: ValueError for a name that does not exist, BackendError for what this flavor or
+    """Refuses what cannot be built: ArgumentError for a name that does not exist, BackendError for what this flavor or
     this machine cannot do."""
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        raise ArgumentError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     oldest = flavor.oldest.get(precision, 0)
     too_old = [target for target in targets_of(flavor, targets) if capability(target) < oldest]
     if too_old:
@@ -68,7 +68,7 @@ def check_options(flavor: Flavor, targets: Sequence[str] = (), precision: str = 
 def targets_of(flavor: Flavor, targets: Sequence[str] = ()) -> tuple[str, ...]:
     """What an engine will be for: `targets` by age and without repeats, else the compute capability of the GPU here.
 
-    Raises ValueError for a name that is not like "sm86", BackendError for a target that cannot be built for.
+    Raises ArgumentError for a name that is not like "sm86", BackendError for a target that cannot be built for.
     """
     names = sorted({_target(name) for name in targets}, key=capability)
     here = gpu_target()
@@ -98,7 +98,7 @@ def targets_of(flavor: Flavor, targets: Sequence[str] = ()) -> tuple[str, ...]:
 
 def _target(name: str) -> str:
     if not re.fullmatch(r"sm\d{2,3}", name.lower()):
-        raise ValueError(f'a target is a compute capability written like "sm86" for 8.6, got {name!r}')
+        raise ArgumentError(f'a target is a compute capability written like "sm86" for 8.6, got {name!r}')
     return name.lower()
 
 

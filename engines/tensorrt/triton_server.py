@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conformer_fast.bundles.folder import read_bundle
 from conformer_fast.bundles.manifest import Manifest
-from conformer_fast.errors import BundleError
+from conformer_fast.errors import ArgumentError, BundleError
 from conformer_fast.model.config import EXPANSION, ConformerConfig
 from conformer_fast.model.outputs import LOGITS, SUM
 from conformer_fast.model.shapes import Range, Shapes
@@ -42,12 +42,12 @@ def write_model(
     key:        the bundle's HMAC key, if that is to be verified
 
     Raises BundleError when the bundle is damaged, is not TensorRT's or takes no single images, or the repository has
-    such a model or cannot be written; ValueError for a name or number that cannot be.
+    such a model or cannot be written; ArgumentError for a name or number that cannot be.
     """
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ValueError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
+        raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
     if instances < 1:
-        raise ValueError(f"instances must be at least 1, got {instances}")
+        raise ArgumentError(f"instances must be at least 1, got {instances}")
     read = read_bundle(bundle, format_of, key)
     manifest = read.manifest
     kind = manifest.runtime.get("flavor", manifest.backend)

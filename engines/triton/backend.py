@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import BundleError, EngineMismatchError
+from conformer_fast.errors import ArgumentError, BundleError, EngineMismatchError
 from conformer_fast.inference.lower import blank, lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
@@ -146,7 +146,8 @@ def _same_versions(manifest: Manifest) -> bool:
 
 
 def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> InferenceConformer:
-    """The inference model of these weights, without copying them. Raises ValueError if they are not such a model's."""
+    """The inference model of these weights, without copying them. Raises ArgumentError if they are not such a
+    model's."""
     heads, norm = "conv_head.weight" in tensors, "norm.weight" in tensors
     model = blank(manifest.config, DTYPES[around(manifest.precision)], heads=heads, norm=norm)
     if manifest.precision in FORMATS:
@@ -157,7 +158,7 @@ def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Inferenc
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        raise ValueError(
+        raise ArgumentError(
             f"{len(wrong)} weights differ; {wrong[0]} is {found.get(wrong[0])}, must be {expected.get(wrong[0])}"
         )
     ordered = {  # as in_precision orders them

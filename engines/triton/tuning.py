@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
+from conformer_fast.errors import ArgumentError
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.chips import chip_of
@@ -328,7 +329,7 @@ def load(gpu: str) -> dict[str, Choice]:
         if content is not None:
             return _parsed(content, gpu, str(file))["choices"]
         if file.exists():
-            raise ValueError(f"{file} has no {file.name}{SUFFIX} beside it, where its sha256 is")
+            raise ArgumentError(f"{file} has no {file.name}{SUFFIX} beside it, where its sha256 is")
         return {}
     except ValueError as error:
         warnings.warn(f"the tuned table is not used: {error}; `conformer-fast tune` makes a new one", stacklevel=2)
@@ -389,14 +390,14 @@ ENTRIES = ("choices", "times_us", "dropped")
 
 
 def _parsed(content: bytes, gpu: str, where: str) -> dict[str, Any]:
-    """The table, its choices as `Choice`. Raises ValueError, naming `where`, if it is none or not measured here."""
+    """The table, its choices as `Choice`. Raises ArgumentError, naming `where`, if it is none or not measured here."""
     choices = dispatch.choices_in(content, where)
     table = json.loads(content) | {"choices": choices}
     if not all(isinstance(table.get(name), dict) for name in ENTRIES):
-        raise ValueError(f"{where} has not all of {', '.join(ENTRIES)}")
+        raise ArgumentError(f"{where} has not all of {', '.join(ENTRIES)}")
     for name, here in {"gpu": gpu, **versions()}.items():
         if table.get(name) != here:
-            raise ValueError(f"{where} was measured with {name} {table.get(name)}, here is {here}")
+            raise ArgumentError(f"{where} was measured with {name} {table.get(name)}, here is {here}")
     return table
 
 
