@@ -22,6 +22,7 @@ from conformer_fast.storage.hashed import SUFFIX, HashedFile
 from conformer_fast.storage.paths import cache_root
 
 LIMIT_BYTES = 4 << 30  # of all entries together; the least recently used go first
+REMEMBERED = ".text"  # what `remembered` keeps: some bytes, which are not counted
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,16 @@ def cached(fields: Mapping[str, Any], build: Callable[[], bytes]) -> bytes:
         return engine
 
 
+def remembered(fields: Mapping[str, Any], compute: Callable[[], str]) -> str:
+    """A short text that `fields` (JSON values) decide, such as a hash: from disk, else from compute(), then kept."""
+    file = HashedFile(engines_folder() / f"{key_of(fields)}{REMEMBERED}")
+    text = file.read_or_warn("computing it again")
+    if text is None:
+        text = compute().encode()
+        file.write_or_warn("hashes of graphs", text)
+    return text.decode()
+
+
 def key_of(fields: Mapping[str, Any]) -> str:
     """32 hex digits that name an entry."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
@@ -73,7 +84,7 @@ def clear() -> int:
     """Removes every entry and returns how many bytes that freed. Engines in use stay loaded."""
     freed = 0
     for path in engines_folder().glob("*"):
-        if path.suffix in (".engine", SUFFIX, ".lock", ".part"):
+        if path.suffix in (".engine", REMEMBERED, SUFFIX, ".lock", ".part"):
             with suppress(FileNotFoundError):  # removed by another process
                 size = path.stat().st_size
                 path.unlink()

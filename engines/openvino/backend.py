@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import EngineMismatchError
+from conformer_fast.errors import ArgumentError, EngineMismatchError
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import usual_side
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
+from .graph_hash import remembered_sha256
 
 if TYPE_CHECKING:
     from .engine import Input, OpenVINOEngine
@@ -29,7 +30,8 @@ ONNX = "model.onnx"
 class OpenVINO(Backend):
     """Engines for CPUs, one for each image size, built at the first call with that size and kept on disk.
 
-    threads: cores to use; default: as many as PyTorch uses. Raises ValueError unless it is a whole number, at least 1.
+    threads: cores to use; default: as many as PyTorch uses. Raises ArgumentError unless it is a whole number, at least
+    1.
     """
 
     threads: int | None = None
@@ -41,7 +43,7 @@ class OpenVINO(Backend):
 
     def __post_init__(self) -> None:
         if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
-            raise ValueError(f"threads must be a whole number, at least 1, got {self.threads!r}")
+            raise ArgumentError(f"threads must be a whole number, at least 1, got {self.threads!r}")
 
     def missing(self) -> str | None:
         absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]
@@ -55,7 +57,9 @@ class OpenVINO(Backend):
     def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
         from .engine import OpenVINOEngine
 
-        return OpenVINOEngine(partial(self.graph, reference, settings, outputs), settings.precision, self.threads)
+        sha256 = partial(remembered_sha256, reference, outputs, settings.quantization)
+        graph = partial(self.graph, reference, settings, outputs)
+        return OpenVINOEngine(graph, settings.precision, self.threads, sha256)
 
     def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
         """In fp32 with 8-bit products marked; the engine decides in what the rest is computed."""
@@ -107,4 +111,5 @@ class OpenVINO(Backend):
             name = engine_file(sha256, settings.precision, shape)
             return bundle.read(name) if name in bundle.manifest.files else None
 
-        return OpenVINOEngine(partial(bundle.read, ONNX), settings.precision, self.threads, sha256, stored)
+        graph = partial(bundle.read, ONNX)
+        return OpenVINOEngine(graph, settings.precision, self.threads, lambda graph: sha256, stored)

@@ -11,7 +11,6 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -97,7 +96,7 @@ class OpenVINOEngine:
     graph:      returns the ONNX graph, the same bytes each time
     precision:  "fp32" or "bf16"; "int8" for a graph that says by Q/DQ pairs what is in 8 bits
     threads:    cores to use; default: as many as PyTorch uses
-    sha256:     of the graph, if it is known
+    sha256:     tells it of the graph, given what returns that; only asked where an engine is not stored
     stored:     returns the engine for an input if it is at hand; asked before the cache
 
     An engine is kept on disk under the graph's hash, the precision, and what this CPU and OpenVINO are.
@@ -107,11 +106,12 @@ class OpenVINOEngine:
         self,
         graph: Callable[[], bytes],
         precision: str,
-        threads: int | None = None,
-        sha256: str | None = None,
+        threads: int | None,
+        sha256: Callable[[Callable[[], bytes]], str],
         stored: Callable[[Input], bytes | None] = lambda shape: None,
     ) -> None:
-        self._graph, self._sha256, self._precision, self._stored = graph, sha256, precision, stored
+        self._graph, self._precision, self._stored = graph, precision, stored
+        self._hash, self._sha256 = sha256, ""  # once it is known
         self._threads = threads or torch.get_num_threads()
         # By height and width, then by images at once and streams.
         self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
@@ -189,14 +189,12 @@ class OpenVINOEngine:
         stored = self._stored(shape)
         if stored is not None:
             return stored
+        graph = cache(self._graph)  # written once, for its hash and for the engine
         with self._hashing:
-            graph = None
-            if self._sha256 is None:
-                graph = self._graph()
-                self._sha256 = hashlib.sha256(graph).hexdigest()
+            self._sha256 = self._sha256 or self._hash(graph)
 
         def build() -> bytes:
-            model = core().read_model(graph or self._graph())
+            model = core().read_model(graph())
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             return core().compile_model(model, "CPU", options).export_model().getvalue()
 

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -73,35 +74,66 @@ cf.compile(model, backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 64
 """
 
 
+def run_changed(folder: Path, change: Callable[[str, str], str]) -> str:
+    """Runs a copy of the package whose files `change` changed, given their names and texts. Returns its version."""
+    changed = folder / "conformer_fast"
+    for name, original in FOLDERS.items():
+        shutil.copytree(original, changed / name, dirs_exist_ok=True)
+    for file in changed.rglob("*.py"):
+        file.write_text(change(file.name, file.read_text()))
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True)
+    file, _, version = done.stdout.strip().rpartition(" ")
+    assert file == str(changed / "__init__.py"), done.stderr
+    return version
+
+
 def test_other_comments_docstrings_and_versions_build_nothing(own_cache, tmp_path):
     compiled(cf.create_model("digits", weights="packaged"))(images(1, 3, 64, 64))
     before = keys()
-    changed = tmp_path / "changed" / "conformer_fast"
-    for name, folder in FOLDERS.items():
-        shutil.copytree(folder, changed / name, dirs_exist_ok=True)
-    for file in changed.rglob("*.py"):
-        text = file.read_text().replace('"""', '"""Another word: ', 1)
-        file.write_text(f"# Another comment.\n{text}\n# And one more.\n")
-    version = changed / "version.py"
-    version.write_text(version.read_text().replace(f'"{cf.__version__}"', '"9.9"'))
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=changed.parent, capture_output=True, text=True)
-    assert done.stdout.split() == [str(changed / "__init__.py"), "9.9"], done.stderr
+
+    def comment(file: str, text: str) -> str:
+        text = text.replace('"""', '"""Another word: ', 1)
+        return f"# Another comment.\n{text}\n# And one more.\n".replace(f'"{cf.__version__}"', '"9.9"')
+
+    assert run_changed(tmp_path / "changed", comment) == "9.9"
     assert keys() == before
 
 
-def test_another_formula_builds_anew(small_model, own_cache, monkeypatch):
+def test_another_formula_builds_anew(own_cache, tmp_path):
     """Even one that computes the same."""
-    from conformer_fast.engines.onnx.typed_graph import TypedGraph
+    compiled(cf.create_model("digits", weights="packaged"))(images(1, 3, 64, 64))
+    before = keys()
+    add = "[self.cast(value, self._types[other]), other]"
 
-    compiled(small_model)(images(1, 3, 32, 32))
-    assert len(keys()) == 1
+    def turn(file: str, text: str) -> str:
+        assert file != "typed_graph.py" or add in text
+        return text.replace(add, "[other, self.cast(value, self._types[other])]")
 
-    def add(self, value, other):
-        return self.node("Add", [other, self.cast(value, self.type_of(other))])
-
-    monkeypatch.setattr(TypedGraph, "add", add)
-    compiled(small_model)(images(1, 3, 32, 32))
+    run_changed(tmp_path / "changed", turn)
     assert len(keys()) == 2
+    assert keys() > before
+
+
+def test_a_warm_start_writes_no_graph(small_model, own_cache, monkeypatch):
+    from conformer_fast.engines.onnx import export
+
+    written, write = [], export.onnx_from_model
+
+    def spy(*args, **kwargs):
+        written.append(args)
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(export, "onnx_from_model", spy)
+    batch = images(1, 3, 32, 32)
+    expected = compiled(small_model)(batch)
+    assert len(written) == 1  # for its hash and for the engine
+    assert same(compiled(small_model)(batch), expected)
+    assert len(written) == 1
+    cf.compile(small_model.eval(), backend="openvino", precision="fp32").engine(["logits"])(batch)
+    assert len(written) == 2  # other outputs are another graph
+    cache.clear()
+    assert same(compiled(small_model)(batch), expected)
+    assert len(written) == 3
 
 
 # Bundles
