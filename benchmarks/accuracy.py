@@ -24,6 +24,7 @@ def main(path: Path) -> None:
     for backend in ("reference", "openvino"):
         for precision in make(backend).precisions().native:
             fast = cf.compile(cf.create_model("digits", "packaged"), backend=backend, precision=precision)
+            # a count, as the table names it; top1_agreement gives a share
             correct = int((fast(split.test_images).logits.argmax(-1) == split.test_labels).sum())
             errors = [_error(variant, backend, precision) for variant in cf.VARIANTS]
             rows.append({"backend": backend, "precision": precision, "correct": correct, "errors": errors})

@@ -8,7 +8,6 @@ for one of them.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_fast.engines.registry import BACKENDS, make
-from conformer_fast.engines.triton.alone import INTERPRET, interprets_kernels
+from conformer_fast.engines.registry import BACKENDS, make, runner
 from conformer_fast.errors import BackendError
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.outputs import SUM
@@ -40,8 +38,7 @@ BATCH = 500  # run together
 
 
 def main(path: Path) -> None:
-    if interprets_kernels():
-        os.environ.setdefault(INTERPRET, "1")  # nothing has imported the kernels yet
+    runner("kernels").prepare()
     rows = []
     for name in MODELS:
         with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +52,7 @@ def _rows(subject: Trained, interpreted: int | None) -> Iterator[dict[str, Any]]
     images, labels = subject.images()
     exact = chosen("reference", "fp32", subject, images)
     for implementation, precision in PATHS:
-        fewer = interpreted if implementation == "kernels" and interprets_kernels() else None
+        fewer = interpreted if implementation == "kernels" and runner("kernels").slow() else None
         count = len(images[:fewer])
         row: dict[str, Any] = {"implementation": implementation, "precision": precision, "count": count}
         try:

@@ -21,9 +21,9 @@ from tqdm import tqdm
 import conformer_fast as cf
 from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
 from conformer_fast.engines.openvino.engine import describe_cpu, native_precisions
+from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.model.distance import relative_error
 from conformer_fast.preprocessing.cpu import preprocess
-from conformer_fast.verification.timing import time_in_turn
 
 from .peers import nncf_peers
 
@@ -76,6 +76,7 @@ def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
                 found[name].append(torch.cat([run(part) for part in images.split(8)]))
     scores = {name: torch.cat(parts) for name, parts in found.items()}
     classes = {name: values.argmax(-1) for name, values in scores.items()}
+    # by picture, not top1_agreement's share: two candidates' right ones are compared
     right = {name: values == torch.cat(numbers) for name, values in classes.items()}
     for name in candidates:
         row: dict[str, Any] = {"implementation": name, "count": len(right[name]), "correct": int(right[name].sum())}

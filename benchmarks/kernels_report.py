@@ -39,7 +39,7 @@ from conformer_fast.kernels import launch as launch_module
 from conformer_fast.kernels.preprocess import Pass, launch_preprocess
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.outputs import LOGITS
-from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.model.precision import DTYPES, FORMATS, around
 from conformer_fast.tables import Column, Table
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -195,13 +195,13 @@ def launches(
     points = [(batch, size) for size in sizes for batch in (batches if size == IMAGE else (1,))]
     for variant, chip, precision, (batch, size) in itertools.product(variants, chips, precisions, points):
         config, stored = VARIANTS[variant], precision if precision in FORMATS else None
-        dtype = torch.float32 if precision == "tf32" else DTYPES.get(precision, torch.float16)
+        rest = "fp32" if precision == "tf32" else around(precision)
         pooled = [f"{block}.pooled" for block in config.feature_blocks]  # as mmpretrain's backbone returns them
         with (
             chips_module.assuming(chips_module.CHIPS[chip]),
             products_of_fp32("tf32" if precision == "tf32" else "ieee"),
         ):
-            for call in recorded_calls(config, batch, dtype, (*LOGITS, *pooled), stored, size):
+            for call in recorded_calls(config, batch, rest, (*LOGITS, *pooled), stored, size):
                 with launch_module.recording() as made:
                     call.run(call.choice)
                 for launch in made:

@@ -23,9 +23,9 @@ import PIL
 import torch
 from PIL import Image
 
+from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.preprocessing import cpu as path
 from conformer_fast.tables import Column, Table
-from conformer_fast.verification.timing import time_in_turn
 
 PEER = "Pillow + NumPy"
 SIZES = {(500, 375): 300, (375, 500): 300, (320, 240): 300, (100, 75): 300, (1920, 1080): 60, (4000, 3000): 20}

@@ -13,6 +13,7 @@ from conformer_fast.inference.quantization import Quantization, addend_of, usual
 from conformer_fast.kernels import dispatch, launch
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.outputs import LOGITS
+from conformer_fast.model.precision import DTYPES
 from conformer_fast.model.reference import Conformer
 
 IMAGE = 224
@@ -28,28 +29,28 @@ def usual(model: InferenceConformer, precision: str) -> Quantization:
 def recorded_calls(
     config: ConformerConfig,
     batch: int,
-    dtype: torch.dtype = torch.float16,
+    precision: str = "fp16",
     outputs: tuple[str, ...] = LOGITS,
     stored: str | None = None,
     size: int | None = None,
 ) -> list[dispatch.Call]:
     """Every call for a batch of images, in order, on tensors of the device "meta".
 
-    stored: "int8" or "fp8" for the products that `calibrate` puts in 8 bits
-    size:   pixels a side; None: IMAGE
+    precision: "fp32", "bf16" or "fp16"
+    stored:    "int8" or "fp8" for the products that `calibrate` puts in 8 bits
+    size:      pixels a side; None: IMAGE
     """
     size = size or IMAGE
-    images = torch.empty(batch, config.in_channels, size, size, dtype=dtype, device="meta")
-    model = _model(config, dtype, outputs, stored)
+    images = torch.empty(batch, config.in_channels, size, size, dtype=DTYPES[precision], device="meta")
+    model = _model(config, precision, outputs, stored)
     with torch.no_grad(), ops.on_kernels(), dispatch.calls() as made, launch.recording():
         model(images)
     return made
 
 
 @cache
-def _model(
-    config: ConformerConfig, dtype: torch.dtype, outputs: tuple[str, ...], stored: str | None
-) -> InferenceConformer:
+def _model(config: ConformerConfig, precision: str, outputs: tuple[str, ...], stored: str | None) -> InferenceConformer:
     with torch.device("meta"):
-        model = lower(Conformer(config).eval()).with_outputs(outputs).in_precision(dtype)
-        return model.quantized(usual(model, stored)) if stored else model
+        reference = Conformer(config).eval()
+        quantization = usual(lower(reference, outputs), stored) if stored else None
+        return lower(reference, outputs, precision, quantization)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import conformer_fast as cf
+from conformer_fast.engines.timing import seconds_of
 from conformer_fast.model.distance import relative_error
-from conformer_fast.verification.timing import seconds_of
 
 from .peers import PEERS, rival_of
 

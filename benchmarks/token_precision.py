@@ -19,9 +19,10 @@ import torch
 import conformer_fast as cf
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.distance import relative_error
+from conformer_fast.model.precision import DTYPES
 
 RECIPE = Path(__file__).parent.parent / "tests" / "data" / "recipe.py"
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = ("fp16", "bf16")
 
 
 def main(path: Path) -> None:
@@ -32,12 +33,12 @@ def main(path: Path) -> None:
         model = cf.create_model(variant)
         for name, value in model.state_dict().items():
             value.copy_(torch.from_numpy(tensor(name, tuple(value.shape))))
-        fused = lower(model, ["trans_logits", f"{model.config.depth}.tokens"])
+        outputs = ["trans_logits", f"{model.config.depth}.tokens"]
         with torch.no_grad():
-            exact = copy.deepcopy(fused).double()(images.double())
-            for precision, dtype in PRECISIONS.items():
-                mixed = fused.in_precision(dtype)
-                forms = {"fp32": mixed, "products": copy.deepcopy(mixed).to(dtype)}
+            exact = lower(model, outputs).double()(images.double())
+            for precision in PRECISIONS:
+                mixed = lower(model, outputs, precision)
+                forms = {"fp32": mixed, "products": copy.deepcopy(mixed).to(DTYPES[precision])}
                 errors = {
                     tokens: [relative_error(*pair) for pair in zip(form(images), exact, strict=True)]
                     for tokens, form in forms.items()

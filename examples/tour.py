@@ -17,11 +17,11 @@ import conformer_fast as cf
 from conformer_fast.cli import main as main_module
 from conformer_fast.datasets.digits import load_digits_split
 from conformer_fast.engines.registry import BACKENDS, make
+from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.model.class_names import labels_for
-from conformer_fast.model.distance import relative_error
+from conformer_fast.model.distance import relative_error, top1_agreement
 from conformer_fast.preprocessing.cpu import load_batch
 from conformer_fast.tables import Column, Table
-from conformer_fast.verification.timing import time_in_turn
 
 PHOTO_MODEL = "small-p16"
 
@@ -47,11 +47,9 @@ def main() -> None:
 def show_accuracy() -> cf.Conformer:
     split = load_digits_split()
     model = cf.create_model("digits", weights="packaged")
-    count = len(split.test_labels)
     table = Table(
         Column("backend", width=9),
         Column("precision"),
-        Column(f"correct of {count}", "d"),
         Column("accuracy", ".2%"),
         Column("ms/image", ".2f"),
     )
@@ -59,14 +57,14 @@ def show_accuracy() -> cf.Conformer:
     for backend in BACKENDS:
         missing = make(backend).missing()
         if missing:
-            print(table.line(backend, missing, "", "", ""))
+            print(table.line(backend, missing, "", ""))
             continue
         for precision in make(backend).precisions().native:
             fast = cf.compile(model, backend=backend, precision=precision)
             images = split.test_images.to(fast.device)
-            correct = int((fast(images).logits.argmax(-1).cpu() == split.test_labels).sum())
+            accuracy = top1_agreement(fast(images).logits.cpu(), split.test_labels)
             seconds = time_in_turn({backend: fast}, images, rounds=1)[backend].median
-            print(table.line(backend, precision, correct, correct / count, seconds / count * 1e3))
+            print(table.line(backend, precision, accuracy, seconds / len(images) * 1e3))
     return model
 
 

@@ -1,6 +1,6 @@
 """Time on the GPU, by CUDA events: how long it works on a call while others wait behind it.
 
-How long a caller waits for one call, on any device, is what conformer_fast/verification/timing.py measures.
+How long a caller waits for one call, on any device, is what engines/timing.py measures.
 """
 
 from __future__ import annotations

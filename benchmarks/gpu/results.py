@@ -124,7 +124,7 @@ class Results:
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".part")
+        draft = self.path.with_suffix(".part")  # nothing of ours is installed in this process, so no replace_file
         draft.write_text(json.dumps(self._all, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path)
 

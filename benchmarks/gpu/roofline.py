@@ -109,7 +109,7 @@ def network(config: str | ConformerConfig, batch: int, precision: str = "fp16") 
 def in_order(config: str | ConformerConfig, batch: int, precision: str) -> tuple[Operation, ...]:
     """The operations in the order in which they are called, one by one."""
     stored, rest = (None, precision) if precision in DTYPES else (precision, "fp16")
-    made = recorded_calls(get_config(config), batch, DTYPES[rest], stored=stored)
+    made = recorded_calls(get_config(config), batch, rest, stored=stored)
     return tuple(_operation(call, rest) for call in made)
 
 

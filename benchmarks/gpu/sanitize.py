@@ -11,22 +11,21 @@ from conformer_fast.engines.cuda import CAPABILITY_FP8
 from conformer_fast.inference.lower import lower
 from conformer_fast.kernels import dispatch
 from conformer_fast.model.config import ConformerConfig
-from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.model.precision import FORMATS, around
 from conformer_fast.model.reference import Conformer
 
 CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
 
 
 def run() -> dict[str, Any]:
-    fused = lower(Conformer(CONFIG).eval())
+    reference = Conformer(CONFIG).eval()
+    network = lower(reference)
     images = torch.randn(2, 3, 64, 48, device="cuda")
     for precision in ("fp32", "fp16", *FORMATS):
         if precision == "fp8" and torch.cuda.get_device_capability() < CAPABILITY_FP8:
             continue
-        model = fused.with_outputs(fused.output_names).in_precision(DTYPES.get(precision, torch.float16))
-        if precision in FORMATS:
-            model = model.quantized(usual(model, precision))
-        model = model.cuda()
+        quantization = usual(network, precision) if precision in FORMATS else None
+        model = lower(reference, network.output_names, around(precision), quantization).cuda()
         with torch.inference_mode(), dispatch.calls() as made:
             model(images)
         torch.cuda.synchronize()

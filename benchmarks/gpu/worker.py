@@ -6,13 +6,14 @@ A task may be a generator: each value that it yields is the result so far, so th
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from conformer_fast.storage.atomic import replace_file
 
 TASKS = {
     "first": "facts.first",
@@ -46,9 +47,7 @@ def main(task: str, arguments: str, result: str) -> int:
 
 def write(result: Path, value: dict[str, Any]) -> None:
     """The file is whole at any time."""
-    draft = result.with_suffix(".part")
-    draft.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(draft, result)
+    replace_file(result, json.dumps(value).encode())
 
 
 if __name__ == "__main__":

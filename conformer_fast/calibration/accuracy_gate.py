@@ -6,7 +6,7 @@ model without heads is judged by the SQNR of its outputs alone.
 
 A product's sensitivity is the error of the outputs when it is the only one in 8 bits. It is measured once, on about
 SENSITIVITY_IMAGES, and only if the gate does not hold at once. Everything is judged by the model simulated in PyTorch,
-whose products in 16 bits are exact here, or by any engine that a caller makes of a quantization.
+whose products in 16 bits are exact here.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization, addend_of
-from ..model.distance import top1_agreement
+from ..model.distance import sqnr_db, top1_agreement
 from ..model.outputs import SUM
+from ..tables import Column, Table
 from .observer import Observer, progress, spread
 
 SQNR_FLOOR = 32.0  # dB, 2.5 % of the scores; at 30 to 31.5 dB 2 of 359 held-out digits changed their class
 SENSITIVITY_IMAGES = 32
-
-Run = Callable[[Tensor], Sequence[Tensor]]
+RESTORED = Table(Column("product"), Column("error", ".2e"), Column("work", ".2%"))
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,6 @@ class Restored:
     error: float
     multiply_adds: float
 
-    def __str__(self) -> str:
-        return f"{self.product:<40}{self.error:>10.2e}{self.multiply_adds:>10.2%}"
-
 
 @dataclass(frozen=True)
 class GateReport:
@@ -77,20 +75,16 @@ class GateReport:
     sensitivities: dict[str, float]
 
     @property
-    def price(self) -> str:
-        """What the restored products cost in speed, and whether that was measured."""
-        if self.seconds:
-            before, after = self.seconds
-            return f"{after / before - 1:+.1%} time a batch, measured ({before * 1e3:.1f} -> {after * 1e3:.1f} ms)"
-        share = sum(product.multiply_adds for product in self.restored)
-        return f"{share:.1%} of the 8-bit multiply-adds are in 16 bits, time not measured"
+    def multiply_adds(self) -> float:
+        """The share of those of all products that were in 8 bits which is back in 16."""
+        return sum(product.multiply_adds for product in self.restored)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values; an SQNR without any error is None."""
         values = asdict(self)
         for judgment in (values["before"], values["after"]):
             judgment["sqnr_db"] = judgment["sqnr_db"] if math.isfinite(judgment["sqnr_db"]) else None
-        return {**values, "price": self.price}
+        return {**values, "multiply_adds": self.multiply_adds}
 
     def __str__(self) -> str:
         reference = "" if self.reference_top1 is None else f", fp32 has top-1 {self.reference_top1:.2%}"
@@ -99,11 +93,15 @@ class GateReport:
             f"all products in 8 bits: {self.before}",
         ]
         if self.restored:
+            rows = ((product.product, product.error, product.multiply_adds) for product in self.restored)
+            price = f"{self.multiply_adds:.1%} of the 8-bit multiply-adds are in 16 bits, time not measured"
+            if self.seconds:
+                before, after = self.seconds
+                price = f"{after / before - 1:+.1%} time a batch, measured ({before * 1e3:.1f} -> {after * 1e3:.1f} ms)"
             lines += [
                 f"{len(self.restored)} of {len(self.sensitivities)} products back in 16 bits: {self.after}",
-                f"{'  product':<40}{'error':>10}{'work':>10}",
-                *map(str, self.restored),
-                f"price: {self.price}",
+                *RESTORED.lines(rows),
+                f"price: {price}",
             ]
         return "\n".join([*lines, "the gate holds" if self.holds else "the gate does NOT hold"])
 
@@ -115,7 +113,6 @@ def gate(
     *,
     max_drop: float,
     labels: Sequence[int] | None = None,
-    run: Callable[[Quantization], Run] | None = None,
     time: Callable[[Quantization, Quantization], tuple[float, float]] | None = None,
 ) -> tuple[Quantization, GateReport]:
     """The quantization with as few products back in 16 bits, by sensitivity, as the gate needs; and what was measured.
@@ -124,25 +121,22 @@ def gate(
     images:   batches (B, in_channels, H, W), normalized, on the model's device; read again for each judgment
     max_drop: percentage points
     labels:   the class of each image, in order
-    run:      makes of a quantization what is judged: from images to the scores (B, classes) in a tuple, or to the
-              model's outputs if it has no heads. Default: the simulation, `InferenceConformer.quantized`.
     time:     the seconds that a batch takes the engines of two quantizations. Default: the price is only estimated.
 
-    Raises ValueError when max_drop is negative, there are no images, or the labels are not one class for each.
+    Raises ArgumentError when max_drop is negative, there are no images, or the labels are not one class for each.
     """
     if not max_drop >= 0:
-        raise ValueError(f"max_drop must be percentage points, 0 or more, got {max_drop}")
+        raise ArgumentError(f"max_drop must be percentage points, 0 or more, got {max_drop}")
     judge = _Judge(model, images, labels)
-    run = run or judge.simulation
-    before = after = judge(run(quantization))
+    before = after = judge(quantization)
     found, restored, errors = quantization, [], {}
     if not judge.holds(after, max_drop):
         errors = sensitivities(judge.model, quantization, spread(images, SENSITIVITY_IMAGES))
-        work = _multiply_adds(judge.model, images[0], errors)
+        work = _multiply_adds(judge.model, next(filter(len, images)), errors)
         for product, error in errors.items():
             restored.append(Restored(product, error, work[product]))
             found = _without(found, product)
-            after = judge(run(found))
+            after = judge(found)
             if judge.holds(after, max_drop):
                 break
     report = GateReport(
@@ -177,7 +171,7 @@ def sensitivities(model: InferenceConformer, quantization: Quantization, batches
             for images, expected in zip(taken, exact, strict=True):
                 found = _outputs(alone, images)
                 noise += sum(_power(mine - true) for mine, true in zip(found, expected, strict=True))
-            errors[product] = math.sqrt(noise / power) if power else math.inf if noise else 0.0
+            errors[product] = _error(noise, power)
             bar.update()
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
@@ -195,31 +189,28 @@ class _Judge:
         self._exact = [_outputs(self.model, batch) for batch in images]
         self.count = sum(len(outputs[0]) for outputs in self._exact)
         if not self.count:
-            raise ValueError("the gate got no images; give some that are like those the model will see")
+            raise ArgumentError("the gate got no images; give some that are like those the model will see")
         self._labels = (
             None if labels is None else _labels(labels, self.count, self.classifies, model.config.num_classes)
         )
         self.reference_top1 = None if self._labels is None else top1_agreement(self._scores(self._exact), self._labels)
 
-    def simulation(self, quantization: Quantization) -> Run:
+    def __call__(self, quantization: Quantization) -> Judgment:
         quantized = self.model.quantized(quantization)
-        return lambda images: _outputs(quantized, images)
-
-    def __call__(self, run: Run) -> Judgment:
         noise, found = 0.0, []
         with progress("judging", len(self._images)) as bar:
             for images, exact in zip(self._images, self._exact, strict=True):
-                outputs = [value.to(true) for value, true in zip(run(images), exact, strict=True)]
+                outputs = _outputs(quantized, images)
                 noise += sum(_power(mine - true) for mine, true in zip(outputs, exact, strict=True))
                 found.append(outputs)
                 bar.update()
         power = sum(_power(value) for values in self._exact for value in values)
-        sqnr_db = 10 * math.log10(power / noise) if noise and power else -math.inf if noise else math.inf
+        ratio = sqnr_db(_error(noise, power))
         if not self.classifies:
-            return Judgment(None, None, sqnr_db)
+            return Judgment(None, None, ratio)
         scores = self._scores(found)
         top1 = None if self._labels is None else top1_agreement(scores, self._labels)
-        return Judgment(top1, top1_agreement(scores, self._scores(self._exact)), sqnr_db)
+        return Judgment(top1, top1_agreement(scores, self._scores(self._exact)), ratio)
 
     def holds(self, judgment: Judgment, max_drop: float) -> bool:
         allowed = max_drop / 100 + 1e-9  # shares are ratios of integers
@@ -236,11 +227,11 @@ class _Judge:
 def _labels(labels: Sequence[int], images: int, classifies: bool, classes: int) -> Tensor:
     values = torch.as_tensor(labels).cpu()
     if not classifies:
-        raise ValueError("labels need a model with heads; this one returns features")
+        raise ArgumentError("labels need a model with heads; this one returns features")
     if values.shape != (images,):
-        raise ValueError(f"the gate got {len(values)} labels for {images} images; give one for each, in order")
+        raise ArgumentError(f"the gate got {len(values)} labels for {images} images; give one for each, in order")
     if values.is_floating_point() or not ((values >= 0) & (values < classes)).all():
-        raise ValueError(
+        raise ArgumentError(
             f"labels must be classes 0 to {classes - 1} of the model, got {values.min()} to {values.max()}"
         )
     return values
@@ -267,6 +258,11 @@ def _multiply_adds(model: InferenceConformer, images: Tensor, products: Iterable
 def _outputs(model: InferenceConformer, images: Tensor) -> list[Tensor]:
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         return [value.float() for value in model(images)]
+
+
+def _error(noise: float, power: float) -> float:
+    """A relative error from sums of squares over batches: `relative_error` would need all of them in memory."""
+    return math.sqrt(noise / power) if power else math.inf if noise else 0.0
 
 
 def _power(value: Tensor) -> float:

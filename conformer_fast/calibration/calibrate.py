@@ -15,17 +15,21 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.adopt import Model, adopt
+from ..checkpoints.adopt import Model, Source, adopt
 from ..datasets.batches import Batches
+from ..engines.base import Backend, Settings
+from ..engines.registry import choose
+from ..engines.timing import time_in_turn
+from ..errors import ArgumentError, ArgumentTypeError, several
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization, usually_stored
@@ -33,12 +37,13 @@ from ..model.digest import digest_of
 from ..model.precision import FORMATS
 from ..storage.hashed import HashedFile
 from ..version import __version__
-from .accuracy_gate import gate
+from .accuracy_gate import GateReport, gate
 from .histograms import BINS, Histogram
 from .observer import Observer, progress
 from .smoothquant import Factors, smoothing_factors
 
 SAVED_EVERY = 4  # batches: what an interruption may cost
+ROUNDS = 9  # in which engines are timed
 
 
 def calibrate(
@@ -49,7 +54,9 @@ def calibrate(
     smoothquant: bool = True,
     max_drop: float | None = None,
     labels: Sequence[int] | None = None,
+    timed: str | Backend | None = None,
     cache: str | os.PathLike[str] | None = None,
+    report: Callable[[GateReport], object] = lambda report: None,
 ) -> Quantization:
     """How to quantize `model`: what `compile` and `build` take for an 8-bit precision, and `Quantization.save` writes.
 
@@ -63,35 +70,55 @@ def calibrate(
                back to 16 bits until it holds. None: all products stay in 8 bits. The gate's report is
                `origin["gate"]` of the result.
     labels:    the class of each image, in their order, for the gate; without them it asks for agreement with fp32
+    timed:     the backend, or its name, that measures what going back to 16 bits costs: seconds a batch, before and
+               after, of engines of `model`, which must not be an inference model
     cache:     a folder: what was counted is kept there, during the pass too. The same model and images go on from where
                they were interrupted, and without smoothing another precision needs no pass at all.
+    report:    is given the gate's report, as `print` is
 
-    Raises ValueError when options do not fit together, there are no images, they do not fit the model or one of the
-    values is not finite; TypeError for images that are not floating point.
+    Raises ArgumentError when options do not fit together, there are no images, they do not fit the model or one of the
+    values is not finite; ArgumentTypeError for images that are not floating point; BackendError when `timed` cannot run
+    here in this precision.
     """
-    _check_options(precision, max_drop, labels)
-    fused = model if isinstance(model, InferenceConformer) else lower(adopt(model).reference)
-    batches = _Checked(images, fused)
+    _check_options(model, precision, max_drop, labels, timed)
+    backend = None if timed is None else choose(timed, precision).backend
+    source: Source | None = None
+    if isinstance(model, InferenceConformer):
+        network = model
+    else:
+        source = adopt(model)
+        network = lower(source.reference)
+    batches = _Checked(images, network)
     folder = None if cache is None else Path(cache)
-    factors = _smoothing(fused, batches, precision, folder) if smoothquant else {}
-    counts = _statistics(fused.smoothed(factors), batches, folder)
+    factors = _smoothing(network, batches, precision, folder) if smoothquant else {}
+    counts = _statistics(network.smoothed(factors), batches, folder)
     ranges = {
         name: histogram.range(precision)
         for name, histogram in counts.histograms.items()
         if usually_stored(name, precision)
     }
-    origin = {"conformer_fast": __version__, "images": counts.images, "weights": digest_of(fused.state_dict())}
+    origin = {"conformer_fast": __version__, "images": counts.images, "weights": digest_of(network.state_dict())}
     quantization = Quantization(precision, ranges, factors, origin)
     if max_drop is not None:
-        quantization, _ = gate(fused, quantization, batches, max_drop=max_drop, labels=labels)
+        time = partial(_time, source, backend, batches) if source and backend else None
+        quantization, found = gate(network, quantization, batches, max_drop=max_drop, labels=labels, time=time)
+        report(found)
     return quantization
+
+
+def in_batches(images: Iterable[Tensor]) -> Sequence[Tensor]:
+    """A sequence as it is, which may read from disk; what else can be gone through as a list.
+
+    Raises ArgumentTypeError for anything else.
+    """
+    return images if isinstance(images, Sequence) else several("images for quantization", images)
 
 
 class _Checked(Batches):
     """The given batches, checked and on the model's device when they are read."""
 
     def __init__(self, images: Iterable[Tensor], model: InferenceConformer) -> None:
-        self._given = images if isinstance(images, Sequence) else list(images)
+        self._given = in_batches(images)
         self._model = model
 
     def __len__(self) -> int:
@@ -139,11 +166,21 @@ class _Counts:
             return cls(histograms, facts["batches"], facts["images"])
 
 
-def _check_options(precision: str, max_drop: float | None, labels: Sequence[int] | None) -> None:
+def _check_options(
+    model: Model | InferenceConformer,
+    precision: str,
+    max_drop: float | None,
+    labels: Sequence[int] | None,
+    timed: str | Backend | None,
+) -> None:
     if precision not in FORMATS:
-        raise ValueError(f"calibration is for {' and '.join(FORMATS)}, got precision {precision!r}")
+        raise ArgumentError(f"calibration is for {' and '.join(FORMATS)}, got precision {precision!r}")
     if labels is not None and max_drop is None:
-        raise ValueError("labels are for the gate: give max_drop too, such as 0.5 percentage points")
+        raise ArgumentError("labels are for the gate: give max_drop too, such as 0.5 percentage points")
+    if timed is not None and max_drop is None:
+        raise ArgumentError("timed is for the gate: give max_drop too, such as 0.5 percentage points")
+    if timed is not None and isinstance(model, InferenceConformer):
+        raise ArgumentError("timed makes engines of the model itself: give that, not its inference model")
 
 
 def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> _Counts:
@@ -174,7 +211,7 @@ def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedF
             if file and (counts.batches % SAVED_EVERY == 0 or counts.batches == total):
                 file.write_or_warn("counts", counts.to_bytes())
     if not counts.histograms:
-        raise ValueError("calibration got no images; give some that are like those the model will see")
+        raise ArgumentError("calibration got no images; give some that are like those the model will see")
     return counts
 
 
@@ -198,11 +235,27 @@ def _key(model: InferenceConformer, batches: _Checked, what: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def _time(
+    source: Source, backend: Backend, batches: _Checked, before: Quantization, after: Quantization
+) -> tuple[float, float]:
+    """The seconds that a batch takes an engine with each of two quantizations."""
+    images = next(filter(len, batches))
+    chosen = backend.for_images(images.shape).for_model(source.reference)
+    device = chosen.device()
+    engines = {}
+    for name, quantization in {"before": before, "after": after}.items():
+        settings = Settings(chosen, quantization.precision, device, quantization)
+        engines[name] = chosen.engine(source.reference, settings, source.outputs)
+    with torch.inference_mode():
+        timings = time_in_turn(engines, images.to(device), ROUNDS)
+    return timings["before"].median, timings["after"].median
+
+
 def _checked(images: Tensor, model: InferenceConformer) -> Tensor:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"calibration must be batches of normalized, floating point images, got {given}; "
+        raise ArgumentTypeError(
+            f"images for quantization must be batches of normalized, floating point images, got {given}; "
             f"see conformer_fast.preprocess"
         )
     return images.detach().to(model.stem.weight.device, torch.float32)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..inference.quantization import LARGEST
 from ..model.functional import stored
 from ..model.precision import FORMATS
@@ -51,13 +52,13 @@ class Histogram:
         return (np.arange(BINS) + 0.5) * (self.bound / BINS)
 
     def add(self, values: Tensor) -> None:
-        """Counts values (B, ...) of B images, on any device. Raises ValueError when one is NaN or infinite."""
+        """Counts values (B, ...) of B images, on any device. Raises ArgumentError when one is NaN or infinite."""
         if not values.numel():
             return
         magnitudes = values.detach().float().abs().flatten(1)  # (B, values)
         largest = magnitudes.amax().item()
         if not math.isfinite(largest):
-            raise ValueError("a value is NaN or infinite")
+            raise ArgumentError("a value is NaN or infinite")
         self._make_room(largest)
         if not self.bound:
             return

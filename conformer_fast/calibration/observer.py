@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from tqdm import tqdm
 
+from ..errors import ArgumentError
 from ..inference.network import InferenceConformer
 from ..inference.ops import operation_of
 from ..inference.quantization import addend_of
@@ -45,7 +46,7 @@ class Observer(fx.Interpreter):
 
         images: (B, in_channels, H, W), normalized, on the model's device; none of them is no error
 
-        Raises ValueError when they do not fit the model, or one of the values is NaN or infinite.
+        Raises ArgumentError when they do not fit the model, or one of the values is NaN or infinite.
         """
         check_image_size(images, self._model.config)
         if not len(images):
@@ -64,7 +65,7 @@ class Observer(fx.Interpreter):
         arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
         for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
             if not value.isfinite().all():
-                raise ValueError(
+                raise ArgumentError(
                     f"calibration: the input of {name} is NaN or infinite; check the images and the weights"
                 )
             self._see(name, value)

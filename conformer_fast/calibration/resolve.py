@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.paths import cache_root
-from .calibrate import calibrate
+from .calibrate import calibrate, in_batches
 
 MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
@@ -24,22 +25,24 @@ def resolve(
 
     quantization: what `calibrate` returned, or the images that it is to measure: batches (B, in_channels, H, W)
 
-    Raises ValueError when only one of an 8-bit precision and its quantization is given, or one for another precision,
-    and what `calibrate` raises.
+    Raises ArgumentError when only one of an 8-bit precision and its quantization is given, or one for another
+    precision, and what `calibrate` raises.
     """
     if precision not in FORMATS:
         if quantization is not None:
-            raise ValueError(f"quantization is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}")
+            raise ArgumentError(
+                f"quantization is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}"
+            )
         return None, None
     if quantization is None:
-        raise ValueError(f"precision {precision!r} takes its ranges from images: give some hundred as quantization")
+        raise ArgumentError(f"precision {precision!r} takes its ranges from images: give some hundred as quantization")
     if isinstance(quantization, Quantization):
         if quantization.precision != precision:
-            raise ValueError(
+            raise ArgumentError(
                 f"the quantization was made for {quantization.precision}, not for {precision!r}; calibrate again"
             )
         return quantization, None
-    batches = quantization if isinstance(quantization, Sequence) else list(quantization)
+    batches = in_batches(quantization)
     found = calibrate(lower(reference), batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []
     for images in batches:

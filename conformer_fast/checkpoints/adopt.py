@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError, ArgumentTypeError
 from ..model.config import ConformerConfig
+from ..model.distance import relative_error
 from ..model.outputs import LOGITS, feature_names, reference_outputs
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
@@ -40,15 +42,17 @@ class Source:
 def adopt(model: Model) -> Source:
     """Recognizes `model`: a reference Conformer, another implementation's module, a state dict or a checkpoint's path.
 
-    Raises CheckpointError when its names or sizes are not a Conformer's, ValueError when a module is in training mode,
-    has outputs that are not known or computes something else than a Conformer.
+    Raises CheckpointError when its names or sizes are not a Conformer's, ArgumentError when a module is in training
+    mode, has outputs that are not known or computes something else than a Conformer.
     """
     if isinstance(model, nn.Module):
         return _from_module(model)
     if isinstance(model, str | os.PathLike):
         model = read_state_dict(Path(model))
     if not isinstance(model, Mapping):
-        raise TypeError(f"compile takes a module, a state dict or a checkpoint's path, not a {type(model).__name__}")
+        raise ArgumentTypeError(
+            f"compile takes a module, a state dict or a checkpoint's path, not a {type(model).__name__}"
+        )
     return _own(_reference(recognize(model)))
 
 
@@ -83,7 +87,7 @@ def _norm_in(found: Recognized) -> bool:
 def _from_module(module: nn.Module) -> Source:
     module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
     if any(part.training for part in module.modules()):
-        raise ValueError("compile: the model, or a part of it, is in training mode; call model.eval() first")
+        raise ArgumentError("compile: the model, or a part of it, is in training mode; call model.eval() first")
     if isinstance(module, Conformer):
         reference = _blank(module.config, module.features_only, module.pad).eval()
         load_weights(reference, module.state_dict())
@@ -92,7 +96,7 @@ def _from_module(module: nn.Module) -> Source:
     counts = (getattr(part, "num_heads", None) for part in module.modules())
     heads = {count for count in counts if isinstance(count, int)}
     if len(heads) > 1:
-        raise ValueError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
+        raise ArgumentError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
     reference = _reference(found, heads.pop() if heads else None)
     return _matched(module, reference, _norm_in(found))
 
@@ -112,14 +116,14 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
     for name, expected, leaf in zip(outputs, ours, leaves, strict=True):
         leaf = leaf.detach().cpu().float()
         if leaf.shape != expected.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {tuple(expected.shape)}"
             )
-        difference, norm = (leaf - expected).norm().item(), expected.norm().item()
-        if not difference <= AGREEMENT.get(some.dtype, 1e-2) * norm:
-            raise ValueError(
+        error = relative_error(leaf, expected)
+        if not error <= AGREEMENT.get(some.dtype, 1e-2):
+            raise ArgumentError(
                 f"compile: the model has a Conformer's parameter names but computes something else "
-                f"({name}, of norm {norm:.2g}, differs by {difference:.2g} on a {size}x{size} image)"
+                f"({name} has a relative error of {error:.2g} on a {size}x{size} image)"
             )
     return Source(reference, outputs, theirs)
 
@@ -138,7 +142,7 @@ def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) 
     else:  # mmdetection's: the maps alone
         names = tuple(f"{block}.map" for block in config.feature_blocks)
     if len(names) != count:
-        raise ValueError(
+        raise ArgumentError(
             f"compile: the model returns {count} tensors, which is none of the known forms (two logits; "
             f"{len(config.feature_blocks)} maps; pooled map and class token per block); give its state dict instead"
         )
@@ -150,4 +154,4 @@ def _leaves(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, list | tuple):
         return [leaf for part in value for leaf in _leaves(part)]
-    raise ValueError(f"compile: the model returns a {type(value).__name__}; give its state dict instead")
+    raise ArgumentError(f"compile: the model returns a {type(value).__name__}; give its state dict instead")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, first_few
 from ..model.config import PACKAGED, ConformerConfig
+from ..storage.atomic import replace_file
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]
 def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dialect: Dialect = "official") -> None:
     """Writes a state dict of official names as safetensors in `dialect`: the whole file appears at once, or nothing.
 
-    Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ValueError for a dialect other
-    than "official" and "mmpretrain".
+    Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ArgumentError for a dialect
+    other than "official" and "mmpretrain".
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -136,14 +137,10 @@ def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dial
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in to_dialect(state, dialect).items()
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        replace_file(path, safetensors.torch.save(tensors, metadata={"format": "pt"}), 0o666)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def convert(

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
 from ..model.names import IN_8_BITS
 from .arguments import add_model, add_size, file, model_of, new_file, positive, refuse, show
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LIMIT = 512
 BATCH = 8
@@ -62,18 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..calibration.accuracy_gate import gate
+    from ..calibration.accuracy_gate import GateReport
     from ..datasets.batches import Batches, DatasetBatches, images_in
     from ..datasets.dataset import open_dataset
     from ..engines.registry import choose
-    from ..inference.lower import lower
     from ..model.shapes import usual_side
     from ..storage.paths import cache_root
 
     if options.max_drop is None:
         refuse(options, ("labels", "labels_from_folders", "timed"), "without --max-drop there is no gate to use it")
     if options.timed:
-        choose(options.timed, options.precision)
+        choose(options.timed, options.precision)  # before a download
     model = model_of(options)
     size = options.size or usual_side(model.config)
     images: Batches
@@ -83,24 +77,23 @@ def run(options: argparse.Namespace) -> int:
         images, labels = DatasetBatches(dataset, size, BATCH), dataset.labels
     else:
         images = images_in(options.data, size, options.limit, BATCH)
-    network = lower(model)
+    reports: list[GateReport] = []
     quantization = cf.calibrate(
-        network,
+        model,
         images,
         precision=options.precision,
         smoothquant=not options.no_smoothquant,
+        max_drop=options.max_drop,
+        labels=labels,
+        timed=options.timed,
         cache=cache_root() / "calibration",
+        report=reports.append,
     )
-    lines = []
-    if options.max_drop is not None:
-        time = _timer(model, images[0], options.timed) if options.timed else None
-        quantization, report = gate(network, quantization, images, max_drop=options.max_drop, labels=labels, time=time)
-        lines.append(str(report))
     path = quantization.save(options.output)
     products = [name for name in quantization.ranges if not name.endswith(".addend")]
     smoothed = f", {len(quantization.smoothing)} smoothed" if quantization.smoothing else ""
     what = f"{len(products)} products in {quantization.precision}{smoothed}"
-    lines.append(f"{path}: {what}, ranges of {quantization.origin['images']} images")
+    lines = [*map(str, reports), f"{path}: {what}, ranges of {quantization.origin['images']} images"]
     facts = {"file": str(path), "precision": quantization.precision, "products": products}
     show(options, {**facts, "smoothed": list(quantization.smoothing), **quantization.origin}, "\n".join(lines))
     return 0
@@ -111,26 +104,3 @@ def _points(text: str) -> float:
     if not 0 <= points < math.inf:
         raise argparse.ArgumentTypeError(f"must be 0 or more percentage points, got {points}")
     return points
-
-
-def _timer(
-    model: cf.Conformer, images: Tensor, backend: str
-) -> Callable[[cf.Quantization, cf.Quantization], tuple[float, float]]:
-    """What tells how many seconds a batch takes with each of two quantizations."""
-    import torch
-
-    from ..engines.registry import make
-    from ..verification.timing import time_in_turn
-
-    chosen = make(backend).for_images(images.shape)
-
-    def time(before: cf.Quantization, after: cf.Quantization) -> tuple[float, float]:
-        engines = {
-            name: cf.compile(model, backend=chosen, precision=quantization.precision, quantization=quantization)
-            for name, quantization in {"before": before, "after": after}.items()
-        }
-        with torch.inference_mode():
-            timings = time_in_turn(engines, images.to(engines["after"].device), rounds=9)
-        return timings["before"].median, timings["after"].median
-
-    return time

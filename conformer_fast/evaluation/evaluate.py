@@ -7,7 +7,6 @@ lower number counts as the better one.
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import time
@@ -21,18 +20,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..checkpoints.adopt import Model
 from ..datasets.dataset import Dataset, open_dataset
 from ..engines.module import EngineModule
-from ..errors import DatasetError
-from ..model.digest import weights_sha256
+from ..errors import ArgumentError, ArgumentTypeError, DatasetError, whole
 from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
-from ..model.shapes import usual_side
 from ..version import __version__
 from .published import published_for
 from .report import Evaluation, Score
-from .resume import DONE, TODO, Tally
+from .resume import DONE, TODO, Record
 
 BATCH = 32
 BEST = 5  # classes kept of each picture
@@ -44,9 +42,9 @@ def evaluate(
     fast: EngineModule,
     data: Dataset | str | os.PathLike[str],
     *,
-    reference: Conformer | None = None,
+    reference: Model | None = None,
     size: int | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     workers: int | None = None,
     limit: int | None = None,
     skip_damaged: bool = False,
@@ -56,9 +54,10 @@ def evaluate(
     """Runs `fast` on labeled pictures, by the published preprocessing, and counts how often it is right.
 
     data:         what `open_dataset` takes, or has returned
-    reference:    also run this model, in fp32 on the same batches; `fast.reference` of a compiled model
-    size:         side of the input in pixels; default: that of the model's training, 224 for published ones
-    batch:        pictures run together
+    reference:    also run the model that it was made from, in fp32 on the same batches: `fast.reference` of a compiled
+                  model, or anything that `compile` takes
+    size:         side of the input in pixels; default: what the engine or the model is for, 224 for published ones
+    batch:        pictures run together; default: 32, or the most that the engine takes
     workers:      processes that decode; 0: this one does. Default: a quarter of the cores, for a GPU all of them, 16 at
                   most
     limit:        evaluate at most so many pictures, evenly from all
@@ -69,64 +68,68 @@ def evaluate(
     The decoding processes import the program that calls this; guard it with `if __name__ == "__main__":`.
 
     Raises DatasetError for data that does not fit the model, or a `resume` file of another evaluation; ImageError for a
-    damaged picture, or when none could be used; ValueError for other values that do not fit, and when a score is NaN or
-    infinite; OSError when `resume` cannot be written.
+    damaged picture, or when none could be used; ArgumentError for other values that do not fit, and when a score is NaN
+    or infinite; OSError when `resume` cannot be written.
     """
+    if not isinstance(fast, EngineModule):
+        raise ArgumentTypeError(f"evaluate runs compiled models, got a {type(fast).__name__}; compile it first")
     dataset = data if isinstance(data, Dataset) else open_dataset(data, num_classes=fast.config.num_classes)
-    dataset = dataset if limit is None else dataset.evenly(_at_least(1, "limit", limit))
-    size = usual_side(fast.config) if size is None else _at_least(1, "size", size)
-    batch = _at_least(1, "batch", batch)
-    workers = _usual_workers(fast.device) if workers is None else _at_least(0, "workers", workers)
-    _check(fast, dataset, reference)
+    dataset = dataset if limit is None else dataset.evenly(whole("limit", limit))
+    size = fast.side if size is None else whole("size", size)
+    batch = fast.at_once(BATCH) if batch is None else whole("batch", batch)
+    workers = _usual_workers(fast.device) if workers is None else whole("workers", workers, least=0)
+    _check(fast, dataset)
+    judge = None if reference is None else fast.reference_of(reference)
     heads = ("conv", "trans", "sum") if set(LOGITS) <= set(fast.outputs) else ("sum",)
     best = min(BEST, fast.config.num_classes)
     models = [_Model("compiled", fast.run, fast.outputs, heads, best)]
-    if reference is not None:
-        models.append(_Model("reference", _run_of(reference, fast.device), LOGITS, heads, best))
-    tally = Tally(len(dataset), len(models), len(heads), best, _fields(fast, dataset, reference, size, batch))
+    if judge is not None:
+        models.append(_Model("reference", _run_of(judge, fast.device), LOGITS, heads, best))
+    record = Record(len(dataset), len(models), len(heads), best, _fields(fast, dataset, judge, size, batch))
     if fast.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(fast.device)
 
-    with _kept(tally, resume, skip_damaged) as keep, _bar(tally, progress) as bar:
+    with _kept(record, resume, skip_damaged) as keep, _bar(record, progress) as bar:
         starts = range(0, len(dataset), batch)
         groups = [list(range(start, min(start + batch, len(dataset)))) for start in starts]
-        groups = [group for group in groups if (tally.states[group] == TODO).any()]
+        groups = [group for group in groups if (record.states[group] == TODO).any()]
         for model in models if groups else ():
             model.run(torch.zeros(len(groups[0]), 3, size, size, device=fast.device))  # builds its engine, untimed
         images, start = 0, time.perf_counter()
         for decoded in _decoded(dataset, size, groups, workers, fast.device):
             if decoded.errors and not skip_damaged:
-                _refuse(f"{next(iter(decoded.errors.values()))}; or leave damaged pictures out: --skip-damaged")
+                _refuse(f"{next(iter(decoded.errors.values()))}; skip_damaged leaves such pictures out")
             if decoded.images is not None:
                 inputs = fast.as_input(decoded.images.to(fast.device, non_blocking=True))
-                tally.add(decoded.pictures, np.stack([model(inputs) for model in models], 1))
-            tally.add_damaged(decoded.errors)
+                record.add(decoded.pictures, np.stack([model(inputs) for model in models], 1))
+            record.add_damaged(decoded.errors)
             images += len(decoded.pictures)
-            bar.update(tally.known - bar.n)
+            bar.update(record.known - bar.n)
             keep()
         seconds = time.perf_counter() - start
-    evaluated = int((tally.states == DONE).sum())
+    evaluated = int((record.states == DONE).sum())
     if not evaluated:
-        _refuse(f"none of the {len(dataset)} pictures could be used; the first: {min(tally.errors.items())[1]}")
-    scores = [_scores(tally, model, heads, dataset.labels) for model in range(len(models))]
+        _refuse(f"none of the {len(dataset)} pictures could be used; the first: {min(record.errors.items())[1]}")
+    scores = [_scores(record, model, heads, dataset.labels) for model in range(len(models))]
     return Evaluation(
         data=dataset.source,
         kind=dataset.kind,
         pictures=len(dataset),
         evaluated=evaluated,
-        damaged={dataset.pictures[index].name: error for index, error in sorted(tally.errors.items())},
-        run=fast.reason,
+        damaged={dataset.pictures[index].name: error for index, error in sorted(record.errors.items())},
         backend=fast.settings.backend.name,
         precision=fast.settings.precision,
+        device=str(fast.device),
+        reason=fast.reason,
         size=size,
         batch=batch,
         workers=workers,
         compiled=scores[0],
-        reference=scores[1] if reference is not None else {},
-        agreement=_agreement(tally, heads) if reference is not None else {},
+        reference=scores[1] if judge else {},
+        agreement=_agreement(record, heads) if judge else {},
         published=tuple(published_for(fast.config)),
         images_run=images,
-        seconds={"end to end": seconds, **{model.name: model.seconds for model in models}} if images else {},
+        seconds={"end_to_end": seconds, **{model.name: model.seconds for model in models}} if images else {},
         memory=_peak_memory(fast.device),
     )
 
@@ -160,7 +163,7 @@ class _Model:
         scores = torch.stack([known[head] for head in self._heads], 1)  # (B, heads, classes)
         wrong = int((~scores.isfinite()).any(2).any(1).sum())
         if wrong:
-            raise ValueError(
+            raise ArgumentError(
                 f"the {self.name} model's scores of {wrong} pictures are NaN or infinite, beyond the precision's "
                 f"range; use bf16 or fp32, or check the weights"
             )
@@ -223,43 +226,45 @@ def _decoded(
 
 
 @contextmanager
-def _kept(tally: Tally, resume: str | os.PathLike[str] | None, skip_damaged: bool) -> Iterator[Callable[[], None]]:
-    """Inside, the tally begins with what `resume` holds, and is written there at the end, however that comes. Yields
+def _kept(record: Record, resume: str | os.PathLike[str] | None, skip_damaged: bool) -> Iterator[Callable[[], None]]:
+    """Inside, the record begins with what `resume` holds, and is written there at the end, however that comes. Yields
     what also writes it now and then."""
     if resume is None:
         yield lambda: None
         return
     if os.path.exists(resume):
-        tally.load(resume)
+        record.load(resume)
     if not skip_damaged:
-        tally.retry_damaged()
-    tally.save(resume)  # fails before anything is run, if it must
+        record.retry_damaged()
+    record.save(resume)  # fails before anything is run, if it must
     saved = time.monotonic()
 
     def now_and_then() -> None:
         nonlocal saved
         if time.monotonic() - saved > SAVE_EVERY:
-            tally.save(resume)
+            record.save(resume)
             saved = time.monotonic()
 
     try:
         yield now_and_then
     finally:
-        tally.save(resume)
+        record.save(resume)
 
 
-def _bar(tally: Tally, progress: bool) -> tqdm:
+def _bar(record: Record, progress: bool) -> tqdm:
     shown = progress and sys.stderr.isatty()
-    total = len(tally.states)
-    return tqdm(total=total, initial=tally.known, desc="evaluating", unit="image", disable=not shown, leave=False)
+    total = len(record.states)
+    return tqdm(total=total, initial=record.known, desc="evaluating", unit="image", disable=not shown, leave=False)
 
 
-def _check(fast: EngineModule, dataset: Dataset, reference: Conformer | None) -> None:
+def _check(fast: EngineModule, dataset: Dataset) -> None:
     config = fast.config
     if not (set(LOGITS) <= set(fast.outputs) or SUM in fast.outputs):
-        raise ValueError(f"the model returns {', '.join(fast.outputs)}; evaluation needs {', '.join(LOGITS)} or {SUM}")
+        raise ArgumentError(
+            f"the model returns {', '.join(fast.outputs)}; evaluation needs {', '.join(LOGITS)} or {SUM}"
+        )
     if config.in_channels != 3:
-        raise ValueError(f"pictures have 3 channels, the model reads {config.in_channels}; evaluation cannot run it")
+        raise ArgumentError(f"pictures have 3 channels, the model reads {config.in_channels}; evaluation cannot run it")
     if not len(dataset):
         raise DatasetError(f"{dataset.source} has no pictures")
     if not 0 <= min(dataset.labels) <= max(dataset.labels) < config.num_classes:
@@ -267,12 +272,6 @@ def _check(fast: EngineModule, dataset: Dataset, reference: Conformer | None) ->
             f"{dataset.source} has labels {min(dataset.labels)} ... {max(dataset.labels)}, the model has the classes "
             f"0 ... {config.num_classes - 1}; take the data it was trained for"
         )
-    if reference is None:
-        return
-    if reference.config != config or reference.features_only:
-        raise ValueError(f"the reference must be a {config} with its heads, is a {reference.config}")
-    if "bundle" in fast.identity and weights_sha256(reference) != fast.identity["weights"]:
-        raise ValueError("the bundle was made from other weights than the reference's; give it those")
 
 
 def _fields(fast: EngineModule, dataset: Dataset, reference: Conformer | None, size: int, batch: int) -> dict[str, Any]:
@@ -294,7 +293,7 @@ def _fields(fast: EngineModule, dataset: Dataset, reference: Conformer | None, s
 
 
 def _run_of(reference: Conformer, device: torch.device) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    model = copy.deepcopy(reference).eval().to(device, torch.float32)
+    model = reference.to(device)
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False), tf32_as_asked(torch.float32):
@@ -303,17 +302,17 @@ def _run_of(reference: Conformer, device: torch.device) -> Callable[[Tensor], tu
     return run
 
 
-def _scores(tally: Tally, model: int, heads: Sequence[str], labels: Sequence[int]) -> dict[str, Score]:
-    done = tally.states == DONE
-    right = tally.top[done, model] == np.array(labels)[done, None, None]  # (pictures, heads, best)
+def _scores(record: Record, model: int, heads: Sequence[str], labels: Sequence[int]) -> dict[str, Score]:
+    done = record.states == DONE
+    right = record.top[done, model] == np.array(labels)[done, None, None]  # (pictures, heads, best)
     return {
         head: Score(int(right[:, number, 0].sum()), int(right[:, number].any(-1).sum()))
         for number, head in enumerate(heads)
     }
 
 
-def _agreement(tally: Tally, heads: Sequence[str]) -> dict[str, int]:
-    compiled, reference = tally.top[tally.states == DONE, :, :, 0].swapaxes(0, 1)  # (pictures, heads) each
+def _agreement(record: Record, heads: Sequence[str]) -> dict[str, int]:
+    compiled, reference = record.top[record.states == DONE, :, :, 0].swapaxes(0, 1)  # (pictures, heads) each
     return dict(zip(heads, (compiled == reference).sum(0).tolist(), strict=True))
 
 
@@ -330,9 +329,9 @@ def _peak_memory(device: torch.device) -> dict[str, int]:
 
         unit = 1 if sys.platform == "darwin" else 1024
         found["process"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["largest worker"] = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        found["largest_worker"] = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     if device.type == "cuda":
-        found["GPU"] = torch.cuda.max_memory_allocated(device)
+        found["gpu"] = torch.cuda.max_memory_allocated(device)
     return {name: size for name, size in found.items() if size}
 
 
@@ -345,9 +344,3 @@ def _refuse(message: str) -> NoReturn:
     from ..errors import ImageError  # it needs Pillow, the package's import does not
 
     raise ImageError(message)
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return value

@@ -10,6 +10,7 @@ from .published import PICTURES, SIZE, Published
 
 HEADINGS = "", "top-1", "top-5"
 OF_BOTH = *HEADINGS, "reference top-1", "top-5", "same top-1"
+WORDS = {"end_to_end": "end to end", "largest_worker": "largest worker", "gpu": "GPU"}  # of keys, for people
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Evaluation:
 
     data:      what was evaluated on; pictures: how many it has (with a limit, were taken)
     evaluated: pictures that could be used; damaged: the others' names and what is wrong with them
-    run:       how the model was compiled, in words; size: side of its input
+    reason:    why the model runs by this backend, in this precision and on this device; size: side of its input
     compiled:  head ("conv", "trans" and their "sum") -> score; reference: the same, empty if none ran
     agreement: head -> pictures for which both have the same best class
     published: figures for a model of these sizes; they are of PICTURES pictures of ImageNet at SIZE
-    seconds:   what `images_run` pictures took "end to end", with starting processes, decoding and both models, and the
+    seconds:   what `images_run` pictures took "end_to_end", with starting processes, decoding and both models, and the
                "compiled" and the "reference" model alone while others were decoded; empty when all was known before
-    memory:    the most bytes that this process and the "largest worker" had resident so far, and that PyTorch allocated
-               on the GPU; what the system does not tell is left out
+    memory:    the most bytes that this "process" and the "largest_worker" had resident so far, and that PyTorch
+               allocated on the "gpu"; what the system does not tell is left out
     """
 
     data: str
@@ -41,9 +42,10 @@ class Evaluation:
     pictures: int
     evaluated: int
     damaged: dict[str, str]
-    run: str
     backend: str
     precision: str
+    device: str
+    reason: str
     size: int
     batch: int
     workers: int
@@ -95,16 +97,17 @@ class Evaluation:
     def __str__(self) -> str:
         damaged = f", {len(self.damaged)} damaged and left out" if self.damaged else ""
         lines = [
-            self.run,
+            self.reason,
             f"{self.data} ({self.kind}): {self.evaluated} of {self.pictures} pictures evaluated{damaged}; "
             f"{self.size}x{self.size}, batches of {self.batch}",
             *Table(*map(Column, OF_BOTH if self.reference else HEADINGS)).lines(map(self._row, self.compiled)),
         ]
         lines += map(self._compared, self.published)
         if self.seconds:
-            rates = (f"{name} {rate:.1f}" for name, rate in self.images_per_second.items())
+            rates = (f"{WORDS.get(name, name)} {rate:.1f}" for name, rate in self.images_per_second.items())
             lines.append(f"img/s, of {self.images_run}: {', '.join(rates)}")
-        lines.append("peak memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.memory.items()))
+        sizes = (f"{WORDS.get(name, name)} {size / 1e6:.0f} MB" for name, size in self.memory.items())
+        lines.append(f"peak memory: {', '.join(sizes)}")
         lines += [f"damaged: {error}" for error in self.damaged.values()]
         return "\n".join(lines)
 

@@ -19,7 +19,7 @@ from ..storage.atomic import replace_file
 TODO, DONE, DAMAGED = range(3)
 
 
-class Tally:
+class Record:
     """The best classes of each picture by every model and head, best first, and which pictures are damaged.
 
     top:    int32 (pictures, models, heads, K), -1 where nothing is known yet

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,17 +16,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import tables
+from ..calibration.calibrate import in_batches
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.module import as_input
-from ..errors import BackendError, EngineError
+from ..engines.registry import IMPLEMENTATIONS, REFERENCE
+from ..errors import ArgumentError, BackendError, EngineError, one_of, several
 from ..inference.quantization import Quantization
 from ..model.distance import sqnr_db
 from ..model.names import PRECISIONS
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from . import implementations
-from .implementations import REFERENCE
 from .verify import Report, Row, eager_outputs, exact_outputs, finite, inner_names, report_of
 
 
@@ -46,12 +47,15 @@ class Fall:
 
 @dataclass(frozen=True)
 class Column:
-    """One implementation in one precision. how: what ran it, or None; then `unavailable` says why. report: its errors,
-    as `verify` reports them, None if it did not run."""
+    """One implementation in one precision. how: what ran it, in words, and device, None if nothing did; then
+    `unavailable` says why. by_pytorch: calls of the kernels that PyTorch took over. report: its errors, as `verify`
+    reports them, None if it did not run."""
 
     implementation: str
     precision: str
     how: str | None = None
+    device: str | None = None
+    by_pytorch: int = 0
     unavailable: str | None = None
     report: Report | None = None
 
@@ -120,6 +124,12 @@ class Diff:
             for precision in precisions
         }
 
+    def svg(self, title: str = "SQNR against the reference in float64") -> str:
+        """A heat map as the text of an SVG file. Raises BackendError when matplotlib is not installed."""
+        from .heatmap import svg
+
+        return svg(self, title)
+
     def to_dict(self) -> dict:
         """The figures as JSON values; one that is not finite is None."""
         columns = [
@@ -158,11 +168,10 @@ def diff(
                  names. "reference" is PyTorch, which runs in any case.
     quantization: how "int8" or "fp8" quantize, or batches of images from which their ranges are measured
 
-    What cannot run here is in the result with the reason. Raises ValueError for unknown names, for a quantization that
-    does not fit the precisions, and what `compile` raises for a wrong model or wrong images.
+    What cannot run here is in the result with the reason. Raises ArgumentError for unknown names, for a quantization
+    that does not fit the precisions, and what `compile` raises for a wrong model or wrong images.
     """
-    pairs = tuple(run)
-    _check(pairs)
+    pairs = _checked(run)
     source = adopt(model)
     reference = source.reference
     images = as_input(images, reference.config, reference.pad, torch.device("cpu"))
@@ -182,7 +191,8 @@ def diff(
         for precision in precisions:
             eager = eager_outputs(reference, images, job.names, precision, quantizations.get(precision))
             how = "PyTorch, simulated" if precision in quantizations else "PyTorch"
-            columns.append(Column(REFERENCE, precision, how, None, report(REFERENCE, precision, eager, eager)))
+            found = report(REFERENCE, precision, eager, eager)
+            columns.append(Column(REFERENCE, precision, how, "cpu", report=found))
             progress.update()
             for implementation in [name for name, asked in others if asked == precision]:
                 try:
@@ -191,21 +201,23 @@ def diff(
                     columns.append(Column(implementation, precision, unavailable=str(error)))
                 else:
                     found = report(ran.implementation, precision, ran.values, eager)
-                    columns.append(Column(ran.implementation, precision, ran.how, report=found))
+                    ran_by = ran.implementation, precision, ran.how, ran.device, ran.by_pytorch
+                    columns.append(Column(*ran_by, report=found))
                 progress.update()
     B, _, H, W = images.shape
     return Diff(B, H, W, tuple(columns))
 
 
-def _check(pairs: Sequence[tuple[str, str]]) -> None:
-    if not pairs:
-        raise ValueError("diff: nothing to run; give pairs such as ('onnxruntime', 'fp16')")
+def _checked(run: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    pairs = several("run", run)
+    wrong = [pair for pair in pairs if not isinstance(pair, list | tuple) or len(pair) != 2]
+    if wrong or not pairs:
+        got = repr(wrong[0]) if wrong else "none"
+        raise ArgumentError(f"run: give pairs such as ('onnxruntime', 'fp16'), got {got}")
     for implementation, precision in pairs:
-        if implementation not in (REFERENCE, *implementations.IMPLEMENTATIONS):
-            known = ", ".join((REFERENCE, *implementations.IMPLEMENTATIONS))
-            raise ValueError(f"unknown implementation {implementation!r}; choose from {known}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+        one_of("implementation", implementation, IMPLEMENTATIONS)
+        one_of("precision", precision, PRECISIONS)
+    return pairs
 
 
 def _quantizations(
@@ -214,9 +226,9 @@ def _quantizations(
     """How to quantize for each of the precisions that need it."""
     in_8_bits = [precision for precision in precisions if precision in FORMATS]
     if given is not None and not in_8_bits:
-        raise ValueError("quantization is for int8 and fp8; leave it out, or compare one of them too")
-    if given is not None and not isinstance(given, Quantization | Sequence):
-        given = list(given)  # it is read for each precision
+        raise ArgumentError("quantization is for int8 and fp8; leave it out, or compare one of them too")
+    if given is not None and not isinstance(given, Quantization):
+        given = in_batches(given)  # they are read for each precision
     found = {}
     for precision in in_8_bits:
         quantization, _ = resolve(reference, precision, given)

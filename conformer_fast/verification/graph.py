@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
+from ..errors import ArgumentError, BackendError
 from ..model.distance import relative_error, top1_agreement
 from ..model.outputs import LOGITS, SUM, reference_outputs
 from ..model.reference import Conformer
@@ -24,11 +24,11 @@ def graph_error(
     images: (B, in_channels, H, W) of the calibration, on the CPU; None: two of noise, of the size that `shapes` is
             tuned for
 
-    Raises ValueError when a value of the graph's is not finite.
+    Raises ArgumentError when a value of the graph's is not finite.
     """
     from ..engines.onnx.runtime import run_graph
 
-    source = "noise" if images is None else "the calibration"
+    source = "noise" if images is None else "calibration"
     if images is None:
         size = 2, reference.config.in_channels, shapes.height[1], shapes.width[1]
         images = torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ def graph_error(
         exact = reference_outputs(reference, images, outputs)
     bad = [name for name, value in zip(outputs, found, strict=True) if not value.isfinite().all()]
     if bad:
-        raise ValueError(
+        raise ArgumentError(
             f"{bad[0]} of the typed graph is NaN or infinite: the model exceeds the precision's range; "
             f"use bf16 or fp32, or check the weights"
         )
@@ -50,8 +50,9 @@ def graph_error(
         ours, true = (torch.stack([values[index] for index in scores]).sum(0) for values in (found, exact))
         agreement = top1_agreement(ours, true)
     return {
-        "by": f"ONNX Runtime {version('onnxruntime')}, of the engine's graph",
-        "images": f"{len(images)} of {source}",
+        "runtime": {"name": "onnxruntime", "version": version("onnxruntime")},
+        "images": len(images),
+        "source": source,
         "error": {name: relative_error(*pair) for name, *pair in zip(outputs, found, exact, strict=True)},
         "top1_agreement": agreement,
         "accuracy": None,

@@ -5,19 +5,15 @@ Each runs the same job and returns its values by name, so that they can be compa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from ..engines.base import Settings
-from ..engines.onnx.graph import typed_graph
-from ..engines.registry import BACKENDS, choose
+from ..engines.registry import RUNNERS, choose, runner
 from ..inference.quantization import Quantization
 from ..model.reference import Conformer
-
-REFERENCE = "reference"  # PyTorch's own run, which judges the others
 
 
 @dataclass(frozen=True)
@@ -39,52 +35,36 @@ class Job:
 
 @dataclass(frozen=True)
 class Ran:
-    """A job done: what did it, in one word and in one line, and the values on the CPU, by name."""
+    """A job done: what did it, in one word and in one line, on what device, how many of the kernels' calls PyTorch took
+    over, and the values on the CPU, by name."""
 
     implementation: str
     how: str
+    device: str
+    by_pytorch: int
     values: dict[str, Tensor]
 
 
 def run(implementation: str, precision: str, job: Job) -> Ran:
     """Does the job. Raises BackendError or EngineError, with the reason, when `implementation`, one of IMPLEMENTATIONS,
     cannot be had here in this precision."""
-    return IMPLEMENTATIONS[implementation](job, precision)
+    quantization = job.quantizations.get(precision)
+    if implementation not in RUNNERS:
+        return _engine("auto" if implementation == "engine" else implementation, job, precision, quantization)
+    ran = runner(implementation).run(job.reference, job.names, precision, quantization, job.images)
+    return Ran(implementation, ran.how, ran.device, ran.by_pytorch, _by_name(job.names, ran.values))
 
 
-def _kernels(job: Job, precision: str) -> Ran:
-    from ..engines.triton.alone import run_kernels
-
-    how, values = run_kernels(job.reference, job.names, precision, job.quantizations.get(precision), job.images)
-    return Ran("kernels", how, _by_name(job.names, values))
-
-
-def _onnx_runtime(job: Job, precision: str) -> Ran:
-    from ..engines.onnx.runtime import run_graph
-
-    graph = typed_graph(job.reference, job.names, precision, job.quantizations.get(precision))
-    values = run_graph(graph, job.images, job.names)
-    return Ran("onnxruntime", "the exported graph, not optimized", _by_name(job.names, values))
-
-
-def _engine(backend: str, job: Job, precision: str) -> Ran:
+def _engine(backend: str, job: Job, precision: str, quantization: Quantization | None) -> Ran:
     chosen, precision, reason = choose(backend, precision)
     chosen = chosen.for_images(job.images.shape).for_model(job.reference)
-    settings = Settings(chosen, precision, chosen.device(), job.quantizations.get(precision))
+    settings = Settings(chosen, precision, chosen.device(), quantization)
     images = job.images.to(settings.device)
     values: dict[str, Tensor] = {}
     for names in filter(None, (job.inside, job.results)):  # what is deployed is the engine with the results alone
         values |= _by_name(names, chosen.engine(job.reference, settings, names)(images))
-    return Ran(chosen.name, reason, values)
+    return Ran(chosen.name, reason, settings.device, 0, values)
 
 
 def _by_name(names: Sequence[str], values: Sequence[Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in zip(names, values, strict=True)}
-
-
-IMPLEMENTATIONS: dict[str, Callable[[Job, str], Ran]] = {
-    "kernels": _kernels,
-    "onnxruntime": _onnx_runtime,
-    "engine": partial(_engine, "auto"),
-    **{backend: partial(_engine, backend) for backend in BACKENDS if backend != REFERENCE},
-}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..engines.base import Engine
 from ..engines.module import EngineModule
+from ..errors import ArgumentError
 from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.config import ConformerConfig
@@ -121,7 +122,7 @@ def verify(
     engine:       makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
     quantization: what `fast` computes in 8 bits; without it such a model has no bound, its errors are only reported
 
-    Raises ValueError when `quantization` is for another precision than that of `fast`.
+    Raises ArgumentError when `quantization` is for another precision than that of `fast`.
     """
     precision = fast.settings.precision
     images = fast.as_input(images)
@@ -169,10 +170,10 @@ def eager_outputs(
     """What PyTorch computes in `precision`, by name: the reference's values, or in 8 bits those of the quantized
     inference model on the CPU. Nothing for 8 bits without a quantization.
 
-    Raises ValueError when `quantization` is for another precision.
+    Raises ArgumentError when `quantization` is for another precision.
     """
     if quantization and quantization.precision != precision:
-        raise ValueError(f"the model runs in {precision}, its quantization is for {quantization.precision}")
+        raise ArgumentError(f"the model runs in {precision}, its quantization is for {quantization.precision}")
     if precision in DTYPES:
         return _run(reference, DTYPES[precision], images, names)
     return _simulated(reference, images, names, quantization) if quantization else {}

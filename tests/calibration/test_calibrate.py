@@ -1,13 +1,20 @@
 """Ranges and smoothing that are measured once, for both formats, from any images, and go on after an interruption."""
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import goldens
 import pytest
 import torch
 from eight_bits import largest_inputs
+from toy_backend import Toy, ToyEngine
 
 from conformer_fast.calibration import calibrate as calibrate_module
 from conformer_fast.calibration.calibrate import calibrate
+from conformer_fast.engines.base import Precisions
+from conformer_fast.errors import ArgumentError, ArgumentTypeError, BackendError
 from conformer_fast.inference.lower import lower
+from conformer_fast.model.outputs import LOGITS
 
 
 def batches() -> list[torch.Tensor]:
@@ -54,10 +61,10 @@ def test_images_that_are_not_numbers(value, position, smoothquant, small_model):
 
 
 def test_the_product_that_overflows_is_named(small_model):
-    fused = lower(small_model)
-    fused.conv_trans_3.fusion_block.conv1.bias[0] = float("inf")
+    network = lower(small_model)
+    network.conv_trans_3.fusion_block.conv1.bias[0] = float("inf")
     with pytest.raises(ValueError, match=r"the input of conv_trans_3\.fusion_block\.conv2 is NaN or infinite"):
-        calibrate(fused, [goldens.image(1, 64, 96)])
+        calibrate(network, [goldens.image(1, 64, 96)])
 
 
 def test_how_images_are_batched_does_not_matter(small_model):
@@ -83,10 +90,10 @@ def test_ranges_suit_the_format(small_model):
 
 
 def test_the_quantized_model_is_close(small_model):
-    fused = lower(small_model)
-    found = calibrate(fused, batches())
+    network = lower(small_model)
+    found = calibrate(network, batches())
     images = goldens.image(4, 64, 96)
-    for mine, exact in zip(fused.quantized(found)(images), fused(images), strict=True):
+    for mine, exact in zip(network.quantized(found)(images), network(images), strict=True):
         assert (mine - exact).norm() < 0.1 * exact.norm()
 
 
@@ -189,16 +196,69 @@ def test_the_gate_is_part_of_it(small_model):
     }
 
 
+@dataclass(frozen=True)
+class Timed(Toy):
+    """Says that it takes 8 bits, and notes what it makes engines for."""
+
+    made: ClassVar[list] = []
+
+    def precisions(self):
+        return Precisions(("fp32",), ("int8",))
+
+    def for_images(self, shape):
+        return replace(self, at_once=shape[0])
+
+    def engine(self, reference, settings, outputs):
+        self.made.append((settings, outputs))
+        return super().engine(reference, settings, outputs)
+
+
+def test_what_it_costs_is_timed(small_model, monkeypatch):
+    """By engines with the quantization before and after the gate, on a batch of the images."""
+    monkeypatch.setattr("conformer_fast.calibration.accuracy_gate.SQNR_FLOOR", 50.0)  # so that the gate acts
+    calls, original = [], ToyEngine.__call__
+    monkeypatch.setattr(ToyEngine, "__call__", lambda self, images: (calls.append(images), original(self, images))[1])
+    Timed.made.clear()
+    given = [batches()[0][:0], *batches()[:2]]
+    found = calibrate(small_model, given, max_drop=0, timed=Timed(at_once=1))
+    assert all(torch.equal(images, batches()[0]) for images in calls)
+    before, after = found.origin["gate"]["seconds"]
+    assert min(before, after) > 0
+    (first, outputs), (second, _) = Timed.made
+    assert outputs == LOGITS
+    assert (first.backend, first.precision, first.device) == (Timed(at_once=2), "int8", "cpu")
+    assert second.backend == first.backend
+    assert second.quantization.ranges == found.ranges
+    assert first.quantization.ranges == calibrate(small_model, given).ranges != found.ranges
+
+
+def test_the_report_is_given(small_model):
+    given = []
+    found = calibrate(small_model, batches(), max_drop=0, report=given.append)
+    assert [report.to_dict() for report in given] == [found.origin["gate"]]
+    calibrate(small_model, batches(), report=pytest.fail)  # without a gate there is none
+
+
+def test_a_backend_that_cannot_time_is_refused_before_any_work(small_model, passes):
+    with pytest.raises(BackendError, match="precision 'int8' is not available on backend 'reference'"):
+        calibrate(small_model, batches(), max_drop=0, timed="reference")
+    with pytest.raises(ArgumentError, match="timed makes engines of the model itself"):
+        calibrate(lower(small_model), batches(), max_drop=0, timed=Timed(at_once=1))
+    assert passes["images"] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"precision": "fp16"}, ValueError, "calibration is for int8 and fp8, got precision 'fp16'"),
         ({"labels": [0] * 20}, ValueError, "labels are for the gate: give max_drop too"),
+        ({"timed": "openvino"}, ValueError, "timed is for the gate: give max_drop too"),
         (
             {"images": [torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]},
             TypeError,
-            "floating point images, got torch.uint8",
+            "images for quantization must be batches of normalized, floating point images, got torch.uint8",
         ),
+        ({"images": 5}, ArgumentTypeError, "images for quantization must be a list, got 5"),
         ({"images": []}, ValueError, "calibration got no images"),
     ],
 )

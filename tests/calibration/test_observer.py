@@ -101,9 +101,9 @@ def test_a_published_variant():
 
 def test_products_and_what_bottlenecks_add_have_ranges(small_model):
     """And nothing else: heads stay as they are, and no residual of the tokens is rounded."""
-    fused = lower(small_model)
-    ranges = largest_inputs(fused, [goldens.image(1, 64, 96)])
-    weights = {name.removesuffix(".weight") for name, value in fused.named_buffers() if value.ndim > 1}
+    network = lower(small_model)
+    ranges = largest_inputs(network, [goldens.image(1, 64, 96)])
+    weights = {name.removesuffix(".weight") for name, value in network.named_buffers() if value.ndim > 1}
     products = weights - {"conv_head", "trans_head", "cls_token"}
     bottlenecks = {name.removesuffix(".conv1") for name in products if name.endswith(".conv1")}
     assert len(bottlenecks) == 1 + 2 * 2
@@ -116,12 +116,12 @@ def test_ranges_of_an_inner_output_are_those_of_what_it_needs(small_model):
 
 
 def test_the_largest_of_all_images_counts(small_model):
-    fused = lower(small_model)
+    network = lower(small_model)
     images = torch.cat([goldens.image(4, 64, 96) * scale for scale in (1, 3, 0.5)])
-    together = largest_inputs(fused, [images])
+    together = largest_inputs(network, [images])
     for sizes in ([1] * 12, [5, 7], [4, 4, 4], [11, 1]):
-        assert largest_inputs(fused, images.split(sizes)) == pytest.approx(together, rel=1e-5)
-    apart = [largest_inputs(fused, [batch]) for batch in images.split(4)]
+        assert largest_inputs(network, images.split(sizes)) == pytest.approx(together, rel=1e-5)
+    apart = [largest_inputs(network, [batch]) for batch in images.split(4)]
     for name, largest in together.items():
         assert largest == pytest.approx(max(ranges[name] for ranges in apart), rel=1e-5)
     assert together["patch_embed"] > 1.5 * apart[0]["patch_embed"]
@@ -129,12 +129,12 @@ def test_the_largest_of_all_images_counts(small_model):
 
 def test_signs_do_not_matter(small_model):
     """The most negative value counts as the most positive does: what norms return has both."""
-    fused = lower(small_model)
-    before = largest_inputs(fused, [goldens.image(1, 64, 96)])
-    norm = fused.trans_1.norm1
+    network = lower(small_model)
+    before = largest_inputs(network, [goldens.image(1, 64, 96)])
+    norm = network.trans_1.norm1
     norm.weight.neg_()
     norm.bias.neg_()
-    after = largest_inputs(fused, [goldens.image(1, 64, 96)])
+    after = largest_inputs(network, [goldens.image(1, 64, 96)])
     assert after["trans_1.qkv"] == before["trans_1.qkv"]
 
 
@@ -152,19 +152,19 @@ def test_images_that_do_not_fit_the_model(shape, message, small_model):
 
 
 def test_the_model_is_untouched(small_model):
-    fused = lower(small_model)
-    before = {name: value.clone() for name, value in fused.state_dict().items()}
+    network = lower(small_model)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     images = goldens.image(1, 64, 96)
-    scores = fused(images)
-    largest_inputs(fused, [images])
-    assert fused.state_dict().keys() == before.keys()
-    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
-    assert all(map(torch.equal, fused(images), scores))
+    scores = network(images)
+    largest_inputs(network, [images])
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(map(torch.equal, network(images), scores))
     assert torch.is_grad_enabled()
 
 
 def test_autocast_around_it_changes_nothing(small_model):
-    fused, images = lower(small_model), goldens.image(1, 64, 96)
-    plain = largest_inputs(fused, [images])
+    network, images = lower(small_model), goldens.image(1, 64, 96)
+    plain = largest_inputs(network, [images])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert largest_inputs(fused, [images]) == plain
+        assert largest_inputs(network, [images]) == plain

@@ -20,16 +20,16 @@ def images() -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def fused(small_model) -> InferenceConformer:
+def network(small_model) -> InferenceConformer:
     return lower(small_model)
 
 
 @pytest.fixture
-def outlying(fused) -> InferenceConformer:
+def outlying(network) -> InferenceConformer:
     """An equal model: two norms have three channels 60 times as large, which their products' weights take back."""
-    factors = torch.ones(fused.config.embed_dim)
+    factors = torch.ones(network.config.embed_dim)
     factors[[3, 17, 40]] = 1 / 60
-    return fused.smoothed({name: factors.tolist() for name in OUTLYING})
+    return network.smoothed({name: factors.tolist() for name in OUTLYING})
 
 
 def errors(model: InferenceConformer, quantization: Quantization) -> list[float]:
@@ -42,10 +42,10 @@ def errors(model: InferenceConformer, quantization: Quantization) -> list[float]
 
 
 @pytest.mark.parametrize("names", [["trans_1.qkv"], ["trans_1.fc1"], OUTLYING], ids="-".join)
-def test_an_smoothed_model_is_equal(names, fused):
+def test_an_smoothed_model_is_equal(names, network):
     """In float64, for factors over four decades."""
-    exact = fused.double()
-    factors = {name: (10 ** (4 * torch.rand(fused.config.embed_dim) - 2)).tolist() for name in names}
+    exact = network.double()
+    factors = {name: (10 ** (4 * torch.rand(network.config.embed_dim) - 2)).tolist() for name in names}
     smoothed = exact.smoothed(factors)
     batch = goldens.image(2, 64, 96).double()
     for found, expected in zip(smoothed(batch), exact(batch), strict=True):
@@ -54,20 +54,20 @@ def test_an_smoothed_model_is_equal(names, fused):
         assert not torch.equal(smoothed.get_buffer(f"{name}.weight"), exact.get_buffer(f"{name}.weight"))
 
 
-def test_what_the_product_reads_is_divided(fused):
+def test_what_the_product_reads_is_divided(network):
     factors = {"trans_1.qkv": [2.0] * 24 + [0.5] * 24}
     seen: dict[str, list[torch.Tensor]] = {}
-    for model in (fused, fused.smoothed(factors)):
+    for model in (network, network.smoothed(factors)):
         Observer(model).observe(goldens.image(1, 64, 96), lambda name, value: seen.setdefault(name, []).append(value))
     before, after = seen["trans_1.qkv"]
     torch.testing.assert_close(after, before / torch.tensor(factors["trans_1.qkv"]))
     torch.testing.assert_close(*seen["trans_1.fc1"])
 
 
-def test_the_given_model_is_untouched(fused):
-    before = {name: value.clone() for name, value in fused.state_dict().items()}
-    fused.smoothed({"trans_1.qkv": [2.0] * 48})
-    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
+def test_the_given_model_is_untouched(network):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.smoothed({"trans_1.qkv": [2.0] * 48})
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -82,25 +82,25 @@ def test_the_given_model_is_untouched(fused):
         ("trans_1.qkv", [], "takes 48 positive factors, got 0"),
     ],
 )
-def test_factors_that_do_not_fit(name, factors, message, fused):
+def test_factors_that_do_not_fit(name, factors, message, network):
     with pytest.raises(ValueError, match=message):
-        fused.smoothed({name: factors})
+        network.smoothed({name: factors})
 
 
-def test_it_is_chosen_where_channels_lie_out(fused, outlying):
+def test_it_is_chosen_where_channels_lie_out(network, outlying):
     """And there only: the plain model's norms gain too little to be touched."""
-    assert smoothing_factors(fused, images(), "int8") == {}
+    assert smoothing_factors(network, images(), "int8") == {}
     assert set(smoothing_factors(outlying, images(), "int8")) == set(OUTLYING)
 
 
-def test_it_takes_the_outliers_back(fused, outlying):
+def test_it_takes_the_outliers_back(network, outlying):
     """The scores err as little as those of the model without outliers; without it, several times as much."""
     plain, bad = (dict.fromkeys(OUTLYING, 0.0) for _ in range(2))
 
     def see(found):
         return lambda name, value: found.update({name: max(found.get(name, 0.0), value.abs().max().item())})
 
-    for model, found in ((fused, plain), (outlying, bad)):
+    for model, found in ((network, plain), (outlying, bad)):
         for batch in images():
             Observer(model).observe(batch, see(found))
     factors = smoothing_factors(outlying, images(), "int8")
@@ -111,7 +111,7 @@ def test_it_takes_the_outliers_back(fused, outlying):
     def of_the_norms(ranges):
         return {name: ranges[name] for name in OUTLYING}
 
-    usual = max(errors(fused, Quantization("int8", of_the_norms(plain))))
+    usual = max(errors(network, Quantization("int8", of_the_norms(plain))))
     worse = max(errors(outlying, Quantization("int8", of_the_norms(bad))))
     better = max(errors(outlying, Quantization("int8", of_the_norms(smoothed), factors)))
     assert worse > 5 * usual

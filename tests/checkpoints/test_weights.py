@@ -1,6 +1,7 @@
 """Every dialect, container, prefix and format loads; everything else is refused in words."""
 
 import argparse
+import errno
 import itertools
 import json
 import re
@@ -408,15 +409,21 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     save_weights(REFERENCE.state_dict(), path)
     before = path.read_bytes()
 
-    def breaks(tensors, target, metadata):
-        Path(target).write_bytes(b"half")
-        raise OSError("no space left on device")
+    def breaks(source, target):
+        raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", breaks)
-    with pytest.raises(CheckpointError, match=r"cannot be written \(no space left"):
+    monkeypatch.setattr("os.replace", breaks)
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: cannot be written (no space left on device)")):
         save_weights(REFERENCE.state_dict(), path, "mmpretrain")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_it_as_the_umask_says(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(REFERENCE.state_dict(), path)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_tensors_that_share_memory_can_be_written(tmp_path):

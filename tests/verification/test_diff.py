@@ -13,13 +13,14 @@ from eight_bits import largest_inputs
 
 import conformer_fast as cf
 from conformer_fast import Conformer
+from conformer_fast.engines.base import Outcome
+from conformer_fast.engines.onnx.runtime import ONNXRuntime
 from conformer_fast.engines.triton import alone
 from conformer_fast.errors import BackendError
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
 from conformer_fast.model.outputs import observed_outputs
-from conformer_fast.verification import implementations
 from conformer_fast.verification.diff import Column, Fall, diff
 from conformer_fast.verification.verify import Report, Row, verify
 
@@ -42,13 +43,12 @@ def column(*rows: Row, results: tuple[Row, ...] = (), how: str = "here") -> Colu
 
 
 def spoilt(wrong: dict[str, float]):
-    """An implementation that is right but for these values, which are multiplied."""
+    """A runner that is right but for these values, which are multiplied."""
 
-    def run(job, precision):
+    def run(self, reference, names, precision, quantization, images):
         with torch.no_grad():
-            values = observed_outputs(job.reference.float(), job.images, job.names)
-        right = zip(job.names, values, strict=True)
-        return implementations.Ran("spoilt", "here", {name: value * wrong.get(name, 1) for name, value in right})
+            right = zip(names, observed_outputs(reference.float(), images, names), strict=True)
+            return Outcome("spoilt", "cpu", tuple(value * wrong.get(name, 1) for name, value in right))
 
     return run
 
@@ -92,9 +92,10 @@ def test_kernels_and_exported_graph(small_model):
     eager, kernels, graph = found.columns
     assert (eager.how, kernels.how, graph.how) == (
         "PyTorch",
-        "Triton's interpreter" if alone.interprets_kernels() else torch.cuda.get_device_name(),
+        "Triton's interpreter" if alone.Kernels().slow() else torch.cuda.get_device_name(),
         "the exported graph, not optimized",
     )
+    assert (eager.device, graph.device) == ("cpu", "cpu")
     for ran in (kernels, graph):
         assert list(ran.rows) == BLOCKS + LOGITS
         assert all(row.within for row in ran.rows.values())
@@ -105,7 +106,7 @@ def test_kernels_and_exported_graph(small_model):
 def test_kernels_in_8_bits_err_as_simulated(small_model):
     chosen = quantization(small_model, "int8")
     simulated, kernels = diff(small_model, images(1, 3, 32, 32), [("kernels", "int8")], quantization=chosen).columns
-    assert "PyTorch" not in kernels.how  # a kernel ran every call
+    assert kernels.by_pytorch == 0  # a kernel ran every call
     for name in BLOCKS:
         assert kernels.rows[name].within
         assert kernels.rows[name].error == pytest.approx(simulated.rows[name].error, rel=0.35)
@@ -137,28 +138,29 @@ def test_images_calibrate_each_precision(small_model):
 
 
 def test_columns_of_a_precision_are_neighbors(small_model, monkeypatch):
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({}))
+    monkeypatch.setattr(ONNXRuntime, "run", spoilt({}))
     pairs = [(name, precision) for name in ("onnxruntime", "reference") for precision in ("fp32", "bf16")]
     found = diff(small_model, images(1, 3, 32, 32), pairs)
     assert [(name.implementation, name.precision) for name in found.columns] == [
         ("reference", "fp32"),
-        ("spoilt", "fp32"),
+        ("onnxruntime", "fp32"),
         ("reference", "bf16"),
-        ("spoilt", "bf16"),
+        ("onnxruntime", "bf16"),
     ]
     assert {precision: len(columns) for precision, columns in found.by_precision.items()} == {"fp32": 2, "bf16": 2}
 
 
 @pytest.mark.parametrize("wrong", ["1.map", "2.fcu_down", "2.tokens", "3.fcu_up", "3.map"])
 def test_where_error_comes_in(wrong, small_model, monkeypatch):
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({wrong: 1.01}))
+    monkeypatch.setattr(ONNXRuntime, "run", spoilt({wrong: 1.01}))
     found = diff(small_model, images(1, 3, 32, 32), [("onnxruntime", "fp32")])
     right, column = found.columns
     assert column.fall.name == wrong
     assert column.fall.after == pytest.approx(40, abs=0.1)
     assert column.fall.before > 100
-    assert f"spoilt fp32: within the bound; {wrong} is the first of 1 over its own; SQNR falls most at {wrong}" in (
-        column.summary
+    assert (
+        f"onnxruntime fp32: within the bound; {wrong} is the first of 1 over its own; SQNR falls most at {wrong}"
+        in (column.summary)
     )
     assert found.within
     assert not right.fall or right.fall.before - right.fall.after < 20
@@ -167,19 +169,19 @@ def test_where_error_comes_in(wrong, small_model, monkeypatch):
 
 
 def test_wrong_result_is_not_within(small_model, monkeypatch):
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({"trans_logits": -1.0}))
+    monkeypatch.setattr(ONNXRuntime, "run", spoilt({"trans_logits": -1.0}))
     found = diff(small_model, images(2, 3, 32, 32), [("onnxruntime", "fp32")])
     assert not found.within
     assert found.columns[0].report.within
     assert found.columns[1].report.top1_agreement["trans"] == 0
-    assert "spoilt fp32: NOT within the bound; trans_logits is the first of 1 over its own" in str(found)
+    assert "onnxruntime fp32: NOT within the bound; trans_logits is the first of 1 over its own" in str(found)
 
 
 def test_what_cannot_run_says_why(small_model, monkeypatch):
-    def missing(job, precision):
+    def missing(*given):
         raise BackendError("it is not installed: pip install it")
 
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", missing)
+    monkeypatch.setattr(ONNXRuntime, "run", missing)
     found = diff(small_model, images(1, 3, 32, 32), [("onnxruntime", "fp32"), ("tensorrt", "fp32")])
     first, second = found.columns[1:]
     assert (first.implementation, first.how, first.report, first.rows, first.fall) == (
@@ -223,9 +225,9 @@ def test_calls_that_no_kernel_takes_are_counted(small_model, monkeypatch):
 
     for name, plan in dispatch.PLANS.items():
         monkeypatch.setitem(dispatch.PLANS, name, refused(plan))
-    how = diff(small_model, images(1, 3, 32, 32), [("kernels", "fp32")]).columns[1].how
-    count, total = map(int, re.search(r"; (\d+) of (\d+) calls by PyTorch: too hot$", how).groups())
-    assert count == total > 30
+    column = diff(small_model, images(1, 3, 32, 32), [("kernels", "fp32")]).columns[1]
+    count, total = map(int, re.search(r"; (\d+) of (\d+) calls by PyTorch: too hot$", column.how).groups())
+    assert column.by_pytorch == count == total > 30
 
 
 def test_model_without_heads(small_config):
@@ -246,13 +248,18 @@ def test_pixels_and_the_model_are_left_alone(small_model):
 
 
 def test_json(small_model, monkeypatch):
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", spoilt({"2.map": math.nan}))
+    monkeypatch.setattr(ONNXRuntime, "run", spoilt({"2.map": math.nan}))
     found = diff(small_model, images(1, 3, 32, 32), [("onnxruntime", "fp32"), ("kernels", "bf16")])
     values = found.to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
     eager, nan, *_ = values["columns"]
     assert (values["images"], values["height"], values["width"], values["within"]) == (1, 32, 32, True)
-    assert (nan["implementation"], nan["precision"], nan["how"], nan["unavailable"]) == ("spoilt", "fp32", "here", None)
+    assert (nan["implementation"], nan["precision"], nan["how"], nan["unavailable"]) == (
+        "onnxruntime",
+        "fp32",
+        "spoilt",
+        None,
+    )
     assert nan["fall"]["name"] == "2.map"
     assert nan["fall"]["after"] is None
     assert next(row for row in nan["report"]["blocks"] if row["name"] == "2.map")["error"] is None
@@ -260,8 +267,8 @@ def test_json(small_model, monkeypatch):
 
 
 WRONG = {
-    "nothing": ([], None, "nothing to run"),
-    "implementation": ([("onnx", "fp32")], None, "unknown implementation 'onnx'; choose from reference, kernels, "),
+    "nothing": ([], None, "give pairs such as .*, got none"),
+    "implementation": ([("onnx", "fp32")], None, "unknown implementation 'onnx'; choose one of reference, kernels, "),
     "precision": ([("engine", "int4")], None, "unknown precision 'int4'"),
     "uncalibrated": ([("engine", "int8")], None, "takes its ranges from images"),
     "calibration for nothing": ([("reference", "fp32")], [images(1, 3, 32, 32)], "quantization is for int8 and fp8"),

@@ -276,8 +276,9 @@ def test_wrong_block_is_marked(wrong, small_model, monkeypatch):
     assert report.within  # what it returns is right
 
 
-def test_wrong_graph_is_found(small_model, monkeypatch):
+def test_wrong_graph_is_found(small_model, monkeypatch, tmp_path):
     """Not the engine's outputs are spoilt here but its weights, as a wrong rewrite would."""
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))  # which knows no graph of the same code yet
     pytest.importorskip("onnx")
     pytest.importorskip("openvino")
     from conformer_fast.engines.openvino import backend

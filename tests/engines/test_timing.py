@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conformer_fast.verification.timing import seconds_of, time_in_turn
+from conformer_fast.engines.timing import seconds_of, time_in_turn
 
 
 def test_speedup_is_the_median_over_turns_after_a_warm_up():
