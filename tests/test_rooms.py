@@ -189,9 +189,16 @@ def test_only_backends_and_the_registry_know_their_names():
         for backend in named(tree):
             if not name.startswith((f"engines.{backend}", "engines.registry")):
                 users[name].add(backend)
-    packages = users.pop("cli.info")  # whose versions it prints
-    assert packages == {"triton", "openvino", "tensorrt"}
     assert users == {}
+
+
+@pytest.mark.parametrize("name", sources())
+def test_a_backends_folder_is_imported_by_name_only_there(name):
+    """Others find what is in it by the registry; the face does too, where it names what users take from there."""
+    folders = {path.rpartition(":")[0].rpartition(".")[0].removeprefix(f"{PACKAGE}.") for path in BACKENDS.values()}
+    for folder in folders - {"engines"}:
+        inside = {other for other in of_the_package(imported(name)) if f"{other}.".startswith(f"{folder}.")}
+        assert not inside or f"{name}.".startswith(f"{folder}."), f"{name} imports {', '.join(sorted(inside))}"
 
 
 def run(code: str) -> str:

@@ -58,9 +58,11 @@ class Toy(Backend):
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> ToyEngine:
         weights = safetensors.torch.load(bundle.read(WEIGHTS))
-        network = blank(bundle.manifest.config, torch.float32, heads="conv_head.weight" in weights, norm=True)
+        network = blank(
+            bundle.manifest.config, bundle.manifest.outputs, "fp32", heads="conv_head.weight" in weights, norm=True
+        )
         network.load_state_dict(weights, assign=True)
-        return ToyEngine(network.with_outputs(bundle.manifest.outputs), self.at_once)
+        return ToyEngine(network, self.at_once)
 
 
 class ToyEngine:

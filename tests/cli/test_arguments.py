@@ -10,6 +10,7 @@ import conformer_fast as cf
 from conformer_fast.cli import arguments
 from conformer_fast.model.names import IN_8_BITS, PRECISIONS
 from conformer_fast.model.precision import DTYPES, FORMATS
+from conformer_fast.tables import Column, Table
 
 
 def test_the_names_are_those_of_the_types():
@@ -22,8 +23,9 @@ def test_an_engine_of_certain_shapes_is_built_for_what_it_will_get(monkeypatch):
     monkeypatch.setattr(cf, "compile", lambda model, **options: asked.append(options))
     monkeypatch.setattr(cf.TensorRT, "missing", lambda self: None)
     monkeypatch.setattr(cf.TensorRT, "precisions", lambda self: (("fp16",), ("int8",)))
-    options = Namespace(backend="tensorrt", precision="auto", quantization=None, calibration=None)
-    arguments.compiled(cf.create_model("digits"), options, size=96, batch=4)
+    asked_for = {"model": "digits", "weights": "packaged", "size": 96, "backend": "tensorrt"}
+    others = ("precision", "quantization", "calibration", "calibration_limit", "key")
+    arguments.compiled(Namespace(**asked_for, **dict.fromkeys(others)), batch=4)
     shapes = cf.Shapes((1, 4, 4), (96, 96, 96), (96, 96, 96))
     assert asked == [{"backend": cf.TensorRT(shapes), "precision": "auto", "quantization": None}]
 
@@ -48,10 +50,13 @@ def test_the_model_and_its_weights(monkeypatch, model, weights, taken):
 
 
 def test_results_are_shown_as_soon_as_they_are_known(capsys):
-    show_row = arguments.row_by_row(Namespace(json=False), lambda: "head")
-    show_row(1)
+    class Row(int):
+        TABLE = Table(Column("head"))
+
+    show_row = arguments.row_by_row(Namespace(json=False))
+    show_row(Row(1))
     assert capsys.readouterr().out == "head\n1\n"
-    show_row(2)
+    show_row(Row(2))
     assert capsys.readouterr().out == "2\n"
-    arguments.row_by_row(Namespace(json=True), lambda: pytest.fail("for programs"))(1)
+    arguments.row_by_row(Namespace(json=True))(Row(3))
     assert capsys.readouterr().out == ""

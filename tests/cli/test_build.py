@@ -50,8 +50,8 @@ def test_every_option(run, tmp_path, digit_folder, monkeypatch):
     first, *rest = out.splitlines()
     assert first.endswith(f"my engine: {megabytes:.1f} MB, tensorrt-rtx {rtx.version}, sm86, sm89, sm120")
     if manifest.measured:
-        assert rest[0].startswith("error of the graph (ONNX Runtime ")
-        assert rest[0].endswith(f", 8 of the calibration): logits {manifest.measured['error']['logits']:.2g}")
+        assert rest[0].startswith("error of the graph (onnxruntime ")
+        assert rest[0].endswith(f", 8 of calibration): logits {manifest.measured['error']['logits']:.2g}")
 
     # The command in the manifest builds the same again, for the GPU of whoever needs it.
     command = shlex.split(manifest.rebuild)
@@ -132,7 +132,6 @@ def test_what_cannot_be_is_refused_before_the_weights_are_fetched(run, options, 
         *[("--batch", value) for value in ("0", "-1", "1,2", "8,1,64", "1,8,4", "one", "1;8;64", "1,8,64,64", "")],
         *[("--size", value) for value in ("0,224,224", "224x224", "1.5")],
         ("--precision", "fp64"),
-        ("--flavor", "onnx"),
         ("--calibration-limit", "0"),
     ],
 )

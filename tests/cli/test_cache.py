@@ -32,7 +32,7 @@ def test_engines_of_both_kinds_are_listed(run, run_json):
         ("tensorrt", "fp16", "sm89,sm120"),
     }
     status, result, _ = run_json("cache", "list")
-    entries = {entry.key: entry for entry in cache.entries()}
+    entries = {entry.key: entry for entry in cache.cached_engines()}
     assert status == 0
     assert {entry["key"]: entry["bytes"] for entry in result["engines"]} == {
         key: entry.size for key, entry in entries.items()
@@ -43,7 +43,7 @@ def test_engines_of_both_kinds_are_listed(run, run_json):
 
 
 def test_clear_says_what_it_freed(run, run_json):
-    freed = sum(entry.size for entry in cache.entries())
+    freed = sum(entry.size for entry in cache.cached_engines())
     status, result, err = run_json("cache", "clear")
     assert (status, err, result["folder"]) == (0, "", str(cache.engines_folder()))
     assert result["freed_bytes"] >= freed

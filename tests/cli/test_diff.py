@@ -11,8 +11,9 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.cli import diff
+from conformer_fast.engines.onnx import runtime
 from conformer_fast.engines.triton import alone
-from conformer_fast.verification import implementations
+from conformer_fast.engines.triton.backend import Triton
 
 DIGITS = ("--model", "digits")
 LOGITS = ("conv_logits", "trans_logits")
@@ -21,18 +22,14 @@ LOGITS = ("conv_logits", "trans_logits")
 @pytest.fixture
 def spoilt(monkeypatch):
     """Makes "onnxruntime" return wrong scores."""
-    right = implementations.IMPLEMENTATIONS["onnxruntime"]
+    right = runtime.ONNXRuntime.run
 
-    def run(job, precision):
-        ran = right(job, precision)
-        values = {name: -value if name in job.results else value for name, value in ran.values.items()}
-        return implementations.Ran("spoilt", "here", values)
+    def run(self, *given):
+        ran = right(self, *given)
+        named = zip(given[1], ran.values, strict=True)
+        return ran._replace(values=tuple(-value if name in LOGITS else value for name, value in named))
 
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "onnxruntime", run)
-
-
-def test_what_can_be_chosen_is_what_there_is():
-    assert set(diff.IMPLEMENTATIONS) == {implementations.REFERENCE, *implementations.IMPLEMENTATIONS}
+    monkeypatch.setattr(runtime.ONNXRuntime, "run", run)
 
 
 def test_what_runs_here_is_compared(run, digit_files, tmp_path):
@@ -80,7 +77,7 @@ def test_status_1_when_a_result_is_over_its_bound(run, run_json, spoilt):
     arguments = ["diff", *DIGITS, "--size", "32", "--precisions", "fp32", "--implementations", "onnxruntime"]
     status, out, _ = run(*arguments)
     assert status == 1
-    assert "spoilt fp32: NOT within the bound; conv_logits is the first of 2 over its own" in out
+    assert "onnxruntime fp32: NOT within the bound; conv_logits is the first of 2 over its own" in out
     status, found, _ = run_json(*arguments)
     assert (status, found["within"]) == (1, False)
 
@@ -90,11 +87,11 @@ def test_kernels_are_interpreted_if_asked_for(run, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")  # which the tests set for themselves
     asked = []
 
-    def kernels(job, precision):
+    def kernels(self, *given):
         asked.append(os.environ.get("TRITON_INTERPRET"))
         raise cf.BackendError("enough")
 
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "kernels", kernels)
+    monkeypatch.setattr(alone.Kernels, "run", kernels)
     arguments = ["diff", *DIGITS, "--size", "32", "--precisions", "fp16", "--implementations"]
     status, out, err = run(*arguments, "kernels")
     assert (status, asked) == (0, ["1"])
@@ -107,7 +104,7 @@ def test_kernels_are_interpreted_if_asked_for(run, monkeypatch):
 
 @pytest.mark.parametrize("interpreted", [True, False])
 def test_kernels_run_by_default_on_a_gpu_alone(monkeypatch, interpreted):
-    monkeypatch.setattr(alone, "interprets_kernels", lambda: interpreted)
+    monkeypatch.setattr(Triton, "missing", lambda self: "no CUDA device" if interpreted else None)
     assert diff.usual_implementations() == [*([] if interpreted else ["kernels"]), "onnxruntime", "engine"]
 
 

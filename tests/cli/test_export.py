@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import conformer_fast as cf
-from conformer_fast.datasets import batches
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import LOGITS
 
@@ -49,14 +48,14 @@ def test_other_outputs(run_json, options, outputs, tmp_path):
 
 
 def test_as_many_pictures_as_asked_of_the_size_that_was_asked(run, tmp_path, digit_folder, monkeypatch):
-    shapes, original = [], batches.images_in
+    shapes, original = [], cf.images_in
 
     def spy(folder, side, limit):
         for batch in original(folder, side, limit):
             shapes.append(tuple(batch.shape))
             yield batch
 
-    monkeypatch.setattr(batches, "images_in", spy)
+    monkeypatch.setattr(cf, "images_in", spy)
     calibration = ["--precision", "int8", "--calibration", digit_folder]
     arguments = ["export", *DIGITS, *calibration, "-o", tmp_path / "a.onnx"]
     assert run(*arguments)[0] == 0

@@ -21,6 +21,7 @@ def test_facts_are_fields(run_json):
         "backend": fast.settings.backend.name,
         "precision": fast.settings.precision,
         "device": str(fast.device),
+        "reason": fast.reason,
     }
     assert list(facts["backends"]) == list(BACKENDS)
     assert facts["backends"]["reference"] == {"available": True, "reason": None, "precisions": ["fp32"]}

@@ -37,7 +37,7 @@ def test_it_prints_what_was_measured(run, asked):
     assert (status, err) == (0, "")
     assert asked == [(["digits"], [1], 32, "int8")]
     head, first, second, last = out.splitlines()
-    assert head == tuning.TABLE.head
+    assert head == tuning.Tuned.TABLE.head
     assert first.split() == ["attention", "B1", "64x64x32", "w4", "s3", "3.0", "pytorch", "2.0", "1.50x"]
     assert second.split()[0] == "heads"
     assert last == "NVIDIA X, int8: 2 problems, 1 with another choice than the rule's; written to x.json"

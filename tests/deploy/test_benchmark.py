@@ -8,7 +8,7 @@ import torch
 import conformer_fast as cf
 from conformer_fast.deploy import benchmark as benchmark_module
 from conformer_fast.engines.registry import make
-from conformer_fast.verification.timing import Timing
+from conformer_fast.engines.timing import Timing
 
 
 @pytest.fixture

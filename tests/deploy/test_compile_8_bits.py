@@ -67,10 +67,10 @@ def test_another_quantization_is_another_engine(small_model, quantization, monke
     batch = images(1, 3, 32, 32)
     one = compiled(small_model, quantization)(batch).logits
     compiled(small_model, quantization)(batch)
-    assert len(cache.entries()) == 1
+    assert len(cache.cached_engines()) == 1
     coarse = replace(quantization, ranges={name: 20 * value for name, value in quantization.ranges.items()})
     assert not torch.equal(compiled(small_model, coarse)(batch).logits, one)
-    assert len(cache.entries()) == 2
+    assert len(cache.cached_engines()) == 2
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +10,8 @@ from PIL import Image
 
 import conformer_fast as cf
 from conformer_fast.deploy.predict import BATCH, predict
+from conformer_fast.engines.base import Settings
+from conformer_fast.engines.module import EngineModule
 from conformer_fast.model.outputs import LOGITS
 
 LABELS = ["none", "red", "green", "blue"]
@@ -28,15 +29,16 @@ def pictures(tmp_path) -> list[Path]:
 def model(outputs=("logits",), shapes=(), scores=lambda images: images.mean((2, 3)), **config):
     """Scores of what an image has of each color; "none" is never likely. `seen` are the shapes of its batches."""
 
-    def run(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def engine(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         seen.append(tuple(images.shape))
         logits = torch.nn.functional.pad(scores(images), (1, 0), value=-9.0)
         return tuple(logits if name == "logits" else logits / 2 for name in outputs)
 
     seen: list[tuple[int, ...]] = []
     sizes = cf.ConformerConfig(**{"num_classes": 4, **config})
-    device = torch.device("cpu")
-    return SimpleNamespace(outputs=outputs, shapes=shapes, config=sizes, device=device, run=run, seen=seen)
+    fast = EngineModule(engine, Settings(cf.TensorRT(shapes), "fp32"), "", sizes, "stem", outputs, outputs)
+    fast.seen = seen
+    return fast
 
 
 @pytest.mark.parametrize("outputs", [("logits",), LOGITS, ("2.map", *reversed(LOGITS))], ids=str)
@@ -100,8 +102,8 @@ def test_no_pictures(pictures):
         (model(("1.map",)), {}, ValueError, r"returns 1\.map; predict needs conv_logits, trans_logits or logits"),
         (model(("conv_logits",)), {}, ValueError, "returns conv_logits; predict needs"),
         (model(in_channels=1), {}, ValueError, "pictures have 3 channels, the model reads 1"),
-        (model(), {"topk": 0}, ValueError, "topk must be at least 1, got 0"),
-        (model(), {"size": 0}, ValueError, "size must be at least 1"),
+        (model(), {"topk": 0}, ValueError, "topk must be a whole number, at least 1, got 0"),
+        (model(), {"size": 0}, ValueError, "size must be a whole number, at least 1"),
         (model(scores=lambda images: images.mean((2, 3)) * torch.nan), {}, ValueError, "NaN or infinite"),
     ],
 )

@@ -131,7 +131,7 @@ def test_damaged_entry_is_rebuilt_with_a_warning(damage, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert cache.cached(FIELDS, fail) == ENGINE
-    assert [entry.key for entry in cache.entries()] == [engine.stem]
+    assert [entry.key for entry in cache.cached_engines()] == [engine.stem]
 
 
 @pytest.mark.parametrize("suffix", [".engine", ".hash"])
@@ -151,7 +151,7 @@ def test_entry_that_cannot_be_replaced_still_works(suffix, folder):
 def test_missing_hash_means_no_entry(folder):
     cache.cached(FIELDS, Builder())
     files(folder, ".hash")[0].unlink()
-    assert cache.entries() == []
+    assert cache.cached_engines() == []
     builder = Builder(b"new")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -188,7 +188,7 @@ def test_write_that_fails_leaves_no_entry(broken, folder, monkeypatch):
     monkeypatch.setattr(os, "replace", refusing)
     with pytest.warns(UserWarning, match=rf"engines are not kept in {folder}.*No space left"):
         assert cache.cached(FIELDS, Builder()) == ENGINE
-    assert cache.entries() == []
+    assert cache.cached_engines() == []
     assert files(folder, ".part") == []
     monkeypatch.setattr(os, "replace", rename)
     builder = Builder()
@@ -202,7 +202,7 @@ def test_failed_build_leaves_no_entry_and_no_lock():
 
     with pytest.raises(RuntimeError, match="no engine today"):
         cache.cached(FIELDS, broken)
-    assert cache.entries() == []
+    assert cache.cached_engines() == []
     assert cache.cached(FIELDS, Builder()) == ENGINE
 
 
@@ -222,8 +222,8 @@ def test_unusable_folder_is_a_warning(where, folder):
     with pytest.warns(UserWarning, match=rf"engines are not kept in {folder}") as caught:
         assert cache.cached(FIELDS, builder) == ENGINE
     assert len(caught) == builder.calls == 1
-    assert cache.entries() == []
-    assert cache.clear() == 0
+    assert cache.cached_engines() == []
+    assert cache.clear_cache() == 0
 
 
 @pytest.fixture
@@ -278,23 +278,23 @@ def add(height: int, size: int, used: float) -> str:
 def test_least_recently_used_go_first(folder, monkeypatch):
     monkeypatch.setattr(cache, "LIMIT_BYTES", 1000)
     first, second, third = (add(height, 300, used) for height, used in ((1, 1.0e9), (2, 1.1e9), (3, 1.2e9)))
-    assert [entry.key for entry in cache.entries()] == [third, second, first]
+    assert [entry.key for entry in cache.cached_engines()] == [third, second, first]
     cache.cached({**FIELDS, "height": 1}, fail)  # used now
-    assert [entry.key for entry in cache.entries()] == [first, third, second]
+    assert [entry.key for entry in cache.cached_engines()] == [first, third, second]
 
     fourth = add(4, 400, 1.3e9)
-    assert [entry.key for entry in cache.entries()] == [first, fourth, third]
+    assert [entry.key for entry in cache.cached_engines()] == [first, fourth, third]
     assert not list(folder.glob(f"{second}.engine")) + list(folder.glob(f"{second}.engine.hash"))
     fifth = add(5, 700, 1.4e9)
-    assert [entry.key for entry in cache.entries()] == [first, fifth]
+    assert [entry.key for entry in cache.cached_engines()] == [first, fifth]
 
 
 def test_reading_counts_as_use():
     key = add(1, 10, 1e9)
-    assert cache.entries()[0].used == 1e9
+    assert cache.cached_engines()[0].used == 1e9
     before = time.time()
     cache.cached({**FIELDS, "height": 1}, fail)
-    (entry,) = cache.entries()
+    (entry,) = cache.cached_engines()
     assert entry.key == key
     assert entry.used >= before - 2
 
@@ -303,7 +303,7 @@ def test_exactly_the_limit_fits(monkeypatch):
     monkeypatch.setattr(cache, "LIMIT_BYTES", 600)
     add(1, 300, 1e9)
     add(2, 300, 2e9)
-    assert len(cache.entries()) == 2
+    assert len(cache.cached_engines()) == 2
 
 
 @pytest.mark.parametrize("name", ["0123.engine", "tmp0123.part"], ids=["without a hash", "broken off"])
@@ -314,7 +314,7 @@ def test_what_a_killed_process_left_counts_too(name, folder, monkeypatch):
     monkeypatch.setattr(cache, "LIMIT_BYTES", 1000)
     add(1, 300, 2e9)
     assert not (folder / name).exists()
-    assert len(cache.entries()) == 1
+    assert len(cache.cached_engines()) == 1
 
 
 def test_what_cannot_be_removed_to_make_room_stays(folder, monkeypatch):
@@ -322,32 +322,32 @@ def test_what_cannot_be_removed_to_make_room_stays(folder, monkeypatch):
     os.utime(folder / "x.part", (1e9, 1e9))  # the first to go
     monkeypatch.setattr(cache, "LIMIT_BYTES", 0)
     first, second = add(1, 300, 2e9), add(2, 300, 3e9)
-    assert [entry.key for entry in cache.entries()] == [second]
+    assert [entry.key for entry in cache.cached_engines()] == [second]
     assert first != second
 
 
 def test_entries_say_what_is_there(folder):
-    assert cache.entries() == []
+    assert cache.cached_engines() == []
     first, second = add(1, 10, 1e9), add(2, 20, 2e9)
-    assert cache.entries() == [
-        cache.CacheEntry(second, {**FIELDS, "height": 2}, 20, 2e9),
-        cache.CacheEntry(first, {**FIELDS, "height": 1}, 10, 1e9),
+    assert cache.cached_engines() == [
+        cache.CachedEngine(second, {**FIELDS, "height": 2}, 20, 2e9),
+        cache.CachedEngine(first, {**FIELDS, "height": 1}, 10, 1e9),
     ]
     (folder / f"{first}.engine.hash").write_text("{")
     (folder / "stray.engine.hash").write_text((folder / f"{second}.engine.hash").read_text())
-    assert [entry.key for entry in cache.entries()] == [second]
+    assert [entry.key for entry in cache.cached_engines()] == [second]
 
 
 def test_clear_removes_everything_of_ours_and_nothing_else(folder):
-    assert cache.clear() == 0
+    assert cache.clear_cache() == 0
     add(1, 1000, 1e9)
     add(2, 500, 2e9)
     (folder / "tmp1.part").write_bytes(bytes(50))
     (folder / "notes.txt").write_text("mine")
-    freed = cache.clear()
+    freed = cache.clear_cache()
     assert 1550 < freed < 1550 + 2000  # the hashes too
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    assert cache.entries() == []
+    assert cache.cached_engines() == []
     builder = Builder()
     cache.cached({**FIELDS, "height": 1}, builder)
     assert builder.calls == 1

@@ -125,7 +125,7 @@ def test_errors():
     image = noise(8, 8)
     with pytest.raises(ValueError, match="no pictures"):
         preprocess_on_gpu([], device=DEVICE)
-    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
+    with pytest.raises(ValueError, match="size must be a whole number, at least 1, got 0"):
         preprocess_on_gpu([image], 0, device=DEVICE)
     with pytest.raises(ValueError, match=r"not torch\.float64"):
         preprocess_on_gpu([image], 8, device=DEVICE, dtype=torch.float64)

@@ -106,7 +106,7 @@ def test_picture_without_pixels():
 
 @pytest.mark.parametrize("size", [0, -224])
 def test_size_must_be_positive(size):
-    with pytest.raises(ValueError, match=f"at least 1 pixel, got {size}"):
+    with pytest.raises(ValueError, match=f"size must be a whole number, at least 1, got {size}"):
         preprocess(noise(8, 8), size)
 
 

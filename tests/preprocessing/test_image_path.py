@@ -335,7 +335,7 @@ def test_errors_of_a_batch(path):
     image = noise(8, 8)
     with pytest.raises(ValueError, match="no pictures"):
         preprocess_batch([])
-    with pytest.raises(ValueError, match="at least 1 pixel, got -3"):
+    with pytest.raises(ValueError, match="size must be a whole number, at least 1, got -3"):
         preprocess_batch([image], -3)
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         preprocess_batch([image], 8, threads=0)

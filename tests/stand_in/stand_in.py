@@ -436,7 +436,7 @@ SMALLER: dict[str, Callable[[Any], None]] = {
     "conformer_fast.model.config": _small_networks,
     "conformer_fast.kernels.dispatch": _planned,
     "conformer_fast.preprocessing.gpu": _preprocessed,
-    "conformer_fast.engines.triton.tuning": _set(ROUNDS=3, LAUNCHES=8),
+    "conformer_fast.engines.triton.tuning": _set(ROUNDS=2, LAUNCHES=2),
     "benchmarks.recorded": _set(IMAGE=32),
     "benchmarks.gpu.clock": _set(ROUNDS=2, WARM_UPS=1, MOST_CALLS=1),
     "benchmarks.gpu.facts": _set(SHAPES=((32, 32, 32), (64, 16, 32)), COPY_BYTES=1 << 12, LAUNCHES=4, L2_LAUNCHES=2),

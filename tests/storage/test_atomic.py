@@ -57,6 +57,16 @@ def test_a_write_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("name", ["absent/a.bin", "folder", "file/a.bin"])
+def test_an_error_names_the_file_itself(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"/") as raised:
+        replace_file(tmp_path / name, b"new")
+    assert raised.value.filename == str(tmp_path / name)
+    assert str(raised.value).endswith(f"'{tmp_path / name}'")
+
+
 def test_content_that_is_not_bytes(tmp_path):
     with pytest.raises(TypeError):
         replace_file(tmp_path / "a.bin", "text")

@@ -37,6 +37,6 @@ def test_engines_are_kept_and_listed_without_tensors(tmp_path):
     code = """
 from conformer_fast.engines import cache
 assert cache.cached({"key": 1}, lambda: b"engine") == b"engine"
-print([(entry.fields, entry.size) for entry in cache.entries()], cache.clear() > 0)
+print([(entry.fields, entry.size) for entry in cache.cached_engines()], cache.clear_cache() > 0)
 """
     assert run(code, tmp_path) == "[({'key': 1}, 6)] True\n"

@@ -239,7 +239,7 @@ def test_batches_and_threads_share_an_engine(small_model, own_cache, builds):
     for threads in (1, 2):
         for batch_size in (1, 2, 3):
             compiled(small_model, threads=threads)(images(batch_size, 3, 32, 32))
-    assert len(builds) == len(cache.entries()) == 1
+    assert len(builds) == len(cache.cached_engines()) == 1
 
 
 def one_ulp(model):
@@ -266,7 +266,7 @@ def test_other_weights_are_another_engine(change, small_model, own_cache, builds
     batch = images(1, 3, 32, 32)
     compiled(small_model)(batch)
     assert_right(compiled(change(small_model))(batch), small_model, batch)
-    assert len(builds) == len(cache.entries()) == 2
+    assert len(builds) == len(cache.cached_engines()) == 2
 
 
 def test_heads_that_leave_no_trace_in_the_weights_are_another_engine(small_config, own_cache):
@@ -277,7 +277,7 @@ def test_heads_that_leave_no_trace_in_the_weights_are_another_engine(small_confi
         torch.manual_seed(0)
         model = cf.create_model(config)
         assert_right(compiled(model)(batch), model, batch)
-    assert len(cache.entries()) == 2
+    assert len(cache.cached_engines()) == 2
 
 
 def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache, monkeypatch):
@@ -287,8 +287,8 @@ def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache,
     fast.engine(["trans_logits"])(batch)
     fast.engine(["trans_logits", "conv_logits"])(batch)
     fast(batch.transpose(2, 3))
-    assert len(cache.entries()) == 4
-    fields = cache.entries()[0].fields
+    assert len(cache.cached_engines()) == 4
+    fields = cache.cached_engines()[0].fields
     assert set(fields) == {*describe_cpu(), "onnx", "backend", "precision", "images", "height", "width"}
     assert (fields["height"], fields["width"]) == (48, 32)
 
@@ -297,14 +297,14 @@ def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache,
     compiled(small_model)(batch)
     monkeypatch.setattr(engine_module, "describe_cpu", lambda: {**elsewhere, "openvino": "0.0"})
     compiled(small_model)(batch)
-    assert len(cache.entries()) == 6
+    assert len(cache.cached_engines()) == 6
 
 
 def test_precision_is_in_the_key(small_model, own_cache):
     graph = onnx_from_model(lower(small_model), products="conv").SerializeToString()
     for precision in engine_module.PRECISIONS:
         OpenVINOEngine(lambda: graph, precision, None, lambda graph: "its hash")(images(1, 3, 32, 32))
-    assert {entry.fields["precision"] for entry in cache.entries()} == {"fp32", "bf16"}
+    assert {entry.fields["precision"] for entry in cache.cached_engines()} == {"fp32", "bf16"}
 
 
 def test_description_of_the_cpu_is_json_and_steady():
@@ -351,7 +351,7 @@ def test_failed_build_is_tried_again(small_model, own_cache, monkeypatch):
         patch.setattr("conformer_fast.engines.onnx.export.onnx_from_model", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fast(batch)
-    assert cache.entries() == []
+    assert cache.cached_engines() == []
     assert_right(fast(batch), small_model, batch)
 
 

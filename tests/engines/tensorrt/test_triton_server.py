@@ -11,11 +11,8 @@ import torch
 from bundle_samples import PLAN
 
 import conformer_fast as cf
-from conformer_fast.bundles.folder import read_bundle
 from conformer_fast.engines.onnx.graph import typed_graph
-from conformer_fast.engines.registry import format_of
 from conformer_fast.engines.tensorrt import flavors
-from conformer_fast.engines.tensorrt.triton_server import write_model
 from conformer_fast.errors import BundleError
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.reference import Conformer
@@ -28,7 +25,7 @@ write_plan = partial(bundle_samples.write_plan, shapes=FIXED)
 
 def configuration(tmp_path, model, **options) -> str:
     bundle = write_plan(tmp_path / "bundle", model, **options)
-    return (write_model(bundle, tmp_path / "models", "conformer") / "config.pbtxt").read_text()
+    return (cf.export_server(bundle, tmp_path / "models", name="conformer") / "config.pbtxt").read_text()
 
 
 def dims(text: str) -> dict[str, list[int]]:
@@ -39,7 +36,7 @@ def dims(text: str) -> dict[str, list[int]]:
 
 def test_the_folder_is_what_the_server_wants(small_model, tmp_path):
     bundle = write_plan(tmp_path / "bundle", small_model)
-    folder = write_model(bundle, tmp_path / "all" / "models", "conformer-7.fp16", instances=2)
+    folder = cf.export_server(bundle, tmp_path / "all" / "models", name="conformer-7.fp16", instances=2)
     assert folder == tmp_path / "all" / "models" / "conformer-7.fp16"
     assert (folder / "1" / "model.plan").read_bytes() == PLAN
     assert (folder / "labels.txt").read_bytes() == (bundle / "labels.txt").read_bytes()
@@ -101,7 +98,7 @@ def test_the_sum_of_both_heads(small_model, tmp_path):
 def test_features_have_no_labels(small_config, tmp_path):
     model = lookalikes.fill(Conformer(small_config, features_only=True)).eval()
     bundle = write_plan(tmp_path / "bundle", model)
-    folder = write_model(bundle, tmp_path / "models", "backbone")
+    folder = cf.export_server(bundle, tmp_path / "models", name="backbone")
     text = (folder / "config.pbtxt").read_text()
     assert not (folder / "labels.txt").exists()
     assert "label" not in text
@@ -157,39 +154,18 @@ def test_the_dimensions_do_not_contradict_the_engines(small_model, tmp_path):
 # Refusals
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "-a", "a b", 'a"', "a\n", "ä"], ids=repr)
-def test_names_that_cannot_be(name, small_model, tmp_path):
-    bundle = write_plan(tmp_path / "bundle", small_model)
-    with pytest.raises(ValueError, match="a model's name has letters"):
-        write_model(bundle, tmp_path / "models", name)
-    assert not (tmp_path / "models").exists()
-
-
-def test_no_instances(small_model, tmp_path):
-    with pytest.raises(ValueError, match="instances must be at least 1, got 0"):
-        write_model(write_plan(tmp_path / "bundle", small_model), tmp_path / "models", "conformer", instances=0)
-
-
 def test_an_engine_of_tensorrt_rtx(small_model, tmp_path):
     bundle = write_plan(tmp_path / "bundle", small_model, flavor="tensorrt-rtx")
     with pytest.raises(BundleError, match=r"an engine for tensorrt-rtx, .*--flavor tensorrt"):
-        write_model(bundle, tmp_path / "models", "conformer")
+        cf.export_server(bundle, tmp_path / "models", name="conformer")
     assert not (tmp_path / "models").exists()
-
-
-def test_an_engine_of_openvino(small_model, tmp_path):
-    pytest.importorskip("openvino")
-    fast = cf.compile(small_model, backend="openvino", precision="fp32")
-    fast(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(BundleError, match="an engine for openvino, "):
-        write_model(fast.save(tmp_path / "bundle"), tmp_path / "models", "conformer")
 
 
 def test_an_engine_that_takes_no_single_images(small_model, tmp_path):
     """However it is configured, the server runs what it has when the queue's time is up."""
     bundle = write_plan(tmp_path / "bundle", small_model, shapes=[Shapes((8, 8, 8)), Shapes((4, 8, 32))])
     with pytest.raises(BundleError, match=r"takes 4 images or more, .*build one with --batch 1,4,32"):
-        write_model(bundle, tmp_path / "models", "conformer")
+        cf.export_server(bundle, tmp_path / "models", name="conformer")
 
 
 def test_larger_images_in_smaller_batches(small_model, tmp_path):
@@ -197,40 +173,4 @@ def test_larger_images_in_smaller_batches(small_model, tmp_path):
     shapes = [Shapes((1, 8, 64)), Shapes((1, 1, 4), (448,) * 3, (448,) * 3)]
     bundle = write_plan(tmp_path / "bundle", small_model, shapes=shapes)
     with pytest.raises(BundleError, match=r"takes other batches for other images \(\[\(1, 4\), \(1, 64\)\]\)"):
-        write_model(bundle, tmp_path / "models", "conformer")
-
-
-def test_a_model_that_is_there_is_left_alone(small_model, tmp_path):
-    bundle = write_plan(tmp_path / "bundle", small_model)
-    folder = write_model(bundle, tmp_path / "models", "conformer")
-    (folder / "config.pbtxt").write_text("mine")
-    with pytest.raises(BundleError, match=r"models/conformer cannot be written: .*; remove it, or choose another name"):
-        write_model(bundle, tmp_path / "models", "conformer")
-    assert (folder / "config.pbtxt").read_text() == "mine"
-    assert list(folder.parent.iterdir()) == [folder]
-    assert write_model(bundle, tmp_path / "models", "second") == tmp_path / "models" / "second"
-
-
-def test_a_repository_that_cannot_be_written(small_model, tmp_path):
-    (tmp_path / "models").write_text("a file")
-    with pytest.raises(BundleError, match="cannot be written"):
-        write_model(write_plan(tmp_path / "bundle", small_model), tmp_path / "models", "conformer")
-
-
-@pytest.mark.parametrize("name", ["model.plan", "labels.txt", "manifest.json"])
-def test_a_damaged_bundle(name, small_model, tmp_path):
-    bundle = write_plan(tmp_path / "bundle", small_model)
-    content = bytearray((bundle / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (bundle / name).write_bytes(content)
-    with pytest.raises(BundleError):
-        write_model(bundle, tmp_path / "models", "conformer")
-    assert not (tmp_path / "models").exists()
-
-
-def test_a_signed_bundle(small_model, tmp_path):
-    bundle = write_plan(tmp_path / "bundle", small_model, key=b"secret")
-    assert read_bundle(bundle, format_of).signed
-    with pytest.raises(BundleError, match="not signed with this key"):
-        write_model(bundle, tmp_path / "models", "conformer", key=b"other")
-    assert write_model(bundle, tmp_path / "models", "conformer", key=b"secret").is_dir()
+        cf.export_server(bundle, tmp_path / "models", name="conformer")

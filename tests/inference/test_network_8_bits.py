@@ -1,0 +1,90 @@
+"""The inference network in 8 bits: what it stores, what it computes, and what it refuses."""
+
+import goldens
+import pytest
+import torch
+from eight_bits import largest_inputs
+from onnx_8_bits import DTYPE, PRECISION, product_names, session
+
+from conformer_fast.engines.onnx.export import onnx_from_model
+from conformer_fast.inference.lower import lower
+from conformer_fast.inference.quantization import Quantization, addend_of
+from conformer_fast.model import functional as CF
+from conformer_fast.model.distance import relative_error
+from conformer_fast.model.functional import LIMITS
+from conformer_fast.model.precision import FORMATS
+
+
+@PRECISION
+def test_products_are_sums_of_numbers(precision):
+    """Written out in integers, and in float64 for FP8: what every path computes."""
+    x, weight, bias = 4 * torch.randn(5, 300), torch.randn(7, 300), torch.randn(7)
+    quantization = Quantization(precision, {"input": 6.0})
+    numbers, weight_scale = quantization.weight(weight, axis=0)
+    input_scale = quantization.scale("input", torch.float32)
+    scaled = (x / input_scale).clamp(*LIMITS[FORMATS[precision]])
+    if precision == "int8":
+        sums = torch.tensor([[round(value) for value in row] for row in scaled.tolist()]) @ numbers.long().T
+    else:
+        sums = scaled.to(torch.float8_e4m3fn).double() @ numbers.double().T
+    exact = sums * (input_scale.double() * weight_scale.double()) + bias
+    ours = CF.linear(x, numbers, bias, input_scale=input_scale, weight_scale=weight_scale)
+    assert relative_error(ours, exact) < 1e-6
+    assert relative_error(ours, x.double() @ weight.double().T + bias) > 0.001
+    assert (x.abs() > 6).any()  # some were held back
+
+
+@PRECISION
+@DTYPE
+def test_quantized_models_store_8_bits_and_compute_in_the_type_around(precision, dtype, small_model):
+    fused, image = lower(small_model), goldens.image(1, 64, 96)
+    typed = fused.in_precision(dtype)
+    before = {name: value.clone() for name, value in typed.named_buffers()}
+    model = typed.quantized(Quantization(precision, largest_inputs(fused, [goldens.image(2, 64, 96)])))
+    assert set(model.quantizable) == product_names(typed)
+    for name in model.quantizable:
+        part = model.get_submodule(name)
+        assert (part.weight.dtype, part.bias.dtype) == (FORMATS[precision], dtype)
+        assert {value.dtype for value in part.scales().values()} == {dtype}
+        assert ("addend_scale" in part.scales()) is name.endswith("conv3")
+        if part.weight.ndim == 4:
+            assert part.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[name]) for name, value in typed.named_buffers())
+    ours, plain = (each.with_outputs(each.output_names)(image) for each in (model, typed))
+    assert [value.dtype for value in ours] == [value.dtype for value in plain]
+
+
+@PRECISION
+def test_products_that_are_not_named_stay(precision, small_model):
+    typed, image = lower(small_model).in_precision(torch.float16), goldens.image(1, 64, 96)
+    model = typed.quantized(Quantization(precision, {"trans_1.fc1": 5.0, addend_of("conv_1.conv3"): 5.0}))
+    known = dict(typed.named_buffers())
+    stored_ones = {name for name, value in model.named_buffers() if value.dtype == FORMATS[precision]}
+    assert stored_ones == {"trans_1.fc1.weight"}
+    assert {name for name, _ in model.named_buffers()} - set(known) == {
+        "trans_1.fc1.input_scale", "trans_1.fc1.weight_scale"  # and none of an addend alone
+    }  # fmt: skip
+    assert all(map(torch.equal, typed.quantized(Quantization(precision, {}))(image), typed(image)))
+
+
+def test_what_quantized_refuses(small_model):
+    fused = lower(small_model)
+    with pytest.raises(ValueError, match=r"no products \['conv_head', 'trans_9.qkv'\]; were the ranges measured"):
+        fused.quantized(Quantization("int8", {"trans_9.qkv": 1.0, "conv_head": 1.0, "trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"no products \['conv_1.conv2.addend'\]"):  # it adds nothing
+        fused.quantized(Quantization("int8", {"conv_1.conv2": 1.0, addend_of("conv_1.conv2"): 1.0}))
+    model = fused.quantized(Quantization("int8", {"trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"trans_1.qkv is in 8 bits already; start from"):
+        model.quantized(Quantization("int8", {"trans_1.qkv": 1.0}))
+    with pytest.raises(ValueError, match=r"call in_precision\(\) first, then quantized"):
+        model.in_precision(torch.float16)
+
+
+@PRECISION
+def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
+    """One definition. In fp32: a few values beside a tie fall on its other side, and an early one changes others."""
+    fused, images = lower(small_model), goldens.image(2, 64, 96)
+    model = fused.quantized(Quantization(precision, largest_inputs(fused, [images])))
+    found = session(onnx_from_model(model)).run(None, {"images": images.numpy()})
+    for theirs, ours, exact in zip(map(torch.from_numpy, found), model(images), fused(images), strict=True):
+        assert relative_error(theirs, ours) < 0.2 * relative_error(ours, exact)
