@@ -22,12 +22,21 @@ if TYPE_CHECKING:
     from .checkpoints.weights import load_weights as load_weights
     from .checkpoints.weights import read_state_dict as read_state_dict
     from .checkpoints.weights import save_weights as save_weights
+    from .datasets.batches import Batches as Batches
+    from .datasets.batches import DatasetBatches as DatasetBatches
+    from .datasets.batches import Pictures as Pictures
+    from .datasets.batches import images_in as images_in
+    from .datasets.dataset import Dataset as Dataset
+    from .datasets.dataset import open_dataset as open_dataset
     from .deploy.benchmark import Benchmark as Benchmark
     from .deploy.benchmark import benchmark as benchmark
     from .deploy.build import build as build
     from .deploy.compile import compile as compile
     from .deploy.export import export as export
+    from .deploy.export_server import export_server as export_server
     from .deploy.fast_conformer import FastConformer as FastConformer
+    from .deploy.info import Info as Info
+    from .deploy.info import info as info
     from .deploy.load import load as load
     from .deploy.predict import Guess as Guess
     from .deploy.predict import Prediction as Prediction
@@ -35,6 +44,9 @@ if TYPE_CHECKING:
     from .deploy.tune import Tuning as Tuning
     from .deploy.tune import tune as tune
     from .engines.base import Settings as Settings
+    from .engines.cache import CachedEngine as CachedEngine
+    from .engines.cache import cached_engines as cached_engines
+    from .engines.cache import clear_cache as clear_cache
     from .engines.cuda import GPUMemoryError as GPUMemoryError
     from .engines.openvino.backend import OpenVINO as OpenVINO
     from .engines.reference import Reference as Reference
@@ -74,8 +86,10 @@ HOMES = {  # where each name is defined
     "ArgumentError": "errors:ArgumentError",
     "ArgumentTypeError": "errors:ArgumentTypeError",
     "BackendError": "errors:BackendError",
+    "Batches": "datasets.batches:Batches",
     "Benchmark": "deploy.benchmark:Benchmark",
     "BundleError": "errors:BundleError",
+    "CachedEngine": "engines.cache:CachedEngine",
     "CheckpointError": "errors:CheckpointError",
     "Conformer": "model.reference:Conformer",
     "ConformerConfig": "model.config:ConformerConfig",
@@ -83,6 +97,8 @@ HOMES = {  # where each name is defined
     "ConformerFeatures": "model.reference:ConformerFeatures",
     "ConformerOutput": "model.reference:ConformerOutput",
     "DamagedError": "storage.hashed:DamagedError",
+    "Dataset": "datasets.dataset:Dataset",
+    "DatasetBatches": "datasets.batches:DatasetBatches",
     "DatasetError": "errors:DatasetError",
     "Diff": "verification.diff:Diff",
     "DownloadError": "errors:DownloadError",
@@ -93,8 +109,10 @@ HOMES = {  # where each name is defined
     "GPUMemoryError": "engines.cuda:GPUMemoryError",
     "Guess": "deploy.predict:Guess",
     "ImageError": "errors:ImageError",
+    "Info": "deploy.info:Info",
     "LoadReport": "checkpoints.weights:LoadReport",
     "Manifest": "bundles.manifest:Manifest",
+    "Pictures": "datasets.batches:Pictures",
     "OpenVINO": "engines.openvino.backend:OpenVINO",
     "Prediction": "deploy.predict:Prediction",
     "Predictions": "deploy.predict:Predictions",
@@ -112,16 +130,22 @@ HOMES = {  # where each name is defined
     "__version__": "version:__version__",
     "benchmark": "deploy.benchmark:benchmark",
     "build": "deploy.build:build",
+    "cached_engines": "engines.cache:cached_engines",
     "calibrate": "calibration.calibrate:calibrate",
+    "clear_cache": "engines.cache:clear_cache",
     "compile": "deploy.compile:compile",
     "convert": "checkpoints.weights:convert",
     "create_model": "checkpoints.create:create_model",
     "diff": "verification.diff:diff",
     "evaluate": "evaluation.evaluate:evaluate",
     "export": "deploy.export:export",
+    "export_server": "deploy.export_server:export_server",
+    "images_in": "datasets.batches:images_in",
+    "info": "deploy.info:info",
     "load": "deploy.load:load",
     "load_batch": "preprocessing.cpu:load_batch",
     "load_weights": "checkpoints.weights:load_weights",
+    "open_dataset": "datasets.dataset:open_dataset",
     "preprocess": "preprocessing.cpu:preprocess",
     "read_state_dict": "checkpoints.weights:read_state_dict",
     "save_weights": "checkpoints.weights:save_weights",

@@ -1,8 +1,14 @@
-"""Every error of ours. One that names a value of the user's is a ValueError too, any other a RuntimeError."""
+"""Every error of ours, and the checks of arguments, which raise them in the same words everywhere.
+
+An error that names a value of the user's is a ValueError too, any other a RuntimeError.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from operator import index
+from typing import Any
 
 
 class ConformerFastError(Exception):
@@ -66,3 +72,30 @@ class ImageError(ConformerFastError, ValueError):
 
 class EngineError(ConformerFastError, RuntimeError):
     """An engine that could not be built or loaded, with what TensorRT's logger said."""
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int. Raises ArgumentError unless it is a whole number, at least `least`."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ArgumentError(f"{name} must be a whole number, at least {least}, got {value!r}")
+    return number
+
+
+def one_of(kind: str, name: Any, known: Iterable[str]) -> None:
+    """Raises ArgumentError, with the names there are, unless `name` is one of them."""
+    known = tuple(known)
+    if name not in known:
+        raise ArgumentError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+
+
+def several(name: str, values: Any) -> list[Any]:
+    """`values` as a list. Raises ArgumentTypeError for a lone name or path, and for what is nothing to go through."""
+    if isinstance(values, str | os.PathLike):
+        raise ArgumentTypeError(f"{name} must be a list, such as [{os.fspath(values)!r}]")
+    if not isinstance(values, Iterable):
+        raise ArgumentTypeError(f"{name} must be a list, got {values!r}")
+    return list(values)

@@ -7,17 +7,23 @@ dataclass: its fields are its options.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.errors import BackendError, BundleError
+from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
+
+if TYPE_CHECKING:
+    from .triton.tuning import Tuned
 
 Engine = Callable[[Tensor], tuple[Tensor, ...]]
 """images (B, in_channels, H, W) on its device -> one fp32 tensor (B, ...) per output."""
@@ -65,6 +71,7 @@ class Backend(ABC):
     asked_only: ClassVar[bool] = False  # "auto" leaves it out
     format: ClassVar[Format]  # of its bundles
     ahead: ClassVar[bool] = False  # its engines may be for other machines: a bundle says how far their graph is
+    packages: ClassVar[tuple[str, ...]] = ()  # that it runs by, as pip calls them
     shapes: tuple[Shapes, ...] = ()  # of images that its engines take; none: any
 
     @abstractmethod
@@ -134,3 +141,68 @@ class Backend(ABC):
         Raises BundleError if it holds something else than it says.
         """
         raise NotImplementedError
+
+    def served(self, bundle: Bundle, name: str, instances: int) -> Mapping[str, bytes]:
+        """The files of a model of NVIDIA Triton Inference Server that runs the bundle's engine, by their paths.
+
+        name: the model's; instances: how many batches run at once on each GPU
+
+        Raises BundleError if the server runs no such engine.
+        """
+        raise BundleError(f"{bundle.folder} holds an engine of backend {self.name!r}, which the server does not run")
+
+    def tuner(self, device: str) -> Tuner:
+        """What measures its kernels on a device. Raises BackendError if nothing is chosen by measurement."""
+        raise BackendError(f"backend {self.name!r} has no kernels to tune")
+
+
+class Tuner(Protocol):
+    """Measures the kernels of models on one GPU, and keeps what it finds in a file."""
+
+    gpu: str
+    file: Path
+
+    def rounded(self, batch: int) -> int:
+        """How many images run for a batch of so many."""
+
+    def tune(
+        self, network: InferenceConformer, batches: Sequence[int], side: int, skip: Container[str]
+    ) -> Iterator[tuple[int, Mapping[str, Tuned] | None]]:
+        """Each batch of images of side x side, and by name what was measured of the problems that it poses, but those
+        in `skip`, once the file has it; None if the GPU has no room for the batch."""
+
+
+class Outcome(NamedTuple):
+    """What a Runner returns. how: what ran, in one line; device: on what; values: the outputs, in order; by_pytorch:
+    how many of its calls PyTorch took over."""
+
+    how: str
+    device: str
+    values: tuple[Tensor, ...]
+    by_pytorch: int = 0
+
+
+class Runner(ABC):
+    """Runs the network in another way than a backend's engines do, to be compared with them."""
+
+    def slow(self) -> str | None:
+        """Why it would take minutes here; None if it would not."""
+        return None
+
+    def prepare(self) -> None:
+        """What must be done before its first run, and before anything imports what it runs."""
+        return None
+
+    @abstractmethod
+    def run(
+        self,
+        reference: Conformer,
+        outputs: Sequence[str],
+        precision: str,
+        quantization: Quantization | None,
+        images: Tensor,
+    ) -> Outcome:
+        """The outputs called `outputs`. images: (B, in_channels, H, W), on the CPU
+
+        Raises BackendError where it cannot be had, or not in this precision.
+        """

@@ -26,7 +26,7 @@ REMEMBERED = ".text"  # what `remembered` keeps: some bytes, which are not count
 
 
 @dataclass(frozen=True)
-class CacheEntry:
+class CachedEngine:
     """One built engine on disk. size is in bytes, used is the last use in seconds since the epoch."""
 
     key: str
@@ -69,18 +69,18 @@ def key_of(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def entries() -> list[CacheEntry]:
+def cached_engines() -> list[CachedEngine]:
     """What is on disk, most recently used first. Damaged entries are left out."""
     found = []
     for path in engines_folder().glob("*.engine"):
         with suppress(OSError):  # removed by another process
             fields, stat = HashedFile(path).fields(), path.stat()
             if fields is not None:
-                found.append(CacheEntry(path.stem, fields, stat.st_size, stat.st_mtime))
+                found.append(CachedEngine(path.stem, fields, stat.st_size, stat.st_mtime))
     return sorted(found, key=lambda entry: -entry.used)
 
 
-def clear() -> int:
+def clear_cache() -> int:
     """Removes every entry and returns how many bytes that freed. Engines in use stay loaded."""
     freed = 0
     for path in engines_folder().glob("*"):

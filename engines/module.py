@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conformer_fast.checkpoints.adopt import Model, adopt
 from conformer_fast.errors import ArgumentError, ArgumentTypeError, ConformerFastError
 from conformer_fast.model.config import ConformerConfig
+from conformer_fast.model.digest import weights_sha256
 from conformer_fast.model.outputs import rebuild
-from conformer_fast.model.shapes import Pad, Shapes, check_image_size
+from conformer_fast.model.reference import Conformer
+from conformer_fast.model.shapes import Pad, Shapes, check_image_size, usual_side
 
 from .base import Engine, Settings
 
@@ -59,9 +62,30 @@ class EngineModule(nn.Module):
         return self.settings.backend.shapes
 
     @property
+    def side(self) -> int:
+        """Pixels of the side of the images it is for: what its engine is tuned for, or the model was trained on."""
+        return self.shapes[0].height[1] if self.shapes else usual_side(self.config)
+
+    def at_once(self, images: int) -> int:
+        """How many of so many images it takes together."""
+        return min([images, *(shapes.batch[2] for shapes in self.shapes[:1])])
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides its values beside `settings`, as JSON values; "weights" is the hash of the reference's."""
         raise NotImplementedError
+
+    def reference_of(self, model: Model) -> Conformer:
+        """The reference of the model, anything that `compile` takes, that this was made from.
+
+        Raises ArgumentError if it is another.
+        """
+        reference = adopt(model).reference
+        if reference.config != self.config:
+            raise ArgumentError(f"this was made from a {self.config}, the model is a {reference.config}")
+        if weights_sha256(reference) != self.identity["weights"]:
+            raise ArgumentError("this was made from other weights than this model's")
+        return reference
 
     def forward(self, images: Tensor) -> Any:
         run: Callable[[Tensor], tuple[Tensor, ...]] = self.run
@@ -113,6 +137,11 @@ class EngineModule(nn.Module):
             "a compiled model has no weights to give; take the model it was made from. What is compiled is kept by "
             ".save(folder)"
         )
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """What a module that this is a part of loads by; it would leave out what it finds no place for."""
+        if any(name.startswith(prefix) for name in state_dict):
+            self.load_state_dict()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         raise ConformerFastError("a compiled model takes no weights; load them into the model, then compile that")

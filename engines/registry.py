@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from conformer_fast.errors import ArgumentError, BackendError
+from conformer_fast.errors import ArgumentError, BackendError, one_of
 from conformer_fast.model.names import PRECISIONS
 
 if TYPE_CHECKING:
     from conformer_fast.bundles.manifest import Format
 
-    from .base import Backend
+    from .base import Backend, Runner
 
 # In the order in which "auto" prefers them.
 BACKENDS = {
@@ -24,6 +24,13 @@ BACKENDS = {
 }
 TUNED = "triton"  # whose kernels `tune` measures
 AHEAD = "tensorrt"  # what `build` builds engines with, for other machines too
+RUNNERS = {  # what runs the network beside the backends' engines
+    "kernels": "conformer_fast.engines.triton.alone:Kernels",
+    "onnxruntime": "conformer_fast.engines.onnx.runtime:ONNXRuntime",
+}
+REFERENCE = "reference"  # PyTorch, which judges all others
+# What `diff` compares. "engine" is what `compile` takes here.
+IMPLEMENTATIONS = tuple(dict.fromkeys((REFERENCE, *RUNNERS, "engine", *BACKENDS)))
 
 
 class Choice(NamedTuple):
@@ -39,7 +46,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Backend:
 
     Raises ArgumentError for an unknown name, BackendError for an option that it does not have.
     """
-    check_name("backend", name, BACKENDS)
+    one_of("backend", name, BACKENDS)
     backend: type[Any] = pkgutil.resolve_name(BACKENDS[name])
     known = [field.name for field in fields(backend)]
     unknown = sorted(set(options or {}) - set(known))
@@ -47,6 +54,11 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Backend:
         has = f"it has {', '.join(known)}" if known else "it has none"
         raise BackendError(f"backend {name!r} has no option {', '.join(unknown)}; {has}")
     return backend(**(options or {}))
+
+
+def runner(name: str) -> Runner:
+    """What runs the network, one of RUNNERS."""
+    return pkgutil.resolve_name(RUNNERS[name])()
 
 
 def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iterable[str] = ()) -> Backend:
@@ -63,7 +75,7 @@ def given(backend: str | Backend, options: Mapping[str, Any] | None, known: Iter
             raise ArgumentError(
                 f"backend {backend.__name__} is a class; give {backend.__name__}(), or its options in it"
             )
-        check_name("backend", backend, known or BACKENDS)
+        one_of("backend", backend, known or BACKENDS)
         return make(str(backend), options)
     if options:
         raise BackendError(
@@ -99,7 +111,7 @@ def choose(
     Raises ArgumentError for an unknown name, BackendError when the backend cannot run here or there, has no such option
     or the hardware lacks the precision.
     """
-    check_name("precision", precision, ("auto", *PRECISIONS))
+    one_of("precision", precision, ("auto", *PRECISIONS))
     if backend != "auto":
         return _chosen(given(backend, options, ("auto", *BACKENDS)), precision, device_type, [])
     passed_over: list[str] = []
@@ -112,12 +124,6 @@ def choose(
             return _chosen(make(name, options), precision, device_type, passed_over)
         passed_over.append(f"no {name} ({why})")
     raise BackendError(f"nothing runs on {device_type!r} here: {'; '.join(passed_over)}")
-
-
-def check_name(kind: str, name: Any, known: Any) -> None:
-    """Raises ArgumentError, with the names there are, unless `name` is one of them."""
-    if name not in known:
-        raise ArgumentError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
 
 
 def _chosen(backend: Backend, precision: str, device_type: str | None, passed_over: list[str]) -> Choice:

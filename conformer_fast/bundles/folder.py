@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError
+from ..errors import ArgumentError, ArgumentTypeError, BundleError
 from ..version import __version__
 from .manifest import MANIFEST, RUNTIME_CACHE, SCHEMA, Format, Manifest, StoredFile
 
@@ -73,8 +73,8 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
 
     format_of: of a backend, by its name; raises ValueError for an unknown one
 
-    Raises BundleError for a folder that is no whole, unchanged bundle, or one not signed with this key; TypeError or
-    ValueError for a key that is not a few bytes.
+    Raises BundleError for a folder that is no whole, unchanged bundle, or one not signed with this key; ArgumentError
+    for a key that is not a few bytes.
     """
     _check_key(key)
     folder = Path(os.path.abspath(folder))
@@ -139,8 +139,8 @@ def _put(new: Path, folder: Path, old: Path) -> None:
 
 
 def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> None:
-    """Raises BundleError if a bundle written there would take something else away; TypeError or ValueError for a key
-    that is not a few bytes."""
+    """Raises BundleError if a bundle written there would take something else away; ArgumentError for a key that is not
+    a few bytes."""
     _check_key(key)
     folder = Path(folder)
     try:
@@ -189,12 +189,11 @@ def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any
     schema = content.get("schema") if isinstance(content, dict) else None
     if type(schema) is not int:
         raise BundleError(f"{path} is no bundle's manifest; give the folder of a bundle")
-    if schema > SCHEMA:
-        raise BundleError(
-            f"{path} has schema {schema}, conformer_fast {__version__} reads {SCHEMA}; install a newer one to load it"
-        )
+    if schema != SCHEMA:
+        todo = "install a newer one to load it" if schema > SCHEMA else "make the bundle again"
+        raise BundleError(f"{path} has schema {schema}, conformer_fast {__version__} reads {SCHEMA}; {todo}")
     digest = content.pop("digest", None) if same else None
-    if schema != SCHEMA or digest != _digest(content):
+    if digest != _digest(content):
         raise BundleError(f"{path} is damaged or was edited: it does not match its digest; copy the bundle again")
     signature = content.pop("hmac", None)
     if key is None:
@@ -220,9 +219,9 @@ def _dump(content: dict[str, Any]) -> bytes:
 
 def _check_key(key: bytes | None) -> None:
     if key is not None and not isinstance(key, bytes):
-        raise TypeError(f"a bundle's key must be bytes, got {type(key).__name__}")
+        raise ArgumentTypeError(f"a bundle's key must be bytes, got {type(key).__name__}")
     if key == b"":
-        raise ValueError("a bundle's key must have at least one byte; give None to do without")
+        raise ArgumentError("a bundle's key must have at least one byte; give None to do without")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from ..model.reference import ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad, Shapes
 from ..version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
-RUNTIME_CACHE = "runtime.cache"  # how the names of what TensorRT-RTX keeps beside a plan begin; no part of the bundle
+RUNTIME_CACHE = "runtime.cache"  # how the names of what a runtime keeps in the folder begin; no part of the bundle
 LABELS = "labels.txt"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 

@@ -56,8 +56,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="auto", choices=["auto", *BACKENDS])
-    parser.add_argument("--precision", default="auto", choices=["auto", *PRECISIONS])
+    parser.add_argument("--backend", choices=["auto", *BACKENDS], help="default: auto")
+    parser.add_argument("--precision", choices=["auto", *PRECISIONS], help="default: auto")
 
 
 def add_quantization(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,12 @@ def add_key(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the model's input (default 224)")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the model's input (default: what it is trained on, 224)",
+    )
 
 
 def positive(text: str) -> int:
@@ -119,7 +124,7 @@ def new_file(text: str) -> str:
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raises ArgumentError, which says why and names them, if any of these options was given: it would be ignored."""
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False, "auto")]
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
     if given:
         raise ArgumentError(f"{why}; leave out {', '.join(given)}")
 
@@ -146,12 +151,10 @@ def check_quantization(options: argparse.Namespace, precisions: Collection[str])
 
 def quantization_of(options: argparse.Namespace, size: int) -> cf.Quantization | Pictures | None:
     """What was asked for: a file's content, or pictures as inputs of size x size."""
-    from ..datasets.batches import images_in
-
     if options.quantization:
         return cf.Quantization.load(options.quantization)
     if options.calibration:
-        return images_in(options.calibration, size, options.calibration_limit or CALIBRATION_LIMIT)
+        return cf.images_in(options.calibration, size, options.calibration_limit or CALIBRATION_LIMIT)
     return None
 
 
@@ -174,17 +177,28 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
     return cf.create_model(options.model, options.weights, features_only=features_only)
 
 
-def compiled(model: cf.Conformer, options: argparse.Namespace, size: int, batch: int) -> cf.FastConformer:
-    """The model as it was asked for, for up to `batch` images of size x size."""
+def compiled(options: argparse.Namespace, batch: int) -> cf.FastConformer:
+    """The model that was asked for, as it was asked for, for up to `batch` images of that size."""
     from ..engines.registry import choose
+    from ..model.shapes import usual_side
 
-    backend = choose(options.backend, options.precision).backend
+    refuse(options, ("key",), "a key is for a --bundle")
+    check_quantization(options, [options.precision or "auto"])
+    model = model_of(options)
+    size = options.size or usual_side(model.config)
+    backend = choose(options.backend or "auto", options.precision or "auto").backend
     return cf.compile(
         model,
         backend=backend.for_images((batch, model.config.in_channels, size, size)),
-        precision=options.precision,
+        precision=options.precision or "auto",
         quantization=quantization_of(options, size),
     )
+
+
+def bundled(options: argparse.Namespace) -> cf.FastConformer:
+    """The engine of the bundle that was asked for."""
+    refuse(options, ENGINE, "--bundle says how its model runs")
+    return cf.load(options.bundle, key=key_of(options.key))
 
 
 def key_of(path: str | None) -> bytes | None:
@@ -206,15 +220,15 @@ def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None
         print(text)
 
 
-def row_by_row(options: argparse.Namespace, head: Callable[[], str]) -> Callable[[object], None]:
-    """Prints each result on a line of its own as soon as it is known, below `head`; nothing for programs."""
+def row_by_row(options: argparse.Namespace) -> Callable[[Any], None]:
+    """Prints each result as a line of its TABLE as soon as it is known; nothing for programs."""
     numbers = itertools.count()
 
-    def show_row(row: object) -> None:
+    def show_row(row: Any) -> None:
         if options.json:
             return
         if next(numbers) == 0:
-            print(head())
+            print(row.TABLE.head)
         print(row, flush=True)
 
     return show_row

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.precision not in IN_8_BITS:
+    precision = options.precision or "auto"
+    if precision not in IN_8_BITS:
         refuse(options, ("quantization",), f"a quantization is for {' and '.join(IN_8_BITS)}")
     if len(options.models) > 1:
         refuse(options, ("quantization",), "a quantization is of one model, and --models has several")
@@ -34,19 +35,13 @@ def run(options: argparse.Namespace) -> int:
         options.models,
         options.batch,
         size=options.size,
-        backend=options.backend,
-        precision=options.precision,
+        backend=options.backend or "auto",
+        precision=precision,
         quantization=cf.Quantization.load(options.quantization) if options.quantization else None,
         rounds=options.rounds,
-        each=row_by_row(options, _head),
+        each=row_by_row(options),
     )
     rows_as_json = [{**asdict(row), "images_per_second": row.images_per_second} for row in rows]
     sizes = ", ".join(dict.fromkeys(f"{row.size}x{row.size}" for row in rows))
     show(options, {"rows": rows_as_json}, f"{rows[-1].threads} threads, images of {sizes}, on {rows[-1].device}")
     return 0
-
-
-def _head() -> str:
-    from ..deploy.benchmark import TABLE
-
-    return TABLE.head

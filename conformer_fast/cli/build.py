@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import conformer_fast as cf
 
-from ..engines.tensorrt import FLAVORS
+from ..engines.registry import AHEAD
+from ..errors import ArgumentError
 from ..model.names import PRECISIONS
 from .arguments import (
     add_key,
@@ -40,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_graph(parser)
     add_quantization(parser)
     parser.add_argument(
-        "--size", type=_range, metavar="N|N,N,N", help="image side: smallest, tuned for, largest (default 224)"
+        "--size",
+        type=_range,
+        metavar="N|N,N,N",
+        help="image side: smallest, tuned for, largest (default: that of its training)",
     )
     parser.add_argument(
         "--batch", type=_range, default=(1, 8, 64), metavar="N|N,N,N", help="smallest, tuned for, largest"
@@ -48,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=_names, default=(), metavar="SM,SM", help="such as sm86,sm120 (default: the GPU here)"
     )
-    parser.add_argument("--flavor", default="auto", choices=["auto", *FLAVORS])
+    parser.add_argument("--flavor", default="auto", metavar="NAME", help="tensorrt, tensorrt-rtx or auto (default)")
     parser.add_argument(
         "--class-names", type=file, metavar="FILE", help="of the classes, one a line (default: ImageNet's)"
     )
@@ -59,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..bundles.folder import check_writable, read_bundle
     from ..engines.base import Settings
-    from ..engines.registry import format_of
+    from ..engines.registry import format_of, make
     from ..model.outputs import LOGITS, SUM
     from ..model.shapes import usual_side
 
@@ -67,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     if not {*LOGITS, SUM} & set(options.outputs or (() if options.features else LOGITS)):
         refuse(options, ("class_names",), "only scores have classes, and none of the outputs are scores")
     key = key_of(options.key)
-    backend = cf.TensorRT(targets=options.target, flavor=options.flavor)
+    backend = make(AHEAD, {"targets": options.target, "flavor": options.flavor})
     backend.check(Settings(backend, options.precision))  # before a download
     check_writable(options.output, key)
     model = model_of(options, options.features)
@@ -75,12 +79,14 @@ def run(options: argparse.Namespace) -> int:
     folder = cf.build(
         model,
         options.output,
-        backend=cf.TensorRT(cf.Shapes(options.batch, side, side), options.flavor, options.target),
+        shapes=cf.Shapes(options.batch, side, side),
+        flavor=options.flavor,
+        targets=options.target,
         precision=options.precision,
         outputs=options.outputs,
         quantization=quantization_of(options, side[1]),
         key=key,
-        labels=Path(options.class_names).read_text(encoding="utf-8").splitlines() if options.class_names else None,
+        labels=_lines(options.class_names) if options.class_names else None,
         rebuild=_again(options),
     )
     manifest = read_bundle(folder, format_of).manifest
@@ -90,9 +96,18 @@ def run(options: argparse.Namespace) -> int:
     ]
     if manifest.measured:
         errors = ", ".join(f"{name} {error:.2g}" for name, error in manifest.measured["error"].items())
-        lines.append(f"error of the graph ({manifest.measured['by']}, {manifest.measured['images']}): {errors}")
+        by, images = manifest.measured["runtime"], f"{manifest.measured['images']} of {manifest.measured['source']}"
+        lines.append(f"error of the graph ({by['name']} {by['version']}, {images}): {errors}")
     show(options, {"folder": str(folder), **manifest.to_json()}, "\n".join(lines))
     return 0
+
+
+def _lines(path: str) -> list[str]:
+    """Of a text file."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path} is not UTF-8 ({error}); write the classes' names as such text") from error
 
 
 def _again(options: argparse.Namespace) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+
+import conformer_fast as cf
 
 from ..tables import Column, Table
 from .arguments import show
-
-if TYPE_CHECKING:
-    from ..engines.cache import CacheEntry
-
 
 TABLE = Table(
     Column("key"), Column("backend"), Column("precision"), Column("for"), Column("MB", ".1f"), Column("last used")
@@ -23,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..engines import cache
+    from ..engines.cache import engines_folder
 
-    folder = cache.engines_folder()
+    folder = engines_folder()
     if options.action == "clear":
-        freed = cache.clear()
+        freed = cf.clear_cache()
         show(options, {"folder": str(folder), "freed_bytes": freed}, f"freed {freed / 1e6:.1f} MB in {folder}")
         return 0
-    entries = cache.entries()
+    entries = cf.cached_engines()
     size = sum(entry.size for entry in entries)
     facts = [{"key": e.key, "bytes": e.size, "used": e.used, "fields": dict(e.fields)} for e in entries]
     lines = [f"{len(entries)} engines, {size / 1e6:.1f} MB, in {folder}"]
@@ -39,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _row(entry: CacheEntry) -> tuple[object, ...]:
+def _row(entry: cf.CachedEngine) -> tuple[object, ...]:
     fields = entry.fields
     size = f"{fields['height']}x{fields['width']}" if "height" in fields else ",".join(fields.get("targets", ()))
     used = time.strftime("%F %R", time.localtime(entry.used))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import conformer_fast as cf
 
-from ..engines.registry import BACKENDS
+from ..engines.registry import IMPLEMENTATIONS, RUNNERS
 from ..model.config import ConformerConfig
 from ..model.names import IN_8_BITS, PRECISIONS
 from .arguments import (
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOISE_IMAGES = 2
-IMPLEMENTATIONS = tuple(dict.fromkeys(("reference", "kernels", "onnxruntime", "engine", *BACKENDS)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..model.shapes import usual_side
     from ..storage.atomic import replace_file
-    from ..verification.heatmap import check_matplotlib, svg
+    from ..verification.heatmap import check_matplotlib
 
     check_quantization(options, options.precisions)
     if options.svg:
         check_matplotlib()
     implementations = options.implementations or usual_implementations()
-    if "kernels" in implementations:
-        _interpret_without_gpu()
+    for name in implementations:
+        _prepare(name)
     model = model_of(options)
     size = options.size or usual_side(model.config)
     found = cf.diff(
@@ -80,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     )
     name = options.model or Path(options.weights).name
     if options.svg:
-        replace_file(Path(options.svg), svg(found, f"{name}: SQNR against the reference").encode(), 0o666)
+        replace_file(Path(options.svg), found.svg(f"{name}: SQNR against the reference").encode(), 0o666)
     source = {"model": options.model, "weights": options.weights, "svg": options.svg}
     heat_map = f"\nheat map: {options.svg}" if options.svg else ""
     show(options, {**source, **found.to_dict()}, f"{found}{heat_map}")
@@ -89,20 +87,20 @@ def run(options: argparse.Namespace) -> int:
 
 def usual_implementations() -> list[str]:
     """What can run here in reasonable time."""
-    from ..engines.triton.alone import interprets_kernels
+    from ..engines.registry import runner
 
-    return [*([] if interprets_kernels() else ["kernels"]), "onnxruntime", "engine"]
+    return [*(name for name in RUNNERS if not runner(name).slow()), "engine"]
 
 
-def _interpret_without_gpu() -> None:
-    """Has Triton's interpreter run the kernels where there is no GPU. Nothing has imported them yet."""
-    import torch
+def _prepare(implementation: str) -> None:
+    """Says if it takes minutes here. Nothing has imported what it runs yet."""
+    from ..engines.registry import runner
 
-    from ..engines.triton.alone import INTERPRET, interprets_kernels
-
-    if interprets_kernels() and not torch.cuda.is_available():
-        os.environ.setdefault(INTERPRET, "1")
-        print("no GPU: Triton's interpreter runs the kernels, for minutes an image of 224x224", file=sys.stderr)
+    if implementation in RUNNERS:
+        chosen = runner(implementation)
+        chosen.prepare()
+        if why := chosen.slow():
+            print(why, file=sys.stderr)
 
 
 def _noise(config: ConformerConfig, size: int) -> Tensor:

@@ -8,24 +8,19 @@ import conformer_fast as cf
 
 from ..errors import ArgumentError
 from .arguments import (
-    ENGINE,
     MODEL,
     add_bundle,
     add_engine,
     add_model,
     add_quantization,
     add_size,
-    check_quantization,
+    bundled,
     compiled,
-    how,
-    key_of,
     model_of,
     positive,
     refuse,
     show,
 )
-
-BATCH = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quantization(parser)
     add_bundle(parser, "evaluate this engine; with --weights beside its reference")
     add_size(parser)
-    parser.add_argument("--batch", type=positive, metavar="N", help=f"pictures run together (default {BATCH})")
+    parser.add_argument("--batch", type=positive, metavar="N", help="pictures run together (default 32)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode; 0: none of their own")
     parser.add_argument("--limit", type=positive, metavar="N", help="at most so many pictures, evenly from all")
     parser.add_argument(
@@ -56,47 +51,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..datasets.dataset import open_dataset
-
-    fast, reference, size = _from_bundle(options) if options.bundle else _from_model(options)
+    fast, reference = _from_bundle(options) if options.bundle else _from_model(options)
     found = cf.evaluate(
         fast,
-        open_dataset(options.data, options.labels, fast.config.num_classes),
+        cf.open_dataset(options.data, options.labels, fast.config.num_classes),
         reference=reference,
-        size=size,
-        batch=options.batch or min([BATCH, *(shapes.batch[2] for shapes in fast.shapes[:1])]),
+        size=options.size,
+        batch=options.batch,
         workers=options.workers,
         limit=options.limit,
         skip_damaged=options.skip_damaged,
         resume=options.resume,
     )
     source = {name: getattr(options, name) for name in ("model", "weights", "bundle")}
-    show(options, {**source, **found.to_dict(), "run": how(fast)}, str(found))
+    show(options, {**source, **found.to_dict()}, str(found))
     return 1 if found.damaged else 0
 
 
-def _from_model(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conformer | None, int]:
-    """What is evaluated, its reference if that runs too, and the side of the input."""
-    from ..model.shapes import usual_side
+def _from_model(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conformer | None]:
+    """What is evaluated, and its reference if that runs too."""
+    from ..evaluation.evaluate import BATCH
 
-    refuse(options, ("key",), "a key is for a --bundle")
-    check_quantization(options, [options.precision])
-    model = model_of(options)
-    size = options.size or usual_side(model.config)
-    fast = compiled(model, options, size, options.batch or BATCH)
-    return fast, None if options.reference is False else fast.reference, size
+    fast = compiled(options, options.batch or BATCH)
+    return fast, None if options.reference is False else fast.reference
 
 
-def _from_bundle(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conformer | None, int]:
+def _from_bundle(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conformer | None]:
     """The same for a bundle."""
-    from ..model.shapes import usual_side
-
-    refuse(options, ENGINE, "--bundle says how its model runs")
     given = options.model is not None or options.weights is not None
     if options.reference is False:
         refuse(options, MODEL, "with --no-reference the bundle runs alone")
     if options.reference and not given:
         raise ArgumentError("a bundle has no reference; give the --weights that it was made from")
-    fast = cf.load(options.bundle, key=key_of(options.key))
-    side = fast.shapes[0].height[1] if fast.shapes else usual_side(fast.config)
-    return fast, model_of(options) if given else None, options.size or side
+    fast = bundled(options)
+    return fast, model_of(options) if given else None

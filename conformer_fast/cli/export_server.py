@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+import conformer_fast as cf
 
 from .arguments import add_key, key_of, positive, show
 
@@ -17,9 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..engines.tensorrt.triton_server import write_model
-
-    name = options.name or Path(options.bundle).resolve().name
-    folder = write_model(options.bundle, options.output, name, options.instances, key_of(options.key))
-    show(options, {"folder": str(folder), "name": name}, str(folder))
+    folder = cf.export_server(
+        options.bundle, options.output, name=options.name, instances=options.instances, key=key_of(options.key)
+    )
+    show(options, {"folder": str(folder), "name": folder.name}, str(folder))
     return 0

@@ -88,7 +88,7 @@ def _expected(error: Exception) -> bool:
     """Whether it tells the user something; any other is a fault of ours, and its traceback tells more."""
     torch = sys.modules.get("torch")
     no_memory = (torch.OutOfMemoryError,) if torch else ()
-    return isinstance(error, (ConformerFastError, OSError, ValueError, *no_memory))
+    return isinstance(error, (ConformerFastError, OSError, *no_memory))
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -6,27 +6,20 @@ import argparse
 import sys
 from dataclasses import asdict
 
-import conformer_fast as cf
-
 from .arguments import (
-    ENGINE,
     MODEL,
     add_bundle,
     add_engine,
     add_model,
     add_quantization,
     add_size,
-    check_quantization,
+    bundled,
     compiled,
     how,
-    key_of,
-    model_of,
     positive,
     refuse,
     show,
 )
-
-BATCH = 8  # images that an engine of a fixed batch is built for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    fast = _fast(options)
+    from ..deploy.predict import BATCH
+
+    if options.bundle:
+        refuse(options, MODEL, "--bundle says which model runs")
+    fast = bundled(options) if options.bundle else compiled(options, BATCH)
     found = fast.predict(options.images, topk=options.topk, size=options.size)
     for error in found.damaged.values():
         print(f"conformer-fast predict: {error}", file=sys.stderr)
@@ -58,16 +55,3 @@ def run(options: argparse.Namespace) -> int:
         lines += [f"  {guess.probability:7.2%}  {guess.label} ({guess.index})" for guess in picture.top]
     show(options, result, "\n".join(lines))
     return 1 if found.damaged else 0
-
-
-def _fast(options: argparse.Namespace) -> cf.FastConformer:
-    """What classifies the images."""
-    from ..model.shapes import usual_side
-
-    if options.bundle:
-        refuse(options, (*MODEL, *ENGINE), "--bundle says which model runs, and how")
-        return cf.load(options.bundle, key=key_of(options.key))
-    refuse(options, ("key",), "a key is for a --bundle")
-    check_quantization(options, [options.precision])
-    model = model_of(options)
-    return compiled(model, options, options.size or usual_side(model.config), BATCH)

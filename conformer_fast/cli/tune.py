@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         options.batch,
         size=options.size,
         precision=options.precision,
-        each=row_by_row(options, _head),
+        each=row_by_row(options),
     )
     for name, batch in found.no_room:
         print(f"conformer-fast tune: {name}: the GPU has no room for a batch of {batch}", file=sys.stderr)
@@ -37,9 +37,3 @@ def run(options: argparse.Namespace) -> int:
     }
     show(options, result, str(found))
     return 1 if found.no_room else 0
-
-
-def _head() -> str:
-    from ..engines.triton.tuning import TABLE
-
-    return TABLE.head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -11,22 +12,13 @@ from ..calibration.noise import quantization_of_noise
 from ..checkpoints.create import create_model
 from ..engines.base import Backend
 from ..engines.registry import choose
+from ..engines.timing import time_in_turn
+from ..errors import ArgumentError, several, whole
 from ..inference.quantization import Quantization
 from ..model.config import VARIANTS
 from ..model.shapes import usual_side
 from ..tables import Column, Table
-from ..verification.timing import time_in_turn
 from .compile import compile
-
-TABLE = Table(
-    Column("model", width=9),
-    Column("batch", "d"),
-    Column("eager fp32 ms", ".1f"),
-    Column("compiled ms", ".1f"),
-    Column("images/s", ".1f"),
-    Column("speed-up", ">"),
-    Column("compiled for"),
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +28,16 @@ class Benchmark:
     reference_ms: median milliseconds of the reference in eager fp32, on the same device; compiled_ms: of the compiled
     model; speedup: the median over the rounds of how many times faster that was
     """
+
+    TABLE: ClassVar[Table] = Table(
+        Column("model", width=9),
+        Column("batch", "d"),
+        Column("eager fp32 ms", ".1f"),
+        Column("compiled ms", ".1f"),
+        Column("images/s", ".1f"),
+        Column("speed-up", ">"),
+        Column("compiled for"),
+    )
 
     model: str
     batch: int
@@ -55,8 +57,8 @@ class Benchmark:
 
     def __str__(self) -> str:
         """One line below TABLE.head."""
-        figures = self.reference_ms, self.compiled_ms, self.images_per_second
-        return TABLE.line(self.model, self.batch, *figures, f"{self.speedup:.2f}x", f"{self.backend} {self.precision}")
+        figures = self.reference_ms, self.compiled_ms, self.images_per_second, f"{self.speedup:.2f}x"
+        return self.TABLE.line(self.model, self.batch, *figures, f"{self.backend} {self.precision}")
 
 
 def benchmark(
@@ -80,10 +82,13 @@ def benchmark(
     rounds:       each model is called so often
     each:         is given each result as soon as it is known
 
-    Raises what `compile` raises; ArgumentError for an unknown model.
+    Raises what `compile` raises; ArgumentError for an unknown model, and for numbers below 1.
     """
+    models, rounds = several("models", models), whole("rounds", rounds)
+    batches = [whole("batches", batch) for batch in several("batches", batches)]
+    if not batches:
+        raise ArgumentError("batches: give at least one number of images, such as [1, 8]")
     rows = []
-    batches = tuple(batches)
     for name in models:
         reference = create_model(name)
         side = usual_side(reference.config) if size is None else size

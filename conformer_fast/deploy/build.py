@@ -15,11 +15,11 @@ from ..bundles.folder import check_writable
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
-from ..engines.registry import AHEAD, check_name, given
-from ..errors import ArgumentTypeError
-from ..inference.lower import lower
+from ..engines.registry import AHEAD, given
+from ..errors import one_of
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
+from ..model.outputs import check_outputs, names_of
 from .save import call, check_labels, check_settings, save
 
 
@@ -57,17 +57,15 @@ def build(
     BundleError when the bundle cannot be written, ArgumentError for options that do not fit together or the model, and
     for a precision whose range the model exceeds.
     """
-    if isinstance(outputs, str):
-        raise ArgumentTypeError(f"outputs must be a list of names, such as [{outputs!r}]")
-    check_name("precision", precision, PRECISIONS)
+    one_of("precision", precision, PRECISIONS)
     chosen = given(backend, options)
     check_settings(Settings(chosen, precision))
     check_writable(folder, key)
     source = adopt(model)
     check_labels(labels, source.reference.config)
     if outputs is not None:
-        source = replace(source, outputs=tuple(outputs), structure=outputs[0] if len(outputs) == 1 else list(outputs))
-        lower(source.reference, outputs)  # refuses what is no output before images are measured
+        names = check_outputs(outputs, names_of(source.reference))
+        source = replace(source, outputs=names, structure=names[0] if len(names) == 1 else list(names))
     chosen = chosen.for_model(source.reference)
     found, images = resolve(source.reference, precision, quantization)
     device = chosen.device() if torch.cuda.is_available() else chosen.device_type

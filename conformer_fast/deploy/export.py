@@ -11,11 +11,10 @@ from torch import Tensor
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.onnx.graph import typed_graph
-from ..engines.registry import check_name
-from ..errors import ArgumentTypeError
-from ..inference.lower import lower
+from ..errors import one_of
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
+from ..model.outputs import check_outputs, names_of
 from ..storage.atomic import replace_file
 
 
@@ -43,15 +42,11 @@ def export(
     is not installed; OSError, before any work, when there is no such folder, or when the file cannot be written.
     """
     path = Path(file)
-    if isinstance(outputs, str):
-        raise ArgumentTypeError(f"outputs must be a list of names, such as [{outputs!r}]")
-    check_name("precision", precision, PRECISIONS)
+    one_of("precision", precision, PRECISIONS)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
     source = adopt(model)
-    if outputs is not None:
-        lower(source.reference, outputs)  # refuses a wrong name before images are measured
+    names = source.outputs if outputs is None else check_outputs(outputs, names_of(source.reference))
     found, _ = resolve(source.reference, precision, quantization)
-    names = source.outputs if outputs is None else outputs
     replace_file(path, typed_graph(source.reference, names, precision, found), 0o666)
     return path

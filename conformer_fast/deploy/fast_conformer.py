@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..bundles.folder import Bundle, read_bundle, write_bundle
 from ..bundles.manifest import Manifest
-from ..checkpoints.adopt import Model, Source, adopt
+from ..checkpoints.adopt import Model, Source
 from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
 from ..errors import ArgumentError, BundleError, ConformerFastError
 from ..model.class_names import labels_for
 from ..model.digest import weights_sha256
-from ..model.outputs import LOGITS, SUM
+from ..model.outputs import LOGITS, SUM, check_outputs, names_of
 from ..model.reference import Conformer
 from .save import call, check_labels, label_lines, on_device, save
 
@@ -76,11 +76,13 @@ class FastConformer(EngineModule):
     def engine(self, outputs: Sequence[str]) -> Engine:
         """An engine like that of a compiled model that returns these outputs (names of InferenceConformer.outputs).
 
-        Raises ConformerFastError for a loaded model, which has no reference to make one from.
+        Raises ConformerFastError for a loaded model, which has no reference to make one from; ArgumentError for a name
+        that is no output.
         """
         if self.reference is None:
             raise ConformerFastError("a loaded model has the engine of its bundle alone; compile the model instead")
-        return self.settings.backend.engine(self.reference, self.settings, outputs)
+        names = check_outputs(outputs, names_of(self.reference))
+        return self.settings.backend.engine(self.reference, self.settings, names)
 
     def verify(self, images: Tensor, reference: Model | None = None) -> Report:
         """Compares with the reference in float64, per head and, if compiled, per block; prints the report, returns it.
@@ -91,7 +93,7 @@ class FastConformer(EngineModule):
         """
         from ..verification.verify import verify
 
-        given = None if reference is None else self._checked(reference)
+        given = None if reference is None else self.reference_of(reference)
         if self.reference is not None:
             report = verify(self, images, self.reference, self.engine, self.settings.quantization)
         elif given is not None:
@@ -100,15 +102,6 @@ class FastConformer(EngineModule):
             raise ArgumentError("verify: a loaded model has no reference; give the model that it was made from")
         print(report)
         return report
-
-    def _checked(self, given: Model) -> Conformer:
-        """The reference of the model that this was made from. Raises ArgumentError if it is another."""
-        reference = adopt(given).reference
-        if reference.config != self.config:
-            raise ArgumentError(f"verify: this was made from a {self.config}, the model is a {reference.config}")
-        if weights_sha256(reference) != self.identity["weights"]:
-            raise ArgumentError("verify: this was made from other weights than this model's")
-        return reference
 
     def predict(self, paths: Sequence[str | os.PathLike[str]], topk: int = 5, size: int | None = None) -> Predictions:
         """The likeliest classes of picture files.

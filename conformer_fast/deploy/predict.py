@@ -13,9 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engines.module import EngineModule
-from ..errors import ArgumentError, ArgumentTypeError, ImageError
+from ..errors import ArgumentError, ImageError, several, whole
 from ..model.outputs import LOGITS, SUM
-from ..model.shapes import usual_side
 from ..preprocessing.cpu import load_batch
 
 BATCH = 8  # pictures decoded and run together
@@ -64,13 +63,11 @@ def predict(
     Raises ArgumentError when topk or size is not positive, for a model without scores or that reads no pictures, for a
     size that it does not take, and when a score is NaN or infinite; ArgumentTypeError for a single path.
     """
-    if isinstance(paths, str | os.PathLike):
-        raise ArgumentTypeError(f"paths must be a list, such as [{os.fspath(paths)!r}]")
-    _check(model, topk)
-    if size is None:
-        size = model.shapes[0].height[1] if model.shapes else usual_side(model.config)
-    batch = min([BATCH, *(shapes.batch[2] for shapes in model.shapes[:1])])
-    names = [os.fspath(path) for path in paths]
+    names = [os.fspath(path) for path in several("paths", paths)]
+    topk = whole("topk", topk)
+    size = model.side if size is None else whole("size", size)
+    _check(model)
+    batch = model.at_once(BATCH)
     found: list[Prediction] = []
     damaged: dict[str, str] = {}
     progress = tqdm(total=len(names), unit="picture", disable=not sys.stderr.isatty(), leave=False)
@@ -88,9 +85,7 @@ def predict(
     return Predictions(tuple(found), damaged)
 
 
-def _check(model: EngineModule, topk: int) -> None:
-    if topk < 1:
-        raise ArgumentError(f"topk must be at least 1, got {topk}")
+def _check(model: EngineModule) -> None:
     if not (set(LOGITS) <= set(model.outputs) or SUM in model.outputs):
         raise ArgumentError(f"the model returns {', '.join(model.outputs)}; predict needs {', '.join(LOGITS)} or {SUM}")
     if model.config.in_channels != 3:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..calibration.noise import quantization_of_noise
 from ..checkpoints.create import create_model
-from ..engines.cuda import bucket
 from ..engines.registry import TUNED, choose
+from ..errors import several, whole
 from ..inference.lower import lower
 from ..model.config import VARIANTS
 from ..model.precision import around
@@ -66,27 +64,23 @@ def tune(
     Raises BackendError where the kernels or the precision cannot be had, ArgumentError for an unknown name, OSError
     when the table cannot be written.
     """
+    models = several("models", models)
+    batches = [whole("batches", batch) for batch in several("batches", batches)]
     choice = choose(TUNED, precision)
-    from ..engines.triton import tuning
-
-    device = torch.device(choice.backend.device())
-    gpu = tuning.gpu_name(device)
-    batches = sorted({bucket(batch) for batch in batches})
+    tuner = choice.backend.tuner(choice.backend.device())
+    rounded = sorted({tuner.rounded(batch) for batch in batches})
     found: dict[str, Tuned] = {}
     no_room = []
     for name in models:
         reference = create_model(name)
         side = usual_side(reference.config) if size is None else size
         quantization = quantization_of_noise(reference, choice.precision, side)
-        network = lower(reference, None, around(choice.precision), quantization).to(device)
-        for batch in batches:
-            try:
-                new = tuning.tune(network, tuning.random_images(network, batch, side, side), skip=found)
-            except torch.OutOfMemoryError:
+        network = lower(reference, None, around(choice.precision), quantization)
+        for batch, new in tuner.tune(network, rounded, side, skip=found):
+            if new is None:
                 no_room.append((name, batch))
                 continue
-            tuning.save(gpu, new.values())
             found |= new
             for tuned in new.values():
                 each(tuned)
-    return Tuning(gpu, choice.precision, tuning.table_file(gpu), tuple(found.values()), tuple(no_room))
+    return Tuning(tuner.gpu, choice.precision, tuner.file, tuple(found.values()), tuple(no_room))

@@ -42,17 +42,19 @@ def lower(
     return network.quantized(quantization) if quantization else network
 
 
-def blank(config: ConformerConfig, dtype: torch.dtype, *, heads: bool, norm: bool) -> InferenceConformer:
+def blank(
+    config: ConformerConfig, outputs: Sequence[str] | None, precision: str, *, heads: bool, norm: bool
+) -> InferenceConformer:
     """An inference model on the meta device: every weight's name, shape and type, and no values.
 
-    dtype: as in `InferenceConformer.in_precision`
+    outputs, precision: as `lower` takes them
     heads: whether it has the two classifiers, and so their norm; norm: whether it has the norm alone
     """
     with torch.device("meta"), _Unfilled():
         model = Conformer(config, features_only=not heads)
         if norm and not heads:
             model.trans_norm = nn.LayerNorm(config.embed_dim)
-    return lower(model.eval())._cast(dtype)
+    return lower(model.eval(), outputs, precision)
 
 
 class _Unfilled(TorchFunctionMode):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..model.outputs import LOGITS, SUM, feature_names
+from ..model.outputs import LOGITS, SUM, check_outputs, feature_names, output_names
 from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
 from . import ops
 from .fold import _as_matrix, fold_attention_scale, fold_batch_norm
@@ -65,13 +65,9 @@ class InferenceConformer(nn.Module):
 
         Raises ArgumentError for an unknown name, a name given twice, or none.
         """
-        unknown = [name for name in outputs if name not in self.output_names]
-        if unknown:
-            raise ArgumentError(f"no such outputs: {unknown}; this model has {', '.join(self.output_names)}")
-        if len(set(outputs)) != len(outputs) or not outputs:
-            raise ArgumentError(f"outputs must be one or more different names, got {list(outputs)}")
+        names = check_outputs(outputs, self.output_names)
         other = copy.deepcopy(self, {id(weight): weight for weight in self.buffers()})
-        other.outputs = tuple(outputs)
+        other.outputs = names
         return other
 
     def in_precision(self, dtype: torch.dtype) -> InferenceConformer:
@@ -86,17 +82,13 @@ class InferenceConformer(nn.Module):
             raise ArgumentError(
                 "in_precision: the model has products in 8 bits; call in_precision() first, then quantized()"
             )
-        return copy.deepcopy(self)._cast(dtype)
-
-    def _cast(self, dtype: torch.dtype) -> InferenceConformer:
-        """`in_precision`, of this model itself."""
-        self.float()
-        for part in self.modules():
+        other = copy.deepcopy(self).float()
+        for part in other.modules():
             if isinstance(part, Weights):
                 part.to(dtype)
                 if part.weight.ndim == 4:
                     part.weight = nn.Buffer(part.weight.contiguous(memory_format=torch.channels_last))
-        return self
+        return other
 
     @property
     def quantizable(self) -> tuple[str, ...]:
@@ -153,11 +145,7 @@ class InferenceConformer(nn.Module):
     @property
     def output_names(self) -> tuple[str, ...]:
         """Every name that `outputs` may hold."""
-        kinds = ("map", "tokens") if self.norm is None else ("map", "tokens", "pooled", "class_token")
-        blocks = range(1, self.config.depth + 1)
-        names = [f"{index}.{kind}" for index in blocks for kind in kinds]
-        names += [f"{index}.{kind}" for index in blocks[1:] for kind in ("fcu_down", "fcu_up")]
-        return (*LOGITS, SUM, *names) if hasattr(self, "conv_head") else tuple(names)
+        return output_names(self.config, heads=hasattr(self, "conv_head"), norm=self.norm is not None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         wanted, found = set(self.outputs), {}

@@ -7,12 +7,39 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import ArgumentError, several
 from .config import ConformerConfig
 from .reference import Conformer, ConformerFeatures
 
 LOGITS = ("conv_logits", "trans_logits")
 SUM = "logits"
 COUPLING = (".fcu_down", ".fcu_up")
+
+
+def output_names(config: ConformerConfig, *, heads: bool, norm: bool) -> tuple[str, ...]:
+    """Every name of a model of these sizes. heads: whether it has the two classifiers; norm: whether the norm before
+    them, which pooled maps and class tokens need"""
+    kinds = ("map", "tokens", "pooled", "class_token") if norm else ("map", "tokens")
+    blocks = range(1, config.depth + 1)
+    names = [f"{index}.{kind}" for index in blocks for kind in kinds]
+    names += [f"{index}{kind}" for index in blocks[1:] for kind in COUPLING]
+    return (*LOGITS, SUM, *names) if heads else tuple(names)
+
+
+def names_of(model: Conformer) -> tuple[str, ...]:
+    """Every name that there is of a reference model."""
+    return output_names(model.config, heads=not model.features_only, norm=hasattr(model, "trans_norm"))
+
+
+def check_outputs(outputs: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """`outputs` as a tuple. Raises ArgumentError for an unknown name, a name given twice, or none."""
+    names = several("outputs", outputs)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ArgumentError(f"no such outputs: {unknown}; this model has {', '.join(known)}")
+    if len(set(names)) != len(names) or not names:
+        raise ArgumentError(f"outputs must be one or more different names, got {names}")
+    return tuple(names)
 
 
 def reference_outputs(model: Conformer, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, whole
 
 try:
     from .. import _C
@@ -78,7 +78,8 @@ class Cut(NamedTuple):
 def preprocess(image: Image.Image, size: int = 224) -> Tensor:
     """One picture as the network's input: float32, (3, size, size).
 
-    Raises ImageError when it has no RGB form or is too long to be resized, ArgumentError when size is not positive.
+    Raises ImageError when it has no RGB form or is too long to be resized, ArgumentError when size is not positive or
+    it is no picture.
     """
     out = _empty(1, size, torch.float32, channels_last=False)
     _fill(out, [cut_of(image, size)], 1)
@@ -102,6 +103,7 @@ def preprocess_batch(
     Raises ImageError, which says which picture it is, as preprocess() does; ArgumentError for no pictures, another
     dtype, or a size or a number of threads that is not positive.
     """
+    images = several("images", images)
     if not images:
         raise ArgumentError("preprocess_batch got no pictures; give at least one")
     out = _empty(len(images), size, dtype, channels_last)
@@ -116,6 +118,7 @@ def load_batch(paths: Sequence[str | os.PathLike[str]], size: int = 224, *, thre
 
     Raises ImageError for the first file that cannot be used, ArgumentError for no paths or a size that is not positive.
     """
+    paths = several("paths", paths)
     if not paths:
         raise ArgumentError("load_batch got no paths; give at least one image file")
     out = _empty(len(paths), size, torch.float32, channels_last=False)
@@ -144,6 +147,8 @@ def image_path() -> str:
 
 def cut_of(image: Image.Image, size: int) -> Cut:
     """How `image` becomes size x size pixels. Raises as preprocess() does."""
+    if not isinstance(image, Image.Image):
+        raise ArgumentTypeError(f"pictures must be of Pillow, got {type(image).__name__}; load_batch takes files")
     if 0 in image.size:
         raise ImageError(f"a {image.width}x{image.height} picture has no pixels; give one with at least 1x1")
     width, height = _resized(image.width, image.height, size)
@@ -187,8 +192,7 @@ def _normalize(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _empty(count: int, size: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    if size < 1:
-        raise ArgumentError(f"size must be at least 1 pixel, got {size}")
+    size = whole("size", size)
     if dtype not in DTYPES:
         raise ArgumentError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -243,11 +247,7 @@ def _strips(image: Image.Image) -> list[Any]:
 
 
 def _threads(threads: int | None) -> int:
-    if threads is None:
-        return torch.get_num_threads()
-    if threads < 1:
-        raise ArgumentError(f"threads must be at least 1, got {threads}")
-    return threads
+    return torch.get_num_threads() if threads is None else whole("threads", threads)
 
 
 def _decode(file: BinaryIO) -> Image.Image:

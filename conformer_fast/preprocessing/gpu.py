@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, whole
 from .cpu import DTYPES, Cut, cuts_of, level_values
 
 PRECISION_BITS = 22  # weights are multiples of 2^-22, as Pillow's
@@ -49,8 +49,7 @@ def preprocess_on_gpu(
         raise ArgumentError(f"preprocess_on_gpu needs a CUDA device, got {device}; preprocess_batch runs on the CPU")
     if not images:
         raise ArgumentError("preprocess_on_gpu got no pictures; give at least one")
-    if size < 1:
-        raise ArgumentError(f"size must be at least 1 pixel, got {size}")
+    size = whole("size", size)
     if dtype not in DTYPES:
         raise ArgumentError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
 

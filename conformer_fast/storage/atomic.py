@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,12 +13,18 @@ def replace_file(file: Path, content: bytes, mode: int = 0o600) -> None:
 
     mode: who may read it, less what the process's umask takes away; the user alone by default
 
-    What a broken-off program leaves ends in ".part". Raises OSError, with `file` as it was, if it cannot be written.
+    What a broken-off program leaves ends in ".part". Raises OSError, which names `file`, if it cannot be written; it is
+    then as it was.
     """
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
             opened.write(content)
         os.replace(part, file)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(file)) from error  # names not the one beside it
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()

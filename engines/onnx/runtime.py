@@ -8,8 +8,27 @@ import torch
 from torch import Tensor
 
 from conformer_fast.errors import BackendError
+from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.reference import Conformer
 
+from ..base import Outcome, Runner
 from .export import IMAGES
+from .graph import typed_graph
+
+
+class ONNXRuntime(Runner):
+    """ONNX Runtime on the typed graph, not optimized."""
+
+    def run(
+        self,
+        reference: Conformer,
+        outputs: Sequence[str],
+        precision: str,
+        quantization: Quantization | None,
+        images: Tensor,
+    ) -> Outcome:
+        graph = typed_graph(reference, outputs, precision, quantization)
+        return Outcome("the exported graph, not optimized", "cpu", run_graph(graph, images, outputs))
 
 
 def run_graph(onnx: bytes, images: Tensor, names: Sequence[str]) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import ArgumentError, EngineMismatchError
+from conformer_fast.errors import EngineMismatchError, whole
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
@@ -39,11 +39,12 @@ class OpenVINO(Backend):
     name: ClassVar[str] = "openvino"
     hardware: ClassVar[str] = "CPU"
     device_type: ClassVar[str] = "cpu"
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
     format: ClassVar[Format] = Format((ONNX,), {"cpu": str, "capabilities": list, "openvino": str})
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
-            raise ArgumentError(f"threads must be a whole number, at least 1, got {self.threads!r}")
+        if self.threads is not None:
+            whole("threads", self.threads)
 
     def missing(self) -> str | None:
         absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]

@@ -13,7 +13,15 @@ import torch
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import ArgumentTypeError, BackendError, BundleError, EngineError, EngineMismatchError
+from conformer_fast.errors import (
+    ArgumentTypeError,
+    BackendError,
+    BundleError,
+    EngineError,
+    EngineMismatchError,
+    one_of,
+    several,
+)
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes, check_shapes, usual_shapes
@@ -22,6 +30,7 @@ from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cache import cached
 from ..cuda import current_device, in_8_bits
 from ..onnx.graph import typed_graph
+from . import FLAVORS
 from .flavors import Flavor, get_flavor, gpu_target
 
 if TYPE_CHECKING:
@@ -47,6 +56,7 @@ class TensorRT(Backend):
     name: ClassVar[str] = "tensorrt"
     hardware: ClassVar[str] = "GPU"
     device_type: ClassVar[str] = "cuda"
+    packages: ClassVar[tuple[str, ...]] = ("tensorrt", "tensorrt-rtx-cu13-bindings", "onnx", "onnxruntime")
     asked_only: ClassVar[bool] = True  # it takes certain shapes only, and long to build
     ahead: ClassVar[bool] = True
     format: ClassVar[Format] = Format(
@@ -54,11 +64,12 @@ class TensorRT(Backend):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.targets, str):
-            raise ArgumentTypeError(f"targets must be a list of names, such as [{self.targets!r}]")
-        shapes = (self.shapes,) if isinstance(self.shapes, Shapes) else tuple(self.shapes)
-        object.__setattr__(self, "shapes", shapes)
-        object.__setattr__(self, "targets", tuple(self.targets))
+        shapes = [self.shapes] if isinstance(self.shapes, Shapes) else several("shapes", self.shapes)
+        if not all(isinstance(one, Shapes) for one in shapes):
+            raise ArgumentTypeError(f"shapes must be Shapes(batch=..., height=..., width=...), or some, got {shapes!r}")
+        object.__setattr__(self, "shapes", tuple(shapes))
+        object.__setattr__(self, "targets", tuple(several("targets", self.targets)))
+        one_of("flavor", self.flavor, ("auto", *FLAVORS))
 
     def missing(self) -> str | None:
         if not torch.cuda.is_available() or torch.version.hip:
@@ -174,6 +185,11 @@ class TensorRT(Backend):
             raise BundleError(
                 f"{bundle.folder / PLAN} cannot be loaded: {error}; make it again: {manifest.rebuild}"
             ) from error
+
+    def served(self, bundle: Bundle, name: str, instances: int) -> Mapping[str, bytes]:
+        from .triton_server import model_files
+
+        return model_files(bundle, PLAN, name, instances)
 
     def _plan(self, graph: bytes, precision: str, flavor: Flavor) -> bytes:
         """The engine of a graph; from the cache if it is there."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from conformer_fast.errors import ArgumentError, BackendError, EngineError
+from conformer_fast.errors import BackendError, EngineError, one_of
 
 from . import FLAVORS
 
@@ -54,11 +54,12 @@ class Flavor:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The compute capabilities it can be told to build for, as "sm86", the oldest first."""
+        """The compute capabilities it can be told to build our graphs for, as "sm86", the oldest first."""
         if not self.builds_without_gpu:
             return ()
         names = [name.lower() for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]
-        return tuple(sorted(names, key=capability))
+        oldest = min(self.oldest.values())
+        return tuple(sorted((name for name in names if capability(name) >= oldest), key=capability))
 
     @property
     def oldest(self) -> Mapping[str, int]:
@@ -92,8 +93,7 @@ def get_flavor(name: str = "auto") -> Flavor:
 
     Raises ArgumentError for an unknown name, BackendError if it is not installed, too old or cannot be imported.
     """
-    if name not in ("auto", *FLAVORS):
-        raise ArgumentError(f"unknown flavor {name!r} of TensorRT; choose one of {', '.join(('auto', *FLAVORS))}")
+    one_of("flavor", name, ("auto", *FLAVORS))
     modules = {known: _module_name(known) for known in FLAVORS}
     if name == "auto":
         if not any(modules.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conformer_fast.bundles.manifest import RUNTIME_CACHE
 from conformer_fast.storage.hashed import HashedFile
 
 
@@ -14,7 +15,7 @@ class RuntimeCacheFile:
     """
 
     def __init__(self, folder: Path, key: bytes | None = None) -> None:
-        self._file = HashedFile(folder / "runtime.cache", key, folder_mode=None)
+        self._file = HashedFile(folder / RUNTIME_CACHE, key, folder_mode=None)
 
     def read(self) -> bytes | None:
         """What was written last, or None: with a warning if it is damaged, or not signed by the key."""

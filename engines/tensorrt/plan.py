@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from conformer_fast.errors import ArgumentError, BackendError
+from conformer_fast.errors import ArgumentError, BackendError, one_of
 from conformer_fast.model.names import PRECISIONS
 from conformer_fast.model.shapes import Shapes
 
@@ -54,8 +54,7 @@ def engine_from_onnx(
 def check_options(flavor: Flavor, targets: Sequence[str] = (), precision: str = "fp16") -> None:
     """Refuses what cannot be built: ArgumentError for a name that does not exist, BackendError for what this flavor or
     this machine cannot do."""
-    if precision not in PRECISIONS:
-        raise ArgumentError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    one_of("precision", precision, PRECISIONS)
     oldest = flavor.oldest.get(precision, 0)
     too_old = [target for target in targets_of(flavor, targets) if capability(target) < oldest]
     if too_old:

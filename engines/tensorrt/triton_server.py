@@ -6,86 +6,50 @@ The server wants folder/<model>/config.pbtxt and folder/<model>/1/model.plan. Wh
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from conformer_fast.bundles.folder import read_bundle
+from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Manifest
-from conformer_fast.errors import ArgumentError, BundleError
+from conformer_fast.errors import BundleError
 from conformer_fast.model.config import EXPANSION, ConformerConfig
 from conformer_fast.model.outputs import LOGITS, SUM
 from conformer_fast.model.shapes import Range, Shapes
-
-from ..registry import format_of
-from .backend import PLAN
 
 CONFIGURATION = "config.pbtxt"
 QUEUE_MICROSECONDS = 500  # how long a request waits for others: about what an engine takes for one image
 
 
-def write_model(
-    bundle: str | os.PathLike[str],
-    repository: str | os.PathLike[str],
-    name: str,
-    instances: int = 1,
-    key: bytes | None = None,
-) -> Path:
-    """Adds the engine in `bundle` to a model repository, and returns the model's folder.
+def model_files(bundle: Bundle, plan: str, name: str, instances: int) -> dict[str, bytes]:
+    """The files of a model that runs the bundle's engine, by their paths in the model's folder.
 
-    repository: a folder; it may exist
-    name:       what clients call the model: letters, digits, "_", "-" and "."
-    instances:  how many batches run at once on each GPU, each in its own working memory
-    key:        the bundle's HMAC key, if that is to be verified
+    plan: the engine's file in the bundle; name: what clients call the model; instances: batches run at once on each
+    GPU, each in its own working memory
 
-    Raises BundleError when the bundle is damaged, is not TensorRT's or takes no single images, or the repository has
-    such a model or cannot be written; ArgumentError for a name or number that cannot be.
+    Raises BundleError when the engine is not TensorRT's or takes no single images.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
-    if instances < 1:
-        raise ArgumentError(f"instances must be at least 1, got {instances}")
-    read = read_bundle(bundle, format_of, key)
-    manifest = read.manifest
+    manifest, where = bundle.manifest, bundle.folder
     kind = manifest.runtime.get("flavor", manifest.backend)
     if kind != "tensorrt":
         raise BundleError(
-            f"{bundle} holds an engine for {kind}, and the server's TensorRT backend reads those of TensorRT only: "
+            f"{where} holds an engine for {kind}, and the server's TensorRT backend reads those of TensorRT only: "
             f"build one with --flavor tensorrt on a machine with the GPU"
         )
     batches = _batches(manifest.shapes)
     if len(batches) > 1:
         raise BundleError(
-            f"{bundle} takes other batches for other images ({sorted(batches)}), and the server knows only one "
+            f"{where} takes other batches for other images ({sorted(batches)}), and the server knows only one "
             f"largest batch: build one whose shapes have the same"
         )
     smallest, largest = batches.pop()
     if smallest > 1:
         raise BundleError(
-            f"{bundle} takes {smallest} images or more, and the server passes single ones on when no others wait: "
+            f"{where} takes {smallest} images or more, and the server passes single ones on when no others wait: "
             f"build one with --batch 1,{smallest},{largest}"
         )
-    folder = Path(repository) / name
-    files = {f"1/{PLAN}": read.read(PLAN), CONFIGURATION: configuration(manifest, name, instances).encode()}
+    files = {f"1/{plan}": bundle.read(plan), CONFIGURATION: configuration(manifest, name, instances).encode()}
     if manifest.labels:
-        files[manifest.labels] = read.read(manifest.labels)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-        try:
-            unfinished.chmod(0o755)
-            (unfinished / "1").mkdir()
-            for file, content in files.items():
-                (unfinished / file).write_bytes(content)
-            unfinished.rename(folder)  # fails where there is a folder that is not empty
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be written: {error}; remove it, or choose another name") from error
-    return folder
+        files[manifest.labels] = bundle.read(manifest.labels)
+    return files
 
 
 def _batches(shapes: Sequence[Shapes]) -> set[tuple[int, int]]:

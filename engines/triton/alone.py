@@ -19,29 +19,50 @@ from conformer_fast.inference.trace import trace
 from conformer_fast.model.precision import DTYPES, around, tf32_as_asked
 from conformer_fast.model.reference import Conformer
 
-from .backend import Triton
+from ..base import Outcome, Runner
+from .backend import INTERPRET, Triton, interpreted
 
-INTERPRET = "TRITON_INTERPRET"
+
+class Kernels(Runner):
+    """Our Triton kernels, one after the other."""
+
+    def slow(self) -> str | None:
+        return "no GPU: Triton's interpreter runs the kernels, for minutes an image of 224x224" if _no_gpu() else None
+
+    def prepare(self) -> None:
+        """Has Triton's interpreter run the kernels where there is no GPU."""
+        if _no_gpu() and not torch.cuda.is_available():
+            os.environ.setdefault(INTERPRET, "1")
+
+    def run(
+        self,
+        reference: Conformer,
+        outputs: Sequence[str],
+        precision: str,
+        quantization: Quantization | None,
+        images: Tensor,
+    ) -> Outcome:
+        return run_kernels(reference, outputs, precision, quantization, images)
 
 
-def interprets_kernels() -> bool:
+def _no_gpu() -> bool:
     """Whether Triton's kernels would run in its interpreter on the CPU, as no GPU can take them."""
     return Triton().missing() is not None
 
 
 def run_kernels(
     reference: Conformer, outputs: Sequence[str], precision: str, quantization: Quantization | None, images: Tensor
-) -> tuple[str, tuple[Tensor, ...]]:
-    """What ran them, in one line, and the outputs called `outputs`. images: (B, in_channels, H, W), on the CPU
+) -> Outcome:
+    """The outputs called `outputs`. images: (B, in_channels, H, W), on the CPU
 
     Raises BackendError where they can neither run on a GPU nor be interpreted in this precision.
     """
-    interpreted = interprets_kernels()
-    if interpreted:
+    on_cpu = _no_gpu()
+    if on_cpu:
         _check_interpreter(precision)
     from conformer_fast.kernels import dispatch
 
-    device = "cpu" if interpreted else Triton().device()
+    device = "cpu" if on_cpu else Triton().device()
     dtype = DTYPES[around(precision)]
     model = lower(reference, outputs, around(precision), quantization).to(device)
     calls = [node for node in trace(model).graph.nodes if node.op == "call_function"]
@@ -53,7 +74,7 @@ def run_kernels(
         if call.plan.unsupported:
             unsupported.append(call.plan.unsupported)
             return dispatch.PYTORCH
-        if interpreted:  # the fewest programs: each of their instructions takes as long for a small tile
+        if on_cpu:  # the fewest programs: each of their instructions takes as long for a small tile
             return max(call.plan.tiles, key=lambda tile: tile.m * tile.n)
         return call.plan.tiles[0] if call.choice == dispatch.PYTORCH else call.choice
 
@@ -68,17 +89,17 @@ def run_kernels(
         dispatch.deciding(decide),
     ):
         values = model(images.to(device))
-    how = "Triton's interpreter" if interpreted else torch.cuda.get_device_name(device)
+    how = "Triton's interpreter" if on_cpu else torch.cuda.get_device_name(device)
     if unsupported:
         how += f"; {len(unsupported)} of {total} calls by PyTorch: {unsupported[0]}"
-    return how, values
+    return Outcome(how, device, values, len(unsupported))
 
 
 def _check_interpreter(precision: str) -> None:
     """Raises BackendError unless Triton's interpreter can compute in this precision here."""
     if find_spec("triton") is None:
         raise BackendError('triton not installed: pip install "conformer-fast[triton]"')
-    if os.environ.get(INTERPRET, "").lower() not in ("1", "true", "on"):
+    if not interpreted():
         missing = Triton().missing()
         raise BackendError(f"{missing}, and {INTERPRET}=1 is not set: with it, from the start, kernels are interpreted")
     if precision == "bf16":

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import safetensors.torch
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import ArgumentError, BundleError, EngineMismatchError
+from conformer_fast.errors import ArgumentError, ArgumentTypeError, BundleError, EngineMismatchError
 from conformer_fast.inference.lower import blank, lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
@@ -28,6 +28,10 @@ from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cuda import current_device, in_8_bits
 from .graphs import CUDAGraphEngine
 
+if TYPE_CHECKING:
+    from .tuning import KernelTuner
+
+INTERPRET = "TRITON_INTERPRET"
 CAPABILITY = (8, 0)  # the oldest GPUs with bfloat16 and asynchronous copies: A100
 WEIGHTS, TILES = "model.safetensors", "tiles.json"
 
@@ -42,9 +46,14 @@ class Triton(Backend):
 
     tune: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.tune, bool):
+            raise ArgumentTypeError(f"tune must be True or False, got {self.tune!r}")
+
     name: ClassVar[str] = "triton"
     hardware: ClassVar[str] = "GPU"
     device_type: ClassVar[str] = "cuda"
+    packages: ClassVar[tuple[str, ...]] = ("triton",)
     format: ClassVar[Format] = Format(
         (WEIGHTS, TILES), {"gpu": str, "torch": str, "triton": str}, read_once=(WEIGHTS, TILES)
     )
@@ -54,8 +63,8 @@ class Triton(Backend):
             return "no CUDA device"
         if find_spec("triton") is None:
             return 'triton not installed: pip install "conformer-fast[triton]"'
-        if os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on"):
-            return "TRITON_INTERPRET makes Triton run its kernels on the CPU; unset it"
+        if interpreted():
+            return f"{INTERPRET} makes Triton run its kernels on the CPU; unset it"
         capability = torch.cuda.get_device_capability()
         if capability < CAPABILITY:
             return "the GPU has compute capability {}.{}, the kernels need {}.{}".format(*capability, *CAPABILITY)
@@ -75,6 +84,11 @@ class Triton(Backend):
         return CUDAGraphEngine(
             _network(reference, settings, outputs).to(device), tuning.tune_new if self.tune else None
         )
+
+    def tuner(self, device: str) -> KernelTuner:
+        from .tuning import KernelTuner
+
+        return KernelTuner(torch.device(device))
 
     def contents(
         self,
@@ -111,7 +125,7 @@ class Triton(Backend):
         manifest, device = bundle.manifest, torch.device(settings.device)
         try:
             tensors = safetensors.torch.load(bundle.read(WEIGHTS))
-            network = _with_weights(manifest, tensors).with_outputs(manifest.outputs).to(device)
+            network = _with_weights(manifest, tensors).to(device)
             gpu = tuning.gpu_name(device)
             tiles = json.loads(bundle.read(TILES)).get(gpu, {}).items()
             choices = {problem: tuning.dispatch.choice_of(tile, f"{TILES}: {problem!r}") for problem, tile in tiles}
@@ -123,6 +137,11 @@ class Triton(Backend):
         if choices and _same_versions(manifest):
             tuning.dispatch.use_table(gpu, {**tuning.dispatch.table(gpu), **choices})
         return CUDAGraphEngine(network, tuning.tune_new if self.tune else None)
+
+
+def interpreted() -> bool:
+    """Whether the environment makes Triton interpret its kernels, on the CPU."""
+    return os.environ.get(INTERPRET, "").lower() in ("1", "true", "on")
 
 
 def _network(reference: Conformer, settings: Settings, outputs: Sequence[str]) -> InferenceConformer:
@@ -149,7 +168,7 @@ def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Inferenc
     """The inference model of these weights, without copying them. Raises ArgumentError if they are not such a
     model's."""
     heads, norm = "conv_head.weight" in tensors, "norm.weight" in tensors
-    model = blank(manifest.config, DTYPES[around(manifest.precision)], heads=heads, norm=norm)
+    model = blank(manifest.config, manifest.outputs, around(manifest.precision), heads=heads, norm=norm)
     if manifest.precision in FORMATS:
         scaled = (name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
         added = (name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale"))

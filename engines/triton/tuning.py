@@ -19,12 +19,12 @@ import re
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ from conformer_fast.storage.paths import tuned_folder
 from conformer_fast.tables import Column, Table
 from conformer_fast.version import __version__
 
+from ..cuda import bucket
+
 LAUNCHES = 20  # in one graph, at most, each with its own copy of the weights
 GRAPH_SECONDS = 2e-3  # long launches fill a graph sooner
 ROUNDS = 15  # replays of each candidate's graph
@@ -56,22 +58,21 @@ Launches = Sequence[Callable[[], Any]]
 Timer = Callable[[Mapping[Choice, Launches]], Mapping[Choice, Sequence[float]]]
 
 
-TABLE = Table(
-    Column("problem", width=62),
-    Column("rule", width=16),
-    Column("us", ".1f", 7),
-    Column("chosen", width=16),
-    Column("us", ".1f", 7),
-    Column("gain", ">", 6),
-)
-
-
 @dataclass(frozen=True)
 class Tuned:
     """What was measured for one problem. rule: the rule's choice; choice: what to take.
 
     seconds: the median of a launch, for every candidate that was timed; dropped: why the others were not
     """
+
+    TABLE: ClassVar[Table] = Table(
+        Column("problem", width=62),
+        Column("rule", width=16),
+        Column("us", ".1f", 7),
+        Column("chosen", width=16),
+        Column("us", ".1f", 7),
+        Column("gain", ">", 6),
+    )
 
     problem: str
     rule: Choice
@@ -98,7 +99,7 @@ class Tuned:
             return f"{self.problem}: not measured: {self.dropped[self.rule]}"
         rule_us = self.seconds[self.rule] * 1e6 if self.rule in self.seconds else "failed"
         rule, choice, choice_us = name_of(self.rule), name_of(self.choice), self.seconds[self.choice] * 1e6
-        return TABLE.line(self.problem, rule, rule_us, choice, choice_us, self.gain and f"{self.gain:.2f}x")
+        return self.TABLE.line(self.problem, rule, rule_us, choice, choice_us, self.gain and f"{self.gain:.2f}x")
 
 
 def tune(
@@ -138,6 +139,31 @@ def tune(
         with progress, dispatch.deciding(measure):
             model(images)
     return found
+
+
+class KernelTuner:
+    """Measures the kernels of models on one GPU, and keeps what it finds in the user's table."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.gpu = gpu_name(device)
+        self.file = table_file(self.gpu)
+
+    def rounded(self, batch: int) -> int:
+        return bucket(batch)
+
+    def tune(
+        self, network: InferenceConformer, batches: Sequence[int], side: int, skip: Container[str]
+    ) -> Iterator[tuple[int, Mapping[str, Tuned] | None]]:
+        network = network.to(self._device)
+        for batch in batches:
+            try:
+                found = tune(network, random_images(network, batch, side, side), skip=skip)
+            except torch.OutOfMemoryError:
+                yield batch, None
+            else:
+                save(self.gpu, found.values())
+                yield batch, found
 
 
 def tune_new(model: InferenceConformer, rows: int, height: int, width: int) -> None:

@@ -1,0 +1,54 @@
+"""export_server(): a bundle's engine as a model of NVIDIA Triton Inference Server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..bundles.folder import read_bundle
+from ..engines.registry import format_of, make
+from ..errors import ArgumentError, BundleError, whole
+
+
+def export_server(
+    bundle: str | os.PathLike[str],
+    repository: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    instances: int = 1,
+    key: bytes | None = None,
+) -> Path:
+    """Adds the engine in `bundle` to a model repository, and returns the model's folder.
+
+    repository: a folder; it may exist
+    name:       what clients call the model: letters, digits, "_", "-" and "."; default: that of the bundle's folder
+    instances:  how many batches run at once on each GPU, each in its own working memory
+    key:        the bundle's HMAC key, if that is to be verified
+
+    Raises BundleError when the bundle is damaged, the server does not run its engine, or the repository has such a
+    model or cannot be written; ArgumentError for a name or number that cannot be.
+    """
+    name = Path(bundle).resolve().name if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
+    instances = whole("instances", instances)
+    read = read_bundle(bundle, format_of, key)
+    files = make(read.manifest.backend).served(read, name, instances)
+    folder = Path(repository) / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        try:
+            unfinished.chmod(0o755)
+            for file, content in files.items():
+                (unfinished / file).parent.mkdir(exist_ok=True)
+                (unfinished / file).write_bytes(content)
+            unfinished.rename(folder)  # fails where there is a folder that is not empty
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be written: {error}; remove it, or choose another name") from error
+    return folder
