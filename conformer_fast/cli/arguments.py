@@ -206,12 +206,6 @@ def key_of(path: str | None) -> bytes | None:
     return Path(path).read_bytes() if path else None
 
 
-def how(fast: cf.FastConformer) -> dict[str, str]:
-    """How a model runs, for programs."""
-    settings = fast.settings
-    return {"backend": settings.backend.name, "precision": settings.precision, "device": str(fast.device)}
-
-
 def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
     """Prints a result: for programs if they asked, else the text for people."""
     if options.json:

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     as_json = "--json" in arguments
     try:
-        options = _parser(command).parse_args(arguments)
+        options = _options(command, arguments)
         status = _module(options.command).run(options)
         sys.stdout.flush()  # here, where it can be told if nobody reads it
         return status
@@ -91,8 +91,8 @@ def _expected(error: Exception) -> bool:
     return isinstance(error, (ConformerFastError, OSError, *no_memory))
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Of all commands, with the arguments of the one that was chosen."""
+def _options(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace:
+    """Of the command that was chosen. Raises UsageError."""
     width = max(len(str(status)) for status in STATUSES)
     statuses = [f"  {status:<{width}}  {meaning}" for status, meaning in STATUSES.items()]
     parser = _Parser(
@@ -103,6 +103,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
+    usage = parser.format_usage
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
@@ -111,7 +112,11 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             _module(name).add_arguments(command)
             command.add_argument("--json", action="store_true", help="print JSON for a program to read")
-    return parser
+            usage = command.format_usage
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", usage())
+    return options
 
 
 def _module(command: str) -> ModuleType:

@@ -15,7 +15,6 @@ from .arguments import (
     add_size,
     bundled,
     compiled,
-    how,
     positive,
     refuse,
     show,
@@ -43,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"conformer-fast predict: {error}", file=sys.stderr)
     result = {
         **{name: getattr(options, name) for name in ("model", "weights", "bundle")},
-        "run": how(fast),
+        "backend": fast.settings.backend.name,
+        "precision": fast.settings.precision,
+        "device": str(fast.device),
         "pictures": [
             {"path": picture.path, "top": [asdict(guess) for guess in picture.top]} for picture in found.pictures
         ],

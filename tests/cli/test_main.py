@@ -249,4 +249,6 @@ def test_nobody_reads_the_output():
 
 def test_options_are_not_abbreviated(capsys):
     assert main.main(["cache", "list", "--js"]) == 2
-    assert "unrecognized arguments: --js" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "unrecognized arguments: --js" in err
+    assert err.startswith("usage: conformer-fast cache ")

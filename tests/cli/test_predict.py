@@ -32,7 +32,7 @@ def test_the_digits_are_recognized(run_json, digit_files):
     assert probabilities == sorted(probabilities, reverse=True)
     assert (result["model"], result["weights"], result["bundle"]) == ("digits", "packaged", None)
     fast = cf.compile(cf.create_model("digits"))
-    assert result["run"] == {
+    assert {name: result[name] for name in ("backend", "precision", "device")} == {
         "backend": fast.settings.backend.name,
         "precision": fast.settings.precision,
         "device": str(fast.device),
@@ -114,7 +114,7 @@ def test_8_bits(run, run_json, digit_files, digit_folder, tmp_path, given):
         assert run("calibrate", *DIGITS, "--data", digit_folder, "--limit", 16, "-o", source)[0] == 0
     arguments = [*digit_files[:10], *DIGITS, "--backend", "openvino", "--precision", "int8", given, source]
     status, result, _ = run_json("predict", *arguments)
-    assert (status, result["run"]["precision"]) == (0, "int8")
+    assert (status, result["precision"]) == (0, "int8")
     assert labels(result) == [str(digit) for digit in range(10)]
 
 
@@ -134,7 +134,7 @@ def test_a_bundle(run_json, bundle, digit_files):
     assert (status, err) == (0, "")
     assert labels(result) == [str(digit) for digit in range(10)]
     assert (result["model"], result["weights"], result["bundle"]) == (None, None, str(bundle))
-    assert result["run"] == {"backend": "openvino", "precision": "fp32", "device": "cpu"}
+    assert [result[name] for name in ("backend", "precision", "device")] == ["openvino", "fp32", "cpu"]
     _, compiled, _ = run_json("predict", *digit_files[:10], *DIGITS, "--backend", "openvino", "--topk", 2)
     for ours, theirs in zip(result["pictures"], compiled["pictures"], strict=True):
         assert [guess["index"] for guess in ours["top"]] == [guess["index"] for guess in theirs["top"]]

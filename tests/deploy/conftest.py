@@ -11,6 +11,19 @@ def fresh_cache(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def asked(monkeypatch):
+    """The arguments of each engine that would be built anew; a few bytes take its place."""
+    calls = []
+
+    def stand_in(*args):
+        calls.append(args)
+        return f"engine {len(calls)}".encode()
+
+    monkeypatch.setattr(plan_module, "engine_from_onnx", stand_in)
+    return calls
+
+
+@pytest.fixture
 def built(monkeypatch):
     """The arguments of each engine that is built anew."""
     calls, original = [], plan_module.engine_from_onnx

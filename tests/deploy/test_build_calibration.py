@@ -12,7 +12,7 @@ from conformer_fast.calibration import resolve
 pytestmark = NEEDS_RTX
 
 
-def test_ranges_come_from_every_batch(small_model, tmp_path, fresh_cache, built):
+def test_ranges_come_from_every_batch(small_model, tmp_path, fresh_cache, asked):
     """Also from batches of another size, of other floating point types, and from a generator."""
     plain = [images(2, 3, 32, 32), 2 * images(1, 3, 64, 32)]
     first = build_in(tmp_path / "first", small_model, "int8", quantization=plain)
@@ -21,7 +21,7 @@ def test_ranges_come_from_every_batch(small_model, tmp_path, fresh_cache, built)
     alone = build_in(tmp_path / "alone", small_model, "int8", quantization=plain[:1])
     assert first.sha256["onnx"] == again.sha256["onnx"] != alone.sha256["onnx"]
     assert first.measured["images"] == 2  # one batch for ONNX Runtime: of the first size
-    assert len(built) == 2
+    assert len(asked) == 2
 
 
 def test_the_calibrations_batches_are_not_kept(small_model, monkeypatch):

@@ -138,7 +138,7 @@ def test_loading_needs_no_model_and_builds_nothing(backend, small_model, tmp_pat
     def refuse(*_, **__):
         raise AssertionError("this is not needed to load")
 
-    monkeypatch.setattr("conformer_fast.deploy.fast_conformer.adopt", refuse)
+    monkeypatch.setattr("conformer_fast.engines.module.adopt", refuse)
     monkeypatch.setattr("conformer_fast.checkpoints.weights.load_weights", refuse)
     monkeypatch.setattr("conformer_fast.engines.triton.tuning.tune", refuse)
     if backend == "openvino":

@@ -53,7 +53,7 @@ def test_8_bits(small_model, tmp_path, given):
     ("options", "error", "message"),
     [
         ({"precision": "fp64"}, ValueError, "unknown precision 'fp64'"),
-        ({"outputs": "logits"}, TypeError, r"outputs must be a list of names, such as \['logits'\]"),
+        ({"outputs": "logits"}, TypeError, r"outputs must be a list, such as \['logits'\]"),
         ({"outputs": ["scores"]}, ValueError, "no such outputs"),
         ({"outputs": []}, ValueError, "one or more different names"),
         ({"precision": "int8"}, ValueError, "takes its ranges from images"),

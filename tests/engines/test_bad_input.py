@@ -13,6 +13,7 @@ from fake_cuda import fake_cuda
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig
 from conformer_fast.engines.module import check_images
+from conformer_fast.errors import ArgumentError, ArgumentTypeError
 
 CONFIG = ConformerConfig(embed_dim=32, num_heads=2, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=7)
 WITH_OPENVINO = find_spec("openvino") is not None and find_spec("onnx") is not None
@@ -51,56 +52,60 @@ def opposite_infinities() -> torch.Tensor:
 
 
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "none": (lambda: None, TypeError, "images must be a torch tensor, got NoneType"),
-    "numpy": (lambda: np.zeros((1, 3, 32, 32), np.float32), TypeError, "must be a torch tensor, got ndarray"),
-    "list": (lambda: [images(3, 32, 32)], TypeError, "must be a torch tensor, got list"),
+    "none": (lambda: None, ArgumentTypeError, "images must be a torch tensor, got NoneType"),
+    "numpy": (lambda: np.zeros((1, 3, 32, 32), np.float32), ArgumentTypeError, "must be a torch tensor, got ndarray"),
+    "list": (lambda: [images(3, 32, 32)], ArgumentTypeError, "must be a torch tensor, got list"),
     "int64": (
         lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int64),
-        TypeError,
+        ArgumentTypeError,
         r"floating point and normalized, or uint8, got torch\.int64; see conformer_fast\.pre",
     ),
-    "int8": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int8), TypeError, r"or uint8, got torch\.int8"),
+    "int8": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.int8), ArgumentTypeError, r"or uint8, got torch\.int8"),
     "pixels channels last": (
         lambda: torch.zeros(1, 32, 32, 3, dtype=torch.uint8),
-        ValueError,
+        ArgumentError,
         r"\(batch, 3, height, width\), got \(1, 32, 32, 3\)",
     ),
-    "bool": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.bool), TypeError, r"got torch\.bool"),
-    "complex": (lambda: images(1, 3, 32, 32) * 1j, TypeError, r"got torch\.complex64"),
-    "sparse": (lambda: images(1, 3, 32, 32).to_sparse(), TypeError, r"one dense tensor, got a torch\.sparse_coo one"),
+    "bool": (lambda: torch.zeros(1, 3, 32, 32, dtype=torch.bool), ArgumentTypeError, r"got torch\.bool"),
+    "complex": (lambda: images(1, 3, 32, 32) * 1j, ArgumentTypeError, r"got torch\.complex64"),
+    "sparse": (
+        lambda: images(1, 3, 32, 32).to_sparse(),
+        ArgumentTypeError,
+        r"one dense tensor, got a torch\.sparse_coo one",
+    ),
     "nested": (
         lambda: torch.nested.nested_tensor([images(3, 32, 32), images(3, 48, 32)]),
-        TypeError,
+        ArgumentTypeError,
         "one dense tensor, got a nested one",
     ),
-    "rank 0": (lambda: torch.tensor(1.0), ValueError, r"\(batch, 3, height, width\), got \(\)"),
-    "rank 3": (lambda: images(3, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(3, 32, 32\)"),
-    "rank 5": (lambda: images(1, 1, 3, 32, 32), ValueError, r"got \(1, 1, 3, 32, 32\)"),
-    "gray": (lambda: images(2, 1, 32, 32), ValueError, r"\(batch, 3, height, width\), got \(2, 1, 32, 32\)"),
-    "four channels": (lambda: images(2, 4, 32, 32), ValueError, r"got \(2, 4, 32, 32\)"),
-    "channels last": (lambda: images(2, 32, 32, 3), ValueError, r"got \(2, 32, 32, 3\)"),
-    "low": (lambda: images(1, 3, 15, 64), ValueError, "images are 15x64, smaller than one 16x16 patch; resize"),
-    "narrow": (lambda: images(1, 3, 64, 15), ValueError, "images are 64x15, smaller than one 16x16 patch"),
-    "no pixels": (lambda: images(1, 3, 0, 0), ValueError, "images are 0x0, smaller than one 16x16 patch"),
-    "empty batch": (lambda: images(0, 3, 32, 32), ValueError, r"the batch is empty: .* \(0, 3, 32, 32\)"),
+    "rank 0": (lambda: torch.tensor(1.0), ArgumentError, r"\(batch, 3, height, width\), got \(\)"),
+    "rank 3": (lambda: images(3, 32, 32), ArgumentError, r"\(batch, 3, height, width\), got \(3, 32, 32\)"),
+    "rank 5": (lambda: images(1, 1, 3, 32, 32), ArgumentError, r"got \(1, 1, 3, 32, 32\)"),
+    "gray": (lambda: images(2, 1, 32, 32), ArgumentError, r"\(batch, 3, height, width\), got \(2, 1, 32, 32\)"),
+    "four channels": (lambda: images(2, 4, 32, 32), ArgumentError, r"got \(2, 4, 32, 32\)"),
+    "channels last": (lambda: images(2, 32, 32, 3), ArgumentError, r"got \(2, 32, 32, 3\)"),
+    "low": (lambda: images(1, 3, 15, 64), ArgumentError, "images are 15x64, smaller than one 16x16 patch; resize"),
+    "narrow": (lambda: images(1, 3, 64, 15), ArgumentError, "images are 64x15, smaller than one 16x16 patch"),
+    "no pixels": (lambda: images(1, 3, 0, 0), ArgumentError, "images are 0x0, smaller than one 16x16 patch"),
+    "empty batch": (lambda: images(0, 3, 32, 32), ArgumentError, r"the batch is empty: .* \(0, 3, 32, 32\)"),
     "meta": (
         lambda: torch.empty(1, 3, 32, 32, device="meta"),
-        ValueError,
+        ArgumentError,
         r"compiled for the CPU, the images are on meta; pass images\.cpu\(\)",
     ),
     "gradient": (
         lambda: images(1, 3, 32, 32).requires_grad_(),
-        ValueError,
+        ArgumentError,
         r"do not train: the images require a gradient; pass images\.detach\(\)",
     ),
-    "nan": (lambda: with_value(float("nan"), 2), ValueError, "2 of the images' 6144 values are NaN or infinite"),
-    "inf": (lambda: with_value(float("inf"), 3), ValueError, "3 of the images' 6144 values are NaN or infinite"),
-    "minus inf": (lambda: with_value(-float("inf")), ValueError, "1 of the images' 6144 values are NaN or infinite"),
-    "inf and minus inf": (opposite_infinities, ValueError, "2 of the images' 6144 values are NaN or infinite"),
-    "half nan": (lambda: with_value(float("nan"), 1, torch.float16), ValueError, "1 of the images' 6144 values"),
+    "nan": (lambda: with_value(float("nan"), 2), ArgumentError, "2 of the images' 6144 values are NaN or infinite"),
+    "inf": (lambda: with_value(float("inf"), 3), ArgumentError, "3 of the images' 6144 values are NaN or infinite"),
+    "minus inf": (lambda: with_value(-float("inf")), ArgumentError, "1 of the images' 6144 values are NaN or infinite"),
+    "inf and minus inf": (opposite_infinities, ArgumentError, "2 of the images' 6144 values are NaN or infinite"),
+    "half nan": (lambda: with_value(float("nan"), 1, torch.float16), ArgumentError, "1 of the images' 6144 values"),
     "beyond fp32": (
         lambda: with_value(1e300, 4, torch.float64),
-        ValueError,
+        ArgumentError,
         "4 of the images' 6144 .* infinite in fp32",
     ),
 }

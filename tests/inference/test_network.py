@@ -372,11 +372,13 @@ def test_casts_and_moves_of_what_with_outputs_returns_leave_the_model_alone(chan
     assert all(map(torch.equal, fused(image), expected))
 
 
-@pytest.mark.parametrize("outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "sum"], "3.map"], ids=str)
+@pytest.mark.parametrize("outputs", [["4.map"], ["0.map"], ["1.fcu_up"], ["conv_logits", "sum"]], ids=str)
 def test_with_outputs_refuses_unknown_names(small_model, outputs):
     with pytest.raises(ValueError, match="no such outputs") as caught:
         lower(small_model).with_outputs(outputs)
     assert "this model has conv_logits, trans_logits, logits, 1.map" in str(caught.value)
+    with pytest.raises(TypeError, match=r"outputs must be a list, such as \['3.map'\]"):
+        lower(small_model).with_outputs("3.map")
 
 
 @pytest.mark.parametrize("outputs", [[], ["1.map", "1.map"]], ids=str)

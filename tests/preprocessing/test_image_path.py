@@ -337,7 +337,7 @@ def test_errors_of_a_batch(path):
         preprocess_batch([])
     with pytest.raises(ValueError, match="size must be a whole number, at least 1, got -3"):
         preprocess_batch([image], -3)
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="threads must be a whole number, at least 1, got 0"):
         preprocess_batch([image], 8, threads=0)
     with pytest.raises(ValueError, match=r"not torch\.float64"):
         preprocess_batch([image], 8, dtype=torch.float64)

@@ -80,7 +80,7 @@ def test_second_compile_builds_nothing(machine, small_model):
     compiled(small_model)
     compiled(small_model)
     assert len(machine.built) == 1
-    (entry,) = engines.entries()  # no version of ours: the graph says what it is
+    (entry,) = engines.cached_engines()  # no version of ours: the graph says what it is
     assert set(entry.fields) == {"backend", "precision", "onnx", "shapes", "flavor", "version", "targets", "gpu"}
     assert entry.fields["version"] == machine.trt.flavor.version
     compiled(small_model, precision="bf16")
@@ -126,7 +126,7 @@ def test_saving_builds_no_second_engine(keeps, machine, small_model, tmp_path, m
         monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "file" / "cache"))
     with nullcontext() if keeps else pytest.warns(UserWarning, match="engines are not kept in"):
         fast = compiled(small_model)
-    engines.clear()
+    engines.clear_cache()
     folder = fast.save(tmp_path / "bundle")
     copied = cf.load(folder).save(tmp_path / "copy")
     assert len(machine.built) == 1
