@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= benchmarks/results/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q --no-compile  # most modules are never imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
 .PHONY: run test lint resolve format bench kernels-report gpu readme dev clean
@@ -55,13 +56,13 @@ dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit ho
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	$(INSTALL) -c constraints.txt -e ".[dev]"
 	touch $@
 
 # The oldest Triton that pyproject.toml allows, beside the pinned one. Its interpreter takes no newer NumPy.
 $(OLDEST_TRITON)/.installed: | $(INSTALLED)
 	rm -rf $(OLDEST_TRITON)
-	$(PIP) install -q --no-deps --target $(OLDEST_TRITON) triton==3.6.0 numpy==2.3.5
+	$(INSTALL) --no-deps --target $(OLDEST_TRITON) triton==3.6.0 numpy==2.3.5
 	touch $@
 
 clean:

@@ -98,7 +98,7 @@ def test_every_variant(variant, precision, record_property):
     model = lookalikes.fill(Conformer(VARIANTS[variant])).eval()
     exported = export(model, precision=precision, outputs=LOGITS)
     onnx.checker.check_model(exported.proto, full_check=True)
-    for size in [(1, 64, 96), (3, 50, 70), (1, 128, 128)]:
+    for size in [(1, 64, 96), (3, 50, 70)]:
         for name, error in assert_agrees(exported, goldens.image(*size)).items():
             where = f"{variant} {precision} {size[0]}x{size[1]}x{size[2]}"
             record_property("table", ("error of the exported graph in ONNX Runtime", where, name, error))
