@@ -149,7 +149,10 @@ class Backend(ABC):
 
         Raises BundleError if the server runs no such engine.
         """
-        raise BundleError(f"{bundle.folder} holds an engine of backend {self.name!r}, which the server does not run")
+        raise BundleError(
+            f"{bundle.folder} holds an engine of backend {self.name!r}, which the server does not run; build one that "
+            f"it does: conformer_fast.build"
+        )
 
     def tuner(self, device: str) -> Tuner:
         """What measures its kernels on a device. Raises BackendError if nothing is chosen by measurement."""
@@ -168,8 +171,11 @@ class Tuner(Protocol):
     def tune(
         self, network: InferenceConformer, batches: Sequence[int], side: int, skip: Container[str]
     ) -> Iterator[tuple[int, Mapping[str, Tuned] | None]]:
-        """Each batch of images of side x side, and by name what was measured of the problems that it poses, but those
-        in `skip`, once the file has it; None if the GPU has no room for the batch."""
+        """Measures the problems that batches of images of side x side pose, but those in `skip`.
+
+        Yields each batch and what was found, by the problem's name, once it is in the file; None in its place if the
+        GPU has no room for the batch.
+        """
 
 
 class Outcome(NamedTuple):

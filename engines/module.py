@@ -82,9 +82,16 @@ class EngineModule(nn.Module):
         """
         reference = adopt(model).reference
         if reference.config != self.config:
-            raise ArgumentError(f"this was made from a {self.config}, the model is a {reference.config}")
-        if weights_sha256(reference) != self.identity["weights"]:
-            raise ArgumentError("this was made from other weights than this model's")
+            raise ArgumentError(
+                f"the reference is another model: this was made from a {self.config}, the reference is a "
+                f"{reference.config}; give the model that it was made from"
+            )
+        mine, others = self.identity["weights"], weights_sha256(reference)
+        if mine != others:
+            raise ArgumentError(
+                f"the reference has other weights: this was made from those with the sha256 {mine[:12]}, the reference "
+                f"has {others[:12]}; give the model that it was made from"
+            )
         return reference
 
     def forward(self, images: Tensor) -> Any:

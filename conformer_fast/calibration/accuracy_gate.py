@@ -106,6 +106,12 @@ class GateReport:
         return "\n".join([*lines, "the gate holds" if self.holds else "the gate does NOT hold"])
 
 
+def check_max_drop(value: Any) -> None:
+    """Raises ArgumentError unless it is a number of percentage points, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ArgumentError(f"max_drop must be percentage points, 0 or more, got {value!r}")
+
+
 def gate(
     model: InferenceConformer,
     quantization: Quantization,
@@ -125,8 +131,7 @@ def gate(
 
     Raises ArgumentError when max_drop is negative, there are no images, or the labels are not one class for each.
     """
-    if not max_drop >= 0:
-        raise ArgumentError(f"max_drop must be percentage points, 0 or more, got {max_drop}")
+    check_max_drop(max_drop)
     judge = _Judge(model, images, labels)
     before = after = judge(quantization)
     found, restored, errors = quantization, [], {}

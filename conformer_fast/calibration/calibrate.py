@@ -37,7 +37,7 @@ from ..model.digest import digest_of
 from ..model.precision import FORMATS
 from ..storage.hashed import HashedFile
 from ..version import __version__
-from .accuracy_gate import GateReport, gate
+from .accuracy_gate import GateReport, check_max_drop, gate
 from .histograms import BINS, Histogram
 from .observer import Observer, progress
 from .smoothquant import Factors, smoothing_factors
@@ -56,7 +56,7 @@ def calibrate(
     labels: Sequence[int] | None = None,
     timed: str | Backend | None = None,
     cache: str | os.PathLike[str] | None = None,
-    report: Callable[[GateReport], object] = lambda report: None,
+    report: Callable[[GateReport], object] | None = None,
 ) -> Quantization:
     """How to quantize `model`: what `compile` and `build` take for an 8-bit precision, and `Quantization.save` writes.
 
@@ -80,7 +80,7 @@ def calibrate(
     values is not finite; ArgumentTypeError for images that are not floating point; BackendError when `timed` cannot run
     here in this precision.
     """
-    _check_options(model, precision, max_drop, labels, timed)
+    _check_options(model, precision, max_drop, labels, timed, report)
     backend = None if timed is None else choose(timed, precision).backend
     source: Source | None = None
     if isinstance(model, InferenceConformer):
@@ -102,7 +102,8 @@ def calibrate(
     if max_drop is not None:
         time = partial(_time, source, backend, batches) if source and backend else None
         quantization, found = gate(network, quantization, batches, max_drop=max_drop, labels=labels, time=time)
-        report(found)
+        if report:
+            report(found)
     return quantization
 
 
@@ -172,13 +173,16 @@ def _check_options(
     max_drop: float | None,
     labels: Sequence[int] | None,
     timed: str | Backend | None,
+    report: Callable[[GateReport], object] | None,
 ) -> None:
     if precision not in FORMATS:
         raise ArgumentError(f"calibration is for {' and '.join(FORMATS)}, got precision {precision!r}")
-    if labels is not None and max_drop is None:
-        raise ArgumentError("labels are for the gate: give max_drop too, such as 0.5 percentage points")
-    if timed is not None and max_drop is None:
-        raise ArgumentError("timed is for the gate: give max_drop too, such as 0.5 percentage points")
+    if max_drop is not None:
+        check_max_drop(max_drop)
+    else:
+        for name, given in {"labels": labels, "timed": timed, "report": report}.items():
+            if given is not None:
+                raise ArgumentError(f"{name}: for the gate; give max_drop too, such as 0.5 percentage points")
     if timed is not None and isinstance(model, InferenceConformer):
         raise ArgumentError("timed makes engines of the model itself: give that, not its inference model")
 

@@ -51,7 +51,7 @@ def adopt(model: Model) -> Source:
         model = read_state_dict(Path(model))
     if not isinstance(model, Mapping):
         raise ArgumentTypeError(
-            f"compile takes a module, a state dict or a checkpoint's path, not a {type(model).__name__}"
+            f"the model must be a module, a state dict or a checkpoint's path, not a {type(model).__name__}"
         )
     return _own(_reference(recognize(model)))
 
@@ -87,7 +87,7 @@ def _norm_in(found: Recognized) -> bool:
 def _from_module(module: nn.Module) -> Source:
     module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
     if any(part.training for part in module.modules()):
-        raise ArgumentError("compile: the model, or a part of it, is in training mode; call model.eval() first")
+        raise ArgumentError("the model, or a part of it, is in training mode; call model.eval() first")
     if isinstance(module, Conformer):
         reference = _blank(module.config, module.features_only, module.pad).eval()
         load_weights(reference, module.state_dict())
@@ -96,7 +96,7 @@ def _from_module(module: nn.Module) -> Source:
     counts = (getattr(part, "num_heads", None) for part in module.modules())
     heads = {count for count in counts if isinstance(count, int)}
     if len(heads) > 1:
-        raise ArgumentError(f"compile: the model's blocks have different numbers of attention heads: {sorted(heads)}")
+        raise ArgumentError(f"the model's blocks have different numbers of attention heads: {sorted(heads)}")
     reference = _reference(found, heads.pop() if heads else None)
     return _matched(module, reference, _norm_in(found))
 
@@ -117,12 +117,12 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
         leaf = leaf.detach().cpu().float()
         if leaf.shape != expected.shape:
             raise ArgumentError(
-                f"compile: the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {tuple(expected.shape)}"
+                f"the model's {name} has shape {tuple(leaf.shape)}, a Conformer's {tuple(expected.shape)}"
             )
         error = relative_error(leaf, expected)
         if not error <= AGREEMENT.get(some.dtype, 1e-2):
             raise ArgumentError(
-                f"compile: the model has a Conformer's parameter names but computes something else "
+                f"the model has a Conformer's parameter names but computes something else "
                 f"({name} has a relative error of {error:.2g} on a {size}x{size} image)"
             )
     return Source(reference, outputs, theirs)
@@ -143,7 +143,7 @@ def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) 
         names = tuple(f"{block}.map" for block in config.feature_blocks)
     if len(names) != count:
         raise ArgumentError(
-            f"compile: the model returns {count} tensors, which is none of the known forms (two logits; "
+            f"the model returns {count} tensors, which is none of the known forms (two logits; "
             f"{len(config.feature_blocks)} maps; pooled map and class token per block); give its state dict instead"
         )
     return names
@@ -154,4 +154,4 @@ def _leaves(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, list | tuple):
         return [leaf for part in value for leaf in _leaves(part)]
-    raise ArgumentError(f"compile: the model returns a {type(value).__name__}; give its state dict instead")
+    raise ArgumentError(f"the model returns a {type(value).__name__}; give its state dict instead")

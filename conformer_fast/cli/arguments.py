@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -95,10 +96,10 @@ def add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    """A whole number, at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
 
 
 def file(text: str) -> str:
@@ -117,8 +118,13 @@ def folder(text: str) -> str:
 
 def new_file(text: str) -> str:
     """The path of a file to write, in a folder that is there."""
-    if not Path(text).absolute().parent.is_dir():
+    path = Path(text).absolute()
+    if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: the folder {Path(text).parent} does not exist; create it first")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: the folder {path.parent} cannot be written; give another")
     return text
 
 

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         labels=labels,
         timed=options.timed,
         cache=cache_root() / "calibration",
-        report=reports.append,
+        report=None if options.max_drop is None else reports.append,
     )
     path = quantization.save(options.output)
     products = [name for name in quantization.ranges if not name.endswith(".addend")]
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     lines = [*map(str, reports), f"{path}: {what}, ranges of {quantization.origin['images']} images"]
     facts = {"file": str(path), "precision": quantization.precision, "products": products}
     show(options, {**facts, "smoothed": list(quantization.smoothing), **quantization.origin}, "\n".join(lines))
-    return 0
+    return 0 if all(report.holds for report in reports) else 1
 
 
 def _points(text: str) -> float:

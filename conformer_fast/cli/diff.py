@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import conformer_fast as cf
 
-from ..engines.registry import IMPLEMENTATIONS, RUNNERS
+from ..engines.registry import IMPLEMENTATIONS, REFERENCE, RUNNERS
 from ..model.config import ConformerConfig
 from ..model.names import IN_8_BITS, PRECISIONS
 from .arguments import (
@@ -61,11 +61,12 @@ def run(options: argparse.Namespace) -> int:
     from ..model.shapes import usual_side
     from ..storage.atomic import replace_file
     from ..verification.heatmap import check_matplotlib
+    from ..verification.implementations import usual
 
     check_quantization(options, options.precisions)
     if options.svg:
         check_matplotlib()
-    implementations = options.implementations or usual_implementations()
+    implementations = options.implementations or usual()
     for name in implementations:
         _prepare(name)
     model = model_of(options)
@@ -82,14 +83,10 @@ def run(options: argparse.Namespace) -> int:
     source = {"model": options.model, "weights": options.weights, "svg": options.svg}
     heat_map = f"\nheat map: {options.svg}" if options.svg else ""
     show(options, {**source, **found.to_dict()}, f"{found}{heat_map}")
+    others = [column for column in found.columns if column.implementation != REFERENCE]
+    if others and not any(column.report for column in others):
+        return 2
     return 0 if found.within else 1
-
-
-def usual_implementations() -> list[str]:
-    """What can run here in reasonable time."""
-    from ..engines.registry import runner
-
-    return [*(name for name in RUNNERS if not runner(name).slow()), "engine"]
 
 
 def _prepare(implementation: str) -> None:

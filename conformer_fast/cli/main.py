@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
@@ -79,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(command: str | None, error: BaseException, message: str, as_json: bool, status: int = 2) -> int:
     if as_json:
-        print(json.dumps({"command": command, "error": {"type": type(error).__name__, "message": message}}))
+        with suppress(OSError):  # which may be the error
+            print(json.dumps({"command": command, "error": {"type": type(error).__name__, "message": message}}))
+            sys.stdout.flush()
     print(f"conformer-fast{f' {command}' if command in COMMANDS else ''}: {message}", file=sys.stderr)
     return status
 
@@ -87,8 +90,9 @@ def _failed(command: str | None, error: BaseException, message: str, as_json: bo
 def _expected(error: Exception) -> bool:
     """Whether it tells the user something; any other is a fault of ours, and its traceback tells more."""
     torch = sys.modules.get("torch")
-    no_memory = (torch.OutOfMemoryError,) if torch else ()
-    return isinstance(error, (ConformerFastError, OSError, *no_memory))
+    no_memory = isinstance(error, torch.OutOfMemoryError) if torch else False
+    no_memory = no_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # on the CPU
+    return no_memory or isinstance(error, ConformerFastError | OSError)
 
 
 def _options(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, whole
 from .dataset import Dataset
 from .labels import PICTURES
 
@@ -22,8 +22,9 @@ from .labels import PICTURES
 def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Pictures:
     """The pictures below a folder, `limit` of them, taken evenly from all by name so that subfolders have their share.
 
-    Raises ArgumentError when there is none.
+    Raises ArgumentError when there is none, and for numbers below 1.
     """
+    size, limit, batch = whole("size", size), whole("limit", limit), whole("batch", batch)
     if not Path(folder).is_dir():
         raise ArgumentError(f"there is no folder {folder} of pictures for calibration")
     pictures = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)

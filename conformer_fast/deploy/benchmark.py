@@ -86,12 +86,12 @@ def benchmark(
     """
     models, rounds = several("models", models), whole("rounds", rounds)
     batches = [whole("batches", batch) for batch in several("batches", batches)]
-    if not batches:
-        raise ArgumentError("batches: give at least one number of images, such as [1, 8]")
+    if not batches or not models:
+        raise ArgumentError(f"give at least one model and one batch, got {models} and {batches}")
     rows = []
     for name in models:
         reference = create_model(name)
-        side = usual_side(reference.config) if size is None else size
+        side = usual_side(reference.config) if size is None else whole("size", size)
         shape = reference.config.in_channels, side, side
         here = choose(backend, precision).backend.for_images((max(batches), *shape))
         chosen = quantization or quantization_of_noise(reference, precision, side)

@@ -56,7 +56,7 @@ def compile(
     precision and its quantization is given, or they do not fit; EngineError when TensorRT fails.
     """
     if isinstance(model, EngineModule):
-        raise ArgumentTypeError("compile: the model is compiled already; give the one it was made from")
+        raise ArgumentTypeError("the model is compiled already; give the one it was made from")
     place = _gpu_of(model) if device is None else _device(device)
     with on_device(place or "cpu"):
         chosen, precision, reason = choose(backend, precision, options, place.type if place else None)

@@ -32,7 +32,7 @@ def export_server(
     model or cannot be written; ArgumentError for a name or number that cannot be.
     """
     name = Path(bundle).resolve().name if name is None else name
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
     instances = whole("instances", instances)
     read = read_bundle(bundle, format_of, key)

@@ -73,7 +73,7 @@ def tune(
     no_room = []
     for name in models:
         reference = create_model(name)
-        side = usual_side(reference.config) if size is None else size
+        side = usual_side(reference.config) if size is None else whole("size", size)
         quantization = quantization_of_noise(reference, choice.precision, side)
         network = lower(reference, None, around(choice.precision), quantization)
         for batch, new in tuner.tune(network, rounded, side, skip=found):

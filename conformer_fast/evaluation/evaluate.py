@@ -130,7 +130,7 @@ def evaluate(
         published=tuple(published_for(fast.config)),
         images_run=images,
         seconds={"end_to_end": seconds, **{model.name: model.seconds for model in models}} if images else {},
-        memory=_peak_memory(fast.device),
+        memory=_peak_memory(fast.device, workers),
     )
 
 
@@ -322,14 +322,15 @@ def _usual_workers(device: torch.device) -> int:
     return min(MOST_WORKERS, cores if device.type == "cuda" else max(1, cores // 4))
 
 
-def _peak_memory(device: torch.device) -> dict[str, int]:
+def _peak_memory(device: torch.device, workers: int) -> dict[str, int]:
     found = {}
     if sys.platform != "win32":
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
         found["process"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["largest_worker"] = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        if workers:
+            found["largest_worker"] = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     if device.type == "cuda":
         found["gpu"] = torch.cuda.max_memory_allocated(device)
     return {name: size for name, size in found.items() if size}

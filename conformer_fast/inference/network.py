@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, first_few
 from ..model.outputs import LOGITS, SUM, check_outputs, feature_names, output_names
 from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
 from . import ops
@@ -133,8 +133,8 @@ class InferenceConformer(nn.Module):
         unknown = set(quantization.ranges) - {*names, *map(addend_of, adding)}
         if unknown:
             raise ArgumentError(
-                f"quantized: the model has no products {sorted(unknown)}; were the ranges measured on another one? "
-                f"It has {', '.join(names)}"
+                f"quantized: the model has no products {first_few(sorted(unknown))}, but {first_few(names)}; were the "
+                f"ranges measured on another one?"
             )
         other = self.smoothed(quantization.smoothing)
         for name, part in other.named_modules():

@@ -25,7 +25,7 @@ from ..errors import ArgumentError, BackendError, EngineError, one_of, several
 from ..inference.quantization import Quantization
 from ..model.distance import sqnr_db
 from ..model.names import PRECISIONS
-from ..model.precision import FORMATS
+from ..model.precision import DTYPES, FORMATS
 from ..model.reference import Conformer
 from . import implementations
 from .verify import Report, Row, eager_outputs, exact_outputs, finite, inner_names, report_of
@@ -154,7 +154,7 @@ class Diff:
 def diff(
     model: Model,
     images: Tensor,
-    run: Iterable[tuple[str, str]],
+    run: Iterable[tuple[str, str]] | None = None,
     *,
     quantization: Quantization | Iterable[Tensor] | None = None,
 ) -> Diff:
@@ -162,15 +162,18 @@ def diff(
 
     model:       what `compile` takes. It is not changed.
     images:      on the CPU; normalized, or uint8 pixels
-    run:         pairs of implementation and precision. "kernels" are the Triton kernels, on the GPU or else in Triton's
-                 interpreter, for which TRITON_INTERPRET=1 must be set before anything imports them; "onnxruntime" runs
-                 the exported graph as it is written; "engine" is what `compile` takes here, other backends go by their
-                 names. "reference" is PyTorch, which runs in any case.
+    run:         pairs of implementation and precision; default: what runs here in reasonable time, in 32 and 16 bits.
+                 "kernels" are the Triton kernels, on the GPU or else in Triton's interpreter, for which
+                 TRITON_INTERPRET=1 must be set before anything imports them; "onnxruntime" runs the exported graph as
+                 it is written; "engine" is what `compile` takes here, other backends go by their names. "reference" is
+                 PyTorch, which runs in any case.
     quantization: how "int8" or "fp8" quantize, or batches of images from which their ranges are measured
 
     What cannot run here is in the result with the reason. Raises ArgumentError for unknown names, for a quantization
     that does not fit the precisions, and what `compile` raises for a wrong model or wrong images.
     """
+    if run is None:
+        run = [(name, precision) for precision in DTYPES for name in implementations.usual()]
     pairs = _checked(run)
     source = adopt(model)
     reference = source.reference

@@ -55,6 +55,11 @@ def run(implementation: str, precision: str, job: Job) -> Ran:
     return Ran(implementation, ran.how, ran.device, ran.by_pytorch, _by_name(job.names, ran.values))
 
 
+def usual() -> list[str]:
+    """The implementations that can run here in reasonable time."""
+    return [*(name for name in RUNNERS if not runner(name).slow()), "engine"]
+
+
 def _engine(backend: str, job: Job, precision: str, quantization: Quantization | None) -> Ran:
     chosen, precision, reason = choose(backend, precision)
     chosen = chosen.for_images(job.images.shape).for_model(job.reference)

@@ -85,6 +85,7 @@ class OpenVINO(Backend):
         engine = engine or self.engine(reference, settings, outputs)
         side = usual_side(reference.config)
         engines = engine.engines(otherwise=Input(1, side, side))  # type: ignore[attr-defined]
+        engine.check(graph)  # type: ignore[attr-defined]
         parts = {"all": precision}
         if precision in FORMATS:
             parts = {"products": precision, "the rest": native_precisions()[-1]}

@@ -11,6 +11,7 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
+from conformer_fast.errors import ConformerFastError
 from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached, key_of
@@ -194,11 +196,21 @@ class OpenVINOEngine:
             self._sha256 = self._sha256 or self._hash(graph)
 
         def build() -> bytes:
+            self.check(graph())
             model = core().read_model(graph())
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             return core().compile_model(model, "CPU", options).export_model().getvalue()
 
         return cached(engine_fields(self._sha256, self._precision, shape), build)
+
+    def check(self, graph: bytes) -> None:
+        """Raises ConformerFastError if this is not the graph that the engines so far are of."""
+        sha256 = hashlib.sha256(graph).hexdigest()
+        if sha256 != self._sha256:
+            raise ConformerFastError(
+                f"the reference was changed after it was compiled: its graph has the sha256 {sha256[:12]}, that of the "
+                f"engines so far has {self._sha256[:12]}; compile the changed model"
+            )
 
 
 class _SizedEngine:

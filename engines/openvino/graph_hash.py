@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,23 +33,39 @@ def remembered_sha256(
     quantization: Quantization | None,
     graph: Callable[[], bytes],
 ) -> str:
-    """Of what `graph` returns, which is called only if this was never asked before of these arguments and this code."""
+    """Of what `graph` returns, which is called only if this was never asked before of these arguments and this code.
+
+    Where the sources are missing, or were changed since they were imported, nothing is remembered.
+    """
+
+    def sha256() -> str:
+        return hashlib.sha256(graph()).hexdigest()
+
+    if IMPORTED is None or _code_sha256() != IMPORTED:
+        return sha256()
     decided_by = {
         "weights": weights_sha256(reference),
         "config": asdict(reference.config),
         "pad": reference.pad,
         "outputs": list(outputs),
         "quantization": quantization and quantization.digest,
-        "code": _code_sha256(),
+        "code": IMPORTED,
         "versions": [__version__, torch.__version__],
     }
-    return remembered(decided_by, lambda: hashlib.sha256(graph()).hexdigest())
+    return remembered(decided_by, sha256)
 
 
-@cache
-def _code_sha256() -> str:
-    folders = [Path(folder) for package in CODE for folder in package.__path__]
+def _code_sha256() -> str | None:
+    """Of the sources as they are on disk; None if there are none."""
+    folders = [*(Path(folder) for package in CODE for folder in package.__path__), Path(__file__).parent]
     digest = hashlib.sha256()
-    for file in sorted(file for folder in [*folders, Path(__file__).parent] for file in folder.glob("*.py")):
-        digest.update(file.read_bytes())
+    for folder in folders:
+        files = sorted(folder.glob("*.py"))
+        if not files:
+            return None
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest() + file.name.encode())
     return digest.hexdigest()
+
+
+IMPORTED = _code_sha256()

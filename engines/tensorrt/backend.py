@@ -68,7 +68,10 @@ class TensorRT(Backend):
         if not all(isinstance(one, Shapes) for one in shapes):
             raise ArgumentTypeError(f"shapes must be Shapes(batch=..., height=..., width=...), or some, got {shapes!r}")
         object.__setattr__(self, "shapes", tuple(shapes))
-        object.__setattr__(self, "targets", tuple(several("targets", self.targets)))
+        targets = several("targets", self.targets)
+        if not all(isinstance(target, str) for target in targets):
+            raise ArgumentTypeError(f'targets must be names such as "sm86", got {targets!r}')
+        object.__setattr__(self, "targets", tuple(targets))
         one_of("flavor", self.flavor, ("auto", *FLAVORS))
 
     def missing(self) -> str | None:

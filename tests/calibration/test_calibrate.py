@@ -236,7 +236,8 @@ def test_the_report_is_given(small_model):
     given = []
     found = calibrate(small_model, batches(), max_drop=0, report=given.append)
     assert [report.to_dict() for report in given] == [found.origin["gate"]]
-    calibrate(small_model, batches(), report=pytest.fail)  # without a gate there is none
+    with pytest.raises(ArgumentError, match="report: for the gate; give max_drop too"):
+        calibrate(small_model, batches(), report=pytest.fail)
 
 
 def test_a_backend_that_cannot_time_is_refused_before_any_work(small_model, passes):
@@ -251,8 +252,8 @@ def test_a_backend_that_cannot_time_is_refused_before_any_work(small_model, pass
     ("options", "error", "message"),
     [
         ({"precision": "fp16"}, ValueError, "calibration is for int8 and fp8, got precision 'fp16'"),
-        ({"labels": [0] * 20}, ValueError, "labels are for the gate: give max_drop too"),
-        ({"timed": "openvino"}, ValueError, "timed is for the gate: give max_drop too"),
+        ({"labels": [0] * 20}, ValueError, "labels: for the gate; give max_drop too"),
+        ({"timed": "openvino"}, ValueError, "timed: for the gate; give max_drop too"),
         (
             {"images": [torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]},
             TypeError,

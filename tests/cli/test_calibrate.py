@@ -70,6 +70,13 @@ def test_the_gate_without_labels(run_json, digit_folder, tmp_path):
     assert report["after"]["agreement"] >= 0.995
 
 
+def test_a_gate_that_does_not_hold_is_status_1(run, run_json, digit_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("conformer_fast.calibration.accuracy_gate._Judge.holds", lambda *given: False)
+    arguments = ["--data", digit_folder, "--limit", 8, "--max-drop", 0.5, "-o", tmp_path / "q.json"]
+    status, result, _ = run_json("calibrate", *DIGITS, *arguments)
+    assert (status, result["gate"]["holds"]) == (1, False)
+
+
 @pytest.mark.skipif(make("openvino").missing() is not None, reason="needs OpenVINO")
 def test_the_gate_times_both(run, digit_folder, tmp_path, monkeypatch):
     """On the backend that was named."""
@@ -89,6 +96,7 @@ def test_the_gate_times_both(run, digit_folder, tmp_path, monkeypatch):
         (["--max-drop", "-1"], "must be 0 or more percentage points, got -1.0"),
         (["--max-drop", "nan"], "must be 0 or more percentage points, got nan"),
         (["-o", "none/q.json"], "none does not exist; create it first"),
+        (["-o", "."], ". is a folder; give the name of a file"),
         (["--timed", "reference", "--max-drop", "1"], "precision 'int8' is not available on backend 'reference'"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_bundle_with_and_without_its_reference(run, run_json, digit_folder, tm
     assert "give the --weights" in err
     status, _, err = run(*arguments, "--model", "digits", "--weights", "random")
     assert status == 2
-    assert "made from other weights" in err
+    assert "the reference has other weights" in err
 
 
 @pytest.mark.parametrize("option", ["--calibration", "--quantization"])

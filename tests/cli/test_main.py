@@ -160,6 +160,22 @@ def test_a_fault_of_ours_is_a_traceback(run, monkeypatch):
             run("convert", "a", "b")
 
 
+def test_no_memory_on_the_cpu_is_one_line(run):
+    status, out, err = run("bench", "--models", "digits", "--batch", "1", "--size", "1000000", "--rounds", "1")
+    assert (status, out) == (2, "")
+    assert err.startswith("conformer-fast bench: ")
+    assert "can't allocate memory" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("cache", "list"), ("convert", "absent", "b")], ids=" ".join)
+def test_a_full_disk_is_one_line(arguments):
+    command = [sys.executable, "-m", "conformer_fast.cli", *arguments, "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 def test_ctrl_c_is_one_line(run, monkeypatch):
     monkeypatch.setattr(cf, "convert", lambda *_: raise_(KeyboardInterrupt()))
     assert run("convert", "a", "b") == (130, "", "conformer-fast convert: interrupted\n")

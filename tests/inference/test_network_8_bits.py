@@ -69,9 +69,9 @@ def test_products_that_are_not_named_stay(precision, small_model):
 
 def test_what_quantized_refuses(small_model):
     fused = lower(small_model)
-    with pytest.raises(ValueError, match=r"no products \['conv_head', 'trans_9.qkv'\]; were the ranges measured"):
+    with pytest.raises(ValueError, match=r"no products conv_head, trans_9.qkv, but stem, .*; were the ranges measured"):
         fused.quantized(Quantization("int8", {"trans_9.qkv": 1.0, "conv_head": 1.0, "trans_1.qkv": 1.0}))
-    with pytest.raises(ValueError, match=r"no products \['conv_1.conv2.addend'\]"):  # it adds nothing
+    with pytest.raises(ValueError, match=r"no products conv_1.conv2.addend, "):  # it adds nothing
         fused.quantized(Quantization("int8", {"conv_1.conv2": 1.0, addend_of("conv_1.conv2"): 1.0}))
     model = fused.quantized(Quantization("int8", {"trans_1.qkv": 1.0}))
     with pytest.raises(ValueError, match=r"trans_1.qkv is in 8 bits already; start from"):

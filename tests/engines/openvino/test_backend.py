@@ -136,6 +136,33 @@ def test_a_warm_start_writes_no_graph(small_model, own_cache, monkeypatch):
     assert len(written) == 3
 
 
+def test_a_reference_that_was_changed_later_gets_no_engine_of_the_earlier_one(small_model, own_cache, tmp_path):
+    """Else the cache would hold, under the one's hash, an engine of the other."""
+    fast = compiled(small_model)
+    first = fast(images(1, 3, 32, 32))
+    with torch.no_grad():
+        fast.reference.conv_cls_head.weight.zero_()
+    assert same(fast(images(1, 3, 32, 32)), first)
+    for use in (lambda: fast(images(1, 3, 48, 32)), lambda: fast.save(tmp_path / "bundle")):
+        with pytest.raises(cf.ConformerFastError, match="the reference was changed after it was compiled"):
+            use()
+    assert len(keys()) == 1
+    right = cf.compile(small_model, backend="reference")(images(1, 3, 48, 32))
+    assert torch.allclose(compiled(small_model)(images(1, 3, 48, 32))[0], right[0], atol=1e-4)
+
+
+def test_code_that_is_not_what_was_imported_is_not_remembered(small_model, own_cache, monkeypatch):
+    from conformer_fast.engines.openvino import graph_hash
+
+    monkeypatch.setattr(graph_hash, "IMPORTED", "other code")
+    compiled(small_model)(images(1, 3, 32, 32))
+    assert len(keys()) == 1
+    assert not list(own_cache.glob("*.text"))
+    monkeypatch.setattr(graph_hash, "CODE", [])
+    monkeypatch.setattr(graph_hash, "__file__", str(own_cache / "absent" / "graph_hash.py"))
+    assert graph_hash._code_sha256() is None
+
+
 # Bundles
 
 

@@ -1,4 +1,4 @@
-"""The CUDA executor on a real GPU; engines/triton/test_graphs.py runs its code on a pretended one."""
+"""The CUDA executor on a real GPU; engines/triton/test_graphs*.py run its code on a pretended one."""
 
 import copy
 import gc
