@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -21,9 +21,6 @@ from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
-
-if TYPE_CHECKING:
-    from .triton.tuning import Tuned
 
 Engine = Callable[[Tensor], tuple[Tensor, ...]]
 """images (B, in_channels, H, W) on its device -> one fp32 tensor (B, ...) per output."""
@@ -157,6 +154,20 @@ class Backend(ABC):
     def tuner(self, device: str) -> Tuner:
         """What measures its kernels on a device. Raises BackendError if nothing is chosen by measurement."""
         raise BackendError(f"backend {self.name!r} has no kernels to tune")
+
+
+class Tuned(Protocol):
+    """What was measured of one problem that kernels are posed. rule: what is taken unmeasured; choice: what to take;
+    facts: everything, as JSON values."""
+
+    @property
+    def problem(self) -> str: ...
+    @property
+    def rule(self) -> Any: ...
+    @property
+    def choice(self) -> Any: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
 
 
 class Tuner(Protocol):

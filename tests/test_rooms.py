@@ -74,8 +74,8 @@ def is_package(name: str) -> bool:
     return any(other.startswith(f"{name}.") for other in sources())
 
 
-def imported(name: str, *, when_run: bool = True) -> set[str]:
-    """Absolute names that a module imports, anywhere in it; those for type checkers only are left out.
+def imported(name: str, *, when_run: bool = True, for_types: bool = False) -> set[str]:
+    """Absolute names that a module imports, anywhere in it; those for type checkers alone only if `for_types`.
 
     when_run=False leaves out those inside functions, which are imported when they are called.
     """
@@ -83,7 +83,7 @@ def imported(name: str, *, when_run: bool = True) -> set[str]:
     package = f"{PACKAGE}.{name}" if is_package(name) else f"{PACKAGE}.{name}".rpartition(".")[0]
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if not for_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             return
         if not when_run and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             return
@@ -196,8 +196,9 @@ def test_only_backends_and_the_registry_know_their_names():
 def test_a_backends_folder_is_imported_by_name_only_there(name):
     """Others find what is in it by the registry; the face does too, where it names what users take from there."""
     folders = {path.rpartition(":")[0].rpartition(".")[0].removeprefix(f"{PACKAGE}.") for path in BACKENDS.values()}
+    found = of_the_package(imported(name, for_types=True))
     for folder in folders - {"engines"}:
-        inside = {other for other in of_the_package(imported(name)) if f"{other}.".startswith(f"{folder}.")}
+        inside = {other for other in found if f"{other}.".startswith(f"{folder}.")}
         assert not inside or f"{name}.".startswith(f"{folder}."), f"{name} imports {', '.join(sorted(inside))}"
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..calibration.noise import quantization_of_noise
 from ..checkpoints.create import create_model
+from ..engines.base import Tuned
 from ..engines.registry import TUNED, choose
 from ..errors import several, whole
 from ..inference.lower import lower
 from ..model.config import VARIANTS
 from ..model.precision import around
 from ..model.shapes import usual_side
-
-if TYPE_CHECKING:
-    from ..engines.triton.tuning import Tuned
 
 
 @dataclass(frozen=True)
