@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= benchmarks/results/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -q --no-compile  # most modules are never imported
+INSTALL := $(PIP) install -q
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
 .PHONY: run test lint resolve format bench kernels-report gpu readme dev clean
