@@ -24,7 +24,7 @@ from conformer_fast.preprocessing.cpu import load_batch
 DIGIT_PAIRS = Path(__file__).parent.parent / "tests" / "data" / "digit_pairs.safetensors"
 SIZE = 64  # of both models' inputs
 CALIBRATION_PICTURES = 512
-TEST_PICTURES = 2000  # of digit pairs, unless fewer are asked for; digits have 359
+TEST_PICTURES = 2000  # of digit pairs; digits have 359
 
 
 class Trained(NamedTuple):
@@ -40,9 +40,9 @@ class Trained(NamedTuple):
         return load_batch([self.held_out / picture.name for picture in data.pictures], SIZE), torch.tensor(data.labels)
 
 
-def trained(name: str, folder: Path, pictures: int = TEST_PICTURES) -> Trained:
-    """ "digits" or "digit-pairs", calibrated; its pictures are written below `folder`, of digit pairs so many."""
-    return _digits(folder) if name == "digits" else _digit_pairs(folder, pictures)
+def trained(name: str, folder: Path) -> Trained:
+    """ "digits" or "digit-pairs", calibrated; its pictures are written below `folder`."""
+    return {"digits": _digits, "digit-pairs": _digit_pairs}[name](folder)
 
 
 def _digits(folder: Path) -> Trained:
@@ -55,9 +55,9 @@ def _digits(folder: Path) -> Trained:
     return _calibrated(cf.create_model("digits", "packaged"), folder)
 
 
-def _digit_pairs(folder: Path, pictures: int) -> Trained:
+def _digit_pairs(folder: Path) -> Trained:
     digit_pairs.write_folder(folder / "train", "train", CALIBRATION_PICTURES, seed=0)
-    digit_pairs.write_folder(folder / "test", "test", pictures, seed=1)
+    digit_pairs.write_folder(folder / "test", "test", TEST_PICTURES, seed=1)
     return _calibrated(cf.create_model(digit_pairs.CONFIG, DIGIT_PAIRS), folder)
 
 

@@ -1,7 +1,7 @@
 """The trained models keep their held-out accuracy on every path that runs here, calibrated as a user calibrates.
 
-fp16 and bf16 may cost one picture in a thousand, int8 and fp8 0.5 percentage points. Triton's interpreter takes seconds
-a picture: the kernels are held against the simulated arithmetic on a few, and `benchmarks.held_out` runs more of all.
+fp16 and bf16 may cost 0.05 percentage points, int8 and fp8 0.5. Triton's interpreter takes seconds a picture: the
+kernels are held against the simulated arithmetic on a few, and `benchmarks.held_out` runs more.
 """
 
 import pytest
@@ -22,9 +22,9 @@ from conformer_fast.verification.implementations import Job, run
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.slow
 
-POINTS = {"fp32": 0.1, "bf16": 0.1, "fp16": 0.1, "int8": 0.5, "fp8": 0.5}
+POINTS = {"fp32": 0.05, "bf16": 0.05, "fp16": 0.05, "int8": 0.5, "fp8": 0.5}
 LEAST = {"digits": 99, "digit-pairs": 90}  # percent that the reference gets right: less would prove little
-COUNTS = {"digits": 359, "digit-pairs": 1000}
+COUNTS = {"digits": 359, "digit-pairs": 2000}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -34,7 +34,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def subject(name, tmp_path_factory) -> Trained:
-    return trained(name, tmp_path_factory.mktemp(name), COUNTS["digit-pairs"])
+    return trained(name, tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(scope="module")
