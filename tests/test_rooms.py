@@ -275,6 +275,20 @@ print(tuple(out.logits.shape))
     assert run(code) == "(1, 10)\n"
 
 
+def test_diff_says_which_optional_packages_it_lacks():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))
+import conformer_fast as cf, torch
+model = cf.create_model("digits").eval()
+for column in cf.diff(model, torch.randn(1, 3, 32, 32)).columns[:2]:
+    print(column.implementation, column.unavailable)
+"""
+    reference, graph = run(code).splitlines()
+    assert reference == "reference None"
+    assert graph.startswith("onnxruntime the graph is written with onnx, which is not installed: pip install ")
+
+
 def test_public_names():
     for name in conformer_fast.__all__:
         assert getattr(conformer_fast, name).__doc__, name

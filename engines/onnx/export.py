@@ -26,10 +26,10 @@ from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.ops import operation_of
 from conformer_fast.inference.trace import trace
 
+from . import IMAGES
 from .typed_graph import TypedGraph
 
 Products = Literal["matmul", "conv"]
-IMAGES = "images"
 
 
 def onnx_from_model(model: InferenceConformer, products: Products = "matmul") -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.reference import Conformer
 
 from ..base import Outcome, Runner
-from .export import IMAGES
+from . import IMAGES
 from .graph import typed_graph
 
 
