@@ -42,57 +42,47 @@ class Kernels(Runner):
         quantization: Quantization | None,
         images: Tensor,
     ) -> Outcome:
-        return run_kernels(reference, outputs, precision, quantization, images)
+        on_cpu = _no_gpu()
+        if on_cpu:
+            _check_interpreter(precision)
+        from conformer_fast.kernels import dispatch
+
+        device = "cpu" if on_cpu else Triton().device()
+        dtype = DTYPES[around(precision)]
+        model = lower(reference, outputs, around(precision), quantization).to(device)
+        calls = [node for node in trace(model).graph.nodes if node.op == "call_function"]
+        total = sum(ops.operation_of(node) in ops.OPS for node in calls)
+        unsupported: list[str] = []
+
+        def decide(call: dispatch.Call) -> dispatch.Choice:
+            progress.update()
+            if call.plan.unsupported:
+                unsupported.append(call.plan.unsupported)
+                return dispatch.PYTORCH
+            if on_cpu:  # the fewest programs: each of their instructions takes as long for a small tile
+                return max(call.plan.tiles, key=lambda tile: tile.m * tile.n)
+            return call.plan.tiles[0] if call.choice == dispatch.PYTORCH else call.choice
+
+        with (
+            tqdm(
+                total=total, desc=f"kernels {precision}", unit="call", disable=not sys.stderr.isatty(), leave=False
+            ) as progress,
+            torch.no_grad(),
+            torch.autocast(torch.device(device).type, enabled=False),
+            tf32_as_asked(dtype),
+            ops.on_kernels(),
+            dispatch.deciding(decide),
+        ):
+            values = model(images.to(device))
+        how = "Triton's interpreter" if on_cpu else torch.cuda.get_device_name(device)
+        if unsupported:
+            how += f"; {len(unsupported)} of {total} calls by PyTorch: {unsupported[0]}"
+        return Outcome(how, device, values, len(unsupported))
 
 
 def _no_gpu() -> bool:
     """Whether Triton's kernels would run in its interpreter on the CPU, as no GPU can take them."""
     return Triton().missing() is not None
-
-
-def run_kernels(
-    reference: Conformer, outputs: Sequence[str], precision: str, quantization: Quantization | None, images: Tensor
-) -> Outcome:
-    """The outputs called `outputs`. images: (B, in_channels, H, W), on the CPU
-
-    Raises BackendError where they can neither run on a GPU nor be interpreted in this precision.
-    """
-    on_cpu = _no_gpu()
-    if on_cpu:
-        _check_interpreter(precision)
-    from conformer_fast.kernels import dispatch
-
-    device = "cpu" if on_cpu else Triton().device()
-    dtype = DTYPES[around(precision)]
-    model = lower(reference, outputs, around(precision), quantization).to(device)
-    calls = [node for node in trace(model).graph.nodes if node.op == "call_function"]
-    total = sum(ops.operation_of(node) in ops.OPS for node in calls)
-    unsupported: list[str] = []
-
-    def decide(call: dispatch.Call) -> dispatch.Choice:
-        progress.update()
-        if call.plan.unsupported:
-            unsupported.append(call.plan.unsupported)
-            return dispatch.PYTORCH
-        if on_cpu:  # the fewest programs: each of their instructions takes as long for a small tile
-            return max(call.plan.tiles, key=lambda tile: tile.m * tile.n)
-        return call.plan.tiles[0] if call.choice == dispatch.PYTORCH else call.choice
-
-    with (
-        tqdm(
-            total=total, desc=f"kernels {precision}", unit="call", disable=not sys.stderr.isatty(), leave=False
-        ) as progress,
-        torch.no_grad(),
-        torch.autocast(torch.device(device).type, enabled=False),
-        tf32_as_asked(dtype),
-        ops.on_kernels(),
-        dispatch.deciding(decide),
-    ):
-        values = model(images.to(device))
-    how = "Triton's interpreter" if on_cpu else torch.cuda.get_device_name(device)
-    if unsupported:
-        how += f"; {len(unsupported)} of {total} calls by PyTorch: {unsupported[0]}"
-    return Outcome(how, device, values, len(unsupported))
 
 
 def _check_interpreter(precision: str) -> None:
