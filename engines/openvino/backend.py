@@ -78,14 +78,15 @@ class OpenVINO(Backend):
         engine: Engine | None,
     ) -> Contents:
         """The graph, and the engines of the sizes run so far; if none was, of the usual size, which is built first."""
-        from .engine import Input, describe_cpu, engine_file, native_precisions
+        from .engine import Input, OpenVINOEngine, describe_cpu, engine_file, native_precisions
 
         assert graph is not None
         precision, sha256 = settings.precision, hashlib.sha256(graph).hexdigest()
         engine = engine or self.engine(reference, settings, outputs)
+        assert isinstance(engine, OpenVINOEngine)
         side = usual_side(reference.config)
-        engines = engine.engines(otherwise=Input(1, side, side))  # type: ignore[attr-defined]
-        engine.check(graph)  # type: ignore[attr-defined]
+        engines = engine.engines(otherwise=Input(1, side, side))
+        engine.check(graph)
         parts = {"all": precision}
         if precision in FORMATS:
             parts = {"products": precision, "the rest": native_precisions()[-1]}
