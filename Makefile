@@ -8,12 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run test lint resolve format bench kernels-report gpu readme dev clean
+.PHONY: run test lint resolve oldest-triton format bench kernels-report gpu readme dev clean
+
+unexport PYTHONDONTWRITEBYTECODE  # each of some hundred processes would compile every module anew
 
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
 
-test: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## the whole CPU suite, on two cores, one for each process of pytest
+test: oldest-triton  ## the whole CPU suite, on two cores, one for each process of pytest
 	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
@@ -38,7 +40,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.held_out $(OUT)/held_out.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 
-kernels-report: $(INSTALLED) $(OLDEST_TRITON)/.installed  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
+kernels-report: oldest-triton  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.kernels_report
 
@@ -59,8 +61,9 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 	$(INSTALL) -c constraints.txt -e ".[dev]"
 	touch $@
 
-# The oldest Triton that pyproject.toml allows, beside the pinned one. Its interpreter takes no newer NumPy.
-$(OLDEST_TRITON)/.installed: | $(INSTALLED)
+oldest-triton: $(OLDEST_TRITON)/.installed  ## the oldest Triton that pyproject.toml allows, beside the pinned one
+
+$(OLDEST_TRITON)/.installed: | $(INSTALLED)  # whose interpreter takes no newer NumPy
 	rm -rf $(OLDEST_TRITON)
 	$(INSTALL) --no-deps --target $(OLDEST_TRITON) triton==3.6.0 numpy==2.3.5
 	touch $@
