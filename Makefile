@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= benchmarks/results/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -q
+INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
 .PHONY: run test lint resolve oldest-triton format bench kernels-report gpu readme dev clean
 
-unexport PYTHONDONTWRITEBYTECODE  # each of some hundred processes would compile every module anew
+unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py

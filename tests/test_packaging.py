@@ -175,7 +175,7 @@ def test_a_prediction_from_an_empty_environment(built, tmp_path):
     """As a user would: a new environment, the wheel with its dependencies, another folder, a picture of a digit."""
     run(sys.executable, "-m", "venv", tmp_path / "empty", cwd=tmp_path)
     python = tmp_path / "empty" / "bin" / "python"
-    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check")
     run(*pip, "-c", ROOT / "constraints.txt", f"{built.wheel}[cpu]", cwd=tmp_path)
     digit_image(load_digits().images[4]).save(tmp_path / "four.png")
     command = tmp_path / "empty" / "bin" / "conformer-fast"

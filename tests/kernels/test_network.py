@@ -16,9 +16,10 @@ from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.dispatch import PYTORCH
 from conformer_fast.model.distance import ALLOWANCE, relative_error
-from conformer_fast.model.outputs import LOGITS, observed_outputs
+from conformer_fast.model.outputs import LOGITS, SUM, observed_outputs
 from conformer_fast.model.precision import FORMATS, tf32_as_asked
 from conformer_fast.model.reference import Conformer
+from conformer_fast.verification.implementations import Job, run
 
 
 def by_pytorch():
@@ -86,17 +87,15 @@ def test_digits_in_8_bits(precision):
     from conformer_fast.datasets.digits import load_digits_split
 
     split = load_digits_split()
-    fused = lower(create_model("digits", weights="packaged").to(DEVICE))
-    ranges = largest_inputs(fused, [split.train_images[:128].to(DEVICE)])
-    typed = fused.in_precision(torch.float16).quantized(Quantization(precision, ranges)).with_outputs(LOGITS)
-    images = split.test_images[:4].to(DEVICE)
+    model, images = create_model("digits", weights="packaged"), split.test_images[:4]
+    fused = lower(model)
+    quantization = Quantization(precision, largest_inputs(fused, [split.train_images[:128]]))
     with torch.inference_mode():
-        with by_pytorch():
-            expected = sum(typed(images)).argmax(-1)
-        with ops.on_kernels(), poisoned_memory():
-            found = sum(typed(images)).argmax(-1)
-    assert torch.equal(found, expected)
-    assert (found.cpu() == split.test_labels[:4]).all()
+        (expected,) = fused.in_precision(torch.float16).quantized(quantization).with_outputs([SUM])(images)
+    with poisoned_memory():
+        found = run("kernels", precision, Job(model, images, (SUM,), (), {precision: quantization})).values[SUM]
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    assert (found.argmax(-1) == split.test_labels[:4]).all()
 
 
 def test_operators_are_themselves_again_afterwards(small_model):
