@@ -1,12 +1,15 @@
 """What every test shares: its own cache folder, random values that repeat, and the smallest model with every part."""
 
 import os
+import threading
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: spinning threads take the time of busy machines
 
 import lookalikes
 import pytest
 import torch
+from torch import nn
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: they run on the CPU, in Triton's interpreter
@@ -57,3 +60,22 @@ def small_config() -> ConformerConfig:
 def small_model(small_config) -> Conformer:
     """A fresh float32 model of `small_config` with the recipe's weights, in eval mode."""
     return lookalikes.fill(Conformer(small_config)).eval()
+
+
+@pytest.fixture
+def modules_beside() -> Iterator[list[Exception]]:
+    """Modules that have nothing to do with us, run all the time by another thread: what they raised so far."""
+    other, ended, errors = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), threading.Event(), []
+
+    def run() -> None:
+        while not ended.wait(0.001):
+            try:
+                other(torch.zeros(1, 4))
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield errors
+    ended.set()
+    thread.join()

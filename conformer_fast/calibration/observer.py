@@ -32,9 +32,9 @@ class Observer(fx.Interpreter):
     """
 
     def __init__(self, model: InferenceConformer) -> None:
-        graph = trace(model).graph
+        graph = trace(model)
         graph.eliminate_dead_code()
-        super().__init__(fx.GraphModule(model, graph))
+        super().__init__(model, graph=graph)
         self.extra_traceback = False  # of fx, in the messages of our own errors
         self.multiply_adds: dict[str, int] = {}
         self._model = model

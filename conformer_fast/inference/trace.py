@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import threading
+from typing import Any
 
-from torch import fx, nn
-
-_ONE_AT_A_TIME = threading.Lock()
+from torch import Tensor, fx, nn
 
 
-def trace(network: nn.Module) -> fx.GraphModule:
-    """Traced symbolically: no size of any image is in it. Callable from any thread, and other threads run on."""
-    with _ONE_AT_A_TIME:
-        tracer = _Tracer()
-        return fx.GraphModule(network, tracer.trace(network))
+def trace(network: nn.Module) -> fx.Graph:
+    """What the network calls, its images unknown: no size of any is in it. Buffers are read by `get_attr` nodes.
+
+    Callable from any thread, and other threads run on: `fx.symbolic_trace` would change nn.Module for the whole process
+    while it traces. A network that is a straight line of operators needs none of that.
+    """
+    recorder = _Recorder(network)
+    results = network.forward(recorder.create_proxy("placeholder", "images", (), {}))
+    recorder.create_node("output", "output", (recorder.create_arg(results),), {})
+    return recorder.graph
 
 
-class _Tracer(fx.Tracer):
-    """Sees the calls of its own thread only: fx changes nn.Module for the whole process while it traces."""
+class _Recorder(fx.proxy.GraphAppendingTracer):
+    """Writes a node for each operator that is called with what an earlier one returned."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(fx.Graph())
+        self._names = {id(tensor): name for name, tensor in network.named_buffers()}
 
-    def call_module(self, m, forward, args, kwargs):
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr, attr_val, parameter_proxy_cache):
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            return self.create_node("get_attr", self._names[id(a)], (), {})
+        return super().create_arg(a)

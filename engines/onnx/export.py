@@ -39,7 +39,7 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
     """
     writer = _Writer(products)
     values: dict[fx.Node, Any] = {}
-    graph = trace(model).graph
+    graph = trace(model)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.op == "placeholder":

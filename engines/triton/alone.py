@@ -50,7 +50,7 @@ class Kernels(Runner):
         device = "cpu" if on_cpu else Triton().device()
         dtype = DTYPES[around(precision)]
         model = lower(reference, outputs, around(precision), quantization).to(device)
-        calls = [node for node in trace(model).graph.nodes if node.op == "call_function"]
+        calls = [node for node in trace(model).nodes if node.op == "call_function"]
         total = sum(ops.operation_of(node) in ops.OPS for node in calls)
         unsupported: list[str] = []
 

@@ -1,52 +1,56 @@
 """Tracing: the graph of the network, while other threads go on as if nothing happened."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import fx, nn
 
-from conformer_fast import create_model
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.trace import trace
 
-
-def traced_beside_a_running_module(tracing) -> list[Exception]:
-    """What another thread's module raised while this one traced a network 20 times."""
-    network, other = lower(create_model("digits")), nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
-    ended, errors = threading.Event(), []
-
-    def run() -> None:
-        while not ended.is_set():
-            try:
-                other(torch.zeros(1, 4))
-            except Exception as error:
-                errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        for _ in range(20):
-            tracing(network)
-    finally:
-        ended.set()
-        thread.join()
-    return errors
+THREADS = 16
+ROUNDS = 20
 
 
-def test_other_threads_modules_run_on():
-    assert traced_beside_a_running_module(trace) == []
-    assert traced_beside_a_running_module(fx.symbolic_trace)  # what it is for: if this ends, PyTorch has mended it
+def traced_at_once(network, tracing) -> list:
+    """What each of THREADS threads got that trace the network at the same time."""
+    start = threading.Barrier(THREADS)
+
+    def one(_):
+        start.wait()
+        return tracing(network)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(one, range(THREADS)))
 
 
-def test_several_threads_trace_at_once(small_model):
-    network, found = lower(small_model), []
-    threads = [threading.Thread(target=lambda: found.append(trace(network))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    images = torch.randn(2, 3, 32, 32)
-    expected = network(images)
-    assert len(found) == 8
-    for graph in found:
-        assert all(torch.equal(*pair) for pair in zip(graph(images), expected, strict=True))
+def test_threads_trace_at_once_and_other_modules_run_on(small_model, modules_beside):
+    network = lower(small_model)
+    once = str(trace(network))
+    for _ in range(ROUNDS):
+        assert {str(graph) for graph in traced_at_once(network, trace)} == {once}
+    assert modules_beside == []
+
+
+def test_nothing_of_the_process_is_replaced_while_a_network_is_traced(small_model, monkeypatch):
+    """fx.symbolic_trace does: if this ends, PyTorch has mended it (pytorch/pytorch#112775)."""
+    network, seen = lower(small_model), []
+
+    def forward(images, forward=network.forward):
+        seen.append((nn.Module.__call__, nn.Module.__getattr__, fx._symbolic_trace.is_fx_tracing()))
+        return forward(images)
+
+    monkeypatch.setattr(network, "forward", forward)
+    usual = nn.Module.__call__, nn.Module.__getattr__, False
+    trace(network)
+    assert seen == [usual]
+    monkeypatch.setattr(type(network), "forward", lambda self, images: forward(images))
+    fx.Tracer().trace(network)
+    assert seen[1] != usual
+
+
+def test_the_graph_computes_what_the_network_does(small_model):
+    network, images = lower(small_model), torch.randn(2, 3, 32, 32)
+    graph = fx.GraphModule(network, trace(network))
+    assert all(torch.equal(*pair) for pair in zip(graph(images), network(images), strict=True))
