@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
+from ..model.blank import in_memory, outline
 from ..model.config import ConformerConfig
 from ..model.distance import relative_error
 from ..model.outputs import LOGITS, feature_names, reference_outputs
@@ -75,9 +76,8 @@ def _reference(found: Recognized, num_heads: int | None = None) -> Conformer:
 
 
 def _blank(config: ConformerConfig, features_only: bool, pad: Pad = "stem") -> Conformer:
-    """A model to load weights into: fp32, on the CPU, whatever PyTorch's defaults. Takes none of its random numbers."""
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        return Conformer(config, features_only, pad).float().requires_grad_(False)
+    """A model to load weights into: fp32, on the CPU, whatever PyTorch's defaults."""
+    return in_memory(outline(config, features_only, pad).float().requires_grad_(False), torch.device("cpu"))
 
 
 def _norm_in(found: Recognized) -> bool:

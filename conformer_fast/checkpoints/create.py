@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from ..model.config import ConformerConfig, get_config
 from ..model.reference import Conformer
 from ..model.shapes import Pad
@@ -33,13 +35,14 @@ def create_model(
     from ..checkpoints.dialects import recognize
     from ..checkpoints.weights import load_weights, read_state_dict, resolve_weights
     from ..errors import CheckpointError
+    from ..model.blank import in_memory, outline
 
     path = resolve_weights(name, weights)
     state = read_state_dict(path)
     try:
         if num_classes is None and not features_only:
             config = get_config(config, recognize(state).num_classes)
-        model = Conformer(config, features_only, pad).eval()
+        model = in_memory(outline(config, features_only, pad), torch.empty(0).device).eval()
         load_weights(model, state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
+from ..model.blank import outline
 from ..model.config import ConformerConfig
 from ..model.precision import DTYPES
 from ..model.reference import Conformer
@@ -50,18 +50,7 @@ def blank(
     outputs, precision: as `lower` takes them
     heads: whether it has the two classifiers, and so their norm; norm: whether it has the norm alone
     """
-    with torch.device("meta"), _Unfilled():
-        model = Conformer(config, features_only=not heads)
-        if norm and not heads:
-            model.trans_norm = nn.LayerNorm(config.embed_dim)
+    model = outline(config, features_only=not heads)
+    if norm and not heads:
+        model.trans_norm = nn.LayerNorm(config.embed_dim, device="meta")
     return lower(model.eval(), outputs, precision)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Inside, tensors are made but not filled: on the meta device too, PyTorch takes long for that."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name, kwargs = func.__name__, kwargs or {}
-        if name.endswith("_") and not name.endswith("__"):  # in place
-            return args[0] if args else kwargs["tensor"]
-        return (torch.empty if func in (torch.ones, torch.zeros) else func)(*args, **kwargs)

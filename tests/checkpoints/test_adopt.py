@@ -1,6 +1,7 @@
 """What compile() was given: recognized, proved by a trial run, copied, and refused in words when it is no Conformer."""
 
 import copy
+import threading
 from dataclasses import replace
 
 import lookalikes
@@ -108,12 +109,23 @@ def test_given_module_is_left_as_it_was(given):
     assert len(calls) == 1
 
 
-def test_takes_no_random_numbers(given):
+def test_random_numbers_are_left_to_other_threads(given, monkeypatch):
+    """None is drawn, and none that another thread draws meanwhile comes again."""
     module, _ = given
-    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    expected, drawn, build = torch.rand(3), [], Conformer.__init__
+
+    def beside_another_thread(self, *args):
+        build(self, *args)
+        thread = threading.Thread(target=lambda: drawn.append(torch.rand(1)))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(Conformer, "__init__", beside_another_thread)
+    torch.manual_seed(0)
     adopt(module)
     adopt(module.state_dict())
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.cat([*drawn, torch.rand(1)]), expected)
 
 
 def test_trial_run_is_in_the_modules_own_precision():

@@ -1,6 +1,7 @@
 """Every dialect, container, prefix and format loads; everything else is refused in words."""
 
 import argparse
+import copy
 import errno
 import itertools
 import json
@@ -346,6 +347,19 @@ def test_sizes_are_read_from_the_shapes(changes):
 def test_sizes_that_cannot_be_read_are_refused(changes, problem):
     with pytest.raises(CheckpointError, match=problem):
         recognize(_altered(**changes)).config()
+
+
+def test_create_model_with_weights_draws_nothing(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_weights(REFERENCE.state_dict(), path)
+    state = torch.get_rng_state()
+    model = create_model(CONFIG, weights=path)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, torch.tensor(0) if name.endswith(COUNTER) else REFERENCE.state_dict()[name]), name
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model(images).logits, copy.deepcopy(REFERENCE).eval()(images).logits)
 
 
 def test_create_model_takes_the_files_class_count(tmp_path):
