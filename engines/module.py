@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Self
@@ -14,6 +15,7 @@ from conformer_fast.checkpoints.adopt import Model, adopt
 from conformer_fast.errors import ArgumentError, ArgumentTypeError, ConformerFastError
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.digest import weights_sha256
+from conformer_fast.model.forked import before_computing
 from conformer_fast.model.outputs import rebuild
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Pad, Shapes, check_image_size, usual_side
@@ -29,10 +31,10 @@ class EngineModule(nn.Module):
     Images are floating point and normalized, or uint8: the pixels of RGB pictures, which are then normalized as
     conformer_fast.preprocess does it. On a GPU they are not searched for NaN: the host would have to wait for it.
 
-    Safe to call from several threads. `settings` and `reason` tell how it runs, `config` and `pad` what the model is,
-    `outputs` the names of the tensors it returns, in order (see InferenceConformer). It has no parameters and never
-    trains: what of nn.Module would change that raises ConformerFastError, and so does what would record its results as
-    constants.
+    Safe to call from several threads and, on the CPU, in a forked process. `settings` and `reason` tell how it runs,
+    `config` and `pad` what the model is, `outputs` the names of the tensors it returns, in order (see
+    InferenceConformer). It has no parameters and never trains: what of nn.Module would change that raises
+    ConformerFastError, and so does what would record its results as constants.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class EngineModule(nn.Module):
         self._engine, self._structure = engine, structure
         self.settings, self.reason = settings, reason
         self.config, self.pad, self.outputs = config, pad, outputs
+        self._process = os.getpid()
         self.eval()
 
     @property
@@ -104,6 +107,13 @@ class EngineModule(nn.Module):
         """The tensors called `outputs`, outside the structure that `forward` puts them in."""
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             raise ConformerFastError(f"an engine is not made of PyTorch's operators, so it cannot be traced; {INSTEAD}")
+        if self.device.type == "cpu":
+            before_computing()
+        elif self._process != os.getpid():
+            raise ConformerFastError(
+                f"process {os.getpid()} was forked from {self._process}, where the model was made, and a GPU cannot be "
+                f"used on after a fork; start processes by 'spawn' and make the model there"
+            )
         return self._engine(self.as_input(images))
 
     def as_input(self, images: Tensor) -> Tensor:

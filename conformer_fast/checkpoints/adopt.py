@@ -19,6 +19,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..model.blank import in_memory, outline
 from ..model.config import ConformerConfig
 from ..model.distance import relative_error
+from ..model.forked import before_computing
 from ..model.outputs import LOGITS, feature_names, reference_outputs
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
@@ -46,6 +47,7 @@ def adopt(model: Model) -> Source:
     Raises CheckpointError when its names or sizes are not a Conformer's, ArgumentError when a module is in training
     mode, has outputs that are not known or computes something else than a Conformer.
     """
+    before_computing()
     if isinstance(model, nn.Module):
         return _from_module(model)
     if isinstance(model, str | os.PathLike):

@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..model.config import ConformerConfig, get_config
+from ..model.forked import before_computing
 from ..model.reference import Conformer
 from ..model.shapes import Pad
 
@@ -30,6 +31,7 @@ def create_model(
     network.
     """
     config = get_config(name, num_classes)
+    before_computing()
     if weights is None:
         return Conformer(config, features_only, pad).eval()
     from ..checkpoints.dialects import recognize

@@ -11,8 +11,11 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -115,6 +118,11 @@ class OpenVINOEngine:
         self._graph, self._precision, self._stored = graph, precision, stored
         self._hash, self._sha256 = sha256, ""  # once it is known
         self._threads = threads or torch.get_num_threads()
+        self.start_anew()
+        _engines.add(self)
+
+    def start_anew(self) -> None:
+        """With no engine in memory, and no lock taken."""
         # By height and width, then by images at once and streams.
         self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
         self._building: dict[tuple[Input, int], threading.Lock] = {}  # by the number of streams too
@@ -244,6 +252,31 @@ class _SizedEngine:
             requests, self._idle = self._idle[: self._streams], self._idle[self._streams :]
         missing = self._streams - len(requests)
         return requests + [self._compiled.create_infer_request() for _ in range(missing)]
+
+
+_engines: weakref.WeakSet[OpenVINOEngine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In the child, OpenVINO's threads are missing: all is built anew, from the cache.
+
+    What the parent built is kept for good, as it would wait for its threads before it is gone.
+    """
+    for engine in [*_engines]:
+        _keep_for_good(engine._built)
+        engine.start_anew()
+    if core.cache_info().currsize:
+        _keep_for_good(core())
+        core.cache_clear()
+
+
+def _keep_for_good(thing: Any) -> None:
+    """Also when Python ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _empty(*shape: int) -> Tensor:

@@ -1,0 +1,75 @@
+"""A process forked from one whose engines have run: Gunicorn's preloaded workers, Celery's, a DataLoader's."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import conformer_fast as cf
+from conformer_fast.engines.base import Settings
+from conformer_fast.engines.module import EngineModule
+from conformer_fast.model.outputs import LOGITS
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+SCRIPT = """
+import os, signal, sys, threading, warnings, torch
+torch.set_num_threads(2)
+import conformer_fast as cf
+
+model = cf.create_model("digits", weights="packaged")
+images, larger = torch.rand(8, 3, 32, 32), torch.rand(1, 3, 48, 48)
+fast = cf.compile(model, backend="BACKEND", precision="fp32")
+expected = fast(images).logits
+AT_FORK
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)  # ends a child that hangs
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for again in range(2):
+        torch.testing.assert_close(fast(images).logits, expected, rtol=1e-4, atol=1e-4)
+    assert fast(larger).logits.isfinite().all()
+    made_here = cf.compile(model, backend="BACKEND", precision="fp32")(images).logits
+torch.testing.assert_close(made_here, expected, rtol=1e-4, atol=1e-4)
+print(*[warning.message for warning in caught], sep=chr(10))
+sys.exit(0)  # with all that Python does at its end
+"""
+# Another thread is in the middle of building an engine when the process forks, and has its locks.
+BUILDING = """
+from conformer_fast.engines.openvino import engine
+cached, parent, begun = engine.cached, os.getpid(), threading.Event()
+
+def waits_in_the_parent(fields, build):
+    if os.getpid() == parent:
+        begun.set()
+        threading.Event().wait()
+    return cached(fields, build)
+
+engine.cached = waits_in_the_parent
+threading.Thread(target=fast, args=[larger], daemon=True).start()
+begun.wait()
+"""
+
+
+@pytest.mark.parametrize("backend", ["openvino", "reference"])
+def test_an_engine_that_has_run_runs_in_a_forked_process(backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    script = SCRIPT.replace("BACKEND", backend).replace("AT_FORK", BUILDING if backend == "openvino" else "")
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    (said,) = run.stdout.splitlines()
+    assert "was forked from" in said
+    assert "start processes by 'spawn'" in said
+
+
+def test_an_engine_of_a_gpu_says_that_it_cannot_go_on_after_a_fork(small_config, monkeypatch):
+    settings = Settings(cf.Triton(), "fp16", "cuda:0")
+    module = EngineModule(lambda images: pytest.fail("ran"), settings, "", small_config, "stem", LOGITS, LOGITS)
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    with pytest.raises(cf.ConformerFastError, match=r"process 0 was forked.*start processes by 'spawn'"):
+        module(None)
