@@ -31,10 +31,17 @@ class CheckpointError(ConformerFastError, ValueError):
     """A weights file or state dict that cannot be used, with what is wrong and what to do."""
 
 
-def first_few(names: Iterable[str]) -> str:
-    """The first five names, and how many there are beyond."""
+def shown(name: object) -> str:
+    """A name that a file gave, as a message shows it: at most 200 characters, what cannot be printed escaped."""
+    text = str(name)
+    text = text if len(text) <= 200 else f"{text[:197]}..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def first_few(names: Iterable[object]) -> str:
+    """The first five names, as `shown`, and how many there are beyond."""
     names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class DownloadError(ConformerFastError, RuntimeError):

@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import os
-import re
-import threading
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, first_few
+from ..errors import CheckpointError, first_few, shown
 from ..model.config import PACKAGED, ConformerConfig
 from ..storage.atomic import replace_file
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
+from .pickled import Left
+from .safetensors_files import read_safetensors, read_shards
+from .saved import Saved, damaged, read_tensors
+from .torch_files import REBUILD, ZIP_MAGIC, read_legacy, read_zip
 
 if TYPE_CHECKING:
     from ..model.reference import Conformer
 
-CONTAINERS = ("model", "state_dict", "model_ema")  # keys a state dict is found under, in order of preference
-ZIP_MAGIC = b"PK\x03\x04"
+AVERAGED = ("model_ema", "state_dict_ema")
+CONTAINERS = ("model", "state_dict", "model_state_dict", "net", *AVERAGED)
+"""Keys that a state dict is found under, in order of preference."""
+SHARDS = ".safetensors.index.json"
 PICKLE_MAGIC = b"\x80"
 DATA = Path(__file__).parents[1] / "data"
-
-# What training frameworks put beside the weights. Each name is answered with _Ignored, so none of their code runs.
-METADATA = (
-    "argparse.Namespace",
-    "builtins.getattr",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-)
-_loading = threading.Lock()  # torch.serialization.safe_globals is one table for the whole process
-
-
-class _Ignored:
-    """Stands in for one object of a checkpoint's metadata, whatever it is made of."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -75,14 +57,16 @@ def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str
     """
     path = _existing_file(path)
     try:
-        state = _state_dict(_read(path), ema)
-        if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > path.stat().st_size:
-            raise CheckpointError("its tensors claim more bytes than the file has; download or copy it again")
-        return {name: tensor.detach().clone() for name, tensor in state.items()}  # frees the mapped file
+        if path.name.endswith(SHARDS):
+            return dict(_state_dict(read_shards(path), ema))
+        with path.open("rb") as file:
+            return read_tensors(file, _state_dict(_content(file, path.suffix), ema))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged bytes make the parsers raise anything
-        raise CheckpointError(f"{path}: {_explanation(error)}") from error
+        raise CheckpointError(f"{path}: {damaged(type(error).__name__)}") from error
 
 
 def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str, Any], ema: bool = False) -> LoadReport:
@@ -179,58 +163,48 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
     raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'pretrained' or 'packaged'")
 
 
-def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if path.suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of header length, then the header
-        return safetensors.torch.load_file(path)
-    is_zip = start.startswith(ZIP_MAGIC)
-    if is_zip:
-        _refuse_inflating(path)
-    elif not start.startswith(PICKLE_MAGIC):
-        raise CheckpointError(
-            f"neither a torch nor a safetensors file, it begins with {start!r}; download or copy it again"
-        )
-    with _loading, torch.serialization.safe_globals([(_Ignored, name) for name in METADATA]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+def _content(file: BufferedReader, suffix: str) -> Any:
+    """What the file holds; its tensors as Saved."""
+    start = file.read(9)
+    file.seek(0)
+    if suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of header length, then the header
+        return read_safetensors(file)
+    if start.startswith(ZIP_MAGIC):
+        return read_zip(file)
+    if start.startswith(PICKLE_MAGIC):
+        return read_legacy(file)
+    raise CheckpointError(
+        f"neither a torch nor a safetensors file, it begins with {start!r}; download or copy it again"
+    )
 
 
-def _refuse_inflating(path: Path) -> None:
-    """torch stores its entries uncompressed, so entries that grow when read were not written by torch."""
-    with zipfile.ZipFile(path) as archive:
-        declared = sum(entry.file_size for entry in archive.infolist())
-    if declared > path.stat().st_size:
-        raise CheckpointError("a zip file whose entries are larger than the file, which torch never writes")
-
-
-def _explanation(error: Exception) -> str:
-    needed = re.search(r"GLOBAL (\S+)", str(error))
-    if needed:
-        return (
-            f"needs code to load ({needed[1]}), and code in a checkpoint is never run. If you trust the file, save its "
-            "tensors alone in the program that wrote it: torch.save(model.state_dict(), 'weights.pth')"
-        )
-    if isinstance(error, OSError):
-        return f"cannot be read: {error.strerror}"
-    return f"damaged or not a checkpoint ({type(error).__name__}); download or copy it again"
-
-
-def _state_dict(content: Any, ema: bool) -> Mapping[str, Tensor]:
-    """The state dict itself, or the one inside a training checkpoint."""
+def _state_dict(content: Any, ema: bool) -> Mapping[str, Any]:
+    """The state dict itself, or the one inside a training checkpoint: its values are tensors, or Saved if they were."""
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"holds one {type(content).__name__}, not a state dict")
-    if ema and not isinstance(content.get("model_ema"), Mapping):
+        raise CheckpointError(f"holds one {_kind(content)}, not a state dict")
+    held = [key for key in (AVERAGED if ema else CONTAINERS) if isinstance(content.get(key), Mapping)]
+    if ema and not held:
         raise CheckpointError("holds no model_ema; load it without ema")
-    for key in ("model_ema",) if ema else CONTAINERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    content = content[held[0]] if held else content
     for name, tensor in content.items():
-        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-            raise CheckpointError(f"not a state dict: {name!r} is of type {type(tensor).__name__}, not a tensor")
-        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
-            raise CheckpointError(f"{name} is not a plain dense tensor; save the weights as ordinary tensors")
+        dense = isinstance(tensor, Saved) or (
+            isinstance(tensor, Tensor) and not (tensor.is_meta or tensor.is_nested) and tensor.layout == torch.strided
+        )
+        if not isinstance(name, str) or not (dense or _is_tensor(tensor)):
+            raise CheckpointError(f"not a state dict: {shown(repr(name))} is of type {_kind(tensor)}, not a tensor")
+        if not dense:
+            raise CheckpointError(f"{shown(name)} is not a plain dense tensor; save the weights as ordinary tensors")
     return content
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | Saved) or (isinstance(value, Left) and value.kind.startswith(REBUILD))
+
+
+def _kind(value: Any) -> str:
+    if _is_tensor(value):
+        return "Tensor"
+    return shown(value.kind) if isinstance(value, Left) else type(value).__name__
 
 
 def _select(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int]:
