@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import conformer_fast as cf
-from conformer_fast.errors import one_of, several, whole
+from conformer_fast.errors import first_few, one_of, several, shown, whole
 
 
 @pytest.mark.parametrize("value", [1, np.int64(3), torch.tensor(7)], ids=repr)
@@ -43,6 +43,15 @@ def test_lists():
             several("paths", lone)
     with pytest.raises(cf.ArgumentTypeError, match="paths must be a list, got 3"):
         several("paths", 3)
+
+
+def test_names_of_files_are_shown_as_text():
+    """A terminal obeys control characters; \\u202e turns the rest of the line around, \\ud800 cannot be printed."""
+    assert shown("conv1.weight of \u00e9 and \u732b") == "conv1.weight of \u00e9 and \u732b"
+    assert shown("a\x1b[2J\0\n\u202e\ud800") == r"a\x1b[2J\x00\n\u202e\ud800"
+    assert shown("a" * 200) == "a" * 200
+    assert shown("a" * 201) == "a" * 197 + "..."
+    assert first_few(["\n", *"abcdef"]) == r"\n, a, b, c, d and 2 more"
 
 
 DIGITS = cf.create_model("digits", "packaged")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..model.blank import in_memory, outline
 from ..model.config import ConformerConfig
 from ..model.distance import relative_error
 from ..model.forked import before_computing
@@ -24,7 +23,7 @@ from ..model.outputs import LOGITS, feature_names, reference_outputs
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
 from .dialects import Recognized, recognize
-from .weights import load_weights, read_state_dict
+from .weights import read_state_dict, with_weights
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
@@ -67,19 +66,20 @@ def _own(reference: Conformer) -> Source:
 
 
 def _reference(found: Recognized, num_heads: int | None = None) -> Conformer:
-    model = _blank(found.config(num_heads), features_only=found.num_classes is None)
-    load_weights(model, found.state)
+    config = found.config(num_heads)
+    model = _filled(config, found.state, features_only=found.num_classes is None)
     if model.features_only and _norm_in(found):  # mmpretrain's backbone normalizes its class tokens itself
         model.trans_norm = nn.LayerNorm(model.config.embed_dim, device="cpu", dtype=torch.float32)
         with torch.no_grad():
             model.trans_norm.weight.copy_(found.state["trans_norm.weight"])
             model.trans_norm.bias.copy_(found.state["trans_norm.bias"])
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
-def _blank(config: ConformerConfig, features_only: bool, pad: Pad = "stem") -> Conformer:
-    """A model to load weights into: fp32, on the CPU, whatever PyTorch's defaults."""
-    return in_memory(outline(config, features_only, pad).float().requires_grad_(False), torch.device("cpu"))
+def _filled(config: ConformerConfig, state: Mapping[str, Tensor], features_only: bool, pad: Pad = "stem") -> Conformer:
+    """A model with these weights: fp32, on the CPU, whatever PyTorch's defaults."""
+    like = torch.empty(0, device="cpu", dtype=torch.float32)
+    return with_weights(config, state, features_only, pad, like).eval().requires_grad_(False)
 
 
 def _norm_in(found: Recognized) -> bool:
@@ -91,8 +91,7 @@ def _from_module(module: nn.Module) -> Source:
     if any(part.training for part in module.modules()):
         raise ArgumentError("the model, or a part of it, is in training mode; call model.eval() first")
     if isinstance(module, Conformer):
-        reference = _blank(module.config, module.features_only, module.pad).eval()
-        load_weights(reference, module.state_dict())
+        reference = _filled(module.config, module.state_dict(), module.features_only, module.pad)
         return _matched(module, reference, has_norm=not module.features_only)
     found = recognize(module.state_dict())
     counts = (getattr(part, "num_heads", None) for part in module.modules())

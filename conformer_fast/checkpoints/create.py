@@ -35,17 +35,14 @@ def create_model(
     if weights is None:
         return Conformer(config, features_only, pad).eval()
     from ..checkpoints.dialects import recognize
-    from ..checkpoints.weights import load_weights, read_state_dict, resolve_weights
+    from ..checkpoints.weights import read_state_dict, resolve_weights, with_weights
     from ..errors import CheckpointError
-    from ..model.blank import in_memory, outline
 
     path = resolve_weights(name, weights)
     state = read_state_dict(path)
     try:
         if num_classes is None and not features_only:
             config = get_config(config, recognize(state).num_classes)
-        model = in_memory(outline(config, features_only, pad), torch.empty(0).device).eval()
-        load_weights(model, state)
+        return with_weights(config, state, features_only, pad, like=torch.empty(0)).eval()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return model

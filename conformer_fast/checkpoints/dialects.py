@@ -19,7 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..errors import ArgumentError, CheckpointError, first_few
+from ..errors import ArgumentError, CheckpointError, first_few, shown
 from ..model.config import HEAD_DIM, PACKAGED, STEM_CHANNELS, VARIANTS, ConformerConfig
 
 Dialect = Literal["official", "mmpretrain", "mmdetection"]
@@ -86,7 +86,7 @@ class Recognized:
     def _shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         if name not in self.state:
             raise CheckpointError(f"the {self.dialect} checkpoint has no {name}, so its sizes cannot be read")
-        shape = tuple(self.state[name].shape)
+        shape = tuple(getattr(self.state[name], "shape", ()))
         if len(shape) != dimensions or 0 in shape:
             raise CheckpointError(f"{name} has shape {shape}; a Conformer's has {dimensions} dimensions, none empty")
         return shape
@@ -134,7 +134,7 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
         if renamed is None:
             ignored += 1
         elif renamed in official:
-            raise CheckpointError(f"two keys of the state dict mean {renamed}; one of them is {name}")
+            raise CheckpointError(f"two keys of the state dict mean {shown(renamed)}; one of them is {shown(name)}")
         else:
             official[renamed] = tensor
             ignored += renamed.endswith(COUNTER)
@@ -161,6 +161,8 @@ def to_dialect(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tenso
 
 
 def _unwrapped(name: str) -> str:
+    if not isinstance(name, str):
+        raise CheckpointError(f"not a state dict: the key {shown(repr(name))} is no name")
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
     return name

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, first_few, shown
+from ..model.blank import in_memory, outline
 from ..model.config import PACKAGED, ConformerConfig
+from ..model.reference import Conformer
+from ..model.shapes import Pad
 from ..storage.atomic import replace_file
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
 from .pickled import Left
 from .safetensors_files import read_safetensors, read_shards
 from .saved import Saved, damaged, read_tensors
 from .torch_files import REBUILD, ZIP_MAGIC, read_legacy, read_zip
-
-if TYPE_CHECKING:
-    from ..model.reference import Conformer
 
 AVERAGED = ("model_ema", "state_dict_ema")
 CONTAINERS = ("model", "state_dict", "model_state_dict", "net", *AVERAGED)
@@ -75,7 +76,7 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
     A features_only model takes no heads and no trans_norm. Counters (num_batches_tracked) are left alone.
 
     Raises CheckpointError, and leaves the model as it was, when a tensor is missing, unexpected, misshapen, not
-    floating point or not finite.
+    floating point or not finite, or a variance negative.
     """
     if isinstance(source, Mapping):
         return _copy(recognize(_state_dict(source, ema)), model)
@@ -143,9 +144,31 @@ def convert(
     return LoadReport(found.dialect, len(found.state), len(state) - len(found.state))
 
 
-def _copy(found: Recognized, model: Conformer) -> LoadReport:
+def with_weights(
+    config: ConformerConfig, state: Mapping[str, Any], features_only: bool, pad: Pad, like: Tensor
+) -> Conformer:
+    """A new model of these sizes with this state dict in it, of the dtype and on the device of `like`.
+
+    The names and shapes are compared before memory is taken for it, and no random number is.
+    Raises CheckpointError as `load_weights` does.
+    """
+    found = recognize(_state_dict(state, ema=False))
+    model = outline(config, features_only, pad).to(like.dtype)
+    _fitting(found, model)
+    model = in_memory(model, like.device)
+    _copy(found, model)
+    return model
+
+
+def _fitting(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int]:
+    """The tensors meant for this model, each of the right shape, and how many keys of the file are not."""
     values, ignored = _select(found, model)
     _check_coverage(found, values, model)
+    return values, ignored
+
+
+def _copy(found: Recognized, model: Conformer) -> LoadReport:
+    values, ignored = _fitting(found, model)
     parameters = model.state_dict()
     values = {name: _checked(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
     with torch.no_grad():
@@ -156,11 +179,17 @@ def _copy(found: Recognized, model: Conformer) -> LoadReport:
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; pass the checkpoint file inside it")
-    raise CheckpointError(f"{path}: no such file; pass a checkpoint's path, 'pretrained' or 'packaged'")
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        raise CheckpointError(
+            f"{shown(path)}: no such file; pass a checkpoint's path, 'pretrained' or 'packaged'"
+        ) from None
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{shown(path)}: is a folder; pass the checkpoint file inside it")
+    if not stat.S_ISREG(mode):  # it could be waited for, or be without an end
+        raise CheckpointError(f"{shown(path)}: is a pipe or a device, not a file; copy what it gives into a file")
+    return path
 
 
 def _content(file: BufferedReader, suffix: str) -> Any:
@@ -260,8 +289,10 @@ def _size_differences(found: Recognized, config: ConformerConfig) -> list[str]:
 
 def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
-        raise CheckpointError(f"{name} holds {tensor.dtype} values, not weights in floating point")
+        raise CheckpointError(f"{shown(name)} holds {tensor.dtype} values, not weights in floating point")
     tensor = tensor.to(dtype)
     if not tensor.isfinite().all():
         raise CheckpointError(f"{name} holds NaN or infinite values as {dtype}; the checkpoint is damaged or diverged")
+    if name.endswith("running_var") and (tensor < 0).any():
+        raise CheckpointError(f"{name} holds a negative variance, {tensor.min():.3g}; the checkpoint is damaged")
     return tensor

@@ -9,11 +9,21 @@ from ..errors import ArgumentError
 STEM_CHANNELS = 64
 HEAD_DIM = 64  # of every published variant; what a checkpoint alone implies for the number of heads
 EXPANSION = 4  # a bottleneck's outer channels / its inner channels
+MOST = {  # of each size: far beyond any model, far below what PyTorch cannot count
+    "patch_size": 1024,
+    "channel_ratio": 256,
+    "embed_dim": 65536,
+    "num_heads": 65536,
+    "depth": 300,
+    "mlp_ratio": 256,
+    "num_classes": 16_777_216,
+    "in_channels": 65536,
+}
 
 
 @dataclass(frozen=True)
 class ConformerConfig:
-    """Sizes of one Conformer. Raises ArgumentError when they do not fit together.
+    """Sizes of one Conformer. Raises ArgumentError when they do not fit together or are beyond any model's.
 
     patch_size:    pixels per token side; a multiple of 16, because the token grid is shared by maps of stride 4, 8, 16
     channel_ratio: CNN channels of stage 1, 2, 3 are 64, 128, 256 times this
@@ -35,6 +45,8 @@ class ConformerConfig:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ArgumentError(f"ConformerConfig: {name} must be a positive integer, got {value!r}")
+            if value > MOST[name]:
+                raise ArgumentError(f"ConformerConfig: {name} must be at most {MOST[name]}, got {value}")
         if self.depth % 3:
             raise ArgumentError(f"ConformerConfig: depth must be a multiple of 3 (three stages), got {self.depth}")
         if self.patch_size % 16:

@@ -301,6 +301,16 @@ RESNET = {
     "layer1.0.conv1.weight": torch.ones(64, 64, 1, 1),
     "fc.weight": torch.ones(1000, 512),
 }
+STATE = evaluated(Conformer(CONFIG)).state_dict()
+
+
+def headless(*heads, instead=nn.Identity):
+    module = evaluated(Conformer(CONFIG))
+    for head in heads:
+        setattr(module, head, instead().eval())
+    return module
+
+
 GARBAGE = {
     "None": (None, TypeError, "a module, a state dict or a checkpoint's path, not a NoneType"),
     "number": (3, TypeError, "not a int"),
@@ -311,6 +321,26 @@ GARBAGE = {
     "resnet": (RESNET, CheckpointError, "not a Conformer's weights: .* the first keys are conv1.weight, bn1.weight"),
     "empty": ({}, CheckpointError, "not a Conformer's weights"),
     "numbers": ({"a": 3}, CheckpointError, "not a Conformer's weights"),
+    "a number as a key": ({1: torch.ones(2)}, CheckpointError, "not a state dict: the key 1 is no name"),
+    "a tuple among the keys": (STATE | {("a\n",): 3}, CheckpointError, r"the key \('a\\n',\) is no name"),
+    "a number as a weight": (STATE | {"cls_token": 3}, CheckpointError, r"cls_token has shape \(\)"),
+    "NumPy's arrays": (
+        {name: tensor.numpy() for name, tensor in STATE.items()},
+        CheckpointError,
+        "'cls_token' is of type ndarray, not a tensor",
+    ),
+    "one head": (
+        {name: tensor for name, tensor in STATE.items() if "conv_cls_head" not in name},
+        CheckpointError,
+        "2 missing: conv_cls_head.weight, conv_cls_head.bias",
+    ),
+    "one head in a module": (headless("conv_cls_head"), CheckpointError, "missing: conv_cls_head.weight"),
+    "no heads in a module": (headless("conv_cls_head", "trans_cls_head"), CheckpointError, "without class.* heads"),
+    "other heads in a module": (
+        headless("conv_cls_head", "trans_cls_head", instead=lambda: nn.Linear(64, 10)),
+        CheckpointError,
+        "weights for 10 classes, but the model has 7",
+    ),
     "other module": (nn.Linear(2, 2).eval(), CheckpointError, "not a Conformer's weights"),
     "no parameters": (nn.ReLU().eval(), CheckpointError, "not a Conformer's weights"),
     "no such file": ("absent.pth", CheckpointError, "absent.pth: no such file"),

@@ -253,6 +253,14 @@ def test_weights_must_be_floating_point(dtype):
     assert f"trans_norm.bias holds {dtype} values" in message
 
 
+@pytest.mark.parametrize("name", ["bn1.running_var", "conv_trans_3.expand_block.bn.running_var"])
+def test_variances_must_not_be_negative(name):
+    """The root of one is NaN, which a maximum with 0 hides: finite and wrong."""
+    variance = REFERENCE.state_dict()[name].clone()
+    variance[1] = -0.25
+    assert f"{name} holds a negative variance, -0.25" in _refusal(dict(REFERENCE.state_dict()) | {name: variance})
+
+
 def test_another_models_names_are_refused():
     resnet = {"conv1.weight": torch.ones(64, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(1), "fc.bias": torch.ones(1)}
     with pytest.raises(

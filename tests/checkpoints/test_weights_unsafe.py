@@ -16,6 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from conformer_fast.checkpoints.adopt import adopt
+from conformer_fast.checkpoints.create import create_model
+from conformer_fast.checkpoints.dialects import recognize
 from conformer_fast.checkpoints.weights import load_weights, read_state_dict, save_weights
 from conformer_fast.errors import CheckpointError
 from conformer_fast.model.config import ConformerConfig
@@ -153,12 +156,65 @@ def test_other_files_are_refused(tmp_path, content, problem):
     assert problem in _refusal(path)
 
 
-def test_folders_pipes_and_missing_files_are_refused(tmp_path):
+def test_what_is_no_file_is_refused_at_once(tmp_path):
     assert "is a folder" in _refusal(tmp_path)
-    assert "no such file" in _refusal(tmp_path / "nothing.pth")
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        assert "no such file" in _refusal(tmp_path / "pipe")  # and it was not opened, which would wait for a writer
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a pipe or a device" in _refusal(
+        tmp_path / "pipe"
+    )  # and it was not opened, which would wait for a writer
+    assert "is a pipe or a device" in _refusal("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["nothing.pth", "no/nothing.pth", "weights.pth/inside", "a" * 300])
+def test_missing_files_are_refused(tmp_path, name):
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_state_dict(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a\0b", r"a\x00b"), ("a\x1b[2J\n", r"a\x1b[2J\n"), ("\ud800", r"\ud800")])
+@pytest.mark.parametrize("read", [read_state_dict, adopt, lambda path: create_model("digits", path)])
+def test_names_that_no_file_has_are_refused(read, name, text):
+    with pytest.raises(CheckpointError) as caught:
+        read(name)
+    assert str(caught.value).startswith(f"{text}: no such file")
+
+
+def _asks_for_much():
+    """A Conformer's sizes: its widest layers alone would take 100 GB."""
+    return {
+        "cls_token": torch.ones(1, 1, 64),
+        "trans_patch_conv.weight": torch.ones(1, 1, 4, 4),
+        "conv_1.conv3.weight": torch.ones(64 * 256, 1, 1, 1),
+        "trans_1.mlp.fc1.weight": torch.ones(64, 1),
+        "conv1.weight": torch.ones(1, 3, 1, 1),
+        "conv_trans_2.x": torch.ones(1),
+        "conv_trans_3.x": torch.ones(1),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:these weights have the sizes of no published variant:UserWarning")
+@pytest.mark.parametrize("use", [adopt, lambda path: create_model(recognize(_asks_for_much()).config(), path)])
+def test_the_names_are_compared_before_memory_is_taken(tmp_path, monkeypatch, use):
+    def meta(*args):
+        assert torch.get_default_device().type == "meta"
+        return Conformer(*args)
+
+    monkeypatch.setattr("conformer_fast.checkpoints.weights.Conformer", meta)
+    monkeypatch.setattr("conformer_fast.checkpoints.create.Conformer", meta)
+    monkeypatch.setattr(Conformer, "to_empty", _never)
+    path = tmp_path / "weights.pth"
+    torch.save(_asks_for_much() | {"trans_norm.x": torch.ones(1), "conv_cls_head.weight": torch.ones(7, 1)}, path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=r"missing: conv1.bias|missing: bn1\.weight"):
+        use(path)
+
+
+def test_sizes_beyond_any_model_are_refused_by_name(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(_asks_for_much() | {"conv_1.conv3.weight": torch.ones(64 * 257, 1, 1, 1)}, path)
+    with pytest.raises(CheckpointError, match="channel_ratio must be at most 256, got 257"):
+        adopt(path)
 
 
 def test_a_file_that_cannot_be_opened_says_so(tmp_path, monkeypatch):

@@ -4,8 +4,11 @@ from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
+import torch
 
-from conformer_fast.model.config import PACKAGED, VARIANTS, ConformerConfig, get_config
+from conformer_fast.errors import ArgumentError
+from conformer_fast.model.config import MOST, PACKAGED, VARIANTS, ConformerConfig, get_config
+from conformer_fast.model.reference import Conformer
 
 SIZES = [field.name for field in fields(ConformerConfig)]
 
@@ -41,6 +44,19 @@ def test_there_are_four_variants():
 def test_every_size_is_a_positive_integer(name, value):
     with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {value!r}"):
         ConformerConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_beyond_any_model_is_refused_by_name(name):
+    for value in (MOST[name] + 1, 2**63):
+        with pytest.raises(ArgumentError, match=f"{name} must be at most {MOST[name]}, got {value}"):
+            ConformerConfig(**{name: value})
+
+
+def test_the_largest_sizes_can_be_counted():
+    """By PyTorch, without memory: nothing overflows before a checkpoint's names are compared."""
+    with torch.device("meta"):
+        Conformer(ConformerConfig(**MOST | {"depth": 3}))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 13])
