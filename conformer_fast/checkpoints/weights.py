@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, first_few, shown
+from ..errors import ArgumentError, CheckpointError, first_few, shown
 from ..model.blank import in_memory, outline
 from ..model.config import PACKAGED, ConformerConfig
 from ..model.reference import Conformer
 from ..model.shapes import Pad
-from ..storage.atomic import replace_file
+from ..storage.outputs import AnyPath, check_output, write_output
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
 from .pickled import Left
 from .safetensors_files import read_safetensors, read_shards
@@ -113,17 +113,13 @@ def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dial
     Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ArgumentError for a dialect
     other than "official" and "mmpretrain".
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: weights are written as safetensors; give a name that ends in .safetensors")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"{path}: the folder {path.parent} does not exist; create it first")
+    _check_target(path)
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in to_dialect(state, dialect).items()
     }
     try:
-        replace_file(path, safetensors.torch.save(tensors, metadata={"format": "pt"}), 0o666)
+        write_output(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -135,9 +131,8 @@ def convert(
 
     Raises CheckpointError as `read_state_dict`, `recognize` and `save_weights` do, and when target is source itself.
     """
-    source, target = _existing_file(source), Path(target)
-    if target.exists() and target.samefile(source):
-        raise CheckpointError(f"{target}: is the file to convert; choose another name for the result")
+    source = _existing_file(source)
+    _check_target(target, [source])
     state = read_state_dict(source)
     found = recognize(state)
     save_weights(found.state, target, dialect)
@@ -158,6 +153,16 @@ def with_weights(
     model = in_memory(model, like.device)
     _copy(found, model)
     return model
+
+
+def _check_target(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> None:
+    """Raises CheckpointError unless weights that are made from these inputs can be written there."""
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"{path}: weights are written as safetensors; give a name that ends in .safetensors")
+    try:
+        check_output(path, inputs)
+    except (ArgumentError, OSError) as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _fitting(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int]:

@@ -26,6 +26,13 @@ DEFAULT = "small-p16"
 CALIBRATION_LIMIT = 512
 KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 
+# Options that are paths, of all commands: what is read, and what is written.
+INPUTS = (
+    *("weights", "bundle", "input", "images", "data", "labels", "class_names"),
+    *("quantization", "calibration", "key"),
+)
+OUTPUTS = ("output", "svg", "resume")
+
 # Options, by who adds them: what a bundle makes superfluous.
 MODEL = ("model", "weights")
 ENGINE = ("backend", "precision", "quantization", "calibration", "calibration_limit")
@@ -118,14 +125,25 @@ def folder(text: str) -> str:
 
 def new_file(text: str) -> str:
     """The path of a file to write, in a folder that is there."""
-    path = Path(text).absolute()
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: the folder {Path(text).parent} does not exist; create it first")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; give the name of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: the folder {path.parent} cannot be written; give another")
+    from ..storage.outputs import check_output
+
+    try:
+        check_output(text)
+    except (ArgumentError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Raises ArgumentError if what a command is to write takes the place of something that it reads."""
+    from ..storage.outputs import check_output
+
+    given = vars(options)
+    inputs = [path for name in INPUTS for path in _listed(given.get(name))]
+    for file in (given[name] for name in OUTPUTS if name in given and os.path.isfile(given[name] or "")):
+        check_output(file, inputs)
+        if _holds_pictures(file):
+            raise ArgumentError(f"{file} holds pictures, and no command writes such files; give another name")
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
@@ -232,6 +250,18 @@ def row_by_row(options: argparse.Namespace) -> Callable[[Any], None]:
         print(row, flush=True)
 
     return show_row
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _holds_pictures(file: str) -> bool:
+    """By its ending."""
+    from ..datasets.dataset import SHARDS
+    from ..datasets.labels import PICTURES
+
+    return Path(file).suffix.lower() in (*PICTURES, *SHARDS)
 
 
 def _implied(path: str) -> ConformerConfig:

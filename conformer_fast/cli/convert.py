@@ -6,12 +6,12 @@ import argparse
 
 import conformer_fast as cf
 
-from .arguments import show
+from .arguments import new_file, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN")
-    parser.add_argument("output", metavar="OUT.safetensors")
+    parser.add_argument("output", type=new_file, metavar="OUT.safetensors")
     parser.add_argument("--to", choices=["official", "mmpretrain"], default="official", help="whose names to write")
 
 

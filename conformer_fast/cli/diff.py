@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..model.shapes import usual_side
-    from ..storage.atomic import replace_file
+    from ..storage.outputs import write_output
     from ..verification.heatmap import check_matplotlib
     from ..verification.implementations import usual
 
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     )
     name = options.model or Path(options.weights).name
     if options.svg:
-        replace_file(Path(options.svg), found.svg(f"{name}: SQNR against the reference").encode(), 0o666)
+        write_output(options.svg, found.svg(f"{name}: SQNR against the reference").encode())
     source = {"model": options.model, "weights": options.weights, "svg": options.svg}
     heat_map = f"\nheat map: {options.svg}" if options.svg else ""
     show(options, {**source, **found.to_dict()}, f"{found}{heat_map}")

@@ -17,6 +17,7 @@ from .arguments import (
     bundled,
     compiled,
     model_of,
+    new_file,
     positive,
     refuse,
     show,
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether the fp32 reference runs beside it in the same pass (default: if its weights are given)",
     )
-    parser.add_argument("--resume", metavar="FILE", help="keeps what is done; if it is there, only the rest is done")
+    parser.add_argument(
+        "--resume", type=new_file, metavar="FILE", help="keeps what is done; if it is there, only the rest is done"
+    )
     parser.add_argument(
         "--skip-damaged", action="store_true", help="leave damaged pictures out and list them; the status is then 1"
     )

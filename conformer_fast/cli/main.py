@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     try:
         options = _options(command, arguments)
+        _check_outputs(options)
         status = _module(options.command).run(options)
         sys.stdout.flush()  # here, where it can be told if nobody reads it
         return status
@@ -121,6 +122,13 @@ def _options(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace
     if unknown:
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", usage())
     return options
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Before any work. Raises ArgumentError."""
+    from .arguments import check_outputs
+
+    check_outputs(options)
 
 
 def _module(command: str) -> ModuleType:

@@ -15,7 +15,7 @@ from ..errors import one_of
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
 from ..model.outputs import check_outputs, names_of
-from ..storage.atomic import replace_file
+from ..storage.outputs import check_output, write_output
 
 
 def export(
@@ -29,7 +29,7 @@ def export(
     """Writes the graph that engines are built from, for any batch and size, and returns the file.
 
     model:        what `compile` takes. It is not changed.
-    file:         it is replaced if it is there
+    file:         it is replaced if it is there, which a device or the model's own file is not
     precision:    "fp16", "bf16", "fp32", or "int8" or "fp8" for products of stem and branches, with fp16 around them
     outputs:      names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
     quantization: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
@@ -38,15 +38,15 @@ def export(
     Its input is "images" (B, in_channels, H, W), normalized; that and all outputs are fp32.
 
     Raises ArgumentError for an unknown precision or output, an 8-bit precision without a quantization or one without
-    the other, and a model in training mode; CheckpointError for a model that is no Conformer; BackendError where onnx
-    is not installed; OSError, before any work, when there is no such folder, or when the file cannot be written.
+    the other, a model in training mode, and a file that is not to be replaced; CheckpointError for a model that is no
+    Conformer; BackendError where onnx is not installed; OSError, before any work, when there is no such folder, or when
+    the file cannot be written.
     """
     path = Path(file)
     one_of("precision", precision, PRECISIONS)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
+    check_output(path, [model] if isinstance(model, str | os.PathLike) else [])
     source = adopt(model)
     names = source.outputs if outputs is None else check_outputs(outputs, names_of(source.reference))
     found, _ = resolve(source.reference, precision, quantization)
-    replace_file(path, typed_graph(source.reference, names, precision, found), 0o666)
+    write_output(path, typed_graph(source.reference, names, precision, found))
     return path

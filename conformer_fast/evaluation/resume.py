@@ -8,13 +8,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DatasetError
-from ..storage.atomic import replace_file
+from ..storage.outputs import write_output
 
 TODO, DONE, DAMAGED = range(3)
 
@@ -53,11 +52,11 @@ class Record:
         self.errors.clear()
 
     def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes all of it at once. Raises OSError when it cannot be written."""
+        """Writes all of it at once. Raises what `write_output` raises."""
         header = json.dumps({"fields": self.fields, "errors": self.errors})
         content = BytesIO()
         np.savez(content, header=np.array(header), top=self.top, states=self.states)
-        replace_file(Path(file), content.getvalue(), 0o666)
+        write_output(file, content.getvalue())
 
     def load(self, file: str | os.PathLike[str]) -> None:
         """Takes over what `save` wrote. Raises DatasetError when it is damaged or of another evaluation."""

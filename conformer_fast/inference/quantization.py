@@ -29,7 +29,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..model.functional import stored
 from ..model.precision import FORMATS
-from ..storage.atomic import replace_file
+from ..storage.outputs import write_output
 
 FORMAT = "conformer-fast quantization 1"  # of the files
 LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # parts of the model
@@ -87,10 +87,11 @@ class Quantization:
         return stored(exact / scale.float().view(shape), self.dtype), scale
 
     def save(self, file: str | os.PathLike[str]) -> Path:
-        """Writes it as JSON, all at once, and returns the path. Raises OSError when it cannot be written."""
+        """Writes it as JSON, all at once, and returns the path. Raises OSError when it cannot be written, ArgumentError
+        for what is no plain file."""
         path = Path(file)
         values = {"format": FORMAT, **asdict(self)}
-        replace_file(path, (json.dumps(values, indent=1) + "\n").encode(), 0o666)
+        write_output(path, (json.dumps(values, indent=1) + "\n").encode())
         return path
 
     @classmethod

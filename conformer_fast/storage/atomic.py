@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 
-def replace_file(file: Path, content: bytes, mode: int = 0o600) -> None:
+def replace_file(file: Path, content: bytes, mode: int = 0o600, *, like: os.stat_result | None = None) -> None:
     """Writes `content` beside `file` and renames it into place, so that nobody ever reads a part of it.
 
     mode: who may read it, less what the process's umask takes away; the user alone by default
+    like: a file whose mode it has instead and, where that may be, whose owner
 
     What a broken-off program leaves ends in ".part". Raises OSError, which names `file`, if it cannot be written; it is
     then as it was.
     """
     part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb") as opened:
+            if like:
+                with suppress(PermissionError):
+                    os.fchown(opened.fileno(), like.st_uid, like.st_gid)
+                os.fchmod(opened.fileno(), stat.S_IMODE(like.st_mode))
             opened.write(content)
         os.replace(part, file)
     except OSError as error:

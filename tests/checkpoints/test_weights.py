@@ -3,6 +3,7 @@
 import argparse
 import copy
 import errno
+import os
 import itertools
 import json
 import re
@@ -406,10 +407,12 @@ def test_converting_keeps_only_the_conformer(tmp_path):
 def test_converting_refuses_its_own_input(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_weights(REFERENCE.state_dict(), path)
-    before = path.read_bytes()
-    with pytest.raises(CheckpointError, match="is the file to convert"):
-        convert(path, tmp_path / "." / "weights.safetensors", "mmpretrain")
-    assert path.read_bytes() == before
+    before, link = path.read_bytes(), tmp_path / "link.safetensors"
+    link.hardlink_to(path)
+    for target in (tmp_path / "." / "weights.safetensors", link):
+        with pytest.raises(CheckpointError, match="which is read and would be lost; give another name"):
+            convert(path, target, "mmpretrain")
+        assert target.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -419,6 +422,18 @@ def test_weights_are_not_written_elsewhere(tmp_path, name, problem):
     with pytest.raises(CheckpointError, match=re.escape(problem)):
         save_weights(REFERENCE.state_dict(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["fifo.safetensors", "folder.safetensors", "a\0.safetensors"])
+def test_what_is_no_file_is_not_replaced(tmp_path, name):
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "source.pth").write_bytes(b"is not read")
+    with pytest.raises(CheckpointError, match=r"not a plain file|is a folder|cannot be a file's name"):
+        save_weights(REFERENCE.state_dict(), tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"not a plain file|is a folder|cannot be a file's name"):
+        convert(tmp_path / "source.pth", tmp_path / name)
+    assert (tmp_path / "fifo.safetensors").is_fifo()
 
 
 def test_mmdetection_names_cannot_be_written(tmp_path):

@@ -71,3 +71,14 @@ def test_a_folder_that_is_not_there_costs_no_work(small_model, tmp_path, monkeyp
     monkeypatch.setattr(export_module, "adopt", lambda model: pytest.fail("worked first"))
     with pytest.raises(FileNotFoundError, match="none does not exist; create it first"):
         cf.export(small_model, tmp_path / "none" / "a.onnx")
+
+
+@pytest.mark.parametrize("kind", ["text", "path", "link"])
+def test_a_model_is_not_written_over(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "adopt", lambda model: pytest.fail("worked first"))
+    model, link = tmp_path / "model.pth", tmp_path / "link.pth"
+    model.write_bytes(b"precious")
+    link.symlink_to(model)
+    with pytest.raises(cf.ArgumentError, match=f"is the file {model}, which is read and would be lost"):
+        cf.export(str(model) if kind == "text" else model, link if kind == "link" else model)
+    assert model.read_bytes() == b"precious"
