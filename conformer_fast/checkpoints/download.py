@@ -5,9 +5,14 @@ Our own code, because `torch.hub.download_url_to_file`, which checks such names 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
+import re
+import socket
+import ssl
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -18,8 +23,8 @@ from tqdm import tqdm
 from ..errors import DownloadError
 from ..storage.hashed import HashedFile
 from ..storage.paths import cache_root
+from .mirror import MIRROR, SHA256, check_scheme, mirror, whole_hashes
 
-BASE_URL = "https://download.openmmlab.com/mmclassification/v0/conformer"  # $CONFORMER_FAST_WEIGHTS_URL: a mirror
 FILES = {  # the last eight hex digits are the start of the file's sha256
     "tiny-p16": "conformer-tiny-p16_3rdparty_8xb128_in1k_20211206-f6860372.pth",
     "small-p32": "conformer-small-p32_8xb128_in1k_20211206-947a0816.pth",
@@ -30,26 +35,36 @@ ATTEMPTS = 5
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20
+RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")  # of a Content-Range
+HOPELESS = (socket.gaierror, ssl.SSLCertVerificationError, ConnectionRefusedError)  # are the same a moment later
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 class _CutError(Exception):
-    """The connection failed or ended early; what was received stays in the part file."""
+    """The connection failed or ended early; what was received stays in the part file. hopeless: it will again."""
+
+    def __init__(self, message: str, hopeless: bool = False) -> None:
+        super().__init__(message)
+        self.hopeless = hopeless
 
 
 def fetch(variant: str) -> Path:
     """The published weights of `variant`, from the cache or downloaded to it.
 
-    A part file left by an interrupted download is continued. A file put there by hand is checked once. Nothing is
-    requested with CONFORMER_FAST_OFFLINE=1.
+    A part file left by an interrupted download is continued. Each time the file must have the hash that its name has
+    the start of and, if it is set, that of $CONFORMER_FAST_WEIGHTS_SHA256; a file that is the same as last time, by its
+    size, times, owner and place on the disk, is not read again for that. Nothing is requested with
+    CONFORMER_FAST_OFFLINE=1.
 
-    Raises DownloadError when there is no such variant, no network, no such file on the server, a wrong hash, or the
-    cache folder cannot be written.
+    Raises DownloadError when there is no such variant, no network, no such file on the server, an address that cannot
+    be used, a wrong hash, or the cache folder cannot be written.
     """
     if variant not in FILES:
         raise DownloadError(f"no published weights for {variant!r}; there are weights for {', '.join(FILES)}")
     target = cache_root() / "weights" / FILES[variant]
     file = HashedFile(target, folder_mode=0o777)
     if not target.is_file():
+        _check_plain(target)
         try:
             with file.locked():
                 if not target.is_file():  # another process may have fetched it while this one waited
@@ -63,21 +78,23 @@ def fetch(variant: str) -> Path:
 
 
 def _download(target: Path) -> None:
-    base = os.environ.get("CONFORMER_FAST_WEIGHTS_URL") or BASE_URL
-    url = f"{base.rstrip('/')}/{target.name}"
-    by_hand = f"download {url} elsewhere and put it at {target}"
-    if not url.startswith(("https://", "http://")):
-        raise DownloadError(f"CONFORMER_FAST_WEIGHTS_URL must begin with https:// or http://, got {base}")
+    site = mirror()
+    by_hand = f"download {site.url}/{target.name} elsewhere and put it at {target}"
     if os.environ.get("CONFORMER_FAST_OFFLINE", "0") not in ("", "0"):
         raise DownloadError(f"CONFORMER_FAST_OFFLINE is set and {target.name} is not in the cache; {by_hand}")
     part = target.with_name(target.name + ".part")
+    _check_plain(part)
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
-            _continue(url, part)
+            _continue(site.request(target.name), part)
             break
         except _CutError as error:
+            if error.hopeless:
+                raise DownloadError(
+                    f"{site.url} cannot be reached ({error}); is {MIRROR} right? Else {by_hand}"
+                ) from error
             reason = str(error)
     else:
         raise DownloadError(f"no complete download after {ATTEMPTS} attempts ({reason}); try again later, or {by_hand}")
@@ -91,10 +108,9 @@ def _download(target: Path) -> None:
     part.replace(target)
 
 
-def _continue(url: str, part: Path) -> None:
+def _continue(request: urllib.request.Request, part: Path) -> None:
     """Appends to `part` what it lacks, or starts again where the server does not continue. Raises _CutError."""
     offset = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "conformer-fast"})
     if offset:
         request.add_header("Range", f"bytes={offset}-")
     try:
@@ -107,23 +123,32 @@ def _continue(url: str, part: Path) -> None:
                     raise _CutError("the part file did not fit the server's file") from error
                 return
             if error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(
-                    f"{url}: {error.code} {error.reason}; is CONFORMER_FAST_WEIGHTS_URL right?"
-                ) from error
+                raise DownloadError(f"{request.full_url}: {error.code} {error.reason}; is {MIRROR} right?") from error
             raise _CutError(f"{error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _CutError(str(error)) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _CutError(str(error), _is_hopeless(error)) from error
     with response:
-        if response.status != 206:
+        check_scheme(response.url)  # where it was redirected to
+        total = response.length
+        if response.status == 206:
+            sent = RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if not sent or int(sent[1]) != offset:
+                part.unlink(missing_ok=True)
+                raise _CutError("the server sent another range than asked for")
+            total = None if sent[2] == "*" else int(sent[2])
+        else:
             offset = 0  # the server sends the whole file
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            part.unlink(missing_ok=True)
-            raise _CutError("the server sent another range than asked for")
-        _receive(response, part, offset)
+        _receive(response, part, offset, total)
 
 
-def _receive(response: http.client.HTTPResponse, part: Path, offset: int) -> None:
-    total = None if response.length is None else offset + response.length
+def _is_hopeless(error: Exception) -> bool:
+    """Whether trying again is no use: a name that is not known, a wrong certificate, nobody there, no address."""
+    cause = getattr(error, "reason", error)  # of urllib's own error
+    unreachable = isinstance(cause, OSError) and cause.errno in NO_WAY
+    return unreachable or isinstance(cause, (*HOPELESS, ValueError, http.client.InvalidURL))
+
+
+def _receive(response: http.client.HTTPResponse, part: Path, offset: int, total: int | None) -> None:
     bar = tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
     with part.open("ab" if offset else "wb") as file, bar:
         while True:
@@ -144,3 +169,12 @@ def _check_hash(path: Path, found: str, advice: str) -> None:
     expected = path.name.removesuffix(".part").removesuffix(".pth").rsplit("-", 1)[1]
     if not found.startswith(expected):
         raise DownloadError(f"{path}: its sha256 begins with {found[: len(expected)]}, not {expected}; {advice}")
+    whole = whole_hashes()
+    if whole and found not in whole:
+        raise DownloadError(f"{path}: its sha256, {found}, is none of {SHA256}; {advice}")
+
+
+def _check_plain(path: Path) -> None:
+    """Raises DownloadError when there is something that is no file, or a link, which are left alone."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise DownloadError(f"{path} is in the way of a download and no plain file; remove it")

@@ -134,11 +134,13 @@ class HashedFile:
         self.path.unlink(missing_ok=True)
 
     def sha256(self) -> str:
-        """Of a file that was not written here, such as a download. It is computed when the file's size or time of
-        change are new, and kept if the folder can be written. Raises OSError if the file cannot be read."""
+        """Of a file that was not written here, such as a download. It is computed when the file's size, times of change
+        in nanoseconds, place on the disk or owner are new, and kept if the folder can be written. Raises OSError if the
+        file cannot be read."""
         with self.path.open("rb") as file:
             stat = os.fstat(file.fileno())
-            fields = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+            fields = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+            fields |= {"inode": stat.st_ino, "owner": stat.st_uid}
             for record in self._records():
                 if record["fields"] == fields:
                     return record["sha256"]
@@ -149,6 +151,8 @@ class HashedFile:
 
     def _records(self) -> list[dict[str, Any]]:
         """What the JSON file holds; nothing if it cannot be read."""
+        if not self._beside.is_file():  # a pipe would be waited for
+            return []
         try:
             records = json.loads(self._beside.read_bytes())
             sound = all(isinstance(record["sha256"], str) and isinstance(record["fields"], dict) for record in records)

@@ -1,11 +1,18 @@
 """Downloads from a local server: continued, checked, locked, and refused in words."""
 
+import base64
+import errno
 import hashlib
+import io
 import os
 import re
+import resource
+import socket
 import subprocess
 import sys
 import threading
+import urllib.request
+import urllib.response
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,6 +38,10 @@ class Site:
         self.statuses = []  # statuses of the next responses, without content
         self.takes_ranges = True
         self.shift = 0  # sends a range that begins so many bytes late
+        self.longest = len(CONTENT)  # of a range that it sends
+        self.unit = "bytes"  # of the ranges
+        self.redirects = []  # where the next requests are sent
+        self.authorizations = []  # of each request
         self.released = threading.Event()  # content is sent once this is set
         self.released.set()
         site = self
@@ -49,6 +60,9 @@ class Site:
     def answer(self, request):
         asked = request.headers.get("Range")
         self.ranges.append(asked)
+        self.authorizations.append(request.headers.get("Authorization"))
+        if self.redirects:
+            return self.head(request, 302, {"Location": self.redirects.pop(0)})
         if self.statuses:
             return self.head(request, self.statuses.pop(0))
         if request.path != f"/weights/{NAME}":
@@ -57,10 +71,10 @@ class Site:
         if start >= len(self.content):
             return self.head(request, 416, {"Content-Range": f"bytes */{len(self.content)}"})
         start += self.shift if asked else 0
-        body = self.content[start:]
+        body = self.content[start:][: self.longest if asked else None]
         headers = {"Content-Length": len(body)}
         if asked and self.takes_ranges:
-            headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+            headers["Content-Range"] = f"{self.unit} {start}-{start + len(body) - 1}/{len(self.content)}"
         self.head(request, 206 if "Content-Range" in headers else 200, headers)
         self.released.wait(30)
         request.wfile.write(body[: self.cut_after.pop(0)] if self.cut_after else body)
@@ -79,6 +93,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", site.url + "/")
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_SHA256", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("CONFORMER_FAST_OFFLINE", raising=False)
     yield site
@@ -140,6 +155,20 @@ def test_a_server_without_ranges_starts_again(site, target):
 def test_a_range_that_was_not_asked_for_is_not_appended(site, part):
     part.write_bytes(CONTENT[:1000])
     site.shift = 7
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == ["bytes=1000-", None]
+
+
+def test_a_range_that_ends_early_is_continued(site, part):
+    part.write_bytes(CONTENT[:1000])
+    site.longest = len(CONTENT) // 2
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.ranges == [f"bytes={1000 + done * site.longest}-" for done in range(2)]
+
+
+def test_a_range_of_another_kind_is_not_appended(site, part):
+    part.write_bytes(CONTENT[:1000])
+    site.unit = "lines"
     assert fetch("tiny-p16").read_bytes() == CONTENT
     assert site.ranges == ["bytes=1000-", None]
 
@@ -218,14 +247,69 @@ def test_a_file_in_a_cache_that_cannot_be_written_is_taken(site, part, target):
     assert fetch("tiny-p16") == target
 
 
-def test_a_damaged_file_under_a_kept_hash_is_refused(site, part, target):
-    """Also one as long as the right one, and as old but for a moment."""
+@pytest.mark.parametrize("later", [0, 1])
+@pytest.mark.parametrize("how", ["written over", "another in its place"])
+def test_a_damaged_file_under_a_kept_hash_is_refused(site, part, target, how, later):
+    """Also one as long as the right one, and as old to the nanosecond or a moment later."""
     target.write_bytes(CONTENT)
     fetch("tiny-p16")
     stat = target.stat()
-    target.write_bytes(CONTENT[:-1] + b"?")
-    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    if how == "written over":
+        target.write_bytes(CONTENT[:-1] + b"?")
+    else:
+        part.write_bytes(CONTENT[:-1] + b"?")
+        part.replace(target)
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns + later))
     assert "its sha256 begins with" in _refusal()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "no text", "link to a device"])
+def test_a_marker_that_is_none_is_passed_over(site, part, target, kind):
+    target.write_bytes(CONTENT)
+    marker = target.with_name(f"{NAME}.hash")
+    if kind == "pipe":
+        os.mkfifo(marker)
+    elif kind == "no text":
+        marker.write_bytes(bytes(range(256)))
+    else:
+        marker.symlink_to("/dev/zero")
+    assert fetch("tiny-p16") == target
+    target.write_bytes(CONTENT[:-1] + b"?")
+    assert "its sha256 begins with" in _refusal()
+
+
+@pytest.mark.parametrize("which", [NAME, f"{NAME}.part"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing", "link to a file"])
+def test_what_is_in_the_way_is_named_and_left_alone(site, part, target, tmp_path, kind, which):
+    path, precious = target.with_name(which), tmp_path / "precious"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(precious)
+    if kind == "link to a file":
+        precious.write_bytes(CONTENT[:1000])
+    if kind == "link to a file" and which == NAME:
+        assert "its sha256 begins with" in _refusal()
+    else:
+        assert f"{path} is in the way of a download and no plain file; remove it" in _refusal()
+        assert site.ranges == []
+    assert precious.read_bytes() == CONTENT[:1000] if kind == "link to a file" else not precious.exists()
+    assert path.is_fifo() or path.is_dir() or path.is_symlink()
+
+
+def test_a_full_disk_is_named_and_the_download_continued(site, target):
+    """As where a file may not grow beyond a size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        message = _refusal()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.startswith(f"cannot write the cache folder {target.parent}: [Errno {errno.EFBIG}]")
+    assert site.ranges == [None]
+    assert fetch("tiny-p16").read_bytes() == CONTENT
 
 
 def test_others_may_read_what_was_downloaded(site, target):
@@ -288,6 +372,103 @@ def test_only_http_is_spoken(site, monkeypatch, tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT)
     monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", tmp_path.as_uri())
     assert "must begin with https:// or http://" in _refusal()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("https://exämple.org/weights", "https://[nonsense]/weights", "https://[::1/weights", "https://host:port/"),
+        *("https:///weights", "https://host/a b", "https://host/?token=1", "https://host/#a", "https://host:99999/"),
+    ],
+)
+def test_what_is_no_address_is_refused(site, monkeypatch, address):
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", address)
+    assert "CONFORMER_FAST_WEIGHTS_URL must be the address of a folder" in _refusal()
+
+
+def test_a_name_that_is_not_known_costs_no_second_attempt(site, monkeypatch):
+    asked = []
+
+    def unknown(host, *others, **options):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("it was tried again"))
+    for host in ("no.such.host", "a" * 64):  # no name has a longer part
+        monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", f"https://{host}/weights")
+        message = _refusal()
+        assert f"https://{host}/weights cannot be reached" in message
+        assert "CONFORMER_FAST_WEIGHTS_URL" in message
+    assert asked[0] == "no.such.host"
+
+
+def test_a_server_that_is_not_there_costs_no_second_attempt(site, monkeypatch):
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("it was tried again"))
+    site.server.shutdown()  # else it may still take the first connection
+    site.server.server_close()
+    assert f"{site.url} cannot be reached" in _refusal()
+
+
+@pytest.mark.parametrize("how", ["a mirror", "a redirection"])
+def test_http_needs_a_whole_hash(site, target, monkeypatch, how):
+    """Only 8 digits are in the names, which another file can be made to have."""
+    monkeypatch.delenv("CONFORMER_FAST_WEIGHTS_SHA256")
+    if how == "a redirection":
+        answer = urllib.request.urlopen
+        monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: answer(site.url + "/" + NAME))
+        monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", "https://127.0.0.1/weights")
+    message = _refusal()
+    assert "weights are not taken over http://" in message
+    assert "CONFORMER_FAST_WEIGHTS_SHA256" in message
+    assert site.ranges == ([] if how == "a mirror" else [None])
+    assert not target.exists()
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_SHA256", f"{'0' * 64}, {hashlib.sha256(CONTENT).hexdigest().upper()}")
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+
+
+def test_the_whole_hash_decides_where_it_is_known(site, part, target, monkeypatch):
+    found = hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_SHA256", found[:-1] + ("0" if found[-1] != "0" else "1"))
+    assert f"its sha256, {found}, is none of CONFORMER_FAST_WEIGHTS_SHA256; it was removed" in _refusal()
+    assert not part.exists()
+    target.write_bytes(CONTENT)  # also of a file that was put there
+    assert f"its sha256, {found}, is none of CONFORMER_FAST_WEIGHTS_SHA256; remove it" in _refusal()
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_SHA256", found[:8])
+    assert f"must be sha256 hashes of 64 hexadecimal digits, got '{found[:8]}'" in _refusal()
+    monkeypatch.delenv("CONFORMER_FAST_WEIGHTS_SHA256")
+    assert fetch("tiny-p16") == target
+
+
+def test_only_http_is_redirected_to(site, monkeypatch):
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda *_, **__: urllib.response.addinfourl(io.BytesIO(), {}, "ftp://host/a")
+    )
+    assert "weights are not taken over ftp://" in _refusal()
+
+
+def test_user_and_password_are_sent_and_never_printed(site, target, monkeypatch, capfd):
+    address = site.url.replace("://", "://me:se%20cret@")
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", address)
+    site.redirects = [f"{site.url}/{NAME}"]
+    assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert site.authorizations == [f"Basic {base64.b64encode(b'me:se cret').decode()}", None]
+    target.unlink()
+    messages = []
+    site.statuses = [404, *[503] * download.ATTEMPTS]
+    messages += [_refusal(), _refusal()]
+    monkeypatch.setenv("CONFORMER_FAST_OFFLINE", "1")
+    messages.append(_refusal())
+    monkeypatch.delenv("CONFORMER_FAST_OFFLINE")
+    for wrong in ("ftp://me:se%20cret@host/", "https://me:se%20cret@host:port/", "me:se%20cret@host"):
+        monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", wrong)
+        messages.append(_refusal())
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", address)
+    site.server.shutdown()
+    site.server.server_close()
+    messages.append(_refusal())
+    assert len(set(messages)) == 7
+    assert not [text for text in (*messages, *capfd.readouterr()) if "cret" in text or "me:" in text]
 
 
 def test_unpublished_variants_are_named():

@@ -3,9 +3,9 @@
 import argparse
 import copy
 import errno
-import os
 import itertools
 import json
+import os
 import re
 import sys
 import types

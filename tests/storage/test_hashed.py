@@ -7,6 +7,7 @@ import stat
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
+from types import SimpleNamespace
 
 import pytest
 
@@ -383,6 +384,19 @@ def test_the_hash_of_a_changed_file_is_computed_again(change, path, computed):
     later = 1 if change == "time" else 0  # a nanosecond
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + later))
     assert HashedFile(path).sha256() == hashlib.sha256(new).hexdigest()
+    assert len(computed) == 2
+
+
+@pytest.mark.parametrize("field", ["st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_uid"])
+def test_the_hash_of_another_file_is_computed_again(field, path, computed, monkeypatch):
+    path.parent.mkdir()
+    path.write_bytes(b"content")
+    HashedFile(path).sha256()
+    status = path.stat()
+    told = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+    monkeypatch.setattr(os, "fstat", lambda _: SimpleNamespace(**told | {field: told[field] + 1}))
+    for _ in range(2):
+        assert HashedFile(path).sha256() == hashlib.sha256(b"content").hexdigest()
     assert len(computed) == 2
 
 
