@@ -1,4 +1,4 @@
-"""A bundle's folder: written whole or not at all, and verified before anything in it is read."""
+"""A bundle's folder: one whole bundle at any time, and verified before anything in it is read."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ import hashlib
 import hmac
 import json
 import os
-import shutil
+import re
 import stat
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from filelock import FileLock
 
 from ..errors import ArgumentError, ArgumentTypeError, BundleError
+from ..storage.atomic import replace_file
+from ..storage.hashed import SUFFIX
+from ..storage.lock import held
 from ..version import __version__
 from .manifest import MANIFEST, RUNTIME_CACHE, SCHEMA, Format, Manifest, StoredFile
 
 LIMIT_BYTES = 1 << 20  # of a manifest; a real one has some thousand
+LOCK = ".lock"  # of who writes there
+BESIDE = {LOCK, RUNTIME_CACHE, RUNTIME_CACHE + SUFFIX, RUNTIME_CACHE + ".lock"}  # ours, and no part of the bundle
+_PART = r"\.[0-9a-f]{32}\.part"
+_STAGED = r"\.[A-Za-z0-9_][A-Za-z0-9._-]*\.[0-9a-f]{16}"
+# What a save that was broken off may leave.
+LEFT = re.compile(rf"{_STAGED}({_PART})?|({re.escape(MANIFEST)}|{re.escape(RUNTIME_CACHE)}(\.hash)?){_PART}")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,22 +52,40 @@ class Bundle:
         """A file of the manifest: as it was verified, or verified again. Raises BundleError if it is another by now."""
         if name in self._kept:
             return self._kept.pop(name)
-        self._check_size(name)
-        content = _read(self.folder / name)
-        self._check(name, StoredFile(hashlib.sha256(content).hexdigest(), len(content)))
-        return content
+        return self._found(name, self._content)
 
     def verify(self, name: str, *, keep: bool) -> None:
         """Raises BundleError if a file is not what the manifest says. keep: its bytes, for one `read`."""
         if keep:
             self._kept[name] = self.read(name)
         else:
-            size = self._check_size(name)
-            self._check(name, StoredFile(_file_sha256(self.folder / name), size))
+            self._found(name, self._hashed)
 
-    def _check_size(self, name: str) -> int:
+    def _found(self, name: str, look: Callable[[str, Path], T]) -> T:
+        """What `look` makes of a file, in its place or where a save has put it first. Raises BundleError if it is in
+        neither."""
+        place = self.folder / name
+        try:
+            return look(name, place)
+        except BundleError:
+            for other in (self.folder / _staged(name, self.manifest.files[name].sha256), place):  # moved meanwhile
+                with suppress(BundleError):
+                    return look(name, other)
+            raise
+
+    def _content(self, name: str, path: Path) -> bytes:
+        self._check_size(name, path)
+        content = _read(path)
+        self._check(name, StoredFile(hashlib.sha256(content).hexdigest(), len(content)))
+        return content
+
+    def _hashed(self, name: str, path: Path) -> None:
+        size = self._check_size(name, path)
+        self._check(name, StoredFile(_file_sha256(path), size))
+
+    def _check_size(self, name: str, path: Path) -> int:
         """Before a byte of the file is read."""
-        size = _size(self.folder / name)
+        size = _size(path)
         self._check(name, self.manifest.files[name]._replace(bytes=size))
         return size
 
@@ -78,17 +108,25 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
     """
     _check_key(key)
     folder = Path(os.path.abspath(folder))
-    bundle = Bundle(folder, *_parsed(folder / MANIFEST, key))
-    try:
-        form = format_of(bundle.manifest.backend)
-        bundle.manifest.check(form)
-    except ValueError as error:
-        raise _unusable(folder / MANIFEST, error) from error
-    with ThreadPoolExecutor() as pool:
-        checks = [pool.submit(bundle.verify, name, keep=name in form.read_once) for name in bundle.manifest.files]
-    for check in checks:
-        check.result()  # raises what it raised
-    return bundle
+    while True:
+        before = _stamp(folder / MANIFEST)
+        bundle = Bundle(folder, *_parsed(folder / MANIFEST, key))
+        try:
+            form = format_of(bundle.manifest.backend)
+            bundle.manifest.check(form)
+        except ValueError as error:
+            raise _unusable(folder / MANIFEST, error) from error
+        try:
+            with ThreadPoolExecutor() as pool:
+                checks = [
+                    pool.submit(bundle.verify, name, keep=name in form.read_once) for name in bundle.manifest.files
+                ]
+            for check in checks:
+                check.result()  # raises what it raised
+            return bundle
+        except BundleError:
+            if _stamp(folder / MANIFEST) == before:
+                raise  # else a save has replaced it meanwhile, perhaps twice and by the same
 
 
 def write_bundle(
@@ -96,7 +134,8 @@ def write_bundle(
 ) -> Path:
     """Writes a bundle of `files`, whole or not at all, and returns its folder.
 
-    folder:   a new one, an empty one, or one with nothing but an earlier bundle, which is replaced
+    folder:   a new one, an empty one, or one with nothing but an earlier bundle, which is replaced; who reads it
+              meanwhile gets the earlier one or the new one
     manifest: without `files`
     key:      signs it
 
@@ -108,34 +147,80 @@ def write_bundle(
     content = replace(manifest, files=stored).to_json()
     content["hmac"] = None if key is None else _signature(content, key)
     content["digest"] = _digest(content)
+    new = not folder.exists()
     try:
         check_writable(folder)
-        mark = uuid.uuid4().hex[:8]
-        new, old = (folder.with_name(f".{folder.name}-{mark}-{kind}") for kind in ("new", "old"))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            for name, data in {**files, MANIFEST: _dump(content)}.items():
-                (new / name).write_bytes(data)
-            _put(new, folder, old)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            with held(FileLock(folder / LOCK)):
+                check_writable(folder)
+                _put(folder, files, stored, _dump(content))
+        except BaseException:
+            if new:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+            raise
     except OSError as error:
         raise BundleError(f"the bundle {folder} cannot be written: {error}; nothing was changed") from error
-    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def _put(new: Path, folder: Path, old: Path) -> None:
-    """Renames `new` to `folder`, and what was there to `old`."""
-    with suppress(FileNotFoundError):
-        folder.rename(old)
+def _put(folder: Path, files: Mapping[str, bytes], stored: Mapping[str, StoredFile], manifest: bytes) -> None:
+    """Writes each file beside its place, then the manifest, which makes the bundle another one, then tidies.
+
+    Nothing that the earlier manifest names is touched before it is replaced, and `Bundle` finds a file in either place,
+    so there is one whole bundle or the other at any time, whenever this is broken off.
+    """
     try:
-        new.rename(folder)
-    except BaseException:  # Ctrl-C too
         with suppress(FileNotFoundError):
-            old.rename(folder)
-        raise
+            earlier = (folder / MANIFEST).read_bytes()
+            replace_file(folder / _staged(MANIFEST, hashlib.sha256(earlier).hexdigest()), earlier, 0o666)
+        for name, content in files.items():
+            replace_file(folder / _staged(name, stored[name].sha256), content, 0o666)
+        replace_file(folder / MANIFEST, manifest, 0o666)
+    finally:
+        _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Moves a bundle's files to their places, and removes what earlier bundles and broken-off saves have left.
+
+    Nothing depends on it: what cannot be moved or removed, as under Windows while somebody reads it, stays for later.
+    """
+    named = _named(folder / MANIFEST)
+    for name, file in named.items():
+        with suppress(OSError):  # most lie there already
+            os.replace(folder / _staged(name, file.sha256), folder / name)
+    staged = {_staged(name, file.sha256) for name, file in named.items()}
+    left = [path for path in folder.iterdir() if LEFT.fullmatch(path.name) and path.name not in staged]
+    earlier = [_named(path) for path in left if path.name.startswith(f".{MANIFEST}.")]
+    obsolete = {name for names in earlier for name in names} - named.keys()
+    if any(names != named for names in earlier):
+        obsolete |= {RUNTIME_CACHE, RUNTIME_CACHE + SUFFIX}
+    for path in (*(folder / name for name in obsolete), *left):  # the earlier manifests last: they name the others
+        with suppress(OSError):
+            path.unlink()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that is put in its place."""
+    with suppress(OSError):
+        status = path.lstat()
+        return status.st_ino, status.st_mtime_ns
+    return None
+
+
+def _staged(name: str, sha256: str) -> str:
+    """What a file is called from its writing until it takes its place. No bundle's file starts with a point."""
+    return f".{name}.{sha256[:16]}"
+
+
+def _named(path: Path) -> Mapping[str, StoredFile]:
+    """The files that a manifest names; none if there is none that can be read."""
+    try:
+        return _parsed(path, None)[0].files
+    except BundleError:
+        return {}
 
 
 def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> None:
@@ -143,24 +228,32 @@ def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> 
     a few bytes."""
     _check_key(key)
     folder = Path(folder)
+    while _others(folder):
+        before = _stamp(folder / MANIFEST)
+        others = [name for name in _others(folder) if os.path.lexists(folder / name)]
+        if others and _stamp(folder / MANIFEST) == before:  # else a save was just there
+            raise BundleError(
+                f"{folder} holds files that are no bundle's: {', '.join(others[:3])}{', ...' if others[3:] else ''}; "
+                f"move them away or give another folder"
+            )
+
+
+def _others(folder: Path) -> list[str]:
+    """What is there beside a bundle, and what saves leave."""
     try:
         there = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
-        return
+        return []
     except NotADirectoryError:
         raise BundleError(f"{folder} is a file, or lies in one; give the folder that the bundle is to be") from None
     except OSError as error:
         raise BundleError(f"the bundle {folder} cannot be written: {error}; nothing was changed") from error
-    known: set[str] = set()
-    if MANIFEST in there:
-        with suppress(BundleError):
-            known = {MANIFEST, *_parsed(folder / MANIFEST, None)[0].files}
-    others = sorted(name for name in there - known if not name.startswith(RUNTIME_CACHE))
-    if others:
-        raise BundleError(
-            f"{folder} holds files that are no bundle's: {', '.join(others[:3])}{', ...' if others[3:] else ''}; "
-            f"move them away or give another folder"
-        )
+    known = BESIDE.copy()
+    for name in there:
+        if name == MANIFEST or name.startswith(f".{MANIFEST}."):
+            files = _named(folder / name)
+            known |= {name, *files} if files else set()
+    return sorted(name for name in there - known if not LEFT.fullmatch(name))
 
 
 def _parsed(path: Path, key: bytes | None) -> tuple[Manifest, str, bool]:

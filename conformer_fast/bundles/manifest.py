@@ -21,7 +21,7 @@ from ..version import __version__
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
-RUNTIME_CACHE = "runtime.cache"  # how the names of what a runtime keeps in the folder begin; no part of the bundle
+RUNTIME_CACHE = "runtime.cache"  # what a runtime keeps in the folder; no part of the bundle
 LABELS = "labels.txt"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 

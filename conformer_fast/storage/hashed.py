@@ -20,6 +20,7 @@ from filelock import FileLock
 
 from ..errors import ConformerFastError
 from .atomic import replace_file
+from .lock import held
 
 SUFFIX = ".hash"  # of the JSON file: a list of records, the newest first
 
@@ -56,7 +57,7 @@ class HashedFile:
             self.path.parent.stat()  # the lock would make the folder
         else:
             self.path.parent.mkdir(mode=self._folder_mode, parents=True, exist_ok=True)
-        with self._lock:
+        with held(self._lock):
             yield
 
     @contextmanager

@@ -9,47 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from manifest_samples import FILES, KEY, MANIFEST, read
 
-from conformer_fast import ConformerConfig, ConformerFeatures, ConformerOutput
-from conformer_fast.bundles.folder import Bundle, check_writable, read_bundle, write_bundle
-from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast import ConformerFeatures, ConformerOutput
+from conformer_fast.bundles.folder import check_writable, read_bundle, write_bundle
+from conformer_fast.bundles.manifest import Format
 from conformer_fast.errors import BundleError, EngineMismatchError
-from conformer_fast.model.shapes import Shapes
-
-KEY = b"secret"
-FILES = {"model.plan": bytes(range(256)) * 4, "labels.txt": b"cat\ndog\n"}
-MANIFEST = Manifest(
-    backend="tensorrt",
-    precision="int8",
-    precisions={"products": "int8", "tokens": "fp32"},
-    config=ConformerConfig(depth=3, num_classes=2),
-    pad="none",
-    outputs=("3.map", "conv_logits", "trans_logits"),
-    structure=["3.map", (ConformerOutput("conv_logits", "trans_logits"),)],
-    shapes=(Shapes(), Shapes(batch=(1, 1, 2), width=(224, 320, 448))),
-    runtime={"flavor": "tensorrt-rtx", "version": "1.7.1.116", "targets": ["sm86", "sm120"], "gpu": ""},
-    preprocessing=None,
-    labels="labels.txt",
-    sha256={"weights": "00", "onnx": None},
-    rebuild="conformer-fast build ...",
-    measured={"error": {"conv_logits": 1e-3}, "images": 8},
-)
-FORMAT = Format(
-    files=("model.plan",),
-    runtime={"flavor": str, "version": str, "targets": list, "gpu": str},
-    sized=True,
-    read_once=("model.plan",),
-)
-
-
-def read(folder: Path, key: bytes | None = None) -> Bundle:
-    return read_bundle(folder, format_of, key)
-
-
-def format_of(backend: str) -> Format:
-    if backend != "tensorrt":
-        raise ValueError(f"no backend is called {backend!r}")
-    return FORMAT
 
 
 @pytest.fixture
@@ -331,7 +296,7 @@ def test_a_file_that_changes_later_is_noticed(name, folder):
 
 
 def test_earlier_bundle_is_replaced(folder):
-    (folder / "runtime.cache.json").write_text("of the earlier plan")
+    (folder / "runtime.cache.hash").write_text("of the earlier plan")
     assert write_bundle(folder, replace(MANIFEST, labels=None), {"model.plan": b"new"}) == folder
     assert read(folder).read("model.plan") == b"new"
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "model.plan"}
@@ -378,23 +343,25 @@ def test_file_in_place_of_the_folder(tmp_path):
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "rename"])
+@pytest.mark.parametrize("failing", range(3))
 @pytest.mark.parametrize("earlier", [True, False], ids=["replacing", "new"])
 def test_failed_write_changes_nothing(failing, earlier, tmp_path, monkeypatch):
+    """Whichever file the disk has no room for; the manifest is the last."""
     folder = tmp_path / "bundle"
     if earlier:
         write_bundle(folder, MANIFEST, FILES)
     before = sorted(tmp_path.rglob("*"))
-    original = getattr(Path, failing)
+    original, written = os.replace, []
 
-    def fail(path, argument):
-        if path.name == "manifest.json" or path.name.endswith("-new"):
+    def fail(source, target):
+        written.append(target)
+        if len(written) - 1 == failing + earlier:
             raise OSError(28, "No space left on device")
-        return original(path, argument)
+        return original(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, failing, fail)
-        with pytest.raises(BundleError, match=r"cannot be written: .*No space left on device; nothing was changed"):
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(BundleError, match=r"cannot be written: .*No space left on device.*; nothing was changed"):
             write_bundle(folder, replace(MANIFEST, rebuild="again"), FILES)
     assert sorted(tmp_path.rglob("*")) == before
     if earlier:
@@ -461,16 +428,16 @@ def test_a_manifest_of_another_schema_is_no_bundle_to_replace(folder):
 
 
 def test_ctrl_c_while_a_bundle_is_replaced(folder, monkeypatch):
-    """The earlier one is back."""
-    rename, before = Path.rename, {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The earlier one is still there."""
+    rename, before = os.replace, {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def interrupted(self, target):
-        if self.name.endswith("-new"):
+    def interrupted(source, target):
+        if target == folder / "manifest.json":
             raise KeyboardInterrupt
-        return rename(self, target)
+        rename(source, target)
 
-    monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(folder, MANIFEST, FILES)
+        write_bundle(folder, replace(MANIFEST, rebuild="again"), FILES)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,0 +1,46 @@
+"""One at a time, among the threads and processes of a machine."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .plain import read_plain
+
+PATIENCE = 10.0  # seconds of waiting before the user is told
+
+
+@contextmanager
+def held(lock: FileLock) -> Iterator[None]:
+    """Holds it; a thread that has it may take it again. Its file says who holds it, and is there no longer than that.
+
+    Whoever waits for over PATIENCE seconds is told, once, for whom. Raises OSError if the file cannot be made.
+    """
+    path, outermost = Path(lock.lock_file), not lock.is_locked
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        warnings.warn(f"waiting for {path}, which {_holder(path)} has held for over {PATIENCE:g} s", stacklevel=5)
+        lock.acquire(timeout=-1)
+    try:
+        if outermost:
+            with suppress(OSError):  # Windows lets nobody write it
+                path.write_text(str(os.getpid()))
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):  # before the release: then it may be another's. Windows does it by itself
+                path.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return f"process {int(read_plain(path, 20))}"
+    except (OSError, ValueError):
+        return "another process"
