@@ -38,6 +38,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _row(entry: cf.CachedEngine) -> tuple[object, ...]:
     fields = entry.fields
-    size = f"{fields['height']}x{fields['width']}" if "height" in fields else ",".join(fields.get("targets", ()))
+    targets = fields.get("targets", ())
+    size = ",".join(map(str, targets)) if isinstance(targets, list) else ""
+    if "height" in fields:
+        size = f"{fields['height']}x{fields.get('width')}"
     used = time.strftime("%F %R", time.localtime(entry.used))
-    return entry.key[:8], fields.get("backend"), fields.get("precision"), size, entry.size / 1e6, used
+    words = (fields.get("backend"), fields.get("precision"), size)
+    return entry.key[:8], *map(_word, words), entry.size / 1e6, used
+
+
+def _word(value: object) -> str:
+    """Of a file's: on one line, and short."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value)[:50])
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -21,8 +21,10 @@ from filelock import FileLock
 from ..errors import ConformerFastError
 from .atomic import replace_file
 from .lock import held
+from .plain import read_plain
 
 SUFFIX = ".hash"  # of the JSON file: a list of records, the newest first
+LIMIT_BYTES = 1 << 20  # of that file; a real one has some hundred
 
 
 class DamagedError(ConformerFastError, ValueError):
@@ -68,13 +70,16 @@ class HashedFile:
                 held.enter_context(self.locked())
             yield
 
-    def read(self) -> bytes | None:
-        """What was written last; None if nothing was. Raises DamagedError or UnsignedError, which name the file."""
-        if not os.path.exists(self._beside):
+    def read(self, fields: Mapping[str, Any] | None = None) -> bytes | None:
+        """What was written last; None if nothing was. Raises DamagedError or UnsignedError, which name the file.
+
+        fields: that it must have been written with; None: any
+        """
+        if not os.path.lexists(self._beside):
             return None
         with self.locked_if_writable():
             try:
-                content = self.path.read_bytes()
+                content = read_plain(self.path)
             except OSError:
                 content = None
             records = self._records()
@@ -82,6 +87,8 @@ class HashedFile:
         record = next((record for record in records if record["sha256"] == digest), None)
         if record is None:
             raise DamagedError(f"{self.path} is damaged")
+        if fields is not None and _sorted(record["fields"]) != _sorted(fields):
+            raise DamagedError(f"{self.path} is damaged: it was written for something else, and renamed")
         if self._key is not None and not hmac.compare_digest(
             self._signature(self._key, record).encode(), str(record.get("hmac")).encode(errors="replace")
         ):
@@ -103,10 +110,10 @@ class HashedFile:
             replace_file(self.path, content)
             self._write_records([record])
 
-    def read_or_warn(self, otherwise: str) -> bytes | None:
+    def read_or_warn(self, otherwise: str, fields: Mapping[str, Any] | None = None) -> bytes | None:
         """`read`, but a file that cannot be used is a warning, which says what is done otherwise, and None."""
         try:
-            return self.read()
+            return self.read(fields)
         except (DamagedError, UnsignedError) as flaw:
             warnings.warn(f"{flaw}; {otherwise}", stacklevel=3)
             return None
@@ -155,8 +162,9 @@ class HashedFile:
         if not self._beside.is_file():  # a pipe would be waited for
             return []
         try:
-            records = json.loads(self._beside.read_bytes())
+            records = json.loads(read_plain(self._beside, LIMIT_BYTES), parse_constant=_no_number)
             sound = all(isinstance(record["sha256"], str) and isinstance(record["fields"], dict) for record in records)
+            json.dumps(records)  # not too deep for that
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
         return records if sound and isinstance(records, list) else []
@@ -168,3 +176,11 @@ class HashedFile:
         """Of the sha256 and the fields. The file's name in it: nothing else that the key signs starts like this."""
         signed = json.dumps([record["sha256"], record["fields"]], sort_keys=True)
         return hmac.new(key, f"{self.path.name}\0{signed}".encode(), hashlib.sha256).hexdigest()
+
+
+def _sorted(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True)
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")

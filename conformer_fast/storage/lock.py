@@ -39,6 +39,15 @@ def held(lock: FileLock) -> Iterator[None]:
         lock.release()
 
 
+def remove_free(path: Path) -> None:
+    """Removes a lock's file, which a killed process left, unless somebody holds it."""
+    lock = FileLock(path)
+    with suppress(OSError):
+        lock.acquire(timeout=0)
+        path.unlink()
+    lock.release()
+
+
 def _holder(path: Path) -> str:
     try:
         return f"process {int(read_plain(path, 20))}"

@@ -115,4 +115,5 @@ class OpenVINO(Backend):
             return bundle.read(name) if name in bundle.manifest.files else None
 
         graph = partial(bundle.read, ONNX)
-        return OpenVINOEngine(graph, settings.precision, self.threads, lambda graph: sha256, stored)
+        cache = not bundle.signed  # nobody has signed what is there
+        return OpenVINOEngine(graph, settings.precision, self.threads, lambda graph: sha256, stored, cache)

@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import os
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -103,6 +104,7 @@ class OpenVINOEngine:
     threads:    cores to use; default: as many as PyTorch uses
     sha256:     tells it of the graph, given what returns that; only asked where an engine is not stored
     stored:     returns the engine for an input if it is at hand; asked before the cache
+    kept:       whether engines are taken from the disk and kept there
 
     An engine is kept on disk under the graph's hash, the precision, and what this CPU and OpenVINO are.
     """
@@ -114,8 +116,9 @@ class OpenVINOEngine:
         threads: int | None,
         sha256: Callable[[Callable[[], bytes]], str],
         stored: Callable[[Input], bytes | None] = lambda shape: None,
+        kept: bool = True,
     ) -> None:
-        self._graph, self._precision, self._stored = graph, precision, stored
+        self._graph, self._precision, self._stored, self._kept_on_disk = graph, precision, stored, kept
         self._hash, self._sha256 = sha256, ""  # once it is known
         self._threads = threads or torch.get_num_threads()
         self.start_anew()
@@ -185,7 +188,13 @@ class OpenVINOEngine:
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
-        compiled = core().import_model(self._bytes(shape, options), "CPU", options)
+        engine = self._bytes(shape, options)
+        try:
+            compiled = core().import_model(engine, "CPU", options)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            warnings.warn(f"OpenVINO refuses the kept engine for {shape} ({reason}); building it again", stacklevel=5)
+            compiled = core().import_model(self._bytes(shape, options, refused=engine), "CPU", options)
         return _SizedEngine(compiled, streams, shape.images)
 
     def _options(self, streams: int) -> dict[str, str]:
@@ -195,8 +204,8 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": str(self._threads),
         }
 
-    def _bytes(self, shape: Input, options: dict[str, str]) -> bytes:
-        stored = self._stored(shape)
+    def _bytes(self, shape: Input, options: dict[str, str], refused: bytes | None = None) -> bytes:
+        stored = self._stored(shape) if refused is None else None
         if stored is not None:
             return stored
         graph = cache(self._graph)  # written once, for its hash and for the engine
@@ -209,7 +218,11 @@ class OpenVINOEngine:
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             return core().compile_model(model, "CPU", options).export_model().getvalue()
 
-        return cached(engine_fields(self._sha256, self._precision, shape), build)
+        return (
+            cached(engine_fields(self._sha256, self._precision, shape), build, refused)
+            if self._kept_on_disk
+            else build()
+        )
 
     def check(self, graph: bytes) -> None:
         """Raises ConformerFastError if this is not the graph that the engines so far are of."""

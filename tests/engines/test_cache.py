@@ -21,6 +21,8 @@ FIELDS = {
     "height": 32,
 }
 ENGINE = bytes(range(256)) * 40
+KEY = "0123456789abcdef" * 2
+PART = f"{KEY}.engine.{KEY}.part"  # what a broken-off write leaves
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +308,7 @@ def test_exactly_the_limit_fits(monkeypatch):
     assert len(cache.cached_engines()) == 2
 
 
-@pytest.mark.parametrize("name", ["0123.engine", "tmp0123.part"], ids=["without a hash", "broken off"])
+@pytest.mark.parametrize("name", [f"{KEY}.engine", PART], ids=["without a hash", "broken off"])
 def test_what_a_killed_process_left_counts_too(name, folder, monkeypatch):
     folder.mkdir(parents=True)
     (folder / name).write_bytes(bytes(900))
@@ -318,8 +320,8 @@ def test_what_a_killed_process_left_counts_too(name, folder, monkeypatch):
 
 
 def test_what_cannot_be_removed_to_make_room_stays(folder, monkeypatch):
-    (folder / "x.part").mkdir(parents=True)
-    os.utime(folder / "x.part", (1e9, 1e9))  # the first to go
+    (folder / PART).mkdir(parents=True)
+    os.utime(folder / PART, (1e9, 1e9))  # the first to go
     monkeypatch.setattr(cache, "LIMIT_BYTES", 0)
     first, second = add(1, 300, 2e9), add(2, 300, 3e9)
     assert [entry.key for entry in cache.cached_engines()] == [second]
@@ -342,11 +344,23 @@ def test_clear_removes_everything_of_ours_and_nothing_else(folder):
     assert cache.clear_cache() == 0
     add(1, 1000, 1e9)
     add(2, 500, 2e9)
-    (folder / "tmp1.part").write_bytes(bytes(50))
-    (folder / "notes.txt").write_text("mine")
+    (folder / PART).write_bytes(bytes(50))
+    (folder / f"{KEY}.engine.lock").touch()  # of a killed process
+    theirs = (
+        "notes.txt",
+        "a.engine",
+        "a.engine.hash",
+        "x.part",
+        "yolo.json",
+        f"{KEY}.json",
+        f"{KEY}0.engine",
+        "b.lock",
+    )
+    for name in theirs:
+        (folder / name).write_text("mine")
     freed = cache.clear_cache()
     assert 1550 < freed < 1550 + 2000  # the hashes too
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert {path.name for path in folder.iterdir()} == set(theirs)
     assert cache.cached_engines() == []
     builder = Builder()
     cache.cached({**FIELDS, "height": 1}, builder)
@@ -422,3 +436,34 @@ def test_a_failed_build_gives_the_lock_back(tmp_path, monkeypatch):
         cache.cached({"key": 1}, fail)
     assert cache.cached({"key": 1}, lambda: b"engine") == b"engine"
     assert kept
+
+
+def fill(worker: int, rounds: int, start) -> None:
+    """Run in processes of their own."""
+    cache.LIMIT_BYTES = 100_000
+    start.wait()
+    for index in range(rounds):
+        cache.cached({"worker": worker, "index": index}, lambda: bytes(20_000))
+
+
+def test_the_bound_holds_with_many_processes(folder):
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(5)
+    workers = [context.Process(target=fill, args=(index, 10, start)) for index in range(4)]
+    for worker in workers:
+        worker.start()
+    start.wait(120)
+    most = 0
+    while any(worker.is_alive() for worker in workers):
+        sizes = []
+        for path in folder.glob("*.engine"):
+            try:
+                sizes.append(path.stat().st_size)
+            except FileNotFoundError:
+                sizes.append(0)
+        most = max(most, sum(sizes))
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    left = sum(entry.size for entry in cache.cached_engines())
+    assert left == 100_000  # full, and not over
+    assert most <= 120_000  # one is there already while it is looked at what is
+    assert not list(folder.glob("*.lock"))
