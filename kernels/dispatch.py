@@ -45,6 +45,7 @@ PLANS: dict[str, Callable[..., Plan]] = {
 
 PYTORCH = "pytorch"  # in a table: what PyTorch calls (cuBLAS, cuDNN) is faster than every tile
 TABLES = Path(__file__).parent / "tuned"
+LIMIT_BYTES = 16 << 20  # of a table; all models in all precisions take some million
 Choice = Tile | str
 
 
@@ -145,11 +146,13 @@ def read_table(file: Path) -> dict[str, Choice]:
 
 def choices_in(content: bytes, where: str) -> dict[str, Choice]:
     """The choices in a table's content, as `read_table` says. Raises ValueError, naming `where`, for anything else."""
+    if len(content) > LIMIT_BYTES:
+        raise ValueError(f"{where} is no table of tuned choices: it has {len(content):,} bytes of {LIMIT_BYTES:,}")
     try:
-        entries = json.loads(content)["choices"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = json.loads(content, parse_constant=_no_number)["choices"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{where} is no table of tuned choices: {type(error).__name__}: {error}") from error
-    return {problem: choice_of(entry, f"{where}: {problem!r}") for problem, entry in entries}
+    return {problem: choice_of(entry, f"{where}: {problem[:80]!r}") for problem, entry in entries}
 
 
 def choice_of(entry: Any, where: str) -> Choice:
@@ -158,4 +161,9 @@ def choice_of(entry: Any, where: str) -> Choice:
         return PYTORCH
     if isinstance(entry, list) and len(entry) == len(Tile._fields) and all(type(side) is int for side in entry):
         return Tile(*entry)
-    raise ValueError(f"{where} has the choice {entry!r}; give {Tile._fields} or {PYTORCH!r}")
+    shown = repr(entry)[:80]
+    raise ValueError(f"{where} has the choice {shown}; give {Tile._fields} or {PYTORCH!r}")
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")

@@ -129,7 +129,7 @@ class Triton(Backend):
             gpu = tuning.gpu_name(device)
             tiles = json.loads(bundle.read(TILES)).get(gpu, {}).items()
             choices = {problem: tuning.dispatch.choice_of(tile, f"{TILES}: {problem!r}") for problem, tile in tiles}
-        except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(
                 f"{bundle.folder} does not hold what its manifest says: {error}; make it again: {manifest.rebuild}"
             ) from error

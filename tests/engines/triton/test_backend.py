@@ -200,6 +200,7 @@ def test_wrong_weights_under_a_right_hash(change, message, small_model, tmp_path
 
 
 TILES = [
+    b"[" * 100_000 + b"]" * 100_000,
     *(b"", b"[]", b"{", b'{"%s": []}', b'{"%s": {"a problem": [1]}}', b'{"%s": {"a": 7}}'),
     *(b'{"%s": {"a": "anything"}}', b'{"%s": {"a": ["a", "b", null, 0, -1]}}'),
 ]

@@ -20,6 +20,8 @@ from conformer_fast.engines.triton import tuning
 from conformer_fast.engines.triton.tuning import Tuned, load, save
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.dispatch import PYTORCH
+from conformer_fast.kernels.launch import Plan
+from conformer_fast.kernels.tiles import Tile
 from conformer_fast.storage.hashed import HashedFile
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -88,6 +90,9 @@ FOREIGN = {
     "another Triton's": changed(triton="2.0.0"),
     "another PyTorch's": changed(torch="1.0.0"),
     "older": changed(conformer_fast="0.0.1"),
+    "not a number": changed(times_us={"a": {"pytorch": float("nan")}}),
+    "deep": lambda content: content.replace(b"{", b'{"deep": ' + b"[" * 100_000 + b"]" * 100_000 + b", ", 1),
+    "larger than any": lambda content: content + b" " * dispatch.LIMIT_BYTES,
 }
 
 
@@ -107,6 +112,29 @@ def test_a_table_that_cannot_be_used_is_a_warning_and_is_replaced(change, hashed
     assert dispatch.table(GPU) == {}
     save(GPU, [tuned("b")])
     assert load(GPU) == {"b": FAST}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("suffix", ["", ".hash"], ids=["table", "hash"])
+def test_a_pipe_in_its_place_holds_nothing_up(suffix):
+    file = save(GPU, [tuned("a")])
+    place = file.with_name(file.name + suffix)
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.warns(UserWarning, match=rf"{file} is damaged; `conformer-fast tune` makes a new one"):
+        assert load(GPU) == {}
+
+
+def test_strange_names_and_tiles_that_no_kernel_has_run_nothing():
+    """They stand in the table and are not launched: whatever runs is one of the plan's tiles, or PyTorch."""
+    tile = Tile(1 << 40, 0, -1, 10**9, 3)
+    save(GPU, [tuned("a", tile), tuned("../\x1b[2J" * 100, tile)])
+    tuning.use_user_table(torch.device(DEVICE))
+    plan = Plan("a", None, (RULE, FAST), launch=lambda tile: tile)
+    choice, reason = dispatch.choose(plan, GPU)
+    assert choice == RULE
+    assert "no longer has the tuned" in reason
 
 
 def test_a_warning_says_which_version_is_another():
