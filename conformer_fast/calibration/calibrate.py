@@ -12,15 +12,13 @@ here every engine takes the same numbers.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,17 +30,18 @@ from ..engines.timing import time_in_turn
 from ..errors import ArgumentError, ArgumentTypeError, several
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
-from ..inference.quantization import Quantization, usually_stored
-from ..model.digest import digest_of
+from ..inference.quantization import Quantization
+from ..model.digest import digest_of, weights_sha256
 from ..model.precision import FORMATS
+from ..model.reference import Conformer
 from ..storage.hashed import HashedFile
 from ..version import __version__
 from .accuracy_gate import GateReport, check_max_drop, gate
-from .histograms import BINS, Histogram
-from .observer import Observer, progress
+from .counts import Counts, counted
+from .histograms import BINS
+from .pictures import doubts
 from .smoothquant import Factors, smoothing_factors
 
-SAVED_EVERY = 4  # batches: what an interruption may cost
 ROUNDS = 9  # in which engines are timed
 
 
@@ -76,6 +75,8 @@ def calibrate(
                they were interrupted, and without smoothing another precision needs no pass at all.
     report:    is given the gate's report, as `print` is
 
+    Warns of images that are of one color, few or not normalized: of such ranges 8 bits keep little.
+
     Raises ArgumentError when options do not fit together, there are no images, they do not fit the model or one of the
     values is not finite; ArgumentTypeError for images that are not floating point; BackendError when `timed` cannot run
     here in this precision.
@@ -92,19 +93,31 @@ def calibrate(
     folder = None if cache is None else Path(cache)
     factors = _smoothing(network, batches, precision, folder) if smoothquant else {}
     counts = _statistics(network.smoothed(factors), batches, folder)
-    ranges = {
-        name: histogram.range(precision)
-        for name, histogram in counts.histograms.items()
-        if usually_stored(name, precision)
-    }
-    origin = {"conformer_fast": __version__, "images": counts.images, "weights": digest_of(network.state_dict())}
-    quantization = Quantization(precision, ranges, factors, origin)
+    origin = {"conformer_fast": __version__, "images": counts.images, "pictures": counts.pictures.facts}
+    if source:
+        origin["weights"] = weights_sha256(source.reference)
+    quantization = Quantization(precision, counts.ranges(precision), factors, origin)
+    warn_of(quantization)
     if max_drop is not None:
         time = partial(_time, source, backend, batches) if source and backend else None
         quantization, found = gate(network, quantization, batches, max_drop=max_drop, labels=labels, time=time)
         if report:
             report(found)
     return quantization
+
+
+def warn_of(quantization: Quantization, reference: Conformer | None = None) -> None:
+    """Says, in one line, what in its origin speaks against a quantization, for this model if one is given."""
+    found = list(doubts(quantization.origin))
+    made_for = quantization.origin.get("weights")
+    if reference is not None and made_for is not None and made_for != weights_sha256(reference):
+        found.append("it was made for other weights")
+    if found:
+        warnings.warn(
+            f"the {quantization.precision} quantization may be far off: {'; '.join(found)}. Calibrate on pictures like "
+            f"those that the model will see, and look at verify()",
+            stacklevel=3,
+        )
 
 
 def in_batches(images: Iterable[Tensor]) -> Sequence[Tensor]:
@@ -137,36 +150,6 @@ class _Checked(Batches):
         return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-@dataclass
-class _Counts:
-    """What a pass has found so far. batches, images: how many it has seen."""
-
-    histograms: dict[str, Histogram] = field(default_factory=dict)
-    batches: int = 0
-    images: int = 0
-
-    def to_bytes(self) -> bytes:
-        facts = {"batches": self.batches, "images": self.images, "points": list(self.histograms)}
-        file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            facts=np.array(json.dumps(facts)),
-            largest=np.array([histogram.largest for histogram in self.histograms.values()]),
-            weights=np.array([histogram.weights for histogram in self.histograms.values()]),
-        )
-        return file.getvalue()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> _Counts:
-        with np.load(io.BytesIO(content), allow_pickle=False) as kept:
-            facts = json.loads(kept["facts"].item())
-            histograms = {
-                name: Histogram(float(largest), weights)
-                for name, largest, weights in zip(facts["points"], kept["largest"], kept["weights"], strict=True)
-            }
-            return cls(histograms, facts["batches"], facts["images"])
-
-
 def _check_options(
     model: Model | InferenceConformer,
     precision: str,
@@ -187,36 +170,10 @@ def _check_options(
         raise ArgumentError("timed makes engines of the model itself: give that, not its inference model")
 
 
-def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> _Counts:
+def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> Counts:
     if cache is None:
-        return _counted(model, batches)
-    return _counted(model, batches, HashedFile(cache / f"{_key(model, batches, 'histograms')}.npz"))
-
-
-def _counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedFile | None = None) -> _Counts:
-    """One pass over the images, or what is left of it where `file` has its beginning."""
-    content = None if file is None else file.read_or_warn("its images are counted again")
-    counts = _Counts() if content is None else _Counts.from_bytes(content)
-    started = counts.batches
-    observer = Observer(model)
-
-    def see(name: str, value: Tensor) -> None:
-        counts.histograms.setdefault(name, Histogram()).add(value)
-
-    total, rest = None, batches
-    if isinstance(batches, Sequence):
-        total, rest = len(batches), (batches[index] for index in range(started, len(batches)))
-    with progress("calibrating", total, started) as bar:
-        for images in rest:
-            observer.observe(images, see)
-            counts.batches += 1
-            counts.images += len(images)
-            bar.update()
-            if file and (counts.batches % SAVED_EVERY == 0 or counts.batches == total):
-                file.write_or_warn("counts", counts.to_bytes())
-    if not counts.histograms:
-        raise ArgumentError("calibration got no images; give some that are like those the model will see")
-    return counts
+        return counted(model, batches)
+    return counted(model, batches, HashedFile(cache / f"{_key(model, batches, 'histograms')}.npz"))
 
 
 def _smoothing(model: InferenceConformer, batches: _Checked, precision: str, cache: Path | None) -> Factors:

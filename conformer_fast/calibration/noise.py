@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.names import IN_8_BITS
 from ..model.reference import Conformer
-from .calibrate import calibrate
+from .counts import counted
 
 
 def quantization_of_noise(reference: Conformer, precision: str, side: int) -> Quantization | None:
@@ -16,4 +17,4 @@ def quantization_of_noise(reference: Conformer, precision: str, side: int) -> Qu
     if precision not in IN_8_BITS:
         return None
     noise = torch.randn(1, reference.config.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    return calibrate(reference, [noise], precision=precision, smoothquant=False)
+    return Quantization(precision, counted(lower(reference), [noise]).ranges(precision))

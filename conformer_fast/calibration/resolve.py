@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.paths import cache_root
-from .calibrate import calibrate, in_batches
+from .calibrate import calibrate, in_batches, warn_of
 
 MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
@@ -26,7 +25,8 @@ def resolve(
     quantization: what `calibrate` returned, or the images that it is to measure: batches (B, in_channels, H, W)
 
     Raises ArgumentError when only one of an 8-bit precision and its quantization is given, or one for another
-    precision, and what `calibrate` raises.
+    precision, and what `calibrate` raises. Warns as `calibrate` does, and of a quantization that was made for other
+    weights: those of a later epoch may do with it, so it is not refused.
     """
     if precision not in FORMATS:
         if quantization is not None:
@@ -41,9 +41,10 @@ def resolve(
             raise ArgumentError(
                 f"the quantization was made for {quantization.precision}, not for {precision!r}; calibrate again"
             )
+        warn_of(quantization, reference)
         return quantization, None
     batches = in_batches(quantization)
-    found = calibrate(lower(reference), batches, precision=precision, cache=cache_root() / "calibration")
+    found = calibrate(reference, batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []
     for images in batches:
         room = MEASURED_IMAGES - sum(map(len, first))

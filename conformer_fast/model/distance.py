@@ -28,9 +28,13 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 def top1_agreement(scores: Tensor, expected: Tensor) -> float:
     """The share of images whose highest score is of the expected class. scores: (B, classes). expected: scores too, or
-    classes (B,); on the same device."""
-    classes = expected if expected.dim() == 1 else expected.argmax(-1)
-    return (scores.argmax(-1) == classes).double().mean().item()
+    classes (B,); on the same device. An image with a score that is not finite, of either, agrees with nothing."""
+    agree = scores.isfinite().all(-1)
+    if expected.dim() == 1:
+        agree &= scores.argmax(-1) == expected
+    else:
+        agree &= expected.isfinite().all(-1) & (scores.argmax(-1) == expected.argmax(-1))
+    return agree.double().mean().item()
 
 
 def sqnr_db(error: float) -> float:

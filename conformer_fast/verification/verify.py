@@ -1,9 +1,10 @@
 """How far a compiled model is from the reference, and whether that is within what its precision allows.
 
 The measure is taken against the reference in float64. The bound is not a number picked by hand: the compiled model may
-err twice as much as PyTorch's own run of the reference in the same precision, plus a floor for values on which that
+err twice as much as PyTorch's own run of the reference in the same precision, plus a rounding for values on which that
 happens to be exact. PyTorch computes in 8 bits too: the inference model, quantized with the same scales, run by
-functional.py among fp32.
+functional.py among fp32. A model that PyTorch itself cannot compute in this precision, as with ranges of unlike images,
+is told by an absolute floor (floors.py): whatever a model returns must be above it, and the classes agree so often.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from ..inference.lower import lower
 from ..inference.quantization import Quantization
 from ..model.config import ConformerConfig
 from ..model.distance import ALLOWANCE, FLOOR, relative_error, sqnr_db, top1_agreement
-from ..model.outputs import LOGITS, observed_outputs
-from ..model.precision import DTYPES, tf32_as_asked
+from ..model.outputs import LOGITS, SUM, observed_outputs
+from ..model.precision import DTYPES, FORMATS, tf32_as_asked
 from ..model.reference import Conformer
 from ..tables import Column, Table
+from .floors import FLOORS
 
 ROWS = Table(
     Column(width=16),
@@ -42,7 +44,8 @@ ROWS = Table(
 @dataclass(frozen=True)
 class Row:
     """One compared tensor. error and eager_error are ||x - reference|| / ||reference||, of the compiled model and of
-    PyTorch in the same precision, NaN where that is not known and there is no bound; sqnr_db is -20 log10(error)."""
+    PyTorch in the same precision, NaN where that is not known; sqnr_db is -20 log10(error). bound: of the error; of a
+    result never above the floor, and of a value inside infinite where eager_error is not known."""
 
     name: str
     error: float
@@ -66,7 +69,7 @@ class Row:
 class Report:
     """results: what the model returns. blocks: both branches and coupling units inside, measured on an engine of the
     same graph that returns them too; a loaded model has none. top1_agreement: share of images whose highest score
-    agrees with the reference's, for each head and their sum; empty without heads."""
+    agrees with the reference's, for each head that is returned and, last, their sum; empty without heads."""
 
     backend: str
     precision: str
@@ -77,20 +80,33 @@ class Report:
 
     @property
     def within(self) -> bool:
-        """Whether everything the model returns is within its bound."""
-        return all(row.within for row in self.results)
+        """Whether everything the model returns is within its bound, and its classes agree often enough."""
+        agrees = FLOORS[self.precision].agrees(self._agreement, self.images)
+        return agrees and all(row.within for row in self.results)
+
+    @property
+    def _agreement(self) -> float:
+        """Of the sum of both heads, or of the one that is returned; 1 without heads."""
+        return [1.0, *self.top1_agreement.values()][-1]
 
     @property
     def verdict(self) -> str:
+        floor = FLOORS[self.precision]
         over = (row for row in self.results if not row.within)
         worst = next(over, max(self.results, key=lambda row: row.error / row.bound))
-        if worst.bound == math.inf:
-            largest = max(self.results, key=lambda row: row.error)
-            return f"no bound is known for {self.precision}: {largest.name} errs by {largest.error:.2g}"
         figures = f"{worst.name} errs by {worst.error:.2g}, {worst.error / worst.bound:.2f} of its bound"
+        if worst.bound == floor.error:
+            figures += f", the floor of {floor.sqnr_db:g} dB"
+            if math.isnan(worst.eager_error):
+                figures += ", as its quantization is not known here"
         if self.within:
             return f"within the bound for {self.precision}: {figures}"
+        if worst.within:
+            share = f"{self._agreement:.1%} of {self.images} images"
+            figures = f"the class agrees for {share}, at least {floor.agreement:.0%} should"
         where = "; see where the blocks above go over" if self.blocks else "; give it other images"
+        if self.precision in FORMATS:
+            where += ", calibrate with pictures like those that the model sees"
         return f"NOT within the bound for {self.precision}: {figures}{where}, or use fp32"
 
     def to_dict(self) -> dict:
@@ -120,7 +136,7 @@ def verify(
 
     reference:    the model that `fast` was made from, in fp32
     engine:       makes an engine like that of `fast` with other outputs; without it, nothing is known of the blocks
-    quantization: what `fast` computes in 8 bits; without it such a model has no bound, its errors are only reported
+    quantization: what `fast` computes in 8 bits; without it the floor alone is the bound of such a model
 
     Raises ArgumentError when `quantization` is for another precision than that of `fast`.
     """
@@ -145,12 +161,15 @@ def report_of(
 ) -> Report:
     """Compares what a model returned and what it held inside with `exact_outputs` and `eager_outputs`, by name."""
 
-    def rows(values: dict[str, Tensor]) -> tuple[Row, ...]:
-        return tuple(_row(name, value, exact[name], eager.get(name), precision) for name, value in values.items())
+    def rows(values: dict[str, Tensor], largest: float) -> tuple[Row, ...]:
+        return tuple(
+            _row(name, value, exact[name], eager.get(name), precision, largest) for name, value in values.items()
+        )
 
-    agreement = _top1_agreement(results, exact) if set(LOGITS) <= set(results) else {}
+    floor = FLOORS[precision].error
     images = len(next(iter(results.values())))
-    return Report(backend, precision, images, rows(results), rows(blocks), agreement)
+    agreement = _top1_agreement(results, exact)
+    return Report(backend, precision, images, rows(results, floor), rows(blocks, math.inf), agreement)
 
 
 def inner_names(config: ConformerConfig) -> tuple[str, ...]:
@@ -184,11 +203,13 @@ def finite(figures: dict) -> dict:
     return json.loads(json.dumps(figures), parse_constant=lambda constant: None)
 
 
-def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor | None, precision: str) -> Row:
+def _row(name: str, value: Tensor, exact: Tensor, eager: Tensor | None, precision: str, largest: float) -> Row:
+    """largest: the bound's own, above which it is nothing that PyTorch errs too"""
+    error = relative_error(value, exact)
     if eager is None:
-        return Row(name, relative_error(value, exact), math.nan, math.inf)
+        return Row(name, error, math.nan, largest)
     eager_error = relative_error(eager, exact)
-    return Row(name, relative_error(value, exact), eager_error, ALLOWANCE * eager_error + FLOOR[precision])
+    return Row(name, error, eager_error, min(ALLOWANCE * eager_error + FLOOR[precision], largest))
 
 
 def _run(reference: Conformer, dtype: torch.dtype, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -208,9 +229,10 @@ def _simulated(
 
 
 def _top1_agreement(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
-    heads = {"conv": LOGITS[:1], "trans": LOGITS[1:], "sum": LOGITS}
+    heads = {"conv": LOGITS[:1], "trans": LOGITS[1:], "sum": (SUM,) if SUM in ours else LOGITS}
     agreement = {}
     for head, names in heads.items():
-        mine, true = (torch.stack([scores[name].double() for name in names]).sum(0) for scores in (ours, exact))
-        agreement[head] = top1_agreement(mine, true)
+        if set(names) <= set(ours):
+            mine, true = (torch.stack([scores[name].double() for name in names]).sum(0) for scores in (ours, exact))
+            agreement[head] = top1_agreement(mine, true)
     return agreement

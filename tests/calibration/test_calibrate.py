@@ -10,6 +10,7 @@ from eight_bits import largest_inputs
 from toy_backend import Toy, ToyEngine
 
 from conformer_fast.calibration import calibrate as calibrate_module
+from conformer_fast.calibration import counts as counts_module
 from conformer_fast.calibration.calibrate import calibrate
 from conformer_fast.engines.base import Precisions
 from conformer_fast.errors import ArgumentError, ArgumentTypeError, BackendError
@@ -25,7 +26,7 @@ def batches() -> list[torch.Tensor]:
 @pytest.fixture
 def passes(monkeypatch):
     """How many images were run to be counted, and a batch at which the pass is interrupted."""
-    original, state = calibrate_module.Observer.observe, {"images": 0, "stop": None}
+    original, state = counts_module.Observer.observe, {"images": 0, "stop": None}
 
     def observe(self, images, see):
         if state["stop"] is not None and state["images"] >= state["stop"]:
@@ -33,7 +34,7 @@ def passes(monkeypatch):
         state["images"] += len(images)
         return original(self, images, see)
 
-    monkeypatch.setattr(calibrate_module.Observer, "observe", observe)
+    monkeypatch.setattr(counts_module.Observer, "observe", observe)
     return state
 
 

@@ -27,5 +27,15 @@ def test_agreement_is_exact():
     assert top1_agreement(torch.eye(3), torch.zeros(3, dtype=torch.int64)) == pytest.approx(1 / 3, rel=1e-12)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_agrees_with_nothing(value):
+    broken = SCORES.clone()
+    broken[1, 0] = broken[3, 1] = value  # one is the class, the other is not
+    assert top1_agreement(broken, SCORES) == 0.5
+    assert top1_agreement(SCORES, broken) == 0.5
+    assert top1_agreement(broken, broken) == 0.5
+    assert top1_agreement(broken, SCORES.argmax(-1)) == 0.5
+
+
 def test_no_image_has_no_agreement():
     assert math.isnan(top1_agreement(SCORES[:0], SCORES[:0]))

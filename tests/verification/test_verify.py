@@ -22,7 +22,8 @@ from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
 from conformer_fast.model.outputs import observed_outputs, reference_outputs
 from conformer_fast.model.precision import DTYPES
-from conformer_fast.verification.verify import Report, Row
+from conformer_fast.verification.floors import FLOORS
+from conformer_fast.verification.verify import Report, Row, report_of
 from conformer_fast.verification.verify import verify as verify_against
 
 COUPLED = ("fcu_down", "tokens", "fcu_up", "map")
@@ -188,11 +189,60 @@ def test_8_bits_with_other_scales_are_not_within(precision, small_model):
     assert [row.name for row in report.blocks if not row.within] == ["3.map"]
 
 
-def test_8_bits_without_their_quantization_have_no_bound(small_model):
+def test_the_floor_is_the_bound_of_8_bits_without_their_quantization(small_model):
     fast, engine = in_8_bits(small_model, quantization_for(small_model, "int8"))
     report = verify_against(fast, images(1, 3, 32, 32), small_model, engine)
-    assert all(row.bound == math.inf and math.isnan(row.eager_error) for row in (*report.results, *report.blocks))
-    assert report.verdict.startswith("no bound is known for int8: ")
+    assert all(row.bound == FLOORS["int8"].error and math.isnan(row.eager_error) for row in report.results)
+    assert all(row.bound == math.inf and math.isnan(row.eager_error) for row in report.blocks)
+    assert report.verdict.startswith("within the bound for int8: ")
+    assert report.verdict.endswith("of its bound, the floor of 14 dB, as its quantization is not known here")
+
+
+@pytest.mark.parametrize("precision", FLOORS)
+def test_nothing_below_the_floor_is_within(precision):
+    """However much PyTorch errs itself: here it returns the same."""
+    exact = {name: images(8, 7).double() for name in LOGITS}
+    for share, within in ((0.99, True), (1.01, False)):
+        found = {name: scores * (1 + share * FLOORS[precision].error) for name, scores in exact.items()}
+        report = report_of("reference", precision, found, {}, exact, found)
+        assert report.within is within
+        assert f"{share:.2f} of its bound, the floor of {FLOORS[precision].sqnr_db:g} dB" in report.verdict
+
+
+@pytest.mark.parametrize(
+    ("differ", "of", "precision", "within"),
+    [
+        (1, 1, "fp32", True),
+        (2, 2, "fp32", False),
+        (1, 64, "fp32", True),
+        (64, 64, "bf16", False),
+        (4, 4, "int8", True),
+        (5, 5, "int8", False),
+        (32, 100, "int8", True),  # the expected 20, three times the deviation of 4, and one
+        (34, 100, "int8", False),
+        (270, 1000, "int8", False),
+    ],
+)
+def test_classes_agree_often_enough(differ, of, precision, within):
+    """Of scores with small errors: two classes are nearly equal, beside a third that is far below."""
+    true = torch.tensor([10.0, 10.0 - 1e-7, -10.0], dtype=torch.float64).repeat(of, 1)
+    found = true.clone()
+    found[:differ, :2] = true[:differ, :2].flip(1)
+    report = report_of("toy", precision, {"logits": found}, {}, {"logits": true}, {})
+    assert all(row.within for row in report.results)
+    assert report.top1_agreement == {"sum": (of - differ) / of}
+    assert report.within is within
+    if not within:
+        share = f"{(of - differ) / of:.1%} of {of} images, at least {FLOORS[precision].agreement:.0%} should"
+        assert report.verdict.startswith(f"NOT within the bound for {precision}: the class agrees for {share}")
+
+
+def test_nan_agrees_with_nothing():
+    broken = {name: torch.full((3, 7), math.nan) for name in LOGITS}
+    report = report_of("toy", "bf16", broken, {}, broken, broken)
+    assert report.top1_agreement == {"conv": 0.0, "trans": 0.0, "sum": 0.0}
+    assert not report.within
+    assert report.verdict.startswith("NOT within the bound for bf16: conv_logits errs by nan")
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp32"])

@@ -113,14 +113,19 @@ def test_kernels_of_tensorrt_rtx_are_kept_in_the_bundle_if_they_can_be_trusted(s
         assert ("hmac" in record) is signature
 
 
-def test_verify_has_no_bound_for_eight_bits(small_model, tmp_path, tensorrt, monkeypatch):
+def test_the_floor_is_the_bound_of_eight_bits(small_model, tmp_path, tensorrt, monkeypatch):
     """A loaded model knows nothing of its quantization."""
     monkeypatch.setattr(TensorRT, "device", lambda self: "cpu")
-    monkeypatch.setattr(tensorrt, "model", lambda batch: [1.01 * logits for logits in small_model(batch)])
+    factor = 1.01
+    monkeypatch.setattr(tensorrt, "model", lambda batch: [factor * logits for logits in small_model(batch)])
     loaded = cf.load(write_plan(tmp_path / "bundle", small_model, precision="int8"))
     report = loaded.verify(images(2, 3, 32, 32), small_model)
     assert [row.error for row in report.results] == [pytest.approx(0.01, rel=1e-3)] * 2
     assert report.top1_agreement == {"conv": 1, "trans": 1, "sum": 1}
-    assert report.verdict.startswith("no bound is known for int8: ")
-    assert report.verdict.endswith("logits errs by 0.01")
-    assert report.to_dict()["results"][0]["bound"] is None
+    assert report.within
+    assert "logits errs by 0.01, 0.05 of its bound, the floor of 14 dB" in report.verdict
+    assert report.to_dict()["results"][0]["bound"] == pytest.approx(0.2, rel=0.01)
+    factor = 1.21
+    report = loaded.verify(images(2, 3, 32, 32), small_model)
+    assert not report.within
+    assert "conv_logits errs by 0.21, 1.05 of its bound, the floor of 14 dB" in report.verdict
