@@ -22,7 +22,7 @@ UNQUANTIZED = {"conv_head", "trans_head"}
 
 
 def session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """ONNX Runtime without its rewriting, which drops a ReLU before a QuantizeLinear to FP8."""
+    """ONNX Runtime without its rewriting: node by node, as the graph is written."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

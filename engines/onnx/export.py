@@ -88,9 +88,7 @@ class _Writer(TypedGraph):
             out = self.node("Add", [product, bias])
             return self.node(activation, [out]) if activation else out
         as_map = self.node("Transpose", [self.node("Unsqueeze", [tokens, [1]])], perm=[0, 3, 1, 2])  # (B, K, 1, T)
-        as_map = self.quantized(as_map, input_scale, weight.dtype)
-        kernel = self.weight(weight[:, :, None, None], weight_scale)
-        out = self.node("Conv", [as_map, kernel, bias])  # (B, C, 1, T)
+        out = self.convolve(as_map, weight, bias, input_scale, weight_scale)  # (B, C, 1, T)
         if activation:
             out = self.node(activation, [out])
         return self.node("Squeeze", [self.node("Transpose", [out], perm=[0, 2, 3, 1]), [1]])
@@ -104,10 +102,16 @@ class _Writer(TypedGraph):
         weight_scale: Tensor | None = None,
         **attributes: Any,
     ) -> str:
-        """A convolution; the weight is (K', K, S, S), or (K', K) of a 1x1 one."""
+        """A convolution; the weight is (K', K, S, S), or (K', K) of a 1x1 one.
+
+        In FP8 the bias is a node of its own: ONNX Runtime would put that of a convolution in INT32, at the product of
+        both scales, which is too small for FP16, and the scores would be 70 % off.
+        """
         feature_map = self.quantized(feature_map, input_scale, weight.dtype)
-        kernel = weight if weight.ndim == 4 else weight[:, :, None, None]
-        return self.node("Conv", [feature_map, self.weight(kernel, weight_scale), bias], **attributes)
+        kernel = self.weight(weight if weight.ndim == 4 else weight[:, :, None, None], weight_scale)
+        if weight.dtype != torch.float8_e4m3fn:
+            return self.node("Conv", [feature_map, kernel, bias], **attributes)
+        return self.node("Add", [self.node("Conv", [feature_map, kernel], **attributes), bias[:, None, None]])
 
 
 def _scale_of_readers(node: fx.Node, model: InferenceConformer) -> Tensor | None:

@@ -43,7 +43,6 @@ def run_graph(onnx: bytes, images: Tensor, names: Sequence[str]) -> tuple[Tensor
     failures = onnxruntime.capi.onnxruntime_pybind11_state
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Its optimizer would take out the ReLU before an FP8 QuantizeLinear.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
