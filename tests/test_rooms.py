@@ -38,7 +38,7 @@ OPTIONAL = {  # package: where it is imported
     "openvino": ("engines.openvino",),
     "onnx": ("engines.onnx",),
     "onnxruntime": ("engines.onnx",),
-    "pyarrow": ("datasets.archives",),
+    "pyarrow": ("datasets.parquet_files",),
     "matplotlib": ("verification.heatmap",),
     "sklearn": ("datasets.digits",),
     "skimage": (),

@@ -16,19 +16,20 @@ from torch import Tensor
 
 from ..errors import ArgumentError, whole
 from .dataset import Dataset
+from .folders import pictures_below
 from .labels import PICTURES
 
 
 def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Pictures:
     """The pictures below a folder, `limit` of them, taken evenly from all by name so that subfolders have their share.
 
-    Raises ArgumentError when there is none, and for numbers below 1.
+    Warns of what is left out. Raises ArgumentError when there is none, and for numbers below 1; DatasetError when a
+    folder cannot be read.
     """
     size, limit, batch = whole("size", size), whole("limit", limit), whole("batch", batch)
     if not Path(folder).is_dir():
         raise ArgumentError(f"there is no folder {folder} of pictures for calibration")
-    pictures = (path for path in Path(folder).rglob("*") if path.suffix.lower() in PICTURES)
-    paths = sorted(path for path in pictures if not path.name.startswith("."))
+    paths = [Path(picture.file) for picture in pictures_below(Path(folder))]
     if not paths:
         raise ArgumentError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
     count = min(limit, len(paths))

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, first_few
-from .archives import Listed, ParquetRows, list_parquet, list_tar
-from .labels import Picture, classes_of_folders, is_picture, labels_from_file
+from ..storage.regular import open_regular
+from .folders import list_folder
+from .labels import Picture, labels_from_file
+from .parquet_files import ParquetRows, list_parquet
+from .tar_files import list_tar
 
 SHARDS = (".tar", ".parquet")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
@@ -46,7 +49,7 @@ class Dataset:
         picture = self.pictures[index]
         if self.kind == "parquet":
             return self._rows.read(picture)
-        with open(picture.file, "rb") as file:
+        with open_regular(picture.file) as file:
             file.seek(picture.start)
             return file.read(picture.size)
 
@@ -80,7 +83,7 @@ class Dataset:
         """A digest of every picture's name, place, size and label: it tells whether this is the same data set."""
         digest = hashlib.sha256(self.kind.encode())
         for picture, label in zip(self.pictures, self.labels, strict=True):
-            digest.update(f"\0{picture.name}\0{picture.start}\0{picture.size}\0{label}".encode())
+            digest.update(os.fsencode(f"\0{picture.name}\0{picture.start}\0{picture.size}\0{label}"))
         return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, object]:
@@ -94,17 +97,17 @@ def open_dataset(
 
     path:        a folder with one folder of pictures a class; a folder of pictures, with `labels`; a tar or parquet
                  file; a folder of such; or a pattern of such, as "val-*.tar", "val-{0000..0049}.tar"
-    labels:      a text file of names and labels (labeled.labels_from_file), which then count; not for parquet
+    labels:      a text file of names and labels (labels.labels_from_file), which then count; not for parquet
     num_classes: of the model, which the classes must fit; None: not known
 
     The order is that of the paths; inside a tar or parquet file, the file's own.
 
     Raises DatasetError when there are no pictures, a label is missing or none of the model's classes, a file is
-    damaged, or it is not clear what is meant. Pictures themselves are not read.
+    damaged, or it is not clear what is meant. Warns of what is left out. Pictures themselves are not read.
     """
     kind, files = _found(os.fspath(path))
     if kind == "folder":
-        listed = _list_folder(Path(path), num_classes, own_labels=labels is None)
+        listed = list_folder(Path(path), num_classes, own_labels=labels is None)
     elif kind == "tar":
         listed = list_tar(files, num_classes, own_labels=labels is None)
     elif labels is not None:
@@ -112,6 +115,9 @@ def open_dataset(
     else:
         listed = list_parquet(files, num_classes)
     if not listed.pictures:
+        packed = sorted(file.name for file in Path(path).iterdir() if _is_compressed(file)) if kind == "folder" else []
+        if packed:
+            raise DatasetError(f"{path} has no pictures, but {first_few(packed)}: unpack them to tar files, or folders")
         raise DatasetError(f"{path} has no pictures; name a folder, a tar or a parquet file that has some")
     if labels is not None:
         classes = labels_from_file(labels, listed.pictures, num_classes)
@@ -140,7 +146,7 @@ def _found(path: str) -> tuple[str, list[Path]]:
             raise DatasetError(f"there is no file or folder {first_few(absent)}; name where the pictures are")
     kinds = {file.suffix.lower() for file in files}
     if len(kinds) > 1 or not kinds <= {*SHARDS}:
-        advice = "unpack it" if any(file.name.lower().endswith(COMPRESSED) for file in files) else "name one kind"
+        advice = "unpack it" if any(map(_is_compressed, files)) else "name one kind"
         raise DatasetError(
             f"{path}: {first_few(file.name for file in files)}: give a folder of pictures, tar files or parquet files; "
             f"{advice}"
@@ -151,6 +157,10 @@ def _found(path: str) -> tuple[str, list[Path]]:
             f"{path} has the splits {', '.join(sorted(splits))}; name one of them, as in '{max(splits)}-*.parquet'"
         )
     return kinds.pop().removeprefix("."), files
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(COMPRESSED)
 
 
 def _is_shard(path: Path) -> bool:
@@ -167,33 +177,3 @@ def _expanded(pattern: str) -> list[str]:
     return [
         name for number in numbers for name in _expanded(pattern[: match.start()] + number + pattern[match.end() :])
     ]
-
-
-def _list_folder(folder: Path, num_classes: int | None, own_labels: bool) -> Listed:
-    """Pictures directly in `folder` and in its folders; these folders are the classes, if their labels count."""
-    pictures = _pictures(folder, folder, below=False)
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    loose = len(pictures)
-    for name in classes:
-        pictures += _pictures(folder / name, folder, below=True)
-    if not own_labels or not pictures or loose == len(pictures):
-        return Listed(pictures, None)
-    if loose:
-        raise DatasetError(
-            f"{folder} has {loose} pictures beside its class folders, first {pictures[0].name}; take them away, or "
-            f"give a label file"
-        )
-    index = classes_of_folders(classes, num_classes, str(folder))
-    return Listed(pictures, [index[picture.name.partition("/")[0]] for picture in pictures])
-
-
-def _pictures(folder: Path, root: Path, below: bool) -> list[Picture]:
-    """The pictures in a folder, and in those below it, called by their path from the root."""
-    found = []
-    for place, _, names in os.walk(folder):
-        for name in filter(is_picture, names):
-            file = Path(place, name)
-            found.append(Picture(file.relative_to(root).as_posix(), str(file), 0, file.stat().st_size))
-        if not below:
-            break
-    return sorted(found, key=lambda picture: picture.name)

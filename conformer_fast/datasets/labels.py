@@ -1,21 +1,19 @@
-"""A labeled picture, and which class a label means: by number, by ImageNet synset, by folder or from a file.
-
-Numbers are 0 ... num_classes - 1 in the order of the model's scores. ImageNet's models have their classes in the order
-of the synsets' names ("n01440764", ...), which is also that of mmpretrain, torchvision, timm and Hugging Face's
-imagenet-1k. The ids 1 ... 1000 of ILSVRC's own development kit have another order, so a bare list of them is refused.
-"""
+"""Where a picture is, and the labels of pictures from a text file."""
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from ..errors import DatasetError, first_few
-from ..model.class_names import IMAGENET_CLASSES, imagenet_synsets
+from ..storage.regular import open_regular
+from .classes import DEVKIT, is_synset, label_of, same_form, shown
 
+LABEL_FILE_BYTES = 1 << 28  # of a label file; ImageNet's have 2 MB
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
 
 
@@ -35,51 +33,17 @@ class Picture:
     size: int
 
 
+class Listed(NamedTuple):
+    """pictures: in the order of the files. labels: one class each, None where the data tell none."""
+
+    pictures: list[Picture]
+    labels: list[int] | None
+
+
 def is_picture(name: str) -> bool:
     """By its ending. Hidden files are none; macOS leaves such beside pictures."""
     path = PurePosixPath(name)
     return path.suffix.lower() in PICTURES and not path.name.startswith(".")
-
-
-def label_of(text: str, num_classes: int | None, where: str) -> int:
-    """The class that a label's text means: a number, or a synset of ImageNet where the model has its 1000 classes.
-
-    num_classes: of the model; None when it is not known, then any number from 0 goes. where: for the message
-
-    Raises DatasetError for any other text, and for a number that is no class of the model.
-    """
-    if text in _synsets() and num_classes in (None, IMAGENET_CLASSES):
-        return _synsets()[text]
-    try:
-        number = int(text)
-    except ValueError:
-        raise DatasetError(
-            f"{where}: the label {text!r} is neither a number nor, for 1000 classes, an ImageNet synset such as "
-            f"n01440764"
-        ) from None
-    if number == -1:
-        raise DatasetError(f"{where}: the label -1 means unlabeled, as in test splits; take the validation split")
-    if number < 0 or (num_classes is not None and number >= num_classes):
-        classes = "0 or more" if num_classes is None else f"0 ... {num_classes - 1}, the model's classes"
-        raise DatasetError(f"{where}: the label {number} is none of {classes}; numbers begin at 0")
-    return number
-
-
-def classes_of_folders(names: Collection[str], num_classes: int | None, where: str) -> dict[str, int]:
-    """Folder name -> class. ImageNet's synsets have their own classes, so some may be absent; other names are numbered
-    in sorted order, so all must be there.
-
-    Raises DatasetError when there are more or fewer other names than the model has classes (None: not known).
-    """
-    if num_classes in (None, IMAGENET_CLASSES) and _synsets().keys() >= set(names):
-        return {name: _synsets()[name] for name in names}
-    if num_classes is not None and len(names) != num_classes:
-        raise DatasetError(
-            f"{where} has {len(names)} class folders ({first_few(sorted(names))}), the model has {num_classes} "
-            f"classes; name the folder that holds one folder a class, where a class without pictures has an empty one, "
-            f"or give a label file"
-        )
-    return {name: index for index, name in enumerate(sorted(names))}
 
 
 def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], num_classes: int | None) -> list[int]:
@@ -90,8 +54,8 @@ def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], 
         ILSVRC2012_val_00000001,n01751748 111 108 ...    Kaggle's LOC_val_solution.csv with its first line
         n01751748                                        a synset alone, one line a picture, in the order of the names
 
-    A name is the picture's path below the data's folder, or in its archive, or the path's last part; its ending may be
-    left out.
+    A first line of headings is left out. A name or label with a comma may stand in quotes, as in CSV. A name is the
+    picture's path below the data's folder, or in its archive, or the path's last part; its ending may be left out.
 
     Raises DatasetError when the file cannot be read, a line or a name means nothing or two things, a picture has no
     line, or a line has no picture.
@@ -104,12 +68,13 @@ def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], 
     absent = []
     for number, line in lines:
         name, label = _parted(line, f"{path}, line {number}")
-        if number == 1 and (name, label) == ("ImageId", "PredictionString"):
-            continue
-        if name not in index:
+        key = same_form(name)
+        if key not in index:
+            if number == lines[0][0] and _is_heading(label, num_classes):
+                continue
             absent.append(name)
             continue
-        picture = index[name]
+        picture = index[key]
         if picture is None:
             raise DatasetError(f"{path}, line {number}: several pictures are called {name}; write their whole paths")
         if picture in found:
@@ -126,15 +91,15 @@ def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], 
     return [found[picture.name] for picture in pictures]
 
 
-@cache
-def _synsets() -> Mapping[str, int]:
-    return {synset: index for index, synset in enumerate(imagenet_synsets())}
-
-
 def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > LABEL_FILE_BYTES:
+                raise DatasetError(
+                    f"{path}: has over {LABEL_FILE_BYTES} bytes; give lines of a picture's name and label"
+                )
+            text = file.read().decode("utf-8-sig")
     except OSError as error:
         raise DatasetError(f"{path}: the label file cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -148,24 +113,45 @@ def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
 
 
 def _parted(line: str, where: str) -> tuple[str, str]:
-    """(name, label). What follows the label after a comma is left out: Kaggle's boxes."""
-    name, comma, rest = line.partition(",")
-    parts = [name, *rest.split()[:1]] if comma else line.rsplit(maxsplit=1)
-    if len(parts) != 2:
-        raise DatasetError(f"{where}: {line!r} is not a picture's name and its label")
-    return parts[0].strip().removeprefix("./"), parts[1]
+    """(name, label). What follows a number or synset is left out: Kaggle's boxes."""
+    try:
+        if "\t" in line:
+            parts = [part for part in next(csv.reader([line], delimiter="\t")) if part.strip()]
+        elif "," in line:
+            parts = next(csv.reader([line], skipinitialspace=True))
+        else:
+            parts = line.rsplit(maxsplit=1)
+    except csv.Error as error:
+        raise DatasetError(f"{where}: {shown(line)} is no line of CSV ({error})") from error
+    if len(parts) < 2 or not parts[1].strip():
+        raise DatasetError(f"{where}: {shown(line)} is not a picture's name and its label")
+    label = parts[1].strip()
+    first = label.split()[0]
+    return parts[0].strip().removeprefix("./"), first if is_synset(first) or first.isdecimal() else label
+
+
+def _is_heading(text: str, num_classes: int | None) -> bool:
+    """Whether it stands above labels: neither a number nor a label's text."""
+    if text.removeprefix("-").isdecimal():
+        return False
+    try:
+        label_of(text, num_classes, "")
+    except DatasetError:
+        return True
+    return False
 
 
 def _in_order(
     path: str | os.PathLike[str], lines: list[tuple[int, str]], pictures: Sequence[Picture], num_classes: int | None
 ) -> list[int]:
-    strange = [(number, text) for number, text in lines if text not in _synsets()]
+    if len(lines) == len(pictures) + 1 and _is_heading(lines[0][1], num_classes):
+        lines = lines[1:]
+    strange = next(((number, text) for number, text in lines if not is_synset(text)), None)
     if strange:
-        number, text = strange[0]
+        number, text = strange
         raise DatasetError(
-            f"{path}, line {number}: {text!r} alone does not say which class is meant: ILSVRC's ids 1 ... 1000 have "
-            f"another order than the models' scores. Give lines of a picture's name and its synset or number, such as "
-            f"LOC_val_solution.csv, or a synset a line"
+            f"{path}, line {number}: {shown(text)} alone does not say which class is meant: {DEVKIT}. Give lines of a "
+            f"picture's name and its synset or number, such as LOC_val_solution.csv, or a synset a line"
         )
     if len(lines) != len(pictures):
         raise DatasetError(f"{path} has {len(lines)} lines for {len(pictures)} pictures; without names, give one each")
@@ -180,7 +166,7 @@ def _by_name(pictures: Sequence[Picture]) -> dict[str, str | None]:
     """All that a picture may be called -> its name; None for what several may be called."""
     index: dict[str, str | None] = {}
     for picture in pictures:
-        path = PurePosixPath(picture.name)
-        for name in {picture.name, str(path.with_suffix("")), path.name, path.stem}:
+        path = PurePosixPath(same_form(picture.name))
+        for name in {str(path), str(path.with_suffix("")), path.name, path.stem}:
             index[name] = None if name in index else picture.name
-    return index | {picture.name: picture.name for picture in pictures}
+    return index | {same_form(picture.name): picture.name for picture in pictures}

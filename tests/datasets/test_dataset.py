@@ -9,52 +9,13 @@ import tarfile
 
 import pytest
 import torch
+from data_samples import found, picture, refused, shade, write, write_parquet, write_tar
 from PIL import Image
 
-from conformer_fast.datasets.dataset import Dataset, open_dataset
-from conformer_fast.errors import DatasetError, ImageError
+from conformer_fast.datasets.dataset import open_dataset
+from conformer_fast.errors import ImageError
 from conformer_fast.model.class_names import imagenet_synsets
 from conformer_fast.preprocessing.cpu import preprocess
-
-
-def picture(shade: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
-    """A gray picture's file."""
-    file = io.BytesIO()
-    Image.new(mode, (20, 10), (shade,) * len(mode)).save(file, kind)
-    return file.getvalue()
-
-
-def shade(dataset: Dataset, index: int) -> int:
-    return Image.open(io.BytesIO(dataset.read(index))).convert("RGB").getpixel((3, 3))[0]
-
-
-def write(folder, contents: dict[str, bytes]):
-    for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def write_tar(file, contents: dict[str, bytes | None], mode: str = "w"):
-    """None: a folder."""
-    with tarfile.open(file, mode) as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(name)
-            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
-            member.size = len(content or b"")
-            archive.addfile(member, io.BytesIO(content or b""))
-    return file
-
-
-def found(dataset: Dataset) -> dict[str, int]:
-    return dict(zip((picture.name for picture in dataset.pictures), dataset.labels, strict=True))
-
-
-def refused(*arguments) -> str:
-    with pytest.raises(DatasetError) as error:
-        open_dataset(*arguments)
-    return str(error.value)
-
 
 # Folders
 
@@ -81,7 +42,7 @@ def test_synset_folders_have_imagenets_classes_even_if_some_are_absent(tmp_path)
 @pytest.mark.parametrize("classes", [1, 3])
 def test_another_number_of_class_folders_than_classes_is_refused(tmp_path, classes):
     write(tmp_path, {"cat/1.png": picture(1), "dog/1.png": picture(1)})
-    assert f"2 class folders (cat, dog), the model has {classes}" in refused(tmp_path, None, classes)
+    assert f"2 classes (cat, dog), the model has {classes}" in refused(tmp_path, None, classes)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +52,7 @@ def test_another_number_of_class_folders_than_classes_is_refused(tmp_path, class
         ({"a.png": b""}, "without a label"),
         ({"a/1.png": b"", "loose.png": b""}, "1 pictures beside its class folders, first loose.png"),
         ({"a.tar": b"", "b.parquet": b""}, "name one kind"),
+        ({"x.tar.gz": b"", "y.zip": b""}, "but x.tar.gz, y.zip: unpack them"),
         ({"a.tar": b"no tar"}, "not a whole, uncompressed tar file"),
     ],
 )
@@ -117,10 +79,28 @@ def test_what_is_not_there(tmp_path):
         "v_1.JPEG,65\nv_2.JPEG,970\nv_3.JPEG, 230",
         "v_1.JPEG n01751748\nv_2.JPEG n09193705\nv_3.JPEG n02105855",
         "n01751748\nn09193705\nn02105855\n",
+        'filename,label,split\nv_1.JPEG,65,val\n\'v_2.JPEG\',970,val\n"v_3.JPEG","230",val'.replace("'", '"'),
+        "image\tlabel\nv_1.JPEG\t65\nv_2.JPEG\t970\nv_3.JPEG\t230",
+        "name label\nv_1.JPEG 65\nv_2.JPEG 970\nv_3.JPEG 230",
+        "synset\nn01751748\nn09193705\nn02105855\n",
+        "v_1.JPEG,sea snake\nv_2.JPEG,alp\nv_3.JPEG,Shetland sheepdog",
         "\ufeffImageId,PredictionString\nv_1,n01751748 111 108 4 5 \nv_2,n09193705 1 2 3 4 n09193705 5 6 7 8\n"
         "v_3,n02105855 1 2 3 4",
     ],
-    ids=["numbers", "any order, stems", "paths", "commas", "synsets", "synsets alone", "Kaggle"],
+    ids=[
+        "numbers",
+        "any order, stems",
+        "paths",
+        "commas",
+        "synsets",
+        "synsets alone",
+        "CSV",
+        "TSV",
+        "headings",
+        "a heading",
+        "class names",
+        "Kaggle",
+    ],
 )
 def test_label_files(tmp_path, lines):
     write(tmp_path / "val", {f"v_{index}.JPEG": picture(index) for index in (1, 2, 3)})
@@ -166,6 +146,15 @@ def test_a_name_that_means_two_pictures(tmp_path):
     assert "several pictures are called 1.png" in refused(tmp_path / "val", tmp_path / "labels.txt")
 
 
+def test_names_with_commas_and_umlauts(tmp_path):
+    """Umlauts as one character in the label file and two in the folder (NFD, as macOS writes them), and the other way."""
+    names = ["my, cat.png", "Bär.png", "o\u0308l.png"]
+    write(tmp_path / "val", {names[0]: picture(1), "Ba\u0308r.png": picture(2), "öl.png": picture(3)})
+    (tmp_path / "labels.txt").write_text("".join(f'"{name}",{index}\n' for index, name in enumerate(names)))
+    labels = open_dataset(tmp_path / "val", tmp_path / "labels.txt", 3)
+    assert found(labels) == {"my, cat.png": 0, "Ba\u0308r.png": 1, "öl.png": 2}
+
+
 def test_a_label_file_that_cannot_be_read(tmp_path):
     write(tmp_path / "val", {"1.png": picture(1)})
     assert "cannot be read" in refused(tmp_path / "val", tmp_path / "absent.txt")
@@ -195,6 +184,24 @@ def test_webdataset_shards(tmp_path):
     assert len(open_dataset(tmp_path / "val-0[01].tar")) == 4
     assert open_dataset(str(tmp_path / "val-{01..02}.tar")).labels == (1, 2, 2, 3)
     assert set(found(open_dataset(tmp_path / "val-01.tar"))) == {"sample.1/000.jpg", "sample.1/001.v2.jpg"}
+
+
+def test_names_with_dots_keep_their_own_labels(tmp_path):
+    contents: dict[str, bytes] = {}
+    for number in range(3):
+        contents |= {f"a/img.{number:06d}.jpg": picture(number), f"a/img.{number:06d}.cls": str(number).encode()}
+    assert open_dataset(write_tar(tmp_path / "x.tar", contents), num_classes=3).labels == (0, 1, 2)
+    del contents["a/img.000001.cls"]
+    assert "1 of 3 pictures have no .cls" in refused(write_tar(tmp_path / "y.tar", contents))
+    both = {"a.png": picture(1), "a.json": b'{"label": 1}', "a.cls": b"2", "b.png": picture(1), "b.cls": b"0"}
+    assert open_dataset(write_tar(tmp_path / "z.tar", both)).labels == (2, 0)
+
+
+def test_hidden_folders_in_a_tar_do_not_count(tmp_path):
+    contents = {"val/a/1.png": picture(1), "val/a/.ipynb_checkpoints/1.png": picture(1), "val/b/2.png": picture(2)}
+    with pytest.warns(UserWarning, match=r"left out 1 hidden files \(val/a/.ipynb_checkpoints/1.png\)"):
+        dataset = open_dataset(write_tar(tmp_path / "x.tar", contents), num_classes=2)
+    assert found(dataset) == {"val/a/1.png": 0, "val/b/2.png": 1}
 
 
 def test_labels_in_json(tmp_path):
@@ -247,16 +254,6 @@ def test_tars_that_are_refused(tmp_path):
 
 
 # Parquet files
-
-
-def write_parquet(file, rows, labels, group: int = 5):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-    images = arrow.array([{"bytes": row, "path": "x.jpg"} for row in rows], kind)
-    parquet.write_table(arrow.table({"image": images, "label": arrow.array(labels)}), file, row_group_size=group)
-    return file
 
 
 def test_parquet_files(tmp_path):

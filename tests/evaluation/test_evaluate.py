@@ -242,7 +242,7 @@ def test_nothing_but_damage(fast, damaged):
 
 
 def test_data_must_fit_the_model(held_out, fast):
-    with pytest.raises(DatasetError, match=r"10 class folders .* the model has 3 classes"):
+    with pytest.raises(DatasetError, match=r"has the classes 0, 1, .* called by numbers are 0 \.\.\. 2"):
         evaluate(cf.compile(cf.create_model("digits", num_classes=3), backend="reference"), held_out)
     dataset = open_dataset(held_out)
     with pytest.raises(DatasetError, match=r"labels 0 \.\.\. 9, the model has the classes 0 \.\.\. 2"):

@@ -1,0 +1,169 @@
+"""Which class a label or a folder's name means: by number, by ImageNet synset, by class name, or by its place.
+
+Numbers are 0 ... num_classes - 1 in the order of the model's scores. ImageNet's models have their classes in the order
+of the synsets' names ("n01440764", ...), which is also that of mmpretrain, torchvision, timm and Hugging Face's
+imagenet-1k. The ids 1 ... 1000 of ILSVRC's own development kit have another order, so they are refused.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+
+from ..errors import DatasetError, first_few
+from ..model.class_names import IMAGENET_CLASSES, imagenet_labels, imagenet_synsets
+
+SHOWN = 60  # letters of a label that a message quotes
+RENAMED = (  # the folders of the development kit's ids become synsets
+    'python -c "import os; from scipy.io import loadmat; [os.rename(str(row[0]), row[1]) for row in '
+    "loadmat('meta.mat', squeeze_me=True)['synsets'][:1000]]\""
+)
+DEVKIT = f"the ids 1 ... {IMAGENET_CLASSES} of ILSVRC's development kit have another order than the models' scores"
+
+
+def label_of(text: str, num_classes: int | None, where: str) -> int:
+    """The class that a label's text means: a number, or a synset or class name of ImageNet where the model has its 1000
+    classes.
+
+    num_classes: of the model; None when it is not known, then any number and any synset goes. where: for the message
+
+    Raises DatasetError for any other text, and for a number that is no class of the model.
+    """
+    if is_synset(text) and num_classes in (None, IMAGENET_CLASSES):
+        return _synsets()[text]
+    try:
+        number = int(text)
+    except ValueError:
+        classes = _imagenet_classes(text) if num_classes == IMAGENET_CLASSES else frozenset()
+        if len(classes) == 1:
+            return next(iter(classes))
+        raise DatasetError(
+            f"{where}: the label {shown(text)} is neither a number nor, for 1000 classes, an ImageNet synset such as "
+            f"n01440764 or its name"
+        ) from None
+    if number == -1:
+        raise DatasetError(f"{where}: the label -1 means unlabeled, as in test splits; take the validation split")
+    if number < 0 or (num_classes is not None and number >= num_classes):
+        classes_are = "0 or more" if num_classes is None else f"0 ... {num_classes - 1}, the model's classes"
+        devkit = f"; {DEVKIT}" if number == num_classes == IMAGENET_CLASSES else ""
+        raise DatasetError(
+            f"{where}: the label {shown(text, quoted=False)} is none of {classes_are}; numbers begin at 0{devkit}"
+        )
+    return number
+
+
+def classes_of(names: Sequence[str], num_classes: int | None, where: str) -> dict[str, int]:
+    """The class of each folder's or label's name.
+
+    Synsets and class names of ImageNet have their own classes, and plain numbers are classes, so some may be absent.
+    Other names are numbered as they are given, so all must be there.
+
+    Raises DatasetError when it is not clear which classes are meant.
+    """
+    if num_classes in (None, IMAGENET_CLASSES) and _synsets().keys() >= set(names):
+        return {name: _synsets()[name] for name in names}
+    if names and all(_is_number(name) for name in names):
+        return _numbered(names, num_classes, where)
+    if num_classes == IMAGENET_CLASSES:
+        known = [name for name in names if _imagenet_classes(name)]
+        if 2 * len(known) > len(names):
+            return _named(names, where)
+    if num_classes is not None and len(names) != num_classes:
+        raise DatasetError(
+            f"{where} has {len(names)} classes ({first_few(names)}), the model has {num_classes} classes; name the "
+            f"folder that holds one folder a class, with an empty one for a class without pictures, or give a label "
+            f"file"
+        )
+    return {name: index for index, name in enumerate(names)}
+
+
+def check_not_renumbered(labels: Collection[int], num_classes: int | None, where: str) -> None:
+    """Raises DatasetError for bare numbers 0 ... k - 1 of more classes: some classes numbered anew, as in imagenette,
+    look the same as the model's first k."""
+    count = len(set(labels))
+    if num_classes is not None and 1 < count < num_classes and max(labels) == count - 1:
+        raise DatasetError(
+            f"{where} has labels 0 ... {count - 1} alone, the model has {num_classes} classes: a part of them that is "
+            f"numbered anew has another order than the model's scores. Say what they mean: by folders that are called "
+            f"by the synset, or by a label file"
+        )
+
+
+def is_synset(text: str) -> bool:
+    """Whether it is one of ImageNet's 1000."""
+    return text in _synsets()
+
+
+def shown(text: str, quoted: bool = True) -> str:
+    """A label in a message: shortened, with control characters escaped."""
+    short = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return repr(short) if quoted else repr(short)[1:-1]
+
+
+def same_form(name: str) -> str:
+    """The one spelling of names that look the same: macOS writes an umlaut as two characters (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _numbered(names: Sequence[str], num_classes: int | None, where: str) -> dict[str, int]:
+    found = {name: int(name) for name in names}
+    numbers = set(found.values())
+    if numbers == set(range(1, IMAGENET_CLASSES + 1)) and num_classes in (None, IMAGENET_CLASSES):
+        raise DatasetError(f"{where} has the class folders 1 ... {IMAGENET_CLASSES}: {DEVKIT}. Rename them: {RENAMED}")
+    if len(numbers) < len(found):
+        raise DatasetError(f"{where} has a number twice, with and without zeros before it ({first_few(sorted(found))})")
+    if 0 not in numbers or (num_classes is not None and max(numbers) >= num_classes):
+        classes = "begin at 0" if num_classes is None else f"are 0 ... {num_classes - 1}"
+        raise DatasetError(
+            f"{where} has the classes {first_few(sorted(names, key=int))}; classes that are called by numbers "
+            f"{classes}: name them so, where class 0 without pictures has an empty folder, or give a label file"
+        )
+    check_not_renumbered(numbers, num_classes, where)
+    return found
+
+
+def _named(names: Sequence[str], where: str) -> dict[str, int]:
+    """Of ImageNet's names or synsets. Where all are there in order, names that several classes have are clear too."""
+    meant = [_imagenet_classes(name) for name in names]
+    if len(names) == IMAGENET_CLASSES and all(index in classes for index, classes in enumerate(meant)):
+        return {name: index for index, name in enumerate(names)}
+    unclear = [name for name, classes in zip(names, meant, strict=True) if len(classes) != 1]
+    if unclear:
+        raise DatasetError(
+            f"{where} has {len(unclear)} class names that mean none or several of ImageNet's: {first_few(unclear)}; "
+            f"take the synsets, such as n01440764"
+        )
+    found = {name: next(iter(classes)) for name, classes in zip(names, meant, strict=True)}
+    if len(set(found.values())) < len(found):
+        raise DatasetError(f"{where} has two names of one class; take the synsets, such as n01440764")
+    return found
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 10
+
+
+def _imagenet_classes(name: str) -> frozenset[int]:
+    """The classes that a synset, a name or a list of names that starts with the first one may mean."""
+    if is_synset(name):
+        return frozenset({_synsets()[name]})
+    first = same_form(name).partition(",")[0].replace("_", " ").strip()
+    return _by_name().get(first) or _by_name().get(first.casefold(), frozenset())
+
+
+@cache
+def _synsets() -> Mapping[str, int]:
+    return {synset: index for index, synset in enumerate(imagenet_synsets())}
+
+
+@cache
+def _by_name() -> Mapping[str, frozenset[int]]:
+    """As the names are written and in small letters, with and without what tells equal ones apart: "crane (bird)"."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for index, name in enumerate(imagenet_labels()):
+        for form in (name, name.partition(" (")[0]):
+            found[form].add(index)
+            found[form.casefold()].add(index)
+    return {name: frozenset(classes) for name, classes in found.items()}

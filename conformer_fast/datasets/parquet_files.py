@@ -1,0 +1,153 @@
+"""Labeled pictures inside parquet files as Hugging Face writes them: columns `image` (bytes and path) and `label`.
+
+It is our own, over pyarrow, because Hugging Face's datasets copies what it reads; here any picture is read by its row,
+few rows at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DatasetError, first_few
+from ..storage.regular import open_regular
+from .classes import check_not_renumbered, classes_of, label_of
+from .labels import Listed, Picture
+
+ROWS = 16  # that are in memory at a time, at most
+ROWS_BYTES = 1 << 26  # that they may take, if each were as large as its whole group
+BOMB_BYTES, BOMB_RATIO = 1 << 25, 100  # pictures are compressed: no such group shrinks so far
+
+
+def list_parquet(files: Sequence[Path], num_classes: int | None) -> Listed:
+    """The rows of parquet files and their classes.
+
+    Raises DatasetError when pyarrow is missing, a file is damaged, lacks the columns, or a row has no class.
+    """
+    pictures: list[Picture] = []
+    labels: list[int] = []
+    where = first_few(map(str, files))
+    bare = False
+    for file in files:
+        table = _parquet(file)
+        kinds = {field.name: str(field.type) for field in table.schema_arrow}
+        if not {"image", "label"} <= kinds.keys() or not kinds["label"].startswith(("int", "uint")):
+            raise DatasetError(
+                f"{file}: needs the columns 'image' and a whole number 'label', has "
+                f"{', '.join(f'{name} ({kind})' for name, kind in kinds.items())}"
+            )
+        names = _label_names(table.schema_arrow.metadata, file)
+        bare = bare or not names
+        classes = list(classes_of(names, num_classes, str(file)).values()) if names else []
+        size = file.stat().st_size
+        for row, number in enumerate(_numbers(table, file)):
+            name = f"{file.name}:{row}"
+            if row >= size:
+                raise DatasetError(f"{file}: has more rows than bytes, so they hold no pictures; get it again")
+            label = label_of("-1" if number is None else str(number), len(names) or num_classes, name)
+            labels.append(classes[label] if names else label)
+            pictures.append(Picture(name, str(file), row, size))
+    if bare:
+        check_not_renumbered(labels, num_classes, where)
+    return Listed(pictures, labels)
+
+
+class ParquetRows:
+    """Reads pictures by row. Fast for rows that ascend; it keeps a few of them, and one file open."""
+
+    def __init__(self) -> None:
+        self._file = ""
+        self._table: Any = None
+        self._groups: list[range] = []
+        self._group = -1
+        self._left: Iterator[tuple[range, Any]] = iter(())
+        self._rows = range(0)
+        self._images: Any = None
+
+    def read(self, picture: Picture) -> bytes:
+        """Raises DatasetError when the row is damaged or holds no picture's bytes."""
+        from pyarrow import ArrowException
+
+        try:
+            image = self._image(picture)
+        except (ArrowException, OSError, ValueError, StopIteration) as error:
+            self._file = ""
+            raise DatasetError(f"{picture.name}: damaged ({error}); get the parquet file again") from error
+        content = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(content, bytes):
+            raise DatasetError(f"{picture.name}: the column 'image' holds no bytes; write the pictures into the file")
+        return content
+
+    def _image(self, picture: Picture) -> Any:
+        if picture.file != self._file:
+            self._open(picture.file)
+        row = picture.start
+        group = next(number for number, rows in enumerate(self._groups) if row in rows)
+        if group != self._group or row < self._rows.start:
+            self._group, self._left = group, self._batches(group)
+            self._rows = range(0)
+        while row not in self._rows:
+            self._rows, self._images = next(self._left)
+        return self._images[row - self._rows.start].as_py()
+
+    def _open(self, file: str) -> None:
+        self._table, self._groups, start = _parquet(Path(file)), [], 0
+        for group in range(self._table.num_row_groups):
+            stop = start + self._table.metadata.row_group(group).num_rows
+            self._groups.append(range(start, stop))
+            start = stop
+        self._file, self._group, self._rows = file, -1, range(0)
+
+    def _batches(self, group: int) -> Iterator[tuple[range, Any]]:
+        """Raises OSError for a group that unpacks to far more than it has in the file."""
+        metadata = self._table.metadata.row_group(group)
+        columns = [metadata.column(index) for index in range(metadata.num_columns)]
+        images = [column for column in columns if column.path_in_schema.split(".")[0] == "image"]
+        size = max(column.total_uncompressed_size for column in images)
+        if size > BOMB_BYTES and size > BOMB_RATIO * sum(column.total_compressed_size for column in images):
+            raise OSError(f"its {len(self._groups[group])} rows would unpack to {size} bytes, which are no pictures")
+        start, rows = self._groups[group].start, min(ROWS, max(1, ROWS_BYTES // max(1, size)))
+        for batch in self._table.iter_batches(batch_size=rows, row_groups=[group], columns=["image"]):
+            yield range(start, start + len(batch)), batch.column("image")
+            start += len(batch)
+
+
+def _numbers(table: Any, file: Path) -> Iterator[int | None]:
+    """The column of labels."""
+    from pyarrow import ArrowException
+
+    try:
+        for batch in table.iter_batches(columns=["label"]):
+            yield from batch.column("label").to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{file}: damaged ({error}); get it again") from error
+
+
+def _label_names(metadata: dict[bytes, bytes] | None, file: Path) -> list[str]:
+    """What Hugging Face's schema calls the labels, in the order of their numbers; nothing if it does not tell."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        names = features["label"]["names"]
+    except (KeyError, TypeError):
+        return []
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{file}: its schema is damaged ({error}); get it again") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f"{file}: the names of its labels are damaged; get it again")
+    if len(set(names)) < len(names):
+        raise DatasetError(f"{file}: two of its labels have one name; write it with a name for each")
+    return names
+
+
+def _parquet(file: Path) -> Any:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DatasetError('parquet files need pyarrow: pip install "conformer-fast[datasets]"') from error
+    try:
+        open_regular(file).close()
+        return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+    except (ArrowException, OSError, ValueError) as error:
+        raise DatasetError(f"{file}: not a whole parquet file ({error}); get it again") from error
