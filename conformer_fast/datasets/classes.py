@@ -116,8 +116,9 @@ def _numbered(names: Sequence[str], num_classes: int | None, where: str) -> dict
         raise DatasetError(f"{where} has a number twice, with and without zeros before it ({first_few(sorted(found))})")
     if 0 not in numbers or (num_classes is not None and max(numbers) >= num_classes):
         classes = "begin at 0" if num_classes is None else f"are 0 ... {num_classes - 1}"
+        ordered = sorted(names, key=int)
         raise DatasetError(
-            f"{where} has the classes {first_few(sorted(names, key=int))}; classes that are called by numbers "
+            f"{where} has the classes {first_few(ordered)}; classes that are called by numbers "
             f"{classes}: name them so, where class 0 without pictures has an empty folder, or give a label file"
         )
     check_not_renumbered(numbers, num_classes, where)
