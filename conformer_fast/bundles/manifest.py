@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import BundleError
 from ..model.config import ConformerConfig
 from ..model.names import PRECISIONS
+from ..model.outputs import Softmax
 from ..model.reference import ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad, Shapes
 from ..version import __version__
@@ -30,6 +31,7 @@ CONTAINERS: dict[str, Any] = {
     "tuple": tuple,
     "ConformerOutput": ConformerOutput,
     "ConformerFeatures": ConformerFeatures,
+    "Softmax": Softmax,
 }
 
 

@@ -230,7 +230,7 @@ class _Judge:
 
 
 def _labels(labels: Sequence[int], images: int, classifies: bool, classes: int) -> Tensor:
-    values = torch.as_tensor(labels).cpu()
+    values = labels.cpu() if isinstance(labels, Tensor) else torch.tensor(labels)  # as_tensor warns of read-only memory
     if not classifies:
         raise ArgumentError("labels need a model with heads; this one returns features")
     if values.shape != (images,):

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..model.config import ConformerConfig
 from ..model.distance import relative_error
 from ..model.forked import before_computing
-from ..model.outputs import LOGITS, feature_names, reference_outputs
+from ..model.outputs import LOGITS, SUM, Softmax, feature_names, rebuild, reference_outputs
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
 from .dialects import Recognized, recognize
@@ -114,6 +114,9 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
         leaves = _leaves(theirs)
         outputs = _names(module, reference, len(leaves), has_norm)
         ours = reference_outputs(reference, image, outputs)
+    if outputs == (SUM,) and _is_softmax(leaves[0], ours[0]):
+        theirs = rebuild(theirs, [Softmax(leaves)])
+        leaves, ours = [_centered(leaves[0].float().log())], (_centered(ours[0]),)
     for name, expected, leaf in zip(outputs, ours, leaves, strict=True):
         leaf = leaf.detach().cpu().float()
         if leaf.shape != expected.shape:
@@ -129,6 +132,18 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
     return Source(reference, outputs, theirs)
 
 
+def _is_softmax(leaf: Tensor, logits: Tensor) -> bool:
+    one = leaf.detach().float().sum(-1)
+    return leaf.shape == logits.shape and bool(
+        (leaf >= 0).all() and torch.allclose(one, torch.ones_like(one), atol=0.01)
+    )
+
+
+def _centered(scores: Tensor) -> Tensor:
+    """Less their mean: the logits and the logarithms of their softmax then are the same."""
+    return scores - scores.mean(-1, keepdim=True)
+
+
 def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) -> tuple[str, ...]:
     """Our names of the `count` tensors that the module returns."""
     config = reference.config
@@ -136,7 +151,7 @@ def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) 
     if isinstance(module, Conformer):
         names = _own(reference).outputs
     elif not reference.features_only:
-        names = LOGITS
+        names = (SUM,) if count == 1 else LOGITS
     elif has_norm:  # mmpretrain's backbone: pooled map and class token of each requested block
         blocks = sorted({index for index in getattr(module, "out_indices", [config.depth]) if index > 1})
         names = tuple(f"{block}.{kind}" for block in blocks for kind in ("pooled", "class_token"))
@@ -144,7 +159,7 @@ def _names(module: nn.Module, reference: Conformer, count: int, has_norm: bool) 
         names = tuple(f"{block}.map" for block in config.feature_blocks)
     if len(names) != count:
         raise ArgumentError(
-            f"the model returns {count} tensors, which is none of the known forms (two logits; "
+            f"the model returns {count} tensors, which is none of the known forms (two logits, or their sum; "
             f"{len(config.feature_blocks)} maps; pooled map and class token per block); give its state dict instead"
         )
     return names

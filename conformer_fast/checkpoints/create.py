@@ -22,7 +22,8 @@ def create_model(
 ) -> Conformer:
     """The reference model in eval mode.
 
-    name:        a variant's name ("tiny-p16", "small-p32", "small-p16", "base-p16", "digits") or a configuration
+    name:        a variant's name ("tiny-p16", "small-p32", "small-p16", "base-p16", "digits"; or as the official
+                 repository calls it, "Conformer_small_patch16") or a configuration
     weights:     a checkpoint's path; "pretrained" downloads the published file; "packaged" takes the one that ships
                  with this package (digits); None leaves random values
     num_classes: default: what the weights file holds, else the configuration's own (1000 for the published variants)

@@ -24,10 +24,12 @@ from ..model.config import HEAD_DIM, PACKAGED, STEM_CHANNELS, VARIANTS, Conforme
 
 Dialect = Literal["official", "mmpretrain", "mmdetection"]
 
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put in front
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
+"""What DistributedDataParallel, torch.compile and training programs (Lightning) put in front."""
 BODY = ("trans_patch_conv.", "conv_trans_")  # how only a Conformer's names begin
 HEADS = ("trans_cls_head.", "conv_cls_head.")
 COUNTER = "num_batches_tracked"  # of every batch norm; inference does not read it
+BESIDE = ("n_averaged", "total_ops", "total_params")  # what AveragedModel and thop add to a state dict
 RENAMED = (  # official name, mmpretrain's
     (".norm1.", ".ln1."),
     (".norm2.", ".ln2."),
@@ -42,7 +44,8 @@ class Recognized:
 
     dialect: whose names it had
     state:   official name -> tensor, counters (num_batches_tracked) included
-    ignored: keys that say nothing about the model: counters, and a detector's parts outside its backbone
+    ignored: keys that say nothing about the model: counters, what tools add, a detector's parts outside its backbone,
+             and heads without classes
     """
 
     dialect: Dialect
@@ -131,7 +134,7 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     ignored = 0
     for name, tensor in state.items():
         renamed = _official_name(plain[name], prefixed)
-        if renamed is None:
+        if renamed is None or _says_nothing(renamed, tensor):
             ignored += 1
         elif renamed in official:
             raise CheckpointError(f"two keys of the state dict mean {shown(renamed)}; one of them is {shown(name)}")
@@ -166,6 +169,11 @@ def _unwrapped(name: str) -> str:
     while name.startswith(WRAPPERS):
         name = name.split(".", 1)[1]
     return name
+
+
+def _says_nothing(name: str, tensor: Tensor) -> bool:
+    """Whether a tool added it, or it is a head of no classes, which the official model with num_classes=0 has."""
+    return name.rpartition(".")[2] in BESIDE or (name.startswith(HEADS) and tuple(tensor.shape)[:1] == (0,))
 
 
 def _official_name(name: str, prefixed: bool) -> str | None:

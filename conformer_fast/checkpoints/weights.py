@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, CheckpointError, first_few, shown
 from ..model.blank import in_memory, outline
-from ..model.config import PACKAGED, ConformerConfig
+from ..model.config import PACKAGED, ConformerConfig, our_name
 from ..model.reference import Conformer
 from ..model.shapes import Pad
 from ..storage.outputs import AnyPath, check_output, write_output
@@ -26,6 +26,7 @@ from .safetensors_files import read_safetensors, read_shards
 from .saved import Saved, damaged, read_tensors
 from .torch_files import REBUILD, ZIP_MAGIC, read_legacy, read_zip
 
+QKV_WEIGHT, QKV_BIAS = ".attn.qkv.weight", ".attn.qkv.bias"
 AVERAGED = ("model_ema", "state_dict_ema")
 CONTAINERS = ("model", "state_dict", "model_state_dict", "net", *AVERAGED)
 """Keys that a state dict is found under, in order of preference."""
@@ -92,6 +93,7 @@ def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]
 
     Raises CheckpointError when there is no such file, DownloadError when it cannot be downloaded.
     """
+    name = our_name(name) if isinstance(name, str) else name
     if weights == "pretrained":
         if not isinstance(name, str):
             raise CheckpointError("weights='pretrained' needs the name of a published variant, not a ConformerConfig")
@@ -179,7 +181,7 @@ def _copy(found: Recognized, model: Conformer) -> LoadReport:
     with torch.no_grad():
         for name, tensor in values.items():
             parameters[name].copy_(tensor)
-    return LoadReport(found.dialect, len(values), ignored)
+    return LoadReport(found.dialect, len(values.keys() & found.state.keys()), ignored)
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
@@ -244,6 +246,11 @@ def _kind(value: Any) -> str:
 def _select(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int]:
     """The tensors meant for this model, and how many keys of the file are not."""
     values = {name: tensor for name, tensor in found.state.items() if not name.endswith(COUNTER)}
+    if not any(name.endswith(QKV_BIAS) for name in values):  # as the official class is by default
+        weights = {name: values[name] for name in values if name.endswith(QKV_WEIGHT)}
+        values |= {
+            name.replace(QKV_WEIGHT, QKV_BIAS): weight.new_zeros(weight.shape[:1]) for name, weight in weights.items()
+        }
     if model.features_only:
         kept = {name: tensor for name, tensor in values.items() if not name.startswith((*HEADS, "trans_norm."))}
         return kept, found.ignored + len(values) - len(kept)

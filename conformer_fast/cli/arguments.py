@@ -16,7 +16,7 @@ import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
 from ..errors import ArgumentError, CheckpointError
-from ..model.config import PACKAGED, VARIANTS, ConformerConfig
+from ..model.config import PACKAGED, VARIANTS, ConformerConfig, our_name
 from ..model.names import IN_8_BITS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ ENGINE = ("backend", "precision", "quantization", "calibration", "calibration_li
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
+        type=our_name,
         choices=[*VARIANTS, *PACKAGED],
         help=f"default: what the checkpoint in --weights has the sizes of, without one {DEFAULT}",
     )
@@ -57,6 +58,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="+",
         default=list(VARIANTS),
+        type=our_name,
         choices=[*VARIANTS, *PACKAGED],
         metavar="MODEL",
         help=f"of {names}, with random weights (default: all but the last)",

@@ -97,17 +97,25 @@ PACKAGED = {
     "digits": ConformerConfig(channel_ratio=1, embed_dim=64, num_heads=4, depth=3, mlp_ratio=2, num_classes=10),
 }
 
+OFFICIAL_NAMES = {f"conformer_{name.replace('-p', '_patch')}": name for name in VARIANTS}  # in small letters
+
+
+def our_name(name: str) -> str:
+    """Our name of a variant that is called as the official repository calls it; any other name as it is."""
+    return OFFICIAL_NAMES.get(name.lower(), name)
+
 
 def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> ConformerConfig:
-    """The configuration called `name`, or `name` itself, with another class count if given.
+    """The configuration called `name`, here or in the official repository, or `name` itself, with another class count
+    if given.
 
     Raises ArgumentError, with the names there are, when there is no such variant.
     """
     known = VARIANTS | PACKAGED
     if isinstance(name, ConformerConfig):
         config = name
-    elif name in known:
-        config = known[name]
+    elif isinstance(name, str) and our_name(name) in known:
+        config = known[our_name(name)]
     else:
         raise ArgumentError(f"unknown Conformer {name!r}; choose one of {', '.join(known)} or pass a ConformerConfig")
     return config if num_classes is None else replace(config, num_classes=num_classes)

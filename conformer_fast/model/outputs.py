@@ -84,6 +84,10 @@ def feature_names(config: ConformerConfig) -> tuple[str, ...]:
     return (*(f"{block}.map" for block in config.feature_blocks), f"{config.depth}.tokens")
 
 
+class Softmax(tuple[Any]):
+    """In a structure: what is returned is the softmax of its one leaf, over the classes."""
+
+
 def rebuild(structure: Any, leaves: Sequence[Any]) -> Any:
     """`structure`, a nest of lists and tuples, with its leaves replaced by these, in order."""
     return _fill(structure, iter(leaves))
@@ -93,4 +97,7 @@ def _fill(structure: Any, tensors: Any) -> Any:
     if not isinstance(structure, list | tuple):
         return next(tensors)
     parts = [_fill(part, tensors) for part in structure]
+    if isinstance(structure, Softmax) and all(isinstance(part, Tensor) for part in parts):  # else names are filled in
+        (logits,) = parts
+        return logits.softmax(-1)
     return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)

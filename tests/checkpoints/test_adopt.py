@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from conformer_fast.bundles.manifest import _structure_from_json, _structure_to_json
 from conformer_fast.checkpoints.adopt import adopt
 from conformer_fast.errors import CheckpointError
 from conformer_fast.model.config import ConformerConfig
-from conformer_fast.model.outputs import rebuild, reference_outputs
+from conformer_fast.model.outputs import Softmax, rebuild, reference_outputs
 from conformer_fast.model.reference import Conformer, ConformerFeatures, ConformerOutput
 
 CONFIG = ConformerConfig(embed_dim=64, num_heads=1, depth=3, channel_ratio=1, mlp_ratio=3, num_classes=7)
@@ -45,6 +46,26 @@ MODULES = {  # how to make it, the names of the outputs it returns
 }
 
 
+class Wrapped(nn.Module):
+    """What programs make of the official model to have one tensor."""
+
+    def __init__(self, finish):
+        super().__init__()
+        self.model = evaluated(lookalikes.OfficialConformer(CONFIG))
+        self.finish = finish
+
+    def forward(self, images):
+        return self.finish(sum(self.model(images)))
+
+
+ONE_TENSOR = {
+    "sum": lambda logits: logits,
+    "sum in a list": lambda logits: [logits],
+    "softmax": lambda logits: logits.softmax(-1),
+    "softmax in a tuple": lambda logits: (logits.softmax(-1),),
+}
+
+
 def leaves(value) -> list[torch.Tensor]:
     return [value] if isinstance(value, torch.Tensor) else [leaf for part in value for leaf in leaves(part)]
 
@@ -71,6 +92,56 @@ def test_names_outputs_and_structure(given):
     assert type(ours) is type(theirs)
     for mine, their in zip(leaves(ours), leaves(theirs), strict=True):
         torch.testing.assert_close(mine, their, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("finish", ONE_TENSOR.values(), ids=ONE_TENSOR)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_wrapper_may_return_the_sum_or_its_softmax(finish, dtype):
+    source = adopt(Wrapped(finish).eval().to(dtype))
+    assert source.outputs == ("logits",)
+    module = Wrapped(finish).eval().to(dtype).float()
+    batch = images(2, 3, 48, 64)
+    with torch.no_grad():
+        theirs = module(batch)
+        ours = rebuild(source.structure, reference_outputs(source.reference, batch, source.outputs))
+    assert type(ours) is type(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_softmax_is_saved_with_its_bundle():
+    source = adopt(Wrapped(ONE_TENSOR["softmax in a tuple"]).eval())
+    names = rebuild(source.structure, source.outputs)
+    assert _structure_from_json(_structure_to_json(names)) == (Softmax(("logits",)),)
+    assert type(_structure_from_json(_structure_to_json(names))[0]) is Softmax
+
+
+@pytest.mark.parametrize(
+    "finish",
+    [lambda logits: (2 * logits).softmax(-1), lambda logits: logits.softmax(0), lambda logits: logits.sigmoid()],
+    ids=["sharper", "over the batch", "sigmoid"],
+)
+def test_another_function_of_the_sum_is_refused(finish):
+    """Also where the scores are nearly equal, and with them every softmax."""
+    module = Wrapped(finish).eval()
+    with torch.no_grad():
+        for head in (module.model.conv_cls_head, module.model.trans_cls_head):
+            head.weight.mul_(1e-3)
+            head.bias.mul_(1e-3)
+    with pytest.raises(ValueError, match="names but computes something else"):
+        adopt(module)
+
+
+def test_the_official_class_by_its_defaults():
+    """qkv without bias: as with one of zeros."""
+    module = evaluated(lookalikes.OfficialConformer(CONFIG))
+    for part in module.modules():
+        if hasattr(part, "qkv"):
+            part.qkv.bias = None
+    reference = adopt(module).reference
+    assert torch.equal(reference.trans_1.attn.qkv.bias, torch.zeros(3 * 64))
+    some = module.state_dict() | {"trans_1.attn.qkv.bias": torch.ones(3 * 64)}
+    with pytest.raises(CheckpointError, match=r"2 missing: conv_trans_2\.trans_block\.attn\.qkv\.bias"):
+        adopt(some)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -224,11 +295,6 @@ class Reshaped(lookalikes.OfficialConformer):
         return [scores[:, :5] for scores in super().forward(images)]
 
 
-class Summed(lookalikes.OfficialConformer):
-    def forward(self, images):
-        return sum(super().forward(images))
-
-
 class Named(lookalikes.OfficialConformer):
     def forward(self, images):
         return dict(zip(LOGITS, super().forward(images), strict=True))
@@ -239,9 +305,14 @@ class Three(lookalikes.MMDetectionBackbone):
         return (*super().forward(images), images)
 
 
+class One(lookalikes.MMDetectionBackbone):
+    def forward(self, images):
+        return super().forward(images)[-1]
+
+
 UNKNOWN_FORMS = {
     Reshaped: r"the model's conv_logits has shape \(1, 5\), a Conformer's \(1, 7\)",
-    Summed: "the model returns 1 tensors, which is none of the known forms .* give its state dict instead",
+    One: "the model returns 1 tensors, which is none of the known forms .* give its state dict instead",
     Named: "the model returns a dict; give its state dict instead",
     Three: "the model returns 4 tensors, which is none of the known forms",
 }

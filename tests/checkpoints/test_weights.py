@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.create import create_model
@@ -61,6 +62,8 @@ CONTAINERS = {
     "mmdetection": lambda state: {"state_dict": state, "meta": {"epoch": 12, "seed": np.int64(3)}, "optimizer": {}},
 }
 PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.module.")
+MORE_CONTAINERS = ("model_state_dict", "net", "model_ema", "state_dict_ema")
+MORE_PREFIXES = ("model.", "net.", "model.module.")
 
 
 def _weights(model):
@@ -120,6 +123,53 @@ def test_every_dialect_loads_from_safetensors(tmp_path, dialect, prefix):
     _assert_loaded(model)
 
 
+@pytest.mark.parametrize("container", MORE_CONTAINERS)
+@pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
+def test_other_containers(dialect, container):
+    model = Conformer(CONFIG)
+    assert load_weights(model, {"epoch": 3, container: STATES[dialect]}).dialect == dialect
+    _assert_loaded(model)
+
+
+@pytest.mark.parametrize("prefix", MORE_PREFIXES)
+@pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
+def test_other_prefixes(dialect, prefix):
+    model = Conformer(CONFIG)
+    load_weights(model, {prefix + name: tensor for name, tensor in STATES[dialect].items()})
+    _assert_loaded(model)
+
+
+@pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
+def test_what_tools_add_is_ignored(dialect):
+    state = torch.optim.swa_utils.AveragedModel(nn.Module()).state_dict()
+    state |= {f"module.{name}": tensor for name, tensor in STATES[dialect].items()}
+    state |= {"total_ops": torch.zeros(1), "module.conv_trans_2.cnn_block.conv1.total_params": torch.zeros(1)}
+    model = Conformer(CONFIG)
+    assert load_weights(model, state).ignored == 3 + _counters(state)
+    _assert_loaded(model)
+
+
+def test_no_classes_are_a_backbone(tmp_path):
+    """The official class with num_classes=0 keeps an empty head of the CNN."""
+    path = tmp_path / "weights.pth"
+    state = {name: tensor for name, tensor in STATES["official"].items() if not name.startswith(HEADS)}
+    torch.save(state | {"conv_cls_head.weight": torch.ones(0, 256), "conv_cls_head.bias": torch.ones(0)}, path)
+    model = Conformer(CONFIG, features_only=True)
+    load_weights(model, path)
+    _assert_loaded(model)
+    with pytest.raises(CheckpointError, match="without classification heads; build the model with features_only=True"):
+        create_model(CONFIG, path)
+
+
+def test_qkv_without_bias_has_one_of_zeros(tmp_path):
+    state = {name: tensor for name, tensor in REFERENCE.state_dict().items() if not name.endswith("qkv.bias")}
+    model = lookalikes.fill(Conformer(CONFIG))
+    report = load_weights(model, state)
+    assert report.matched + report.ignored == len(state)
+    assert not model.conv_trans_3.trans_block.attn.qkv.bias.any()
+    assert torch.equal(model.trans_1.attn.qkv.weight, REFERENCE.trans_1.attn.qkv.weight)
+
+
 def test_model_is_preferred_to_model_ema(tmp_path):
     path = tmp_path / "checkpoint"
     ema = lookalikes.fill(Conformer(CONFIG), salt="ema")
@@ -128,6 +178,8 @@ def test_model_is_preferred_to_model_ema(tmp_path):
     load_weights(model, path)
     _assert_loaded(model)
     load_weights(model, path, ema=True)
+    _assert_loaded(model, ema)
+    load_weights(model, {"state_dict": REFERENCE.state_dict(), "state_dict_ema": ema.state_dict()}, ema=True)
     _assert_loaded(model, ema)
 
 
@@ -476,6 +528,7 @@ def test_resolving_names(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "fetch", lambda variant: tmp_path / variant)
     assert resolve_weights("tiny-p16", str(path)) == path
     assert resolve_weights("tiny-p16", "pretrained") == tmp_path / "tiny-p16"
+    assert resolve_weights("Conformer_tiny_patch16", "pretrained") == tmp_path / "tiny-p16"
 
 
 @pytest.mark.parametrize(

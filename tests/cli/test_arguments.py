@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 import pytest
 
@@ -47,6 +47,17 @@ def test_the_model_and_its_weights(monkeypatch, model, weights, taken):
     arguments.model_of(options, features_only=True)
     assert asked == [(*taken, True)]
     assert (options.model, options.weights) == taken
+
+
+def test_a_model_may_be_called_as_the_official_repository_calls_it(capsys):
+    parser = ArgumentParser()
+    arguments.add_model(parser)
+    arguments.add_models(parser)
+    options = parser.parse_args(["--model", "Conformer_small_patch32", "--models", "conformer_base_patch16", "digits"])
+    assert (options.model, options.models) == ("small-p32", ["base-p16", "digits"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--model", "Conformer_small_patch32_384"])
+    assert "invalid choice: 'Conformer_small_patch32_384'" in capsys.readouterr().err
 
 
 def test_results_are_shown_as_soon_as_they_are_known(capsys):

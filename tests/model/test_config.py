@@ -132,7 +132,20 @@ def test_get_config_by_name_or_value():
         get_config("tiny-p16", 0)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "tiny", "Tiny-P16", "", None])
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("Conformer_tiny_patch16", "tiny-p16"),
+        ("Conformer_small_patch32", "small-p32"),
+        ("conformer_small_patch16", "small-p16"),
+        ("Conformer_base_patch16", "base-p16"),
+    ],
+)
+def test_the_official_names_are_known(name, ours):
+    assert get_config(name) is VARIANTS[ours]
+
+
+@pytest.mark.parametrize("name", ["conformer_small_patch16_384", "resnet50", "tiny", "Tiny-P16", "", None])
 def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match="unknown Conformer") as caught:
         get_config(name)
