@@ -13,6 +13,8 @@ from typing import IO, Any
 MOST_STEPS = 10_000_000
 """Opcodes of one pickle: each may make an object of some 60 bytes. A training checkpoint has some 100,000."""
 
+MOST_LETTERS = 1000  # of the name of a module or class; a pickle can put long ones together again and again
+
 VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
@@ -184,7 +186,9 @@ class _Follower:
 
     def _stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(Named(f"{module!s}.{name!s}"))
+        if not all(isinstance(part, str) and len(part) <= MOST_LETTERS for part in (module, name)):
+            raise PickleError("names a class by what is no name")
+        self.stack.append(Named(f"{module}.{name}"))
 
     def _reduce(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()

@@ -16,6 +16,7 @@ from .pickled import Left, Named, unpickle
 from .saved import ByteOrder, Saved, Storage, damaged
 
 ZIP_MAGIC = b"PK\x03\x04"
+MOST_DIMENSIONS = 64  # as PyTorch has it
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that is no zip
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # of a zip's entry: its mark, and the lengths of its name and its extra field
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
@@ -163,22 +164,26 @@ def _position(file: BufferedReader, entry: zipfile.ZipInfo) -> int:
 
 def _storage(identity: Any) -> tuple[torch.dtype, str]:
     """The dtype of a storage's elements and its key, from the id under which it was saved."""
-    kind, storage, key, _, _, *view = identity
-    if kind != "storage" or not isinstance(storage, Named) or any(view):  # parts of a storage: until PyTorch 0.4
+    whole = isinstance(identity, tuple) and identity[5:] in ((), (None,))  # parts of a storage: until PyTorch 0.4
+    kind, storage, key = identity[:3] if whole else (None, None, None)
+    if kind != "storage" or not (isinstance(storage, Named) and isinstance(key, str)):
         raise damaged("it saves something else than tensors outside its pickle")
-    return STORAGES[storage.name.rpartition(".")[2]], str(key)
+    return STORAGES[storage.name.rpartition(".")[2]], key
 
 
 def _made(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What stands for the call of `name` in a pickle. Raises CheckpointError for what is not known."""
-    if name == "collections.OrderedDict":
-        return {key: value for key, value in (arguments[0] if arguments else ()) if isinstance(key, str)}
+    """What stands for the call of `name` in a pickle. Raises CheckpointError for what is not known.
+
+    Arguments are never copied: a short pickle can name long ones again and again.
+    """
+    if name == "collections.OrderedDict" and not arguments:  # Python 2 gave it pairs
+        return {}
     if name in (f"{REBUILD}parameter", f"{REBUILD}parameter_with_state"):
         return arguments[0]
     if name == "torch._tensor._rebuild_from_type_v2":
         rebuild, kind, parts, _ = arguments
         return _made(rebuild.name, parts) if kind.name in TENSORS else Left(f"{REBUILD}{kind.name}")
-    if name in (f"{REBUILD}tensor", f"{REBUILD}tensor_v2", f"{REBUILD}tensor_v3"):
+    if name in (f"{REBUILD}tensor", f"{REBUILD}tensor_v2", f"{REBUILD}tensor_v3") and len(arguments) <= 8:
         return _tensor(*arguments)
     if name in METADATA or name.startswith(REBUILD):
         return Left(name)
@@ -192,6 +197,7 @@ def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *rest: Any) -> S
     """rest: whether it is trained and its hooks, in v3 its dtype, and what is special about it, if anything is."""
     named = rest[2] if len(rest) > 2 and isinstance(rest[2], Named) else None
     special = rest[3:] if named else rest[2:]
-    if not isinstance(storage, Storage) or any(special) or (named and named.name not in DTYPES):
+    sized = all(isinstance(sizes, tuple) and len(sizes) <= MOST_DIMENSIONS for sizes in (shape, stride))
+    if not (sized and isinstance(storage, Storage)) or any(special) or (named and named.name not in DTYPES):
         return Left(f"{REBUILD}tensor")
-    return Saved(storage, DTYPES[named.name] if named else storage.dtype, tuple(shape), tuple(stride), offset)
+    return Saved(storage, DTYPES[named.name] if named else storage.dtype, shape, stride, offset)

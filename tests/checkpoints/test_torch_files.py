@@ -191,6 +191,8 @@ CODES = {  # pickles that no pickler writes
     "other process": b"Pstorage\n",
     "foreign id": b"(X\x06\x00\x00\x00moduleK\x01K\x01K\x01K\x01tQ",
     "id without parts": b"K\x01Q",
+    "class of a long name": b"X\xe9\x03\0\0" + b"a" * 1001 + b"\x8c\x01a\x93",
+    "class of a number": b"K\x01\x8c\x01a\x93",
 }
 
 
@@ -201,6 +203,16 @@ def test_pickles_that_no_pickler_writes_are_refused(tmp_path, code):
         CheckpointError, match=r"weights\.pth: (damaged or not a checkpoint|holds one|not a state dict)"
     ):
         read_state_dict(tmp_path / "weights.pth")
+
+
+def test_long_arguments_are_not_copied(tmp_path):
+    """A pickle of a megabyte can call with the same million arguments a hundred thousand times."""
+    for name in ("collections\nOrderedDict", "torch._utils\n_rebuild_tensor_v2", "argparse\nNamespace"):
+        many = b"(" + b"N" * 500_000 + b"tq\x00" if name[0] != "c" else b"(" + b"NN\x86" * 300_000 + b"l\x85q\x00"
+        code = many + f"c{name}\nq\x01h\x00R".encode() + b"0h\x01h\x00R" * 50_000
+        write_zip(tmp_path / "weights.pth", b"\x80\x02" + code + b".")
+        with pytest.raises(CheckpointError, match=r"needs code to load|holds one"):
+            read_state_dict(tmp_path / "weights.pth")
 
 
 def test_a_pickle_of_too_many_steps_is_refused(tmp_path, monkeypatch):
