@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -129,6 +129,8 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     Raises CheckpointError when the names are not a Conformer's, or two of them mean the same.
     """
     plain = {name: _unwrapped(name) for name in state}
+    holder = _holder([name for name in plain.values() if not _is_beside(name)])
+    plain = {name: inner.removeprefix(holder) for name, inner in plain.items()}
     prefixed = any(name.startswith("backbone.") for name in plain.values())
     official: dict[str, Tensor] = {}
     ignored = 0
@@ -171,9 +173,20 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def _holder(names: Collection[str]) -> str:
+    """What stands before all names, such as "conformer." where a module holds the model under that name."""
+    prefixes = {name.partition(BODY[0])[0].removesuffix("backbone.") for name in names if BODY[0] in name}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    return prefix if all(name.startswith(prefix) for name in names) else ""
+
+
+def _is_beside(name: str) -> bool:
+    return name.rpartition(".")[2] in BESIDE
+
+
 def _says_nothing(name: str, tensor: Tensor) -> bool:
     """Whether a tool added it, or it is a head of no classes, which the official model with num_classes=0 has."""
-    return name.rpartition(".")[2] in BESIDE or (name.startswith(HEADS) and tuple(tensor.shape)[:1] == (0,))
+    return _is_beside(name) or (name.startswith(HEADS) and tuple(tensor.shape)[:1] == (0,))
 
 
 def _official_name(name: str, prefixed: bool) -> str | None:

@@ -21,7 +21,7 @@ from ..model.reference import Conformer
 from ..model.shapes import Pad
 from ..storage.outputs import AnyPath, check_output, write_output
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
-from .pickled import Left
+from .pickled import Left, PickleError
 from .safetensors_files import read_safetensors, read_shards
 from .saved import Saved, damaged, read_tensors
 from .torch_files import REBUILD, ZIP_MAGIC, read_legacy, read_zip
@@ -68,7 +68,8 @@ def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged bytes make the parsers raise anything
-        raise CheckpointError(f"{path}: {damaged(type(error).__name__)}") from error
+        why = str(error) if isinstance(error, PickleError) else type(error).__name__
+        raise CheckpointError(f"{path}: {damaged(why)}") from error
 
 
 def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str, Any], ema: bool = False) -> LoadReport:

@@ -63,7 +63,7 @@ CONTAINERS = {
 }
 PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.module.")
 MORE_CONTAINERS = ("model_state_dict", "net", "model_ema", "state_dict_ema")
-MORE_PREFIXES = ("model.", "net.", "model.module.")
+MORE_PREFIXES = ("model.", "net.", "model.module.", "conformer.", "module.student.base.")
 
 
 def _weights(model):
@@ -137,6 +137,13 @@ def test_other_prefixes(dialect, prefix):
     model = Conformer(CONFIG)
     load_weights(model, {prefix + name: tensor for name, tensor in STATES[dialect].items()})
     _assert_loaded(model)
+
+
+def test_two_models_in_one_state_dict_are_refused():
+    state = REFERENCE.state_dict()
+    both = {f"{prefix}.{name}": tensor for prefix in ("student", "teacher") for name, tensor in state.items()}
+    with pytest.raises(CheckpointError, match="not a Conformer's weights"):
+        recognize(both)
 
 
 @pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
