@@ -390,7 +390,7 @@ def test_a_name_that_is_not_known_costs_no_second_attempt(site, monkeypatch):
     asked = []
 
     def unknown(host, *others, **options):
-        asked.append(host)
+        asked.append(str(host.encode("idna"), "ascii"))  # UnicodeError as the real one raises it
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
@@ -400,7 +400,14 @@ def test_a_name_that_is_not_known_costs_no_second_attempt(site, monkeypatch):
         message = _refusal()
         assert f"https://{host}/weights cannot be reached" in message
         assert "CONFORMER_FAST_WEIGHTS_URL" in message
-    assert asked[0] == "no.such.host"
+    assert asked == ["no.such.host"]
+
+
+@pytest.mark.parametrize("address", ["http://[nonsense]/a", "http://127.0.0.1:port/a"])
+def test_a_redirection_to_no_address_costs_no_second_attempt(site, address):
+    site.redirects = [address]
+    assert f"{site.url} cannot be reached" in _refusal()
+    assert site.ranges == [None]
 
 
 def test_a_server_that_is_not_there_costs_no_second_attempt(site, monkeypatch):
