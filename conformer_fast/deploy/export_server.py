@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
+import stat
+import uuid
 from pathlib import Path
 
 from ..bundles.folder import read_bundle
@@ -40,15 +41,17 @@ def export_server(
     folder = Path(repository) / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        unfinished = folder.with_name(f".{name}-{uuid.uuid4().hex}")
+        unfinished.mkdir()
         try:
-            unfinished.chmod(0o755)
+            if folder.is_dir():  # stays as private as it is
+                unfinished.chmod(stat.S_IMODE(folder.stat().st_mode))
             for file, content in files.items():
                 (unfinished / file).parent.mkdir(exist_ok=True)
                 (unfinished / file).write_bytes(content)
             unfinished.rename(folder)  # fails where there is a folder that is not empty
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file's name
         raise BundleError(f"{folder} cannot be written: {error}; remove it, or choose another name") from error
     return folder

@@ -1,5 +1,7 @@
 """export_server(): the model's folder in a repository, and what is refused. What is in it: test_triton_server.py."""
 
+import os
+import stat
 from functools import partial
 
 import bundle_samples
@@ -53,6 +55,43 @@ def test_a_model_that_is_there_is_left_alone(small_model, tmp_path):
     assert (folder / "config.pbtxt").read_text() == "mine"
     assert list(folder.parent.iterdir()) == [folder]
     assert cf.export_server(bundle, tmp_path / "models", name="second") == tmp_path / "models" / "second"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_folder_is_as_private_as_asked(there, small_model, tmp_path):
+    """As the umask says, or as the empty folder that was there."""
+    folder, before = tmp_path / "models" / "conformer", os.umask(0o022 if there else 0o077)
+    try:
+        bundle = write_plan(tmp_path / "bundle", small_model)
+        if there:
+            folder.mkdir(0o700, parents=True)
+        assert cf.export_server(bundle, tmp_path / "models", name="conformer") == folder
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [path.name for path in folder.parent.iterdir()] == ["conformer"]
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "link", "link to nothing"])
+def test_what_is_no_folder_is_left_alone(kind, small_model, tmp_path):
+    bundle, path = write_plan(tmp_path / "bundle", small_model), tmp_path / "models" / "conformer"
+    path.parent.mkdir()
+    if kind == "file":
+        path.write_bytes(b"precious")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(bundle if kind == "link" else "nothing")
+    before = path.lstat()
+    with pytest.raises(BundleError, match=r"models/conformer cannot be written: .*; remove it, or choose another name"):
+        cf.export_server(bundle, path.parent, name="conformer")
+    assert path.lstat() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_repository_whose_name_cannot_be(small_model, tmp_path):
+    with pytest.raises(BundleError, match="embedded null byte"):
+        cf.export_server(write_plan(tmp_path / "bundle", small_model), f"{tmp_path}/a\0b", name="conformer")
 
 
 def test_a_repository_that_cannot_be_written(small_model, tmp_path):
