@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, first_few
 from ..model.config import PACKAGED, VARIANTS, ConformerConfig, our_name
 from ..model.names import IN_8_BITS, PRECISIONS
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "small-p16"
 CALIBRATION_LIMIT = 512
+PATTERN = frozenset("*?[{")  # of these, what stands for several files has one
 KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 
 # Options that are paths, of all commands: what is read, and what is written.
@@ -139,9 +140,14 @@ def new_file(text: str) -> str:
 def check_outputs(options: argparse.Namespace) -> None:
     """Raises ArgumentError if what a command is to write takes the place of something that it reads."""
     from ..storage.outputs import check_output
+    from ..storage.paths import cache_root
 
     given = vars(options)
     inputs = [path for name in INPUTS for path in _listed(given.get(name))]
+    inputs += [
+        *cache_root().glob("weights/*"),
+        *Path(cf.__file__).parent.glob("data/*"),
+    ]  # pretrained and packaged ones
     for file in (given[name] for name in OUTPUTS if name in given and os.path.isfile(given[name] or "")):
         check_output(file, inputs)
         if _holds_pictures(file):
@@ -200,6 +206,8 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
         torch.manual_seed(0)
         print("random weights: the predictions mean nothing", file=sys.stderr)
         return cf.create_model(options.model, features_only=features_only)
+    if options.weights == "pretrained":
+        _check_pictures(options)
     return cf.create_model(options.model, options.weights, features_only=features_only)
 
 
@@ -252,6 +260,13 @@ def row_by_row(options: argparse.Namespace) -> Callable[[Any], None]:
         print(row, flush=True)
 
     return show_row
+
+
+def _check_pictures(options: argparse.Namespace) -> None:
+    """Before a download. Raises ArgumentError where there is nothing to run the model on."""
+    named = [str(path) for name in ("images", "data") for path in _listed(vars(options).get(name))]
+    if named and not any(os.path.exists(path) or {*path} & PATTERN for path in named):
+        raise ArgumentError(f"there is no file or folder {first_few(named)}; name where the pictures are")
 
 
 def _listed(value: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from .arguments import (
     add_quantization,
     add_size,
     check_quantization,
+    file,
     model_of,
     new_file,
     quantization_of,
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "nothing was compared."
     )
     add_model(parser)
-    parser.add_argument("--images", nargs="+", metavar="FILE", help=f"pictures (default: {NOISE_IMAGES} of noise)")
+    parser.add_argument(
+        "--images", nargs="+", type=file, metavar="FILE", help=f"pictures (default: {NOISE_IMAGES} of noise)"
+    )
     add_size(parser)
     parser.add_argument(
         "--precisions",

@@ -16,6 +16,7 @@ from .arguments import (
     add_size,
     bundled,
     compiled,
+    file,
     model_of,
     new_file,
     positive,
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|FILE",
         help="a folder with one folder a class, or of pictures with --labels; or tar or parquet files",
     )
-    parser.add_argument("--labels", metavar="FILE", help="lines of a picture's name and its class's number or synset")
+    parser.add_argument(
+        "--labels", type=file, metavar="FILE", help="lines of a picture's name and its class's number or synset"
+    )
     add_model(parser)
     add_engine(parser)
     add_quantization(parser)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 import pytest
 
 import conformer_fast as cf
+from conformer_fast.checkpoints import download
 from conformer_fast.cli import arguments
 from conformer_fast.model.names import IN_8_BITS, PRECISIONS
 from conformer_fast.model.precision import DTYPES, FORMATS
@@ -58,6 +60,36 @@ def test_a_model_may_be_called_as_the_official_repository_calls_it(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--model", "Conformer_small_patch32_384"])
     assert "invalid choice: 'Conformer_small_patch32_384'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [
+        ("predict absent.jpg gone.jpg", "there is no file or folder absent.jpg, gone.jpg; name where the pictures are"),
+        ("predict absent.jpg there.jpg", None),  # one is enough to work on
+        ("evaluate --data absent", "there is no file or folder absent; name"),
+        ("evaluate --data absent-{0..3}.tar", None),  # is looked for where it is opened
+        ("evaluate --data . --labels absent", "there is no file absent"),
+        ("calibrate --data absent -o q.json", "there is no file or folder absent; name"),
+        ("diff --images there.jpg absent.jpg", "there is no file absent.jpg"),
+        ("diff", None),
+    ],
+)
+def test_pictures_are_looked_for_before_a_download(run, tmp_path, monkeypatch, command, refused):
+    monkeypatch.chdir(tmp_path)
+    Path("there.jpg").touch()
+    fetched = []
+
+    def fetch(variant):
+        fetched.append(variant)
+        raise cf.DownloadError("it is fetched")
+
+    monkeypatch.setattr(download, "fetch", fetch)
+    for weights in ([], ["--weights", "pretrained"]):
+        status, out, err = run(*command.split(), "--model", "tiny-p16", *weights)
+        assert (status, out) == (2, "")
+        assert (refused or "it is fetched") in err
+    assert fetched == ([] if refused else ["tiny-p16"] * 2)
 
 
 def test_results_are_shown_as_soon_as_they_are_known(capsys):

@@ -79,6 +79,19 @@ def test_what_is_read_is_not_written(run, command, work):
     assert Path("weights.safetensors").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("kept", ["pretrained", "packaged"])
+def test_weights_that_no_path_names_are_not_written(run, kept, work, monkeypatch):
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", "cache")
+    weights = Path("cache/weights/tiny.pth")
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"precious")
+    if kept == "packaged":
+        weights = Path(cf.__file__).parent / "data" / "digits.safetensors"
+    Path("link").symlink_to(weights.absolute())
+    for name in (weights, "link"):
+        refused(run, f"export --model digits -o {name}", "which is read and would be lost; give another name")
+
+
 @pytest.mark.parametrize("name", ["calibrate", "evaluate"])
 @pytest.mark.parametrize("file", ["one.png", "TWO.JPG", "0.tar", "0.parquet"])
 def test_what_lies_in_the_data_is_not_written(run, name, file, work):
