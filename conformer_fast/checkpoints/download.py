@@ -61,6 +61,7 @@ def fetch(variant: str) -> Path:
     """
     if variant not in FILES:
         raise DownloadError(f"no published weights for {variant!r}; there are weights for {', '.join(FILES)}")
+    whole_hashes()  # raises before a download, not after it
     target = cache_root() / "weights" / FILES[variant]
     file = HashedFile(target, folder_mode=0o777)
     if not target.is_file():

@@ -140,16 +140,10 @@ def new_file(text: str) -> str:
 def check_outputs(options: argparse.Namespace) -> None:
     """Raises ArgumentError if what a command is to write takes the place of something that it reads."""
     from ..storage.outputs import check_output
-    from ..storage.paths import cache_root
 
     given = vars(options)
-    inputs = [path for name in INPUTS for path in _listed(given.get(name))]
-    inputs += [
-        *cache_root().glob("weights/*"),
-        *Path(cf.__file__).parent.glob("data/*"),
-    ]  # pretrained and packaged ones
     for file in (given[name] for name in OUTPUTS if name in given and os.path.isfile(given[name] or "")):
-        check_output(file, inputs)
+        check_output(file, _inputs(given))
         if _holds_pictures(file):
             raise ArgumentError(f"{file} holds pictures, and no command writes such files; give another name")
 
@@ -271,6 +265,14 @@ def _check_pictures(options: argparse.Namespace) -> None:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _inputs(given: dict[str, Any]) -> list[Any]:
+    """The paths that a command was given to read, and the weights that "pretrained" and "packaged" stand for."""
+    from ..storage.paths import cache_root
+
+    named = [path for name in INPUTS for path in _listed(given.get(name))]
+    return [*named, *cache_root().glob("weights/*"), *Path(cf.__file__).parent.glob("data/*")]
 
 
 def _holds_pictures(file: str) -> bool:

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -386,21 +387,43 @@ def test_what_is_no_address_is_refused(site, monkeypatch, address):
     assert "CONFORMER_FAST_WEIGHTS_URL must be the address of a folder" in _refusal()
 
 
-def test_a_name_that_is_not_known_costs_no_second_attempt(site, monkeypatch):
+HOPELESS = {
+    "no such name": socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    "no names at all": socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    "no network": OSError(errno.ENETUNREACH, "Network is unreachable"),
+    "no way to the host": OSError(errno.EHOSTUNREACH, "No route to host"),
+    "another's certificate": ssl.SSLCertVerificationError(1, "certificate verify failed"),
+    "no name can be so": UnicodeError("label too long"),
+}
+
+
+@pytest.mark.parametrize("error", HOPELESS.values(), ids=HOPELESS)
+def test_what_cannot_work_costs_no_second_attempt(site, monkeypatch, error):
     asked = []
 
-    def unknown(host, *others, **options):
-        asked.append(str(host.encode("idna"), "ascii"))  # UnicodeError as the real one raises it
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    def fail(host, *others, **options):
+        asked.append(host)
+        raise error
 
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("it was tried again"))
-    for host in ("no.such.host", "a" * 64):  # no name has a longer part
-        monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", f"https://{host}/weights")
-        message = _refusal()
-        assert f"https://{host}/weights cannot be reached" in message
-        assert "CONFORMER_FAST_WEIGHTS_URL" in message
-    assert asked == ["no.such.host"]
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", "https://host.test/weights")
+    message = _refusal()
+    assert message.startswith("https://host.test/weights cannot be reached (")
+    assert str(error) in message
+    assert "is CONFORMER_FAST_WEIGHTS_URL right?" in message
+    assert asked == ["host.test"]
+
+
+def test_a_server_that_does_not_answer_is_tried_again(site, monkeypatch):
+    asked = []
+
+    def fail(host, *others, **options):
+        asked.append(host)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert "timed out" in _refusal()
+    assert len(asked) == download.ATTEMPTS
 
 
 @pytest.mark.parametrize("address", ["http://[nonsense]/a", "http://127.0.0.1:port/a"])
@@ -442,8 +465,12 @@ def test_the_whole_hash_decides_where_it_is_known(site, part, target, monkeypatc
     target.write_bytes(CONTENT)  # also of a file that was put there
     assert f"its sha256, {found}, is none of CONFORMER_FAST_WEIGHTS_SHA256; remove it" in _refusal()
     monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_SHA256", found[:8])
+    target.unlink()
+    site.ranges.clear()
     assert f"must be sha256 hashes of 64 hexadecimal digits, got '{found[:8]}'" in _refusal()
+    assert site.ranges == []
     monkeypatch.delenv("CONFORMER_FAST_WEIGHTS_SHA256")
+    target.write_bytes(CONTENT)
     assert fetch("tiny-p16") == target
 
 
