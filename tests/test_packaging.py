@@ -105,7 +105,7 @@ def test_metadata(built):
     assert metadata["Version"] == conformer_fast.__version__
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert "conformer-fast = conformer_fast.cli.main:main" in entry_points
+    assert "conformer-fast = conformer_fast.cli.entry:run" in entry_points
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     packages = {line.partition(">=")[0] for line in required}
     assert packages == {"torch", "numpy", "safetensors", "pillow", "filelock", "platformdirs", "tqdm"}

@@ -7,7 +7,6 @@ refused by name before any work.
 from __future__ import annotations
 
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from conformer_fast.errors import ArgumentError, BackendError, one_of
 from conformer_fast.model.names import PRECISIONS
 from conformer_fast.model.shapes import Shapes
 
+from ..ctrl_c import ctrl_c_calls
 from . import timing_cache
 from .flavors import Flavor, Log, capability, gpu_target
 
@@ -159,21 +159,9 @@ class _Progress:
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(total=1.0, desc="building", bar_format=layout, disable=quiet, leave=False)
-        with self._bar, self._ctrl_c():
-            yield
-
-    @contextmanager
-    def _ctrl_c(self) -> Iterator[None]:
         # Python would raise KeyboardInterrupt inside a callback, where TensorRT prints it and goes on.
-        ours = threading.current_thread() is threading.main_thread()
-        if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        with self._bar, ctrl_c_calls(lambda: setattr(self, "canceled", True)):
             yield
-            return
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "canceled", True))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(self, phase: str, steps: int) -> None:
         with self._lock:
