@@ -26,7 +26,7 @@ from conformer_fast.errors import BackendError, EngineError
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
 
-KEY = b"secret"
+KEY = b"a secret of 24 bytes ..."
 PLAN = bytes(range(256)) * 64
 REBUILD = "conformer-fast build ..."
 SHAPES = Shapes(batch=(1, 2, 4), height=(32, 32, 64), width=(32, 32, 64))

@@ -9,7 +9,7 @@ from conformer_fast.bundles.folder import Bundle, read_bundle
 from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.model.shapes import Shapes
 
-KEY = b"secret"
+KEY = b"a secret of 24 bytes ..."
 FILES = {"model.plan": bytes(range(256)) * 4, "labels.txt": b"cat\ndog\n"}
 MANIFEST = Manifest(
     backend="tensorrt",

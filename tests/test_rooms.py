@@ -40,6 +40,7 @@ OPTIONAL = {  # package: where it is imported
     "onnxruntime": ("engines.onnx",),
     "pyarrow": ("datasets.parquet_files",),
     "matplotlib": ("verification.heatmap",),
+    "cryptography": ("bundles.signature",),
     "sklearn": ("datasets.digits",),
     "skimage": (),
     "pybind11": (),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import os
 import re
@@ -17,12 +16,13 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from ..errors import ArgumentError, ArgumentTypeError, BundleError
+from ..errors import BundleError
 from ..storage.atomic import replace_file
 from ..storage.hashed import SUFFIX
 from ..storage.lock import held
 from ..version import __version__
 from .manifest import MANIFEST, RUNTIME_CACHE, SCHEMA, Format, Manifest, StoredFile
+from .signature import ENTRIES, check_key, is_signed_by, signed
 
 LIMIT_BYTES = 1 << 20  # of a manifest; a real one has some thousand
 LOCK = ".lock"  # of who writes there
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class Bundle:
     """A folder whose every file has been verified.
 
-    digest: of its manifest, which stands for all of it; signed: whether there is an HMAC, checked or not
+    digest: of its manifest, which stands for all of it; signed: whether there is a signature, checked or not
     """
 
     folder: Path
@@ -99,14 +99,14 @@ class Bundle:
 
 
 def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Format], key: bytes | None = None) -> Bundle:
-    """Verifies the manifest, its HMAC if there is a key, and then every file that it names. Other files may lie there.
+    """Verifies the manifest, its signature if there is a key, and then every file that it names; others may lie there.
 
     format_of: of a backend, by its name; raises ValueError for an unknown one
 
     Raises BundleError for a folder that is no whole, unchanged bundle, or one not signed with this key; ArgumentError
-    for a key that is not a few bytes.
+    for what is no key.
     """
-    _check_key(key)
+    check_key(key, signs=False)
     folder = Path(os.path.abspath(folder))
     while True:
         before = _stamp(folder / MANIFEST)
@@ -137,15 +137,15 @@ def write_bundle(
     folder:   a new one, an empty one, or one with nothing but an earlier bundle, which is replaced; who reads it
               meanwhile gets the earlier one or the new one
     manifest: without `files`
-    key:      signs it
+    key:      signs it: a secret, or the PEM file's bytes of a private key
 
     Raises BundleError when the folder holds anything else, or cannot be written.
     """
-    _check_key(key)
+    check_key(key, signs=True)
     folder = Path(folder).resolve()
     stored = {name: StoredFile(hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()}
     content = replace(manifest, files=stored).to_json()
-    content["hmac"] = None if key is None else _signature(content, key)
+    content |= signed(_dump(content), key)
     content["digest"] = _digest(content)
     new = not folder.exists()
     try:
@@ -224,9 +224,9 @@ def _named(path: Path) -> Mapping[str, StoredFile]:
 
 
 def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> None:
-    """Raises BundleError if a bundle written there would take something else away; ArgumentError for a key that is not
-    a few bytes."""
-    _check_key(key)
+    """Raises BundleError if a bundle written there would take something else away; ArgumentError for a key that
+    cannot sign."""
+    check_key(key, signs=True)
     folder = Path(folder)
     while _others(folder):
         before = _stamp(folder / MANIFEST)
@@ -288,18 +288,15 @@ def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any
     digest = content.pop("digest", None) if same else None
     if digest != _digest(content):
         raise BundleError(f"{path} is damaged or was edited: it does not match its digest; copy the bundle again")
-    signature = content.pop("hmac", None)
+    entries = {name: content.pop(name) for name in ENTRIES if name in content}
+    is_signed = any(entry is not None for entry in entries.values())
     if key is None:
-        return content, digest, signature is not None
-    if signature is None:
+        return content, digest, is_signed
+    if not is_signed:
         raise BundleError(f"{path} is not signed, and a key was given; sign it: save(folder, key=...)")
-    if not hmac.compare_digest(_signature(content, key).encode(), str(signature).encode(errors="replace")):
+    if not is_signed_by(key, _dump(content), entries):
         raise BundleError(f"{path} is not signed with this key; get the bundle from its owner, or the right key")
     return content, digest, True
-
-
-def _signature(content: dict[str, Any], key: bytes) -> str:
-    return hmac.new(key, _dump(content), "sha256").hexdigest()
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -308,13 +305,6 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _dump(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _check_key(key: bytes | None) -> None:
-    if key is not None and not isinstance(key, bytes):
-        raise ArgumentTypeError(f"a bundle's key must be bytes, got {type(key).__name__}")
-    if key == b"":
-        raise ArgumentError("a bundle's key must have at least one byte; give None to do without")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

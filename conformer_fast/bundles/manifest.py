@@ -2,7 +2,7 @@
 
 manifest.json is, byte for byte, the dump of its content. Its digest covers the rest of it, and the rest has the size
 and sha256 of every other file, so no byte of a bundle changes unnoticed. That finds damage. Against somebody who writes
-a new digest too, there is an HMAC with a key that only the owner has. Nothing is interpreted before it is verified.
+a new digest too, there is a signature (signature.py). Nothing is interpreted before it is verified.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Manifest:
     conformer_fast: str = __version__
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as JSON values, without digest and HMAC.
+        """The manifest as JSON values, without digest and signature.
 
         Raises BundleError when the structure has a container that is not in CONTAINERS.
         """

@@ -89,7 +89,7 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
 
 def add_bundle(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--bundle", metavar="DIR", help=help)
-    add_key(parser, "the key that the bundle is signed with")
+    add_key(parser, "what the bundle is signed with: a secret, or the PEM file of the public key")
 
 
 def add_key(parser: argparse.ArgumentParser, help: str) -> None:
@@ -230,7 +230,7 @@ def bundled(options: argparse.Namespace) -> cf.FastConformer:
 
 
 def key_of(path: str | None) -> bytes | None:
-    """A bundle's HMAC key: all bytes of the file."""
+    """A bundle's key: all bytes of the file."""
     return Path(path).read_bytes() if path else None
 
 

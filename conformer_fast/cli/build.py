@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-names", type=file, metavar="FILE", help="of the classes, one a line (default: ImageNet's)"
     )
-    add_key(parser, "signs the bundle with the bytes of this file")
+    add_key(parser, "signs the bundle: a secret, or the PEM file of a private key (Ed25519)")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
 
 

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="the model repository")
     parser.add_argument("--name", metavar="NAME", help="of the model (default: that of the bundle's folder)")
     parser.add_argument("--instances", type=positive, default=1, metavar="N", help="batches run at once on a GPU")
-    add_key(parser, "the key that the bundle is signed with")
+    add_key(parser, "what the bundle is signed with: a secret, or the PEM file of the public key")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def export_server(
     repository: a folder; it may exist
     name:       what clients call the model: letters, digits, "_", "-" and "."; default: that of the bundle's folder
     instances:  how many batches run at once on each GPU, each in its own working memory
-    key:        the bundle's HMAC key, if that is to be verified
+    key:        what the bundle is signed with, if that is to be verified
 
     Raises BundleError when the bundle is damaged, the server does not run its engine, or the repository has such a
     model or cannot be written; ArgumentError for a name or number that cannot be.

@@ -120,7 +120,8 @@ class FastConformer(EngineModule):
         """Writes a bundle, which `conformer_fast.load` runs without the model. Returns its folder.
 
         labels: the classes' names, in order; default: this model's
-        key:    signs the bundle (HMAC-SHA256); `load` with the same key then accepts no other
+        key:    signs the bundle: the bytes of a PEM file with a private key (Ed25519), whose public one `load` takes;
+                or a secret of at least 16 bytes (HMAC-SHA256), which `load` takes too
 
         openvino: the graph, and the engines of the sizes run so far; if none was, of the usual size, which is built
         first. On another CPU the graph is built anew. triton: the weights as the kernels read them, and the tuned tiles

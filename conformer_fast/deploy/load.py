@@ -15,9 +15,10 @@ from .fast_conformer import FastConformer, loaded
 def load(folder: str | os.PathLike[str], *, key: bytes | None = None, **options: Any) -> FastConformer:
     """The compiled model in a bundle, which `FastConformer.save` or `conformer_fast.build` wrote.
 
-    key:     what it must be signed with; without one, only damage is noticed. Running an engine is running whatever its
-             writer put into it: load none from strangers. A signed bundle loads without its key too, but the kernels
-             that TensorRT-RTX compiles are then not kept beside it.
+    key:     what it must be signed with, a secret or the bytes of a public key's PEM file; without one, only damage is
+             noticed. Running an engine is running whatever its writer put into it: load none from strangers. A signed
+             bundle loads without its key too. It takes no engine from the cache, and only with a secret are the kernels
+             that TensorRT-RTX compiles kept beside it.
     options: of the bundle's backend, as in `compile`: threads= of "openvino", tune= of "triton"
 
     Every file's hash is compared before anything is interpreted. Raises BundleError for a folder that is no whole,

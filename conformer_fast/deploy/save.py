@@ -42,7 +42,7 @@ def save(
     engine:       of these settings; None: it is built for the bundle alone
     rebuild_with: the call that makes the bundle again
     labels:       the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
-    key:          signs the bundle
+    key:          signs the bundle, as in FastConformer.save
     images:       (B, in_channels, H, W) on the CPU, on which the graph of an engine for other machines is measured;
                   default: noise
 

@@ -13,6 +13,7 @@ import torch
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.bundles.signature import is_pair
 from conformer_fast.errors import (
     ArgumentTypeError,
     BackendError,
@@ -180,7 +181,8 @@ class TensorRT(Backend):
         from .kernel_cache import RuntimeCacheFile
 
         manifest, flavor = bundle.manifest, get_flavor(self.flavor)
-        keep = flavor.has_runtime_cache and (key is not None or not bundle.signed)
+        secret = key is not None and not is_pair(key)  # a public key would sign for everybody
+        keep = flavor.has_runtime_cache and (secret or not bundle.signed)
         kept = RuntimeCacheFile(bundle.folder, key) if keep else None
         try:
             return TensorRTEngine(bundle.read(PLAN), flavor, manifest.outputs, torch.device(settings.device), kept)

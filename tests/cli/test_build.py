@@ -29,7 +29,7 @@ def manifest_of(folder: str | Path, key: bytes | None = None):
 @needs_rtx
 def test_every_option(run, tmp_path, digit_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("key").write_bytes(b"secret")
+    Path("key").write_bytes(b"a secret of 24 bytes ...")
     Path("names").write_text("".join(f"digit {digit}\n" for digit in range(10)))
     cf.save_weights(cf.create_model("digits", weights="packaged").state_dict(), "digits.safetensors")
     status, out, err = run(
@@ -39,7 +39,7 @@ def test_every_option(run, tmp_path, digit_folder, monkeypatch):
         *("--class-names", "names", "-o", "my engine"),
     )
     assert (status, err) == (0, "")
-    manifest = manifest_of("my engine", b"secret")
+    manifest = manifest_of("my engine", b"a secret of 24 bytes ...")
     assert manifest.precision == "int8"
     assert manifest.shapes == (cf.Shapes((1, 8, 32), (32, 64, 96), (32, 64, 96)),)
     assert manifest.runtime["targets"] == ["sm86", "sm89", "sm120"]
@@ -58,7 +58,7 @@ def test_every_option(run, tmp_path, digit_folder, monkeypatch):
     assert command[0] == "conformer-fast"
     assert not {"--target", "sm86,sm89,sm120"} & set(command)
     assert run(*command[1:], "--target", "sm120,sm89,sm86")[0] == 0
-    assert manifest_of("my engine", b"secret") == manifest
+    assert manifest_of("my engine", b"a secret of 24 bytes ...") == manifest
 
 
 @needs_rtx

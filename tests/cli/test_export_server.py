@@ -26,7 +26,7 @@ def test_a_key(run, small_model, tmp_path):
     (tmp_path / "key").write_bytes(KEY)
     bundle = write_plan(tmp_path / "digits", small_model, key=KEY)
     assert run("export-server", bundle, "-o", tmp_path / "models", "--key", tmp_path / "key")[0] == 0
-    (tmp_path / "key").write_bytes(b"other")
+    (tmp_path / "key").write_bytes(b"another key of this size")
     status, _, err = run("export-server", bundle, "-o", tmp_path / "more", "--key", tmp_path / "key")
     assert (status, err.count("\n")) == (2, 1)
     assert "not signed with this key" in err

@@ -179,10 +179,10 @@ def test_the_model_is_left_alone(small_model, tmp_path):
 
 
 def test_a_key_signs(small_model, tmp_path):
-    build_in(tmp_path / "bundle", small_model, key=b"secret")
-    assert read_bundle(tmp_path / "bundle", format_of, b"secret").signed
+    build_in(tmp_path / "bundle", small_model, key=b"a secret of 24 bytes ...")
+    assert read_bundle(tmp_path / "bundle", format_of, b"a secret of 24 bytes ...").signed
     with pytest.raises(cf.BundleError, match="not signed with this key"):
-        read_bundle(tmp_path / "bundle", format_of, b"other")
+        read_bundle(tmp_path / "bundle", format_of, b"another key of this size")
 
 
 def test_an_engine_of_another_backend(small_model, tmp_path):

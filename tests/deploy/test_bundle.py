@@ -204,7 +204,7 @@ def test_key(small_model, tmp_path, tensorrt):
     loaded = cf.load(signed, key=KEY)
     assert KEY not in pickle.dumps(loaded)
     cf.load(signed)
-    for folder, key in ((signed, b"other"), (unsigned, KEY)):
+    for folder, key in ((signed, b"another key of this size"), (unsigned, KEY)):
         with pytest.raises(BundleError, match="is not signed"):
             cf.load(folder, key=key)
     assert len(tensorrt.made) == 2
@@ -215,7 +215,7 @@ def test_saving_with_a_key(backend, small_model, tmp_path):
     folder = saved(tmp_path / "bundle", backend, small_model, KEY)
     cf.load(folder, key=KEY)
     with pytest.raises(BundleError, match="is not signed with this key"):
-        cf.load(folder, key=b"other")
+        cf.load(folder, key=b"another key of this size")
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2"], ids=repr)

@@ -112,8 +112,8 @@ def test_a_damaged_bundle(name, small_model, tmp_path):
 
 
 def test_a_signed_bundle(small_model, tmp_path):
-    bundle = write_plan(tmp_path / "bundle", small_model, key=b"secret")
+    bundle = write_plan(tmp_path / "bundle", small_model, key=b"a secret of 24 bytes ...")
     assert read_bundle(bundle, format_of).signed
     with pytest.raises(BundleError, match="not signed with this key"):
-        cf.export_server(bundle, tmp_path / "models", name="conformer", key=b"other")
-    assert cf.export_server(bundle, tmp_path / "models", name="conformer", key=b"secret").is_dir()
+        cf.export_server(bundle, tmp_path / "models", name="conformer", key=b"another key of this size")
+    assert cf.export_server(bundle, tmp_path / "models", name="conformer", key=b"a secret of 24 bytes ...").is_dir()

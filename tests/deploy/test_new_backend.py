@@ -36,9 +36,9 @@ def test_it_verifies(fast, small_model, capsys):
 
 def test_it_is_saved_and_loaded(line, small_model, tmp_path):
     compiled = cf.compile(small_model, backend="toy", at_once=3)
-    folder = compiled.save(tmp_path / "bundle", key=b"secret")
+    folder = compiled.save(tmp_path / "bundle", key=b"a secret of 24 bytes ...")
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "labels.txt", "toy.safetensors"}
-    loaded = cf.load(folder, key=b"secret", at_once=1)
+    loaded = cf.load(folder, key=b"a secret of 24 bytes ...", at_once=1)
     batch = images(5, 3, 32, 32)
     for ours, theirs in zip(loaded(batch), compiled(batch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -113,6 +113,21 @@ def test_kernels_of_tensorrt_rtx_are_kept_in_the_bundle_if_they_can_be_trusted(s
         assert ("hmac" in record) is signature
 
 
+def test_kernels_are_not_kept_beside_a_bundle_of_a_key_pair(small_model, tmp_path, tensorrt):
+    """Its public key is no secret: everybody could sign kernels with it."""
+    tensorrt.flavor.has_runtime_cache = True
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    private = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+    pem = serialization.Encoding.PEM
+    key = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    public = private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    folder = write_plan(tmp_path / "bundle", small_model, key=key)
+    for given in (public, key):
+        cf.load(folder, key=given)
+    assert [arguments[-1] for arguments in tensorrt.made] == [None, None]
+
+
 def test_the_floor_is_the_bound_of_eight_bits(small_model, tmp_path, tensorrt, monkeypatch):
     """A loaded model knows nothing of its quantization."""
     monkeypatch.setattr(TensorRT, "device", lambda self: "cpu")

@@ -101,8 +101,8 @@ def test_copies_have_the_same_engine(machine, small_model):
 
 def test_save_and_load(machine, small_model, tmp_path):
     fast = compiled(small_model)
-    folder = fast.save(tmp_path / "bundle", key=b"secret")
-    manifest = read_bundle(folder, format_of, b"secret").manifest
+    folder = fast.save(tmp_path / "bundle", key=b"a secret of 24 bytes ...")
+    manifest = read_bundle(folder, format_of, b"a secret of 24 bytes ...").manifest
     assert manifest.shapes == (SHAPES,)
     assert manifest.runtime == {
         "flavor": "tensorrt",
@@ -114,7 +114,7 @@ def test_save_and_load(machine, small_model, tmp_path):
     assert manifest.sha256["onnx"] == hashlib.sha256(engine.onnx).hexdigest()
     assert json.loads((folder / "model.plan").read_bytes())["outputs"]
     images = torch.randn(2, 3, 32, 32)
-    loaded = cf.load(folder, key=b"secret")
+    loaded = cf.load(folder, key=b"a secret of 24 bytes ...")
     assert (loaded.shapes, loaded.reason) == ((SHAPES,), "tensorrt fp16: from bundle")
     assert all(torch.equal(*pair) for pair in zip(fast.run(images), loaded.run(images), strict=True))
 
