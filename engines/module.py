@@ -22,6 +22,7 @@ from conformer_fast.model.shapes import Pad, Shapes, check_image_size, usual_sid
 
 from .base import Engine, Settings
 
+LARGEST = 1e15  # of an image's magnitudes; from 1e18 on squares in norms and sums in products leave fp32
 INSTEAD = "save it with .save(folder), or save the model it was made from"
 
 
@@ -29,7 +30,9 @@ class EngineModule(nn.Module):
     """images (B, in_channels, H, W) on `device` -> what the original model's own forward returns, in fp32.
 
     Images are floating point and normalized, or uint8: the pixels of RGB pictures, which are then normalized as
-    conformer_fast.preprocess does it. On a GPU they are not searched for NaN: the host would have to wait for it.
+    conformer_fast.preprocess does it. Magnitudes up to LARGEST are computed rightly in fp32 and bf16, up to 65504 in
+    fp16, which holds no more. On the CPU, larger ones and NaN are refused. On a GPU they are not searched for: the host
+    would have to wait for it.
 
     Safe to call from several threads and, on the CPU, in a forked process. `settings` and `reason` tell how it runs,
     `config` and `pad` what the model is, `outputs` the names of the tensors it returns, in order (see
@@ -198,18 +201,23 @@ def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torc
     if images.requires_grad and torch.is_grad_enabled():
         raise ArgumentError("compiled models do not train: the images require a gradient; pass images.detach()")
     if device.type == "cpu" and images.is_floating_point():
-        _check_finite(images)
+        _check_values(images)
 
 
-def _check_finite(images: Tensor) -> None:
-    """One pass by NumPy: PyTorch's threads would still be spinning while the engine starts, and slow it down."""
+def _check_values(images: Tensor) -> None:
+    """Two passes by NumPy: PyTorch's threads would still be spinning while the engine starts, and slow it down."""
     values = images.detach().float().resolve_neg().numpy()  # what an engine reads: a large float64 is infinite here
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum()
-    if not np.isfinite(total):  # a sum of finite values may overflow: look again
-        bad = int((~np.isfinite(values)).sum())
-        if bad:
-            raise ArgumentError(f"{bad} of the images' {images.numel()} values are NaN or infinite in fp32")
+    if values.min() >= -LARGEST and values.max() <= LARGEST:  # neither holds of NaN
+        return
+    bad, total = int((~np.isfinite(values)).sum()), images.numel()
+    if bad:
+        raise ArgumentError(f"{bad} of the images' {total} values are NaN or infinite in fp32")
+    magnitudes = np.abs(values)
+    raise ArgumentError(
+        f"{int((magnitudes > LARGEST).sum())} of the images' {total} values are beyond {LARGEST:g}, up to "
+        f"{magnitudes.max():.3g}, where fp32 and bf16 no longer compute the model rightly; pass normalized images, see "
+        f"conformer_fast.preprocess"
+    )
 
 
 def _normalized(pixels: Tensor) -> Tensor:

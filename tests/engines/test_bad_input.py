@@ -12,7 +12,7 @@ from fake_cuda import fake_cuda
 
 import conformer_fast as cf
 from conformer_fast import Conformer, ConformerConfig
-from conformer_fast.engines.module import check_images
+from conformer_fast.engines.module import LARGEST, check_images
 from conformer_fast.errors import ArgumentError, ArgumentTypeError
 
 CONFIG = ConformerConfig(embed_dim=32, num_heads=2, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=7)
@@ -103,6 +103,16 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "minus inf": (lambda: with_value(-float("inf")), ArgumentError, "1 of the images' 6144 values are NaN or infinite"),
     "inf and minus inf": (opposite_infinities, ArgumentError, "2 of the images' 6144 values are NaN or infinite"),
     "half nan": (lambda: with_value(float("nan"), 1, torch.float16), ArgumentError, "1 of the images' 6144 values"),
+    "the largest of fp32": (
+        lambda: with_value(-torch.finfo(torch.float32).max, 2),
+        ArgumentError,
+        r"2 of the images' 6144 values are beyond 1e\+15, up to 3\.4e\+38, where fp32 and bf16 no longer",
+    ),
+    "beyond bf16's norms": (
+        lambda: with_value(1e20, 1, torch.bfloat16),
+        ArgumentError,
+        "1 of .* up to 9.97e\\+19, where",
+    ),
     "beyond fp32": (
         lambda: with_value(1e300, 4, torch.float64),
         ArgumentError,
@@ -233,12 +243,21 @@ def test_gradient_does_not_matter_where_none_is_recorded(disabled, compiled):
     assert all(torch.equal(*pair) for pair in zip(result, expected, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_finite_values_whose_sum_is_not(dtype, compiled):
-    """Their results may overflow, but these are values that images of this type can have."""
-    batch = images(2, 3, 32, 32).to(dtype)
-    batch[0, :, :8] = torch.finfo(dtype).max
+def test_half_precision_images_whose_sum_is_infinite(compiled):
+    batch = images(2, 3, 32, 32).half()
+    batch[0, :, :8] = torch.finfo(torch.float16).max
     assert not batch.sum().isfinite()
-    plain = images(2, 3, 32, 32).to(dtype)
-    result = compiled(batch)
-    assert all(torch.equal(ours[1], alone[1]) for ours, alone in zip(result, compiled(plain), strict=True))
+    result, alone = compiled(batch), compiled(images(2, 3, 32, 32).half())
+    assert all(torch.equal(ours[1], theirs[1]) for ours, theirs in zip(result, alone, strict=True))
+
+
+def test_the_largest_images_are_computed_rightly(models):
+    """Against float64; a hundredth larger, they are refused."""
+    batch = LARGEST / 4.5 * images(2, 3, 32, 32).clamp(-4.5, 4.5)
+    batch[0, 0, 0, 0] = -LARGEST
+    for compiled in models.values():
+        report = compiled.verify(batch)
+        assert report.within, str(report)
+        assert max(row.error for row in report.results) < 1e-5
+        with pytest.raises(ArgumentError, match=r"1 of .* are beyond 1e\+15, up to 1\.01e\+15, where"):
+            compiled(torch.where(batch == -LARGEST, 1.01 * batch, batch))
