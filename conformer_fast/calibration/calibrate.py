@@ -35,10 +35,10 @@ from ..model.digest import digest_of, weights_sha256
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.hashed import HashedFile
+from ..storage.sources import sources_sha256
 from ..version import __version__
 from .accuracy_gate import GateReport, check_max_drop, gate
 from .counts import Counts, counted
-from .histograms import BINS
 from .pictures import doubts
 from .smoothquant import Factors, smoothing_factors
 
@@ -72,7 +72,8 @@ def calibrate(
     timed:     the backend, or its name, that measures what going back to 16 bits costs: seconds a batch, before and
                after, of engines of `model`, which must not be an inference model
     cache:     a folder: what was counted is kept there, during the pass too. The same model and images go on from where
-               they were interrupted, and without smoothing another precision needs no pass at all.
+               they were interrupted, and without smoothing another precision needs no pass at all. Nothing is kept if
+               this package's sources are missing, or were changed since they were imported.
     report:    is given the gate's report, as `print` is
 
     Warns of images that are of one color, few or not normalized: of such ranges 8 bits keep little.
@@ -90,7 +91,7 @@ def calibrate(
         source = adopt(model)
         network = lower(source.reference)
     batches = _Checked(images, network)
-    folder = None if cache is None else Path(cache)
+    folder = None if cache is None or IMPORTED is None or _code_sha256() != IMPORTED else Path(cache)
     factors = _smoothing(network, batches, precision, folder) if smoothquant else {}
     counts = _statistics(network.smoothed(factors), batches, folder)
     origin = {"conformer_fast": __version__, "images": counts.images, "pictures": counts.pictures.facts}
@@ -173,17 +174,22 @@ def _check_options(
 def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> Counts:
     if cache is None:
         return counted(model, batches)
-    return counted(model, batches, HashedFile(cache / f"{_key(model, batches, 'histograms')}.npz"))
+    return counted(model, batches, HashedFile(cache / f"{_key(model, batches, 'histograms')}.safetensors"))
 
 
 def _smoothing(model: InferenceConformer, batches: _Checked, precision: str, cache: Path | None) -> Factors:
     """`smoothing_factors` of a share of the images, from the cache if it is there."""
     if cache is None:
         return smoothing_factors(model, batches, precision)
-    file = HashedFile(cache / f"{_key(model, batches, precision)}.json")
-    content = file.read_or_warn("smoothing is measured again")
+    file, again = HashedFile(cache / f"{_key(model, batches, precision)}.json"), "smoothing is measured again"
+    content = file.read_or_warn(again)
     if content is not None:
-        return {name: tuple(values) for name, values in json.loads(content).items()}
+        try:
+            factors = {name: tuple(map(float, values)) for name, values in json.loads(content).items()}
+            model.smoothed(factors)
+            return factors
+        except (ArgumentError, AttributeError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            warnings.warn(f"{file.path} holds no smoothing ({error!r:.100}); {again}", stacklevel=2)
     factors = smoothing_factors(model, batches, precision)
     file.write_or_warn("smoothing factors", json.dumps(factors).encode())
     return factors
@@ -192,7 +198,7 @@ def _smoothing(model: InferenceConformer, batches: _Checked, precision: str, cac
 def _key(model: InferenceConformer, batches: _Checked, what: str) -> str:
     """Names what is measured, of which weights and images, by which version of this code."""
     seen = list(model.outputs), list(model.quantizable)
-    facts = [__version__, BINS, what, digest_of(model.state_dict()), *seen, batches.identity]
+    facts = [__version__, IMPORTED, what, digest_of(model.state_dict()), *seen, batches.identity]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -220,3 +226,12 @@ def _checked(images: Tensor, model: InferenceConformer) -> Tensor:
             f"see conformer_fast.preprocess"
         )
     return images.detach().to(model.stem.weight.device, torch.float32)
+
+
+def _code_sha256() -> str | None:
+    """Of the sources that decide what is counted, as they are on disk; None if there are none."""
+    room = Path(__file__).parent
+    return sources_sha256([room, room.parent / "inference", room.parent / "model"])
+
+
+IMPORTED = _code_sha256()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, whole
 from ..inference.network import InferenceConformer
-from ..inference.quantization import usually_stored
+from ..inference.quantization import addend_of, usually_stored
 from ..storage.hashed import HashedFile
-from .histograms import Histogram
+from .histograms import BINS, Histogram
 from .observer import Observer, progress
 from .pictures import Pictures
 
+FP32 = float(np.finfo(np.float32).max)  # no magnitude is larger
 SAVED_EVERY = 4  # batches: what an interruption may cost
 
 
@@ -45,24 +49,43 @@ class Counts:
             "pictures": asdict(self.pictures),
             "points": list(self.histograms),
         }
-        file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            facts=np.array(json.dumps(facts)),
-            largest=np.array([histogram.largest for histogram in self.histograms.values()]),
-            weights=np.array([histogram.weights for histogram in self.histograms.values()]),
+        return save(
+            {
+                "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
+                "largest": np.array([histogram.largest for histogram in self.histograms.values()]),
+                "weights": np.array([histogram.weights for histogram in self.histograms.values()]),
+            }
         )
-        return file.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Counts:
-        with np.load(io.BytesIO(content), allow_pickle=False) as kept:
-            facts = json.loads(kept["facts"].item())
-            histograms = {
-                name: Histogram(float(largest), weights)
-                for name, largest, weights in zip(facts["points"], kept["largest"], kept["weights"], strict=True)
-            }
-            return cls(histograms, facts["batches"], facts["images"], Pictures(**facts["pictures"]))
+    def from_bytes(cls, content: bytes, points: Iterable[str], batches: float) -> Counts:
+        """What `to_bytes` gave, of a pass over so many batches that sees these names.
+
+        Raises ArgumentError when it is anything else.
+        """
+        try:
+            kept = load(content)
+            facts, largest, weights = json.loads(kept["facts"].tobytes()), kept["largest"], kept["weights"]
+            names, seen, images = (
+                facts["points"],
+                whole("batches", facts["batches"]),
+                whole("images", facts["images"], 0),
+            )
+            pictures = Pictures.from_facts(facts["pictures"])
+            sound = (
+                seen <= batches
+                and len(set(names)) == len(names)
+                and set(names) <= set(points)
+                and (largest.shape, weights.shape) == ((len(names),), (len(names), BINS))
+                and all(((values >= 0) & (values <= FP32)).all() for values in (largest, weights))
+            )
+        except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ArgumentError(f"no counts ({error!r:.100})") from error
+        if not sound or {largest.dtype, weights.dtype} != {np.dtype(np.float64)}:
+            raise ArgumentError("no counts of this model and these images")
+        pairs = zip(largest.tolist(), weights.copy(), strict=True)
+        histograms = {name: Histogram(*pair) for name, pair in zip(names, pairs, strict=True)}
+        return cls(histograms, seen, images, pictures)
 
 
 def counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedFile | None = None) -> Counts:
@@ -70,17 +93,17 @@ def counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedFi
 
     Raises ArgumentError when there are no images, and what `Observer.observe` raises.
     """
-    content = None if file is None else file.read_or_warn("its images are counted again")
-    counts = Counts() if content is None else Counts.from_bytes(content)
+    total = len(batches) if isinstance(batches, Sequence) else None
+    counts = (file and _kept(model, total or math.inf, file)) or Counts()
     started = counts.batches
     observer = Observer(model)
 
     def see(name: str, value: Tensor) -> None:
         counts.histograms.setdefault(name, Histogram()).add(value)
 
-    total, rest = None, batches
+    rest = batches
     if isinstance(batches, Sequence):
-        total, rest = len(batches), (batches[index] for index in range(started, len(batches)))
+        rest = (batches[index] for index in range(started, len(batches)))
     with progress("calibrating", total, started) as bar:
         for images in rest:
             observer.observe(images, see)
@@ -88,8 +111,20 @@ def counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedFi
             counts.batches += 1
             counts.images += len(images)
             bar.update()
-            if file and (counts.batches % SAVED_EVERY == 0 or counts.batches == total):
+            if file and counts.histograms and (counts.batches % SAVED_EVERY == 0 or counts.batches == total):
                 file.write_or_warn("counts", counts.to_bytes())
     if not counts.histograms:
         raise ArgumentError("calibration got no images; give some that are like those the model will see")
     return counts
+
+
+def _kept(model: InferenceConformer, batches: float, file: HashedFile) -> Counts | None:
+    """What `file` has of the pass, if it can be used."""
+    again = "its images are counted again"
+    content = file.read_or_warn(again)
+    points = {*model.quantizable, *map(addend_of, model.quantizable)}
+    try:
+        return None if content is None else Counts.from_bytes(content, points, batches)
+    except ArgumentError as error:
+        warnings.warn(f"{file.path} holds {error}; {again}", stacklevel=2)
+        return None

@@ -22,6 +22,13 @@ class Pictures:
     distinct: list[list[float]] = field(default_factory=list)
     extent: list[float] | None = None
 
+    @classmethod
+    def from_facts(cls, values: dict[str, Any]) -> Pictures:
+        """Of its fields as JSON values. Raises ValueError, TypeError or KeyError for anything else."""
+        extent = values["extent"]
+        distinct = [[float(total), float(squares)] for total, squares in values["distinct"][:FEW]]
+        return cls(int(values["flat"]), distinct, None if extent is None else [float(extent[0]), float(extent[1])])
+
     def add(self, images: Tensor) -> None:
         """Looks at images (B, in_channels, H, W)."""
         if not len(images):

@@ -32,6 +32,7 @@ from ..model.precision import FORMATS
 from ..storage.outputs import write_output
 
 FORMAT = "conformer-fast quantization 1"  # of the files
+LARGEST_FILE = 64 << 20  # bytes; base-p16 takes less than one MB
 LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # parts of the model
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # -128 is not used: symmetric
 SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less than half a step
@@ -97,8 +98,14 @@ class Quantization:
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Quantization:
         """What `save` wrote. Raises OSError when it cannot be read, ArgumentError when it is anything else."""
+        path = Path(file)
+        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= LARGEST_FILE):
+            raise ArgumentError(
+                f"{file} is no quantization: it must be a regular file of up to {LARGEST_FILE >> 20} MB; "
+                f"`conformer-fast calibrate -o` writes such files"
+            )
         try:
-            values = json.loads(Path(file).read_bytes())
+            values = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ArgumentError(
                 f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files"
@@ -106,13 +113,13 @@ class Quantization:
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
             raise ArgumentError(
-                f"{file} is no quantization: its format is {found!r}, not {FORMAT!r}; "
+                f"{file} is no quantization: its format is {found!r:.80}, not {FORMAT!r}; "
                 f"`conformer-fast calibrate -o` writes such files"
             )
         try:
             return _quantization(values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ArgumentError(f"{file} is a damaged quantization ({error!r}); calibrate again") from error
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ArgumentError(f"{file} is a damaged quantization ({error!r:.200}); calibrate again") from error
 
 
 def usually_stored(product: str, precision: str) -> bool:

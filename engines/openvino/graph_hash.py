@@ -19,6 +19,7 @@ import conformer_fast.model
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.digest import weights_sha256
 from conformer_fast.model.reference import Conformer
+from conformer_fast.storage.sources import sources_sha256
 from conformer_fast.version import __version__
 
 from .. import onnx
@@ -57,15 +58,7 @@ def remembered_sha256(
 
 def _code_sha256() -> str | None:
     """Of the sources as they are on disk; None if there are none."""
-    folders = [*(Path(folder) for package in CODE for folder in package.__path__), Path(__file__).parent]
-    digest = hashlib.sha256()
-    for folder in folders:
-        files = sorted(folder.glob("*.py"))
-        if not files:
-            return None
-        for file in files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest() + file.name.encode())
-    return digest.hexdigest()
+    return sources_sha256([*(Path(folder) for package in CODE for folder in package.__path__), Path(__file__).parent])
 
 
 IMPORTED = _code_sha256()

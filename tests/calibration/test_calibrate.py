@@ -1,5 +1,6 @@
 """Ranges and smoothing that are measured once, for both formats, from any images, and go on after an interruption."""
 
+import errno
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from conformer_fast.engines.base import Precisions
 from conformer_fast.errors import ArgumentError, ArgumentTypeError, BackendError
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.outputs import LOGITS
+from conformer_fast.storage import hashed
+from conformer_fast.storage.hashed import HashedFile
 
 
 def batches() -> list[torch.Tensor]:
@@ -165,13 +168,61 @@ def test_fp8_leaves_the_first_products_in_16_bits(small_model):
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
 def test_a_damaged_cache_is_measured_anew(damage, small_model, passes, tmp_path):
     expected = calibrate(small_model, batches(), smoothquant=False, cache=tmp_path)
-    (file,) = tmp_path.glob("*.npz")
+    (file,) = tmp_path.glob("*.safetensors")
     content = file.read_bytes()
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "other": b"PK\x03\x04 something"}[damage])
     with pytest.warns(UserWarning, match=rf"{file} is damaged; its images are counted again"):
         assert calibrate(small_model, batches(), smoothquant=False, cache=tmp_path) == expected
     assert passes["images"] == 2 * 20
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("safetensors", b"something", "holds no counts .*; its images are counted again"),
+        ("json", b'{"trans_1.qkv": [NaN]}', "holds no smoothing .*; smoothing is measured again"),
+        ("json", b'{"trans_1.qkv": 3}', "holds no smoothing"),
+        ("json", b'{"no.such": []}', "holds no smoothing"),
+        ("json", b"[" * 100_000, "holds no smoothing"),
+    ],
+    ids=["counts", "NaN", "a number", "a foreign name", "deep"],
+)
+def test_what_somebody_else_wrote_is_measured_anew(kind, content, message, small_model, tmp_path):
+    """With a hash that fits."""
+    images = batches()[:1]
+    expected = calibrate(small_model, images, cache=tmp_path)
+    (file,) = tmp_path.glob(f"*.{kind}")
+    HashedFile(file).write(content)
+    with pytest.warns(UserWarning, match=message):
+        assert calibrate(small_model, images, cache=tmp_path) == expected
+    assert HashedFile(file).read() != content
+
+
+def test_other_code_counts_anew(small_model, passes, tmp_path, monkeypatch):
+    images = batches()[:1]
+    calibrate(small_model, images, smoothquant=False, cache=tmp_path)
+    monkeypatch.setattr(calibrate_module, "sources_sha256", lambda folders: "other")
+    monkeypatch.setattr(calibrate_module, "IMPORTED", "other")
+    calibrate(small_model, images, smoothquant=False, cache=tmp_path)
+    assert passes["images"] == 4
+
+
+@pytest.mark.parametrize("imported", [None, "of other sources"])
+def test_code_that_is_not_what_was_imported_keeps_nothing(imported, small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate_module, "IMPORTED", imported)
+    calibrate(small_model, batches()[:1], smoothquant=False, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_costs_only_the_keeping(small_model, tmp_path, monkeypatch):
+    def full(file, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr(hashed, "replace_file", full)
+    with pytest.warns(UserWarning, match="counts are not kept in .*No space left"):
+        found = calibrate(small_model, batches()[:1], smoothquant=False, cache=tmp_path)
+    assert found == calibrate(small_model, batches()[:1], smoothquant=False)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_keeping(small_model, tmp_path):

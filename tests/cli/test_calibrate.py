@@ -33,7 +33,7 @@ def test_it_writes_what_was_measured(run, run_json, digit_folder, tmp_path):
 def test_again_it_reads_the_cache(run, digit_folder, tmp_path, monkeypatch):
     arguments = ["calibrate", *DIGITS, "--data", digit_folder, "--limit", 24, "--no-smoothquant"]
     assert run(*arguments, "-o", tmp_path / "q.json")[0] == 0
-    monkeypatch.setattr("conformer_fast.calibration.calibrate.Observer.observe", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr("conformer_fast.calibration.counts.Observer.observe", lambda *_: pytest.fail("ran again"))
     assert run(*arguments, "-o", tmp_path / "again.json")[0] == 0
     assert (tmp_path / "q.json").read_bytes() == (tmp_path / "again.json").read_bytes()
     assert run(*arguments, "--precision", "fp8", "-o", tmp_path / "fp8.json")[0] == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from onnx import TensorProto, helper
 from onnx_8_bits import DTYPE, PRECISION, session
 
 from conformer_fast.engines.onnx.typed_graph import ELEMENT_TYPES
-from conformer_fast.inference.quantization import LARGEST, Quantization
+from conformer_fast.errors import ArgumentError
+from conformer_fast.inference.quantization import LARGEST, LARGEST_FILE, Quantization
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.functional import LIMITS, stored
 from conformer_fast.model.precision import FORMATS
@@ -169,6 +171,11 @@ def test_a_quantization_survives_its_file(tmp_path):
         ({"ranges": {"a": float("inf")}}, "inf is no magnitude"),
         ({"smoothing": {"a": [True]}}, "True is no magnitude"),
         ({"ranges": []}, "damaged quantization"),
+        ({"ranges": {"a": 10**400}}, "damaged quantization"),
+        ({"origin": 3}, "damaged quantization"),
+        ("[" * 100_000, "is no JSON"),
+        ({"precision": "x" * 1000}, r"damaged quantization .{,220}; calibrate again"),
+        ({"format": "x" * 1000}, r"its format is 'x{,80}, not"),
     ],
 )
 def test_files_that_are_none(content, message, tmp_path):
@@ -179,3 +186,18 @@ def test_files_that_are_none(content, message, tmp_path):
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         Quantization.load(file)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    """It would be waited for, or read for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", LARGEST_FILE + 1)  # of zeros, which take no room
+    for file in (tmp_path / "fifo", "/dev/zero", tmp_path / "large"):
+        with pytest.raises(ArgumentError, match=f"{file} is no quantization: it must be a regular file of up to 64 MB"):
+            Quantization.load(file)
+    with pytest.raises(ArgumentError, match=r"is no JSON .*null"):
+        Quantization.load("q\0.json")
+    for missing in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(OSError, match=str(missing)):
+            Quantization.load(missing)
