@@ -16,7 +16,7 @@ import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
 from ..errors import ArgumentError, CheckpointError, first_few
-from ..model.config import PACKAGED, VARIANTS, ConformerConfig, our_name
+from ..model.config import LARGEST_SIDE, PACKAGED, VARIANTS, ConformerConfig, our_name
 from ..model.names import IN_8_BITS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def add_key(parser: argparse.ArgumentParser, help: str) -> None:
 def add_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
-        type=positive,
+        type=side,
         metavar="PIXELS",
         help="side of the model's input (default: what it is trained on, 224)",
     )
@@ -110,6 +110,14 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
     return int(text)
+
+
+def side(text: str) -> int:
+    """Pixels of a picture's side."""
+    pixels = positive(text)
+    if pixels > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST_SIDE} pixels, got {pixels}")
+    return pixels
 
 
 def file(text: str) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from types import ModuleType
 from typing import NoReturn
 
@@ -59,11 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     as_json = "--json" in arguments
+    if isinstance(sys.stdout, TextIOWrapper):  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text, and labels where only ASCII is
     try:
         options = _options(command, arguments)
         _check_outputs(options)
         status = _module(options.command).run(options)
-        sys.stdout.flush()  # here, where it can be told if nobody reads it
+        if sys.stdout:
+            sys.stdout.flush()  # here, where it can be told if nobody reads it
         return status
     except BrokenPipeError:  # whoever read the output has gone; nothing more can be said to him
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in it is written when Python ends
@@ -82,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(command: str | None, error: BaseException, message: str, as_json: bool, status: int = 2) -> int:
     if as_json:
         with suppress(OSError):  # which may be the error
-            print(json.dumps({"command": command, "error": {"type": type(error).__name__, "message": message}}))
-            sys.stdout.flush()
+            failure = {"command": command, "error": {"type": type(error).__name__, "message": message}}
+            print(json.dumps(failure), flush=True)
     print(f"conformer-fast{f' {command}' if command in COMMANDS else ''}: {message}", file=sys.stderr)
     return status
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, whole
+from ..model.shapes import side
 from .dataset import Dataset
 from .folders import pictures_below
 from .labels import PICTURES
@@ -26,7 +27,7 @@ def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int 
     Warns of what is left out. Raises ArgumentError when there is none, and for numbers below 1; DatasetError when a
     folder cannot be read.
     """
-    size, limit, batch = whole("size", size), whole("limit", limit), whole("batch", batch)
+    size, limit, batch = side("size", size), whole("limit", limit), whole("batch", batch)
     if not Path(folder).is_dir():
         raise ArgumentError(f"there is no folder {folder} of pictures for calibration")
     paths = [Path(picture.file) for picture in pictures_below(Path(folder))]

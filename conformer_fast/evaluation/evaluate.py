@@ -7,17 +7,18 @@ lower number counts as the better one.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from contextlib import closing, contextmanager
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoints.adopt import Model
@@ -27,7 +28,9 @@ from ..errors import ArgumentError, ArgumentTypeError, DatasetError, whole
 from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
+from ..model.shapes import side
 from ..version import __version__
+from .decoding import decoded
 from .published import published_for
 from .report import Evaluation, Score
 from .resume import DONE, TODO, Record
@@ -62,20 +65,21 @@ def evaluate(
                   most
     limit:        evaluate at most so many pictures, evenly from all
     skip_damaged: leave damaged pictures out of the counts and list them, instead of raising ImageError
-    resume:       a file that keeps what is done, also when interrupted. If it is there, the rest is done.
+    resume:       a file that keeps what is done, also when interrupted. If it is there, the rest is done. A full disk
+                  costs only the keeping, with a warning.
     progress:     show a bar with the time left where the error output is a terminal
 
     The decoding processes import the program that calls this; guard it with `if __name__ == "__main__":`.
 
     Raises DatasetError for data that does not fit the model, or a `resume` file of another evaluation; ImageError for a
     damaged picture, or when none could be used; ArgumentError for other values that do not fit, and when a score is NaN
-    or infinite; OSError when `resume` cannot be written.
+    or infinite; OSError when `resume` cannot be written at the start, or a decoding process ends.
     """
     if not isinstance(fast, EngineModule):
         raise ArgumentTypeError(f"evaluate runs compiled models, got a {type(fast).__name__}; compile it first")
     dataset = data if isinstance(data, Dataset) else open_dataset(data, num_classes=fast.config.num_classes)
     dataset = dataset if limit is None else dataset.evenly(whole("limit", limit))
-    size = fast.side if size is None else whole("size", size)
+    size = fast.side if size is None else side("size", size)
     batch = fast.at_once(BATCH) if batch is None else whole("batch", batch)
     workers = _usual_workers(fast.device) if workers is None else whole("workers", workers, least=0)
     _check(fast, dataset)
@@ -96,16 +100,17 @@ def evaluate(
         for model in models if groups else ():
             model.run(torch.zeros(len(groups[0]), 3, size, size, device=fast.device))  # builds its engine, untimed
         images, start = 0, time.perf_counter()
-        for decoded in _decoded(dataset, size, groups, workers, fast.device):
-            if decoded.errors and not skip_damaged:
-                _refuse(f"{next(iter(decoded.errors.values()))}; skip_damaged leaves such pictures out")
-            if decoded.images is not None:
-                inputs = fast.as_input(decoded.images.to(fast.device, non_blocking=True))
-                record.add(decoded.pictures, np.stack([model(inputs) for model in models], 1))
-            record.add_damaged(decoded.errors)
-            images += len(decoded.pictures)
-            bar.update(record.known - bar.n)
-            keep()
+        with closing(decoded(dataset, size, groups, workers)) as batches:
+            for found in batches:
+                if found.errors and not skip_damaged:
+                    _refuse(f"{next(iter(found.errors.values()))}; skip_damaged leaves such pictures out")
+                if found.images is not None:
+                    inputs = fast.as_input(torch.from_numpy(found.images).to(fast.device))
+                    record.add(found.pictures, np.stack([model(inputs) for model in models], 1))
+                record.add_damaged(found.errors)
+                images += len(found.pictures)
+                bar.update(record.known - bar.n)
+                keep()
         seconds = time.perf_counter() - start
     evaluated = int((record.states == DONE).sum())
     if not evaluated:
@@ -171,60 +176,6 @@ class _Model:
         return order[..., : self._best].int().cpu().numpy()
 
 
-class _Decoded(NamedTuple):
-    """pictures: indices of those that could be decoded; images: their pixels, uint8 (len(pictures), 3, size, size), or
-    None; errors: what is wrong with the others."""
-
-    pictures: list[int]
-    images: Tensor | None
-    errors: dict[int, str]
-
-
-class _Inputs(torch.utils.data.Dataset):
-    """index -> (index, pixels or what is wrong). Of pixels, a quarter as many bytes pass from process to process."""
-
-    def __init__(self, dataset: Dataset, size: int) -> None:
-        self._dataset, self._size = dataset, size
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        from ..errors import ImageError
-
-        try:
-            return index, self._dataset.input(index, self._size, torch.uint8)
-        except ImageError as error:
-            return index, str(error)
-
-
-def _collate(inputs: list[tuple[int, Tensor | str]]) -> _Decoded:
-    good = {index: value for index, value in inputs if isinstance(value, Tensor)}
-    errors = {index: value for index, value in inputs if isinstance(value, str)}
-    return _Decoded(list(good), torch.stack(list(good.values())) if good else None, errors)
-
-
-def _decoded(
-    dataset: Dataset, size: int, groups: Sequence[list[int]], workers: int, device: torch.device
-) -> Iterator[_Decoded]:
-    """The groups of pictures, in order. The processes are spawned: this one may have threads and a GPU."""
-    loader = DataLoader(
-        _Inputs(dataset, size),
-        batch_sampler=groups,
-        num_workers=workers,
-        collate_fn=_collate,
-        multiprocessing_context="spawn" if workers else None,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # PyTorch's own stays as it is
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise OSError(
-            f"a decoding process ended ({error}); if memory ran out, use fewer workers or a smaller batch; a program "
-            f'must guard what it runs by `if __name__ == "__main__":`; 0 workers need no process'
-        ) from error
-
-
 @contextmanager
 def _kept(record: Record, resume: str | os.PathLike[str] | None, skip_damaged: bool) -> Iterator[Callable[[], None]]:
     """Inside, the record begins with what `resume` holds, and is written there at the end, however that comes. Yields
@@ -232,23 +183,37 @@ def _kept(record: Record, resume: str | os.PathLike[str] | None, skip_damaged: b
     if resume is None:
         yield lambda: None
         return
-    if os.path.exists(resume):
+    if os.path.lexists(resume):
         record.load(resume)
     if not skip_damaged:
         record.retry_damaged()
-    record.save(resume)  # fails before anything is run, if it must
+    full = (errno.ENOSPC, errno.EDQUOT)
+    said = False
+
+    def save(tolerated: bool) -> None:
+        nonlocal said
+        try:
+            record.save(resume)
+        except OSError as error:
+            if not tolerated and error.errno not in full:
+                raise  # before anything is run
+            if not said:
+                warnings.warn(f"what is done is not kept in {resume} ({error.strerror})", stacklevel=2)
+            said = True
+
+    save(tolerated=False)
     saved = time.monotonic()
 
     def now_and_then() -> None:
         nonlocal saved
         if time.monotonic() - saved > SAVE_EVERY:
-            record.save(resume)
+            save(tolerated=True)
             saved = time.monotonic()
 
     try:
         yield now_and_then
     finally:
-        record.save(resume)
+        save(tolerated=True)
 
 
 def _bar(record: Record, progress: bool) -> tqdm:

@@ -8,6 +8,7 @@ from ..errors import ArgumentError
 
 STEM_CHANNELS = 64
 HEAD_DIM = 64  # of every published variant; what a checkpoint alone implies for the number of heads
+LARGEST_SIDE = 8750  # pixels of a square image; for larger ones the resized picture would be over preprocessing's limit
 EXPANSION = 4  # a bottleneck's outer channels / its inner channels
 MOST = {  # of each size: far beyond any model, far below what PyTorch cannot count
     "patch_size": 1024,

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
-from .config import DIGITS_SIDE, PACKAGED, ConformerConfig
+from ..errors import ArgumentError, whole
+from .config import DIGITS_SIDE, LARGEST_SIDE, PACKAGED, ConformerConfig
 
 Range = tuple[int, int, int]
 Shape = tuple[int, int, int, int]
@@ -87,6 +87,15 @@ def check_shapes(several: Sequence[Shapes], config: ConformerConfig, pad: Pad) -
     for shapes in several:
         for shape in shapes.with_channels(config.in_channels):
             check_image_size(torch.empty(shape, device="meta"), config, pad)
+
+
+def side(name: str, value: Any) -> int:
+    """`value` as pixels of a picture's side. Raises ArgumentError, before anything of that size is made, unless it is a
+    whole number from 1 to LARGEST_SIDE."""
+    pixels = whole(name, value)
+    if pixels > LARGEST_SIDE:
+        raise ArgumentError(f"{name} must be at most {LARGEST_SIDE} pixels, got {pixels}")
+    return pixels
 
 
 def usual_side(config: ConformerConfig) -> int:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, whole
+from ..model.shapes import side
+from ..storage.regular import open_regular
+from .png import without_texts
 
 try:
     from .. import _C
@@ -53,7 +57,7 @@ def load_image(path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     if not isinstance(path, str | os.PathLike):
         return _decode(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _decode(file)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
@@ -192,7 +196,7 @@ def _normalize(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _empty(count: int, size: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    size = whole("size", size)
+    size = side("size", size)
     if dtype not in DTYPES:
         raise ArgumentError(f"pictures become {', '.join(map(str, DTYPES))}, not {dtype}; convert the result")
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -252,8 +256,7 @@ def _threads(threads: int | None) -> int:
 
 def _decode(file: BinaryIO) -> Image.Image:
     try:
-        image = Image.open(file, formats=FORMATS)
-        image.load()
+        image = _opened(file)
     except UnidentifiedImageError as error:
         raise ImageError(f"empty, damaged or not an image; the formats are {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -261,6 +264,23 @@ def _decode(file: BinaryIO) -> Image.Image:
     except Exception as error:  # decoders raise almost any type on damaged bytes
         raise ImageError(f"damaged or truncated ({type(error).__name__}: {error}); get the file again") from error
     return _to_rgb(image)
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """Loaded. Large texts and profiles of a PNG, which change no pixel, are what Pillow refuses with a ValueError."""
+    start = file.tell()
+    try:
+        image = Image.open(file, formats=FORMATS)
+        image.load()
+    except ValueError:
+        file.seek(start)
+        content = file.read()
+        shorter = without_texts(content)
+        if len(shorter) == len(content):
+            raise
+        image = Image.open(BytesIO(shorter), formats=FORMATS)
+        image.load()
+    return image
 
 
 def _resized(width: int, height: int, size: int) -> tuple[int, int]:

@@ -118,6 +118,12 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run, digit_folder, monkeyp
     assert len(err.splitlines()) == 1
 
 
+def test_a_size_beyond_all_memory_is_refused_by_name(run):
+    status, _, err = run("evaluate", "--data", "absent", "--size", 1_000_000)
+    assert status == 2
+    assert "argument --size: must be at most 8750 pixels, got 1000000" in err
+
+
 def test_data_must_be_named(run):
     status, _, err = run("evaluate", "--model", "digits")
     assert status == 2

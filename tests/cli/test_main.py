@@ -161,7 +161,7 @@ def test_a_fault_of_ours_is_a_traceback(run, monkeypatch):
 
 
 def test_no_memory_on_the_cpu_is_one_line(run):
-    status, out, err = run("bench", "--models", "digits", "--batch", "1", "--size", "1000000", "--rounds", "1")
+    status, out, err = run("bench", "--models", "digits", "--batch", "1000000000", "--rounds", "1")
     assert (status, out) == (2, "")
     assert err.startswith("conformer-fast bench: ")
     assert "can't allocate memory" in err

@@ -147,7 +147,7 @@ def test_a_name_that_means_two_pictures(tmp_path):
 
 
 def test_names_with_commas_and_umlauts(tmp_path):
-    """Umlauts as one character in the label file and two in the folder (NFD, as macOS has them), and the other way."""
+    """Umlauts as one character in the label file and two in the folder (NFD, as on macOS), and the other way."""
     names = ["my, cat.png", "Bär.png", "o\u0308l.png"]
     write(tmp_path / "val", {names[0]: picture(1), "Ba\u0308r.png": picture(2), "öl.png": picture(3)})
     (tmp_path / "labels.txt").write_text("".join(f'"{name}",{index}\n' for index, name in enumerate(names)))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from conformer_fast.evaluation import evaluate as evaluate_module
 from conformer_fast.evaluation.evaluate import evaluate
 from conformer_fast.evaluation.published import Published, published_for
 from conformer_fast.evaluation.report import Evaluation, Score
-from conformer_fast.evaluation.resume import Record
+from conformer_fast.evaluation.resume import MAGIC, Record
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.config import VARIANTS, ConformerConfig
 
@@ -175,6 +178,93 @@ def test_another_quantization_is_not_continued(held_out, fast, tmp_path):
     quantized.settings = dataclasses.replace(fast.settings, quantization=Quantization("int8", {"conv_1.conv1": 2.0}))
     with pytest.raises(DatasetError, match="another evaluation: quantization was"):
         evaluate(quantized, held_out, **options)
+
+
+@pytest.mark.parametrize(("code", "at_start"), [(errno.ENOSPC, "a warning"), (errno.EIO, "an error")])
+def test_what_cannot_be_kept_costs_only_the_keeping(held_out, fast, tmp_path, monkeypatch, code, at_start):
+    """A full disk at any time; another failure once something has been run. It is said once."""
+    file, calls = tmp_path / "state.npz", []
+    save = Record.save
+    monkeypatch.setattr(evaluate_module, "SAVE_EVERY", 0.0)
+
+    def failing(record, path):
+        calls.append(path)
+        if len(calls) > 1 or at_start == "a warning":
+            raise OSError(code, os.strerror(code), str(path))
+        save(record, path)
+
+    monkeypatch.setattr(Record, "save", failing)
+    with pytest.warns(UserWarning, match=f"what is done is not kept in .*{os.strerror(code)}") as said:
+        found = evaluate(fast, held_out, workers=0, limit=40, batch=10, resume=file)
+    assert (found.evaluated, len(said), len(calls)) == (40, 1, 6)
+    if at_start == "an error":
+        calls[:] = [None]
+        with pytest.raises(OSError, match=os.strerror(code)):
+            evaluate(fast, held_out, workers=0, limit=40, batch=10, resume=file)
+
+
+def test_an_error_is_not_hidden_by_one_of_the_keeping(held_out, fast, tmp_path, monkeypatch):
+    def failing(record, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Record, "save", failing)
+    monkeypatch.setattr(fast, "run", lambda images: 1 / 0)
+    with pytest.warns(UserWarning, match="is not kept"), pytest.raises(ZeroDivisionError):
+        evaluate(fast, held_out, workers=0, limit=4, resume=tmp_path / "state.npz")
+
+
+def test_any_damaged_byte_of_a_resume_file_is_found(tmp_path):
+    record = Record(5, 1, 3, 5, {"batch": 8})
+    record.add([0, 2], np.arange(30).reshape(2, 1, 3, 5))
+    record.add_damaged({4: "cut \x1b[31m"})
+    file = tmp_path / "state"
+    record.save(file)
+    again = Record(5, 1, 3, 5, {"batch": 8})
+    again.load(file)
+    assert (again.top == record.top).all()
+    assert (again.states.tolist(), again.errors) == (record.states.tolist(), record.errors)
+    whole = file.read_bytes()
+    for content in [*(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))), whole[:-1]]:
+        file.write_bytes(content)
+        with pytest.raises(DatasetError, match="holds no evaluation"):
+            again.load(file)
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        ("[" * 100_000, "holds no evaluation"),
+        ('{"fields": {"batch": NaN}, "errors": {}}', "batch was nan and is 8"),
+        ('{"fields": {"batch": 8, "\\u001b[2J": 1}, "errors": {}}', r"'\\x1b\[2J' was 1 and is None"),
+        ('{"fields": {"batch": "%s"}, "errors": {}}' % ("x" * 100_000), r"batch was 'x{99}\.\.\. and is 8"),
+        ('{"fields": {"batch": 8}, "errors": {"7": "x"}}', "unknown states"),
+        ('{"fields": {"batch": 8}, "errors": {"x": "x"}}', "holds no evaluation"),
+        ('{"fields": 8, "errors": {}}', "holds no evaluation"),
+    ],
+    ids=["depth", "NaN", "foreign names", "length", "pictures", "no number", "no fields"],
+)
+def test_a_foreign_resume_file_with_a_right_hash(tmp_path, header, text):
+    record = Record(2, 1, 1, 1, {"batch": 8})
+    content = header.encode() + b"\n" + record.top.tobytes() + record.states.tobytes()
+    digest = hashlib.sha256(content).hexdigest().encode()
+    (tmp_path / "state").write_bytes(MAGIC + digest + b"\n" + content)
+    with pytest.raises(DatasetError, match=text):
+        record.load(tmp_path / "state")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_resume_file_that_is_none(held_out, fast, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero", "."):
+        with pytest.raises(DatasetError, match=r"cannot be read \((a pipe or a device|Is a directory)"):
+            evaluate(fast, held_out, workers=0, resume=tmp_path / name)
+    assert os.path.islink(tmp_path / "zero")
+
+
+def test_a_size_beyond_all_memory_is_refused(held_out, fast):
+    with pytest.raises(ValueError, match="size must be at most 8750 pixels, got 1000000"):
+        evaluate(fast, held_out, workers=0, size=1_000_000)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x80\x04N."])

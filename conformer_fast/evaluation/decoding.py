@@ -1,0 +1,159 @@
+"""Pictures decoded by several processes, in the order that is asked for.
+
+Each process has a pipe of its own, whose other end nobody else holds: when one side ends, however that comes, the other
+is told at once. Pixels go through the pipe, so nothing needs shared memory, of which containers have little.
+
+It is our own because PyTorch's DataLoader passes pictures through shared memory and one pipe for all processes: a full
+one, or one that a killed process was writing to, is waited for without end.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+
+from ..datasets.dataset import Dataset
+
+AHEAD = 2  # groups that a process knows of
+PATIENCE = 5.0  # seconds until a process that does not end is killed
+
+
+class Decoded(NamedTuple):
+    """pictures: indices of those that could be decoded; images: their pixels, uint8 (len(pictures), 3, size, size), or
+    None; errors: what is wrong with the others."""
+
+    pictures: list[int]
+    images: np.ndarray | None
+    errors: dict[int, str]
+
+
+def decoded(dataset: Dataset, size: int, groups: Sequence[list[int]], workers: int) -> Generator[Decoded, None, None]:
+    """The groups of pictures, in order. workers: processes; 0: this one decodes.
+
+    The processes are spawned: this one may have threads and a GPU. They end when this iterator is closed, and when this
+    process ends. Raises OSError when one of them ends before.
+    """
+    if not workers or not groups:
+        for group in groups:
+            yield _decode(dataset, size, group)
+        return
+    workers = min(workers, len(groups))
+    with _started(workers) as started:
+        for worker in started:
+            worker.send((dataset, size))
+        for number, group in enumerate(groups[: AHEAD * workers]):
+            started[number % workers].send(group)
+        for number in range(len(groups)):
+            worker = started[number % workers]
+            found = worker.receive()
+            following = number + AHEAD * workers
+            if following < len(groups):
+                worker.send(groups[following])
+            yield found
+
+
+def _decode(dataset: Dataset, size: int, group: Sequence[int]) -> Decoded:
+    from ..errors import ImageError
+
+    images: dict[int, np.ndarray] = {}
+    errors: dict[int, str] = {}
+    for index in group:
+        try:
+            images[index] = dataset.input(index, size, torch.uint8).numpy()
+        except ImageError as error:
+            errors[index] = str(error)
+    return Decoded(list(images), np.stack(list(images.values())) if images else None, errors)
+
+
+class _Worker:
+    """A process that decodes, and our end of its pipe."""
+
+    def __init__(self) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+        try:
+            with _interrupts_held():  # Ctrl-C is for this process, which then ends the others
+                self._process.start()
+        except OSError as error:
+            self._refuse(error)
+        finally:
+            theirs.close()
+
+    def send(self, message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError as error:
+            self._refuse(error)
+
+    def receive(self) -> Decoded:
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._refuse(error)
+
+    def end(self) -> None:
+        self._pipe.close()
+        if self._process.pid is not None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        if self._process.pid is not None:
+            self._process.join(PATIENCE)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        if self._process.pid is not None:
+            self._process.join(PATIENCE)
+        code = self._process.exitcode if self._process.pid is not None else None
+        how = f"by signal {-code}" if code and code < 0 else f"with status {code}"
+        raise OSError(
+            f"a decoding process ended {how}; if memory ran out, use fewer workers or a smaller batch; a program must "
+            f'guard what it runs by `if __name__ == "__main__":`; 0 workers need no process'
+        ) from error
+
+
+@contextmanager
+def _started(count: int) -> Iterator[list[_Worker]]:
+    """Processes that end with the block."""
+    workers: list[_Worker] = []
+    try:
+        while len(workers) < count:
+            workers.append(_Worker())
+        yield workers
+    finally:
+        for worker in workers:
+            worker.end()
+        for worker in workers:
+            worker.wait()
+
+
+def _work(pipe: Connection) -> None:
+    """What a process does: it ends when the pipe's other end is closed."""
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError), pipe:
+        dataset, size = pipe.recv()
+        while True:
+            pipe.send(_decode(dataset, size, pipe.recv()))
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C; this one sees it at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
