@@ -18,12 +18,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..checkpoints.adopt import Model, Source, adopt
-from ..datasets.batches import Batches
+from ..datasets.batches import Batches, images_in
 from ..engines.base import Backend, Settings
 from ..engines.registry import choose
 from ..engines.timing import time_in_turn
@@ -31,9 +32,11 @@ from ..errors import ArgumentError, ArgumentTypeError, several
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
+from ..model.config import ConformerConfig
 from ..model.digest import digest_of, weights_sha256
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
+from ..model.shapes import usual_side
 from ..storage.hashed import HashedFile
 from ..storage.sources import sources_sha256
 from ..version import __version__
@@ -43,11 +46,14 @@ from .pictures import doubts
 from .smoothquant import Factors, smoothing_factors
 
 ROUNDS = 9  # in which engines are timed
+FOLDER_LIMIT = 512  # pictures of a folder that is given by its path
+
+Images = Iterable[Tensor] | Iterable[Sequence[Any]] | str | os.PathLike[str]  # batches, also with labels; a folder
 
 
 def calibrate(
     model: Model | InferenceConformer,
-    images: Iterable[Tensor],
+    images: Images,
     *,
     precision: str = "int8",
     smoothquant: bool = True,
@@ -62,7 +68,8 @@ def calibrate(
     model:     what `compile` takes, or its inference model in fp32. It is not changed.
     images:    batches of images (B, in_channels, H, W), normalized, like those that the model will see. A sequence is
                read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
-               else is kept in memory.
+               else is kept in memory. Of (images, labels), as a DataLoader gives them, the images. A folder's path: 512
+               of the pictures below it, of the usual size.
     precision: "int8" or "fp8", which leaves the stem and the first bottleneck in 16 bits (quantization.py)
     smoothquant: whether layer norms may hand large channels to their products' weights where that pays (smoothquant.py)
     max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
@@ -121,19 +128,27 @@ def warn_of(quantization: Quantization, reference: Conformer | None = None) -> N
         )
 
 
-def in_batches(images: Iterable[Tensor]) -> Sequence[Tensor]:
-    """A sequence as it is, which may read from disk; what else can be gone through as a list.
+def in_batches(images: Images, config: ConformerConfig) -> Sequence[Tensor]:
+    """A folder's pictures; a sequence as it is, which may read from disk; what else can be gone through as a list. Of
+    (images, labels) the images.
 
-    Raises ArgumentTypeError for anything else.
+    Raises ArgumentTypeError for anything else, and what `images_in` does.
     """
-    return images if isinstance(images, Sequence) else several("images for quantization", images)
+    if isinstance(images, str | os.PathLike):
+        return images_in(images, usual_side(config), FOLDER_LIMIT)
+    if isinstance(images, Sequence) and not isinstance(images, list | tuple):
+        return cast(Sequence[Tensor], images)
+    return [
+        batch[0] if isinstance(batch, list | tuple) and batch else batch
+        for batch in several("images for quantization", images)
+    ]
 
 
 class _Checked(Batches):
     """The given batches, checked and on the model's device when they are read."""
 
-    def __init__(self, images: Iterable[Tensor], model: InferenceConformer) -> None:
-        self._given = in_batches(images)
+    def __init__(self, images: Images, model: InferenceConformer) -> None:
+        self._given = in_batches(images, model.config)
         self._model = model
 
     def __len__(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -12,17 +10,18 @@ from ..inference.quantization import Quantization
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.paths import cache_root
-from .calibrate import calibrate, in_batches, warn_of
+from .calibrate import Images, calibrate, in_batches, warn_of
 
 MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
 
 def resolve(
-    reference: Conformer, precision: str, quantization: Quantization | Iterable[Tensor] | None
+    reference: Conformer, precision: str, quantization: Quantization | Images | None
 ) -> tuple[Quantization | None, Tensor | None]:
     """How to quantize `reference`, if at all, and the first of the images if images were given.
 
     quantization: what `calibrate` returned, or the images that it is to measure: batches (B, in_channels, H, W)
+                  or a folder's path
 
     Raises ArgumentError when only one of an 8-bit precision and its quantization is given, or one for another
     precision, and what `calibrate` raises. Warns as `calibrate` does, and of a quantization that was made for other
@@ -43,7 +42,7 @@ def resolve(
             )
         warn_of(quantization, reference)
         return quantization, None
-    batches = in_batches(quantization)
+    batches = in_batches(quantization, reference.config)
     found = calibrate(reference, batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []
     for images in batches:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..bundles.folder import check_writable
+from ..calibration.calibrate import Images
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
@@ -30,7 +30,7 @@ def build(
     backend: str | Backend = AHEAD,
     precision: str = "fp16",
     outputs: Sequence[str] | None = None,
-    quantization: Quantization | Iterable[Tensor] | None = None,
+    quantization: Quantization | Images | None = None,
     key: bytes | None = None,
     labels: Sequence[str] | None = None,
     rebuild: str | None = None,
@@ -44,7 +44,7 @@ def build(
     precision:    "fp16", "bf16", "fp32", or "int8" or "fp8" for the products of stem and branches, with fp16 around
     outputs:      names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
     quantization: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
-                  in_channels, H, W), normalized
+                  in_channels, H, W), normalized, or a folder's path
     key:          signs the bundle, as in FastConformer.save
     labels:       the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
     rebuild:      the command to name when the engine does not fit a machine; default: this call, for the GPU there

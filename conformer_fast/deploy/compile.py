@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..calibration.calibrate import Images
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
@@ -25,7 +25,7 @@ def compile(
     backend: str | Backend = "auto",
     precision: str = "auto",
     device: str | torch.device | None = None,
-    quantization: Quantization | Iterable[Tensor] | None = None,
+    quantization: Quantization | Images | None = None,
     **options: Any,
 ) -> FastConformer:
     """A fast model that returns what `model` returns.
@@ -41,7 +41,7 @@ def compile(
     device:    where images will be and results are, such as "cpu" or "cuda:1"; default: of a model on a GPU that GPU,
                else where the backend runs: the CPU or the current GPU
     quantization: for 8 bits, what `conformer_fast.calibrate` returned, or the images that it is to measure: batches (B,
-               in_channels, H, W), normalized
+               in_channels, H, W), normalized, or a folder's path
     options:   of the backend that `backend` names: threads= of "openvino", tune= of "triton", shapes= and flavor= of
                "tensorrt"
 

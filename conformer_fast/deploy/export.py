@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
+from ..calibration.calibrate import Images
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.onnx.graph import typed_graph
@@ -24,7 +23,7 @@ def export(
     *,
     precision: str = "fp16",
     outputs: Sequence[str] | None = None,
-    quantization: Quantization | Iterable[Tensor] | None = None,
+    quantization: Quantization | Images | None = None,
 ) -> Path:
     """Writes the graph that engines are built from, for any batch and size, and returns the file.
 
@@ -33,7 +32,7 @@ def export(
     precision:    "fp16", "bf16", "fp32", or "int8" or "fp8" for products of stem and branches, with fp16 around them
     outputs:      names of InferenceConformer.outputs, such as ["logits"]; default: what the model returns
     quantization: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
-                  in_channels, H, W), normalized
+                  in_channels, H, W), normalized, or a folder's path
 
     Its input is "images" (B, in_channels, H, W), normalized; that and all outputs are fp32.
 

@@ -268,12 +268,11 @@ def _decode(file: BinaryIO) -> Image.Image:
 
 def _opened(file: BinaryIO) -> Image.Image:
     """Loaded. Large texts and profiles of a PNG, which change no pixel, are what Pillow refuses with a ValueError."""
-    start = file.tell()
     try:
         image = Image.open(file, formats=FORMATS)
         image.load()
     except ValueError:
-        file.seek(start)
+        file.seek(0)
         content = file.read()
         shorter = without_texts(content)
         if len(shorter) == len(content):

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import tables
-from ..calibration.calibrate import in_batches
+from ..calibration.calibrate import Images, in_batches
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.module import as_input
@@ -156,7 +156,7 @@ def diff(
     images: Tensor,
     run: Iterable[tuple[str, str]] | None = None,
     *,
-    quantization: Quantization | Iterable[Tensor] | None = None,
+    quantization: Quantization | Images | None = None,
 ) -> Diff:
     """Runs images (B, in_channels, H, W) through each implementation and compares all of them.
 
@@ -224,14 +224,14 @@ def _checked(run: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _quantizations(
-    reference: Conformer, precisions: Iterable[str], given: Quantization | Iterable[Tensor] | None
+    reference: Conformer, precisions: Iterable[str], given: Quantization | Images | None
 ) -> dict[str, Quantization]:
     """How to quantize for each of the precisions that need it."""
     in_8_bits = [precision for precision in precisions if precision in FORMATS]
     if given is not None and not in_8_bits:
         raise ArgumentError("quantization is for int8 and fp8; leave it out, or compare one of them too")
     if given is not None and not isinstance(given, Quantization):
-        given = in_batches(given)  # they are read for each precision
+        given = in_batches(given, reference.config)  # they are read for each precision
     found = {}
     for precision in in_8_bits:
         quantization, _ = resolve(reference, precision, given)

@@ -7,12 +7,15 @@ from typing import ClassVar
 import goldens
 import pytest
 import torch
+from data_samples import picture, write
 from eight_bits import largest_inputs
 from toy_backend import Toy, ToyEngine
 
 from conformer_fast.calibration import calibrate as calibrate_module
 from conformer_fast.calibration import counts as counts_module
 from conformer_fast.calibration.calibrate import calibrate
+from conformer_fast.calibration.resolve import resolve
+from conformer_fast.datasets.batches import images_in
 from conformer_fast.engines.base import Precisions
 from conformer_fast.errors import ArgumentError, ArgumentTypeError, BackendError
 from conformer_fast.inference.lower import lower
@@ -235,6 +238,25 @@ def test_a_cache_that_cannot_be_written_costs_only_the_keeping(small_model, tmp_
 
 def test_a_generator_is_as_good_as_a_list(small_model):
     assert calibrate(small_model, iter(batches())) == calibrate(small_model, batches())
+
+
+def test_labels_beside_the_images_are_left_out(small_model):
+    """As a DataLoader gives them, in a list or one by one."""
+    images = torch.cat(batches()[:2])
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(4)), batch_size=2)
+    known = calibrate(small_model, batches()[:2])
+    assert calibrate(small_model, list(loader)) == known
+    found, first = resolve(small_model, "int8", loader)
+    assert found == known
+    assert torch.equal(first, images)
+
+
+def test_a_folders_path_is_its_pictures(small_model, tmp_path):
+    write(tmp_path, {f"{index}.png": picture(80 * index) for index in range(3)})
+    known = calibrate(small_model, images_in(tmp_path, 224, 512))
+    assert calibrate(small_model, tmp_path) == calibrate(small_model, str(tmp_path)) == known
+    with pytest.raises(ArgumentError, match="there is no folder absent"):
+        calibrate(small_model, "absent")
 
 
 def test_the_gate_is_part_of_it(small_model):

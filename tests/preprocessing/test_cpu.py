@@ -1,5 +1,6 @@
 """The published evaluation protocol, and every kind of file that is not a plain RGB picture."""
 
+import os
 import struct
 import warnings
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 from conformer_fast.errors import ImageError
+from conformer_fast.model.config import LARGEST_SIDE
+from conformer_fast.preprocessing import cpu
 from conformer_fast.preprocessing.cpu import MAX_RESIZED_PIXELS, load_batch, load_image, preprocess
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -304,6 +307,26 @@ def test_missing_path(tmp_path):
 def test_directory(tmp_path):
     with pytest.raises(ImageError, match=rf"{tmp_path.name}: cannot be read \(.+\); give the path of an image file"):
         load_image(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    for path in (tmp_path / "fifo.png", "/dev/zero"):
+        with pytest.raises(ImageError, match=r"cannot be read \(a pipe or a device, no regular file\)"):
+            load_image(path)
+    with pytest.raises(ImageError, match=r"cannot be read \(embedded null byte\)"):
+        load_image("a\0.png")
+
+
+def test_the_largest_size_is_that_of_the_limit():
+    square = Image.new("RGB", (2, 2))
+    assert cpu.cut_of(square, LARGEST_SIDE).width ** 2 <= cpu.MAX_RESIZED_PIXELS
+    with pytest.raises(ImageError, match="over the limit"):
+        cpu.cut_of(square, LARGEST_SIDE + 1)
+    for make in (lambda size: preprocess(square, size), lambda size: load_batch(["absent.png"], size)):
+        with pytest.raises(ValueError, match="size must be at most 8750 pixels, got 1000000"):
+            make(1_000_000)
 
 
 @pytest.mark.parametrize("content", ["good", "truncated", "text"])
