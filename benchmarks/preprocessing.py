@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from conformer_fast.engines.timing import time_in_turn
+from conformer_fast.model import recipe
 from conformer_fast.preprocessing import cpu as path
 from conformer_fast.tables import Column, Table
 
@@ -31,7 +32,7 @@ PEER = "Pillow + NumPy"
 SIZES = {(500, 375): 300, (375, 500): 300, (320, 240): 300, (100, 75): 300, (1920, 1080): 60, (4000, 3000): 20}
 BATCH = 64
 FIGURES = Table(Column(), Column("ms", ".3f"), Column("times as fast", ".2f"))
-MEAN, STD = np.array(path.MEAN, np.float32), np.array(path.STD, np.float32)
+MEAN, STD = np.array(recipe.MEAN, np.float32), np.array(recipe.STD, np.float32)
 
 
 def photo(width: int, height: int) -> Image.Image:

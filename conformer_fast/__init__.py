@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .inference.quantization import Quantization as Quantization
     from .model.config import VARIANTS as VARIANTS
     from .model.config import ConformerConfig as ConformerConfig
+    from .model.recipe import Recipe as Recipe
     from .model.reference import Conformer as Conformer
     from .model.reference import ConformerFeatures as ConformerFeatures
     from .model.reference import ConformerOutput as ConformerOutput
@@ -117,6 +118,7 @@ HOMES = {  # where each name is defined
     "Prediction": "deploy.predict:Prediction",
     "Predictions": "deploy.predict:Predictions",
     "Quantization": "inference.quantization:Quantization",
+    "Recipe": "model.recipe:Recipe",
     "Reference": "engines.reference:Reference",
     "Report": "verification.verify:Report",
     "Settings": "engines.base:Settings",

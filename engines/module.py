@@ -17,8 +17,9 @@ from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.digest import weights_sha256
 from conformer_fast.model.forked import before_computing
 from conformer_fast.model.outputs import rebuild
+from conformer_fast.model.recipe import USUAL, Recipe, input_side
 from conformer_fast.model.reference import Conformer
-from conformer_fast.model.shapes import Pad, Shapes, check_image_size, usual_side
+from conformer_fast.model.shapes import Pad, Shapes, check_image_size
 
 from .base import Engine, Settings
 
@@ -30,14 +31,14 @@ class EngineModule(nn.Module):
     """images (B, in_channels, H, W) on `device` -> what the original model's own forward returns, in fp32.
 
     Images are floating point and normalized, or uint8: the pixels of RGB pictures, which are then normalized as
-    conformer_fast.preprocess does it. Magnitudes up to LARGEST are computed rightly in fp32 and bf16, up to 65504 in
-    fp16, which holds no more. On the CPU, larger ones and NaN are refused. On a GPU they are not searched for: the host
-    would have to wait for it.
+    conformer_fast.preprocess does it for this `recipe`. Magnitudes up to LARGEST are computed rightly in fp32 and bf16,
+    up to 65504 in fp16, which holds no more. On the CPU, larger ones and NaN are refused. On a GPU they are not
+    searched for: the host would have to wait for it.
 
     Safe to call from several threads and, on the CPU, in a forked process. `settings` and `reason` tell how it runs,
-    `config` and `pad` what the model is, `outputs` the names of the tensors it returns, in order (see
-    InferenceConformer). It has no parameters and never trains: what of nn.Module would change that raises
-    ConformerFastError, and so does what would record its results as constants.
+    `config` and `pad` what the model is, `recipe` what it was trained for, `outputs` the names of the tensors it
+    returns, in order (see InferenceConformer). It has no parameters and never trains: what of nn.Module would change
+    that raises ConformerFastError, and so does what would record its results as constants.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class EngineModule(nn.Module):
         pad: Pad,
         outputs: tuple[str, ...],
         structure: Any,
+        recipe: Recipe = USUAL,
     ) -> None:
         super().__init__()
         self._engine, self._structure = engine, structure
         self.settings, self.reason = settings, reason
-        self.config, self.pad, self.outputs = config, pad, outputs
+        self.config, self.pad, self.outputs, self.recipe = config, pad, outputs, recipe
         self._process = os.getpid()
         self.eval()
 
@@ -70,7 +72,12 @@ class EngineModule(nn.Module):
     @property
     def side(self) -> int:
         """Pixels of the side of the images it is for: what its engine is tuned for, or the model was trained on."""
-        return self.shapes[0].height[1] if self.shapes else usual_side(self.config)
+        return self.input_side()
+
+    def input_side(self, asked: int | None = None) -> int:
+        """The same, unless another is `asked` for. Warns as model.recipe.input_side does."""
+        tuned = self.shapes[0].height[1] if self.shapes else None
+        return input_side(self.recipe, self.config, tuned if asked is None else asked)
 
     def at_once(self, images: int) -> int:
         """How many of so many images it takes together."""
@@ -121,7 +128,7 @@ class EngineModule(nn.Module):
 
     def as_input(self, images: Tensor) -> Tensor:
         """The images as an engine reads them, floating point. Raises what `check_images` raises."""
-        return as_input(images, self.config, self.pad, self.device)
+        return as_input(images, self.config, self.pad, self.device, self.recipe)
 
     def extra_repr(self) -> str:
         return self.reason
@@ -170,10 +177,10 @@ class EngineModule(nn.Module):
         raise ConformerFastError("DataParallel copies weights, a compiled model has none; compile one for each GPU")
 
 
-def as_input(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device) -> Tensor:
+def as_input(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device, recipe: Recipe) -> Tensor:
     """The images as an engine on `device` reads them, floating point. Raises what `check_images` raises."""
     check_images(images, config, pad, device)
-    return images if images.is_floating_point() else _normalized(images)
+    return images if images.is_floating_point() else _normalized(images, recipe)
 
 
 def check_images(images: Tensor, config: ConformerConfig, pad: Pad, device: torch.device) -> None:
@@ -220,17 +227,17 @@ def _check_values(images: Tensor) -> None:
     )
 
 
-def _normalized(pixels: Tensor) -> Tensor:
+def _normalized(pixels: Tensor, recipe: Recipe) -> Tensor:
     """uint8 pixels -> float32, to the last bit as `preprocess` returns them."""
-    white, mean, std = _imagenet(pixels.device)
+    white, mean, std = _constants(pixels.device, *recipe.normalization)
     return (pixels.float() / white - mean) / std
 
 
 @cache
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The constants of `preprocess`, on the device: a GPU multiplies by the inverse of a plain number instead."""
-    from conformer_fast.preprocessing.cpu import MEAN, STD
-
+def _constants(
+    device: torch.device, means: tuple[float, ...], stds: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `preprocess`, on the device: a GPU multiplies by the inverse of a plain number instead."""
     with torch.inference_mode(False):
-        white, mean, std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (255, MEAN, STD))
+        white, mean, std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (255, means, stds))
     return white, mean.view(3, 1, 1), std.view(3, 1, 1)

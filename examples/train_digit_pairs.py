@@ -22,14 +22,18 @@ from tqdm import tqdm
 from train_digits import MAX_GRAD_NORM, WEIGHT_DECAY, evaluate, learning_rate_factor
 
 from conformer_fast.checkpoints.create import create_model
+from conformer_fast.checkpoints.metadata import metadata_of
 from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
+from conformer_fast.model.recipe import MEAN, STD, Recipe
 from conformer_fast.model.reference import Conformer
-from conformer_fast.preprocessing.cpu import MEAN, STD, preprocess
+from conformer_fast.preprocessing.cpu import preprocess
 
 BATCH = 96
 PEAK_LEARNING_RATE = 1e-3
 TEST_PICTURES = 2000
 TEST_SEED = 1
+NAMES = tuple(f"{number:02d}" for number in range(CONFIG.num_classes))  # of the folders of digit_pairs.py
+RECIPE = Recipe(IMAGE_SIZE, CONFIG.num_heads, NAMES, MEAN, STD)
 
 
 def main() -> None:
@@ -46,7 +50,7 @@ def main() -> None:
     print("held-out accuracy:", ", ".join(f"{name} {value:.2%}" for name, value in accuracy.items()))
     metadata = {f"accuracy_{name}": value for name, value in accuracy.items()}
     metadata |= {"seed": args.seed, "steps": args.steps}
-    save_file(state, args.output, metadata={name: str(value) for name, value in metadata.items()})
+    save_file(state, args.output, metadata=metadata_of(RECIPE) | {name: str(value) for name, value in metadata.items()})
     print("saved", args.output)
 
 

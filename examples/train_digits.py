@@ -17,8 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from conformer_fast.checkpoints.create import create_model
+from conformer_fast.checkpoints.metadata import metadata_of
 from conformer_fast.datasets.digits import load_digits_split
 from conformer_fast.model.distance import top1_agreement
+from conformer_fast.model.recipe import usual_recipe
 from conformer_fast.model.reference import Conformer
 
 BATCH = 64
@@ -105,9 +107,13 @@ def evaluate(model: Conformer, images: Tensor, labels: Tensor) -> dict[str, floa
 
 
 def save(model: Conformer, path: Path, metadata: dict[str, float]) -> None:
-    """The parameters and running statistics under their official names."""
+    """The parameters and running statistics under their official names, and what the model is for."""
     state = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    save_file(state, path, metadata={name: str(value) for name, value in metadata.items()})
+    save_file(
+        state,
+        path,
+        metadata=metadata_of(usual_recipe(model.config)) | {name: str(value) for name, value in metadata.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ..errors import BundleError
 from ..model.config import ConformerConfig
 from ..model.names import PRECISIONS
 from ..model.outputs import Softmax
+from ..model.recipe import Recipe
 from ..model.reference import ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad, Shapes
 from ..version import __version__
@@ -67,7 +68,8 @@ class Manifest:
     structure:          what the model's forward returns, with names of outputs for tensors
     shapes:             of images that the engine takes; none: any
     runtime:            what the engine was built for; its keys are in the backend's Format
-    preprocessing:      from a picture to the engine's images; None if these are not RGB
+    preprocessing:      from a picture to the engine's images; None if these are not RGB. Its mean, std and size (None
+                        if the weights did not say it) are `recipe`.
     labels:             the file of class names, one a line; None without heads
     sha256:             of the reference's "weights" and of the "onnx" graph; None where there is none
     measured:           error and agreement with the reference, of how many images and by which program; None if not
@@ -92,6 +94,12 @@ class Manifest:
     measured: Mapping[str, Any] | None = None
     files: Mapping[str, StoredFile] = field(default_factory=dict)
     conformer_fast: str = __version__
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the model was trained for; its labels are in a file. Raises ArgumentError for what cannot be."""
+        given = self.preprocessing or {}
+        return Recipe(num_heads=self.config.num_heads, **{name: given.get(name) for name in ("size", "mean", "std")})
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values, without digest and signature.
@@ -143,7 +151,9 @@ class Manifest:
         leaves = _leaves(entries["structure"])
         if leaves != entries["outputs"] or not 0 < len(leaves) == len(set(leaves)):
             raise ValueError(f"its structure {value['structure']} is not made of its outputs {value['outputs']}")
-        return cls(**entries)
+        manifest = cls(**entries)
+        manifest.recipe.check(manifest.config)
+        return manifest
 
     def check(self, form: Format) -> None:
         """Raises ValueError, naming the entry, unless it is the manifest of such a bundle."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.adopt import Model, Source, adopt
-from ..datasets.batches import Batches, images_in
+from ..datasets.batches import Batches, DatasetBatches, Pictures, images_in
 from ..engines.base import Backend, Settings
 from ..engines.registry import choose
 from ..engines.timing import time_in_turn
@@ -35,8 +35,8 @@ from ..inference.quantization import Quantization
 from ..model.config import ConformerConfig
 from ..model.digest import digest_of, weights_sha256
 from ..model.precision import FORMATS
+from ..model.recipe import USUAL, Recipe, input_side
 from ..model.reference import Conformer
-from ..model.shapes import usual_side
 from ..storage.hashed import HashedFile
 from ..storage.sources import sources_sha256
 from ..version import __version__
@@ -85,19 +85,22 @@ def calibrate(
 
     Warns of images that are of one color, few or not normalized: of such ranges 8 bits keep little.
 
-    Raises ArgumentError when options do not fit together, there are no images, they do not fit the model or one of the
-    values is not finite; ArgumentTypeError for images that are not floating point; BackendError when `timed` cannot run
-    here in this precision.
+    Raises ArgumentError when options do not fit together, there are no images, they do not fit the model, are
+    normalized for another, or one of the values is not finite; ArgumentTypeError for images that are not floating
+    point; BackendError when `timed` cannot run here in this precision.
     """
     _check_options(model, precision, max_drop, labels, timed, report)
     backend = None if timed is None else choose(timed, precision).backend
     source: Source | None = None
+    recipe = USUAL
     if isinstance(model, InferenceConformer):
         network = model
     else:
         source = adopt(model)
+        recipe = source.reference.recipe
+        check_normalized_for(recipe, images)
         network = lower(source.reference)
-    batches = _Checked(images, network)
+    batches = _Checked(in_batches(images, network.config, recipe), network)
     folder = None if cache is None or IMPORTED is None or _code_sha256() != IMPORTED else Path(cache)
     factors = _smoothing(network, batches, precision, folder) if smoothquant else {}
     counts = _statistics(network.smoothed(factors), batches, folder)
@@ -128,14 +131,14 @@ def warn_of(quantization: Quantization, reference: Conformer | None = None) -> N
         )
 
 
-def in_batches(images: Images, config: ConformerConfig) -> Sequence[Tensor]:
-    """A folder's pictures; a sequence as it is, which may read from disk; what else can be gone through as a list. Of
-    (images, labels) the images.
+def in_batches(images: Images, config: ConformerConfig, recipe: Recipe) -> Sequence[Tensor]:
+    """A folder's pictures, as the model's recipe says; a sequence as it is, which may read from disk; what else can be
+    gone through as a list. Of (images, labels) the images.
 
     Raises ArgumentTypeError for anything else, and what `images_in` does.
     """
     if isinstance(images, str | os.PathLike):
-        return images_in(images, usual_side(config), FOLDER_LIMIT)
+        return images_in(images, input_side(recipe, config), FOLDER_LIMIT, recipe=recipe)
     if isinstance(images, Sequence) and not isinstance(images, list | tuple):
         return cast(Sequence[Tensor], images)
     return [
@@ -144,12 +147,22 @@ def in_batches(images: Images, config: ConformerConfig) -> Sequence[Tensor]:
     ]
 
 
+def check_normalized_for(recipe: Recipe, images: Images) -> None:
+    """Raises ArgumentError for pictures that are read with another normalization than the model's, if that is known."""
+    if isinstance(images, Pictures | DatasetBatches) and recipe.mean is not None:
+        found, wanted = images.recipe.normalization, recipe.normalization
+        if found != wanted:
+            raise ArgumentError(
+                f"the pictures are read with mean and std {found}, the model was trained with {wanted}; give "
+                f"recipe=model.recipe to what reads them"
+            )
+
+
 class _Checked(Batches):
     """The given batches, checked and on the model's device when they are read."""
 
-    def __init__(self, images: Images, model: InferenceConformer) -> None:
-        self._given = in_batches(images, model.config)
-        self._model = model
+    def __init__(self, given: Sequence[Tensor], model: InferenceConformer) -> None:
+        self._given, self._model = given, model
 
     def __len__(self) -> int:
         return len(self._given)

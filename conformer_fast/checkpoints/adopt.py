@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..model.config import ConformerConfig
 from ..model.distance import relative_error
 from ..model.forked import before_computing
 from ..model.outputs import LOGITS, SUM, Softmax, feature_names, rebuild, reference_outputs
+from ..model.recipe import Recipe
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
 from .dialects import Recognized, recognize
+from .metadata import read_recipe
 from .weights import read_state_dict, with_weights
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -50,12 +52,16 @@ def adopt(model: Model) -> Source:
     if isinstance(model, nn.Module):
         return _from_module(model)
     if isinstance(model, str | os.PathLike):
-        model = read_state_dict(Path(model))
+        state, recipe = read_state_dict(Path(model)), read_recipe(model)
+        try:
+            return _own(_reference(recognize(state), recipe))
+        except CheckpointError as error:
+            raise CheckpointError(f"{os.fspath(model)}: {error}") from None
     if not isinstance(model, Mapping):
         raise ArgumentTypeError(
             f"the model must be a module, a state dict or a checkpoint's path, not a {type(model).__name__}"
         )
-    return _own(_reference(recognize(model)))
+    return _own(_reference(recognize(model), Recipe()))
 
 
 def _own(reference: Conformer) -> Source:
@@ -65,9 +71,9 @@ def _own(reference: Conformer) -> Source:
     return Source(reference, outputs, ConformerFeatures._make((tuple(maps), tokens)))
 
 
-def _reference(found: Recognized, num_heads: int | None = None) -> Conformer:
-    config = found.config(num_heads)
-    model = _filled(config, found.state, features_only=found.num_classes is None)
+def _reference(found: Recognized, recipe: Recipe) -> Conformer:
+    config = found.config(recipe.num_heads)
+    model = _filled(config, found, recipe, features_only=found.num_classes is None)
     if model.features_only and _norm_in(found):  # mmpretrain's backbone normalizes its class tokens itself
         model.trans_norm = nn.LayerNorm(model.config.embed_dim, device="cpu", dtype=torch.float32)
         with torch.no_grad():
@@ -76,10 +82,12 @@ def _reference(found: Recognized, num_heads: int | None = None) -> Conformer:
     return model.eval().requires_grad_(False)
 
 
-def _filled(config: ConformerConfig, state: Mapping[str, Tensor], features_only: bool, pad: Pad = "stem") -> Conformer:
+def _filled(
+    config: ConformerConfig, found: Recognized, recipe: Recipe, features_only: bool, pad: Pad = "stem"
+) -> Conformer:
     """A model with these weights: fp32, on the CPU, whatever PyTorch's defaults."""
     like = torch.empty(0, device="cpu", dtype=torch.float32)
-    return with_weights(config, state, features_only, pad, like).eval().requires_grad_(False)
+    return with_weights(config, found, recipe, features_only, pad, like).eval().requires_grad_(False)
 
 
 def _norm_in(found: Recognized) -> bool:
@@ -91,14 +99,15 @@ def _from_module(module: nn.Module) -> Source:
     if any(part.training for part in module.modules()):
         raise ArgumentError("the model, or a part of it, is in training mode; call model.eval() first")
     if isinstance(module, Conformer):
-        reference = _filled(module.config, module.state_dict(), module.features_only, module.pad)
+        found = recognize(module.state_dict())
+        reference = _filled(module.config, found, module.recipe, module.features_only, module.pad)
         return _matched(module, reference, has_norm=not module.features_only)
     found = recognize(module.state_dict())
     counts = (getattr(part, "num_heads", None) for part in module.modules())
     heads = {count for count in counts if isinstance(count, int)}
     if len(heads) > 1:
         raise ArgumentError(f"the model's blocks have different numbers of attention heads: {sorted(heads)}")
-    reference = _reference(found, heads.pop() if heads else None)
+    reference = _reference(found, Recipe(num_heads=heads.pop() if heads else None))
     return _matched(module, reference, _norm_in(found))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ..model.config import ConformerConfig, get_config
 from ..model.forked import before_computing
+from ..model.recipe import usual_recipe
 from ..model.reference import Conformer
 from ..model.shapes import Pad
 
@@ -28,6 +29,8 @@ def create_model(
                  with this package (digits); None leaves random values
     num_classes: default: what the weights file holds, else the configuration's own (1000 for the published variants)
 
+    Its `recipe` is what the file says of itself; of a published file, what is published.
+
     Raises ArgumentError for an unknown name, CheckpointError for weights that do not fit, DownloadError if there is no
     network.
     """
@@ -36,14 +39,17 @@ def create_model(
     if weights is None:
         return Conformer(config, features_only, pad).eval()
     from ..checkpoints.dialects import recognize
+    from ..checkpoints.metadata import read_recipe
     from ..checkpoints.weights import read_state_dict, resolve_weights, with_weights
     from ..errors import CheckpointError
 
     path = resolve_weights(name, weights)
-    state = read_state_dict(path)
+    state, recipe = read_state_dict(path), read_recipe(path)
     try:
+        found = recognize(state)
         if num_classes is None and not features_only:
-            config = get_config(config, recognize(state).num_classes)
-        return with_weights(config, state, features_only, pad, like=torch.empty(0)).eval()
+            config = get_config(config, found.num_classes)
+        recipe = usual_recipe(config) if weights == "pretrained" else recipe
+        return with_weights(config, found, recipe, features_only, pad, like=torch.empty(0)).eval()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -17,10 +17,12 @@ from torch import Tensor
 from ..errors import ArgumentError, CheckpointError, first_few, shown
 from ..model.blank import in_memory, outline
 from ..model.config import PACKAGED, ConformerConfig, our_name
+from ..model.recipe import USUAL, Recipe
 from ..model.reference import Conformer
 from ..model.shapes import Pad
 from ..storage.outputs import AnyPath, check_output, write_output
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
+from .metadata import metadata_of, read_recipe
 from .pickled import Left, PickleError
 from .safetensors_files import read_safetensors, read_shards
 from .saved import Saved, damaged, read_tensors
@@ -75,16 +77,18 @@ def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str
 def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str, Any], ema: bool = False) -> LoadReport:
     """Copies a checkpoint, or a state dict, of any dialect into `model`, cast to the model's dtype. All or nothing.
 
-    A features_only model takes no heads and no trans_norm. Counters (num_batches_tracked) are left alone.
+    A features_only model takes no heads and no trans_norm. Counters (num_batches_tracked) are left alone. The model's
+    `recipe` becomes what the file says of itself; a state dict says nothing.
 
     Raises CheckpointError, and leaves the model as it was, when a tensor is missing, unexpected, misshapen, not
-    floating point or not finite, or a variance negative.
+    floating point or not finite, or a variance negative, and for the weights of another model: other heads, labels of
+    other classes.
     """
     if isinstance(source, Mapping):
-        return _copy(recognize(_state_dict(source, ema)), model)
-    state = read_state_dict(source, ema)
+        return _copy(recognize(_state_dict(source, ema)), USUAL, model)
+    state, recipe = read_state_dict(source, ema), read_recipe(source)
     try:
-        return _copy(recognize(state), model)
+        return _copy(recognize(state), recipe, model)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
 
@@ -110,51 +114,68 @@ def resolve_weights(name: str | ConformerConfig, weights: str | os.PathLike[str]
     return _existing_file(weights)
 
 
-def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike[str], dialect: Dialect = "official") -> None:
+def save_weights(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    dialect: Dialect = "official",
+    *,
+    recipe: Recipe = USUAL,
+) -> None:
     """Writes a state dict of official names as safetensors in `dialect`: the whole file appears at once, or nothing.
 
+    recipe: what the model was trained for, which its tensors do not tell; every command then uses it
+
     Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ArgumentError for a dialect
-    other than "official" and "mmpretrain".
+    other than "official" and "mmpretrain", and for a recipe that does not fit the tensors.
     """
     _check_target(path)
+    _check_recipe(recipe, Recognized("official", dict(state), 0))
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in to_dialect(state, dialect).items()
     }
     try:
-        write_output(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        write_output(path, safetensors.torch.save(tensors, metadata=metadata_of(recipe)))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def convert(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], dialect: Dialect = "official"
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    dialect: Dialect = "official",
+    *,
+    recipe: Recipe = USUAL,
 ) -> LoadReport:
-    """Rewrites a checkpoint as safetensors in `dialect`, dtypes unchanged. Only the Conformer's own tensors are kept.
+    """Rewrites a checkpoint as safetensors in `dialect`, dtypes unchanged. Only the Conformer's own tensors are kept,
+    and what the source says of itself.
 
-    Raises CheckpointError as `read_state_dict`, `recognize` and `save_weights` do, and when target is source itself.
+    recipe: what it does not say, or says wrongly
+
+    Raises CheckpointError as `read_state_dict`, `recognize` and `save_weights` do, and when target is source itself;
+    ArgumentError for a recipe that does not fit the tensors.
     """
     source = _existing_file(source)
     _check_target(target, [source])
     state = read_state_dict(source)
     found = recognize(state)
-    save_weights(found.state, target, dialect)
+    save_weights(found.state, target, dialect, recipe=recipe.over(read_recipe(source)))
     return LoadReport(found.dialect, len(found.state), len(state) - len(found.state))
 
 
 def with_weights(
-    config: ConformerConfig, state: Mapping[str, Any], features_only: bool, pad: Pad, like: Tensor
+    config: ConformerConfig, found: Recognized, recipe: Recipe, features_only: bool, pad: Pad, like: Tensor
 ) -> Conformer:
     """A new model of these sizes with this state dict in it, of the dtype and on the device of `like`.
 
     The names and shapes are compared before memory is taken for it, and no random number is.
     Raises CheckpointError as `load_weights` does.
     """
-    found = recognize(_state_dict(state, ema=False))
+    _state_dict(found.state, ema=False)
     model = outline(config, features_only, pad).to(like.dtype)
     _fitting(found, model)
     model = in_memory(model, like.device)
-    _copy(found, model)
+    _copy(found, recipe, model)
     return model
 
 
@@ -175,14 +196,25 @@ def _fitting(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], in
     return values, ignored
 
 
-def _copy(found: Recognized, model: Conformer) -> LoadReport:
+def _copy(found: Recognized, recipe: Recipe, model: Conformer) -> LoadReport:
     values, ignored = _fitting(found, model)
+    try:
+        recipe.check(model.config, heads=not model.features_only)
+    except ArgumentError as error:
+        raise CheckpointError(str(error)) from error
     parameters = model.state_dict()
     values = {name: _checked(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
     with torch.no_grad():
         for name, tensor in values.items():
             parameters[name].copy_(tensor)
+    model.recipe = recipe
     return LoadReport(found.dialect, len(values.keys() & found.state.keys()), ignored)
+
+
+def _check_recipe(recipe: Recipe, found: Recognized) -> None:
+    """Raises ArgumentError for one that does not fit the tensors. What it does not say is not looked for in them."""
+    if recipe != Recipe():
+        recipe.check(found.config(recipe.num_heads or 1), heads=found.num_classes is not None)
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:

@@ -101,7 +101,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=side,
         metavar="PIXELS",
-        help="side of the model's input (default: what it is trained on, 224)",
+        help="side of the model's input (default: what the weights say, else 224)",
     )
 
 
@@ -183,12 +183,18 @@ def check_quantization(options: argparse.Namespace, precisions: Collection[str])
             raise ArgumentError(f"{options.quantization} was made for {made_for}, not for {other}; calibrate again")
 
 
-def quantization_of(options: argparse.Namespace, size: int) -> cf.Quantization | Pictures | None:
-    """What was asked for: a file's content, or pictures as inputs of size x size."""
+def quantization_of(
+    options: argparse.Namespace, model: cf.Conformer, size: int | None
+) -> cf.Quantization | Pictures | None:
+    """What was asked for: a file's content, or pictures as the model's inputs of that size, if another than usual."""
     if options.quantization:
         return cf.Quantization.load(options.quantization)
     if options.calibration:
-        return cf.images_in(options.calibration, size, options.calibration_limit or CALIBRATION_LIMIT)
+        from ..model.recipe import input_side
+
+        size = input_side(model.recipe, model.config, size)
+        limit = options.calibration_limit or CALIBRATION_LIMIT
+        return cf.images_in(options.calibration, size, limit, recipe=model.recipe)
     return None
 
 
@@ -216,18 +222,18 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
 def compiled(options: argparse.Namespace, batch: int) -> cf.FastConformer:
     """The model that was asked for, as it was asked for, for up to `batch` images of that size."""
     from ..engines.registry import choose
-    from ..model.shapes import usual_side
+    from ..model.recipe import input_side
 
     refuse(options, ("key",), "a key is for a --bundle")
     check_quantization(options, [options.precision or "auto"])
     model = model_of(options)
-    size = options.size or usual_side(model.config)
+    size = input_side(model.recipe, model.config, options.size)
     backend = choose(options.backend or "auto", options.precision or "auto").backend
     return cf.compile(
         model,
         backend=backend.for_images((batch, model.config.in_channels, size, size)),
         precision=options.precision or "auto",
-        quantization=quantization_of(options, size),
+        quantization=quantization_of(options, model, size),
     )
 
 
@@ -235,6 +241,14 @@ def bundled(options: argparse.Namespace) -> cf.FastConformer:
     """The engine of the bundle that was asked for."""
     refuse(options, ENGINE, "--bundle says how its model runs")
     return cf.load(options.bundle, key=key_of(options.key))
+
+
+def lines_of(path: str) -> list[str]:
+    """Names of classes, from a text file."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path} is not UTF-8 ({error}); write the classes' names as such text") from error
 
 
 def key_of(path: str | None) -> bytes | None:
@@ -294,10 +308,11 @@ def _holds_pictures(file: str) -> bool:
 def _implied(path: str) -> ConformerConfig:
     """The sizes of the model whose weights a file holds."""
     from ..checkpoints.dialects import recognize
+    from ..checkpoints.metadata import read_recipe
 
     state = cf.read_state_dict(path)
     try:
-        return recognize(state).config()
+        return recognize(state).config(read_recipe(path).num_heads)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import conformer_fast as cf
 
 from ..engines.registry import AHEAD
-from ..errors import ArgumentError
 from ..model.names import PRECISIONS
 from .arguments import (
     add_key,
@@ -19,6 +17,7 @@ from .arguments import (
     check_quantization,
     file,
     key_of,
+    lines_of,
     model_of,
     quantization_of,
     refuse,
@@ -54,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flavor", default="auto", metavar="NAME", help="tensorrt, tensorrt-rtx or auto (default)")
     parser.add_argument(
-        "--class-names", type=file, metavar="FILE", help="of the classes, one a line (default: ImageNet's)"
+        "--class-names",
+        type=file,
+        metavar="FILE",
+        help="of the classes, one a line (default: what the weights say, else ImageNet's)",
     )
     add_key(parser, "signs the bundle: a secret, or the PEM file of a private key (Ed25519)")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from ..engines.base import Settings
     from ..engines.registry import format_of, make
     from ..model.outputs import LOGITS, SUM
-    from ..model.shapes import usual_side
+    from ..model.recipe import input_side
 
     check_quantization(options, [options.precision])
     if not {*LOGITS, SUM} & set(options.outputs or (() if options.features else LOGITS)):
@@ -75,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     backend.check(Settings(backend, options.precision))  # before a download
     check_writable(options.output, key)
     model = model_of(options, options.features)
-    side = options.size or (usual_side(model.config),) * 3
+    tuned = input_side(model.recipe, model.config, options.size and options.size[1])
+    side = options.size or (tuned,) * 3
     folder = cf.build(
         model,
         options.output,
@@ -84,9 +87,9 @@ def run(options: argparse.Namespace) -> int:
         targets=options.target,
         precision=options.precision,
         outputs=options.outputs,
-        quantization=quantization_of(options, side[1]),
+        quantization=quantization_of(options, model, tuned),
         key=key,
-        labels=_lines(options.class_names) if options.class_names else None,
+        labels=lines_of(options.class_names) if options.class_names else None,
         rebuild=_again(options),
     )
     manifest = read_bundle(folder, format_of).manifest
@@ -100,14 +103,6 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"error of the graph ({by['name']} {by['version']}, {images}): {errors}")
     show(options, {"folder": str(folder), **manifest.to_json()}, "\n".join(lines))
     return 0
-
-
-def _lines(path: str) -> list[str]:
-    """Of a text file."""
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ArgumentError(f"{path} is not UTF-8 ({error}); write the classes' names as such text") from error
 
 
 def _again(options: argparse.Namespace) -> str:

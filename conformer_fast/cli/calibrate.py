@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from ..datasets.batches import Batches, DatasetBatches, images_in
     from ..datasets.dataset import open_dataset
     from ..engines.registry import choose
-    from ..model.shapes import usual_side
+    from ..model.recipe import input_side
     from ..storage.paths import cache_root
 
     if options.max_drop is None:
@@ -69,14 +69,14 @@ def run(options: argparse.Namespace) -> int:
     if options.timed:
         choose(options.timed, options.precision)  # before a download
     model = model_of(options)
-    size = options.size or usual_side(model.config)
+    size = input_side(model.recipe, model.config, options.size)
     images: Batches
     labels = None
     if options.labels_from_folders or options.labels:
         dataset = open_dataset(options.data, options.labels, model.config.num_classes).evenly(options.limit)
-        images, labels = DatasetBatches(dataset, size, BATCH), dataset.labels
+        images, labels = DatasetBatches(dataset, size, BATCH, model.recipe), dataset.labels
     else:
-        images = images_in(options.data, size, options.limit, BATCH)
+        images = images_in(options.data, size, options.limit, BATCH, recipe=model.recipe)
     reports: list[GateReport] = []
     quantization = cf.calibrate(
         model,

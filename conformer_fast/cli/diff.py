@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..model.shapes import usual_side
+    from ..model.recipe import input_side
     from ..storage.outputs import write_output
     from ..verification.heatmap import check_matplotlib
     from ..verification.implementations import usual
@@ -73,12 +73,12 @@ def run(options: argparse.Namespace) -> int:
     for name in implementations:
         _prepare(name)
     model = model_of(options)
-    size = options.size or usual_side(model.config)
+    size = input_side(model.recipe, model.config, options.size)
     found = cf.diff(
         model,
-        cf.load_batch(options.images, size) if options.images else _noise(model.config, size),
+        cf.load_batch(options.images, size, recipe=model.recipe) if options.images else _noise(model.config, size),
         [(implementation, precision) for precision in options.precisions for implementation in implementations],
-        quantization=quantization_of(options, size),
+        quantization=quantization_of(options, model, size),
     )
     name = options.model or Path(options.weights).name
     if options.svg:

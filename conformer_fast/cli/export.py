@@ -28,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..checkpoints.adopt import adopt
-    from ..model.shapes import usual_side
 
     check_quantization(options, [options.precision])
     if not options.calibration:
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         precision=options.precision,
         outputs=options.outputs,
-        quantization=quantization_of(options, options.size or usual_side(model.config)),
+        quantization=quantization_of(options, model, options.size),
     )
     size, outputs = path.stat().st_size, list(options.outputs or adopt(model).outputs)
     result = {"file": str(path), "bytes": size, "precision": options.precision, "outputs": outputs}

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     if isinstance(sys.stdout, TextIOWrapper):  # None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text, and labels where only ASCII is
+    format_of_others, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         options = _options(command, arguments)
         _check_outputs(options)
@@ -81,6 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _expected(error):
             raise
         return _failed(command, error, str(error), as_json)
+    finally:
+        warnings.formatwarning = format_of_others
+
+
+def _one_line(message: Warning | str, *where: object, **more: object) -> str:
+    """A warning, without the place in the code that gave it."""
+    return f"conformer-fast: {message}\n"
 
 
 def _failed(command: str | None, error: BaseException, message: str, as_json: bool, status: int = 2) -> int:

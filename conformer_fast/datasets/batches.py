@@ -15,14 +15,19 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, whole
+from ..model.recipe import USUAL, Recipe
 from ..model.shapes import side
 from .dataset import Dataset
 from .folders import pictures_below
 from .labels import PICTURES
 
 
-def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8) -> Pictures:
+def images_in(
+    folder: str | os.PathLike[str], size: int, limit: int, batch: int = 8, *, recipe: Recipe = USUAL
+) -> Pictures:
     """The pictures below a folder, `limit` of them, taken evenly from all by name so that subfolders have their share.
+
+    recipe: of the model, `model.recipe`, for its mean and std; default: ImageNet's
 
     Warns of what is left out. Raises ArgumentError when there is none, and for numbers below 1; DatasetError when a
     folder cannot be read.
@@ -34,7 +39,7 @@ def images_in(folder: str | os.PathLike[str], size: int, limit: int, batch: int 
     if not paths:
         raise ArgumentError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
     count = min(limit, len(paths))
-    return Pictures([paths[index * len(paths) // count] for index in range(count)], size, batch)
+    return Pictures([paths[index * len(paths) // count] for index in range(count)], size, batch, recipe)
 
 
 class Batches(Sequence[Tensor]):
@@ -64,9 +69,9 @@ class Pictures(Batches):
     Reading one raises ImageError for a picture that cannot be used.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, batch: int = 8) -> None:
+    def __init__(self, paths: Sequence[Path], size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
         self.paths = tuple(paths)
-        self.size, self.batch = size, batch
+        self.size, self.batch, self.recipe = size, batch, recipe
 
     def __len__(self) -> int:
         return math.ceil(len(self.paths) / self.batch)
@@ -74,12 +79,12 @@ class Pictures(Batches):
     def read(self, index: int) -> Tensor:
         from ..preprocessing.cpu import load_batch
 
-        return load_batch(self.paths[index * self.batch : (index + 1) * self.batch], self.size)
+        return load_batch(self.paths[index * self.batch : (index + 1) * self.batch], self.size, recipe=self.recipe)
 
     @cached_property
     def identity(self) -> str:
         """A digest of the files' contents, in order, and of how they are read."""
-        digest = hashlib.sha256(f"{self.size} {self.batch}".encode())
+        digest = hashlib.sha256(f"{self.size} {self.batch} {self.recipe.normalization}".encode())
         for path in self.paths:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
@@ -91,20 +96,20 @@ class DatasetBatches(Batches):
     Reading one raises ImageError for a picture that cannot be used.
     """
 
-    def __init__(self, dataset: Dataset, size: int, batch: int = 8) -> None:
-        self.dataset, self.size, self.batch = dataset, size, batch
+    def __init__(self, dataset: Dataset, size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
+        self.dataset, self.size, self.batch, self.recipe = dataset, size, batch, recipe
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch)
 
     def read(self, index: int) -> Tensor:
         chosen = range(len(self.dataset))[index * self.batch : (index + 1) * self.batch]
-        return torch.stack([self.dataset.input(position, self.size) for position in chosen])
+        return torch.stack([self.dataset.input(position, self.size, recipe=self.recipe) for position in chosen])
 
     @cached_property
     def identity(self) -> str:
         """A digest of the pictures' files, in order, and of how they are read."""
-        digest = hashlib.sha256(f"{self.size} {self.batch}".encode())
+        digest = hashlib.sha256(f"{self.size} {self.batch} {self.recipe.normalization}".encode())
         for position in range(len(self.dataset)):
             digest.update(hashlib.sha256(self.dataset.read(position)).digest())
         return digest.hexdigest()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, first_few
+from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
 from .folders import list_folder
 from .labels import Picture, labels_from_file
@@ -53,7 +54,7 @@ class Dataset:
             file.seek(picture.start)
             return file.read(picture.size)
 
-    def input(self, index: int, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def input(self, index: int, size: int, dtype: torch.dtype = torch.float32, recipe: Recipe = USUAL) -> Tensor:
         """Picture `index` as the network's input, (3, size, size), as `conformer_fast.preprocess` makes it; in uint8,
         the pixels before normalization.
 
@@ -64,7 +65,8 @@ class Dataset:
 
         name = self.pictures[index].name
         try:
-            return preprocess_batch([load_image(BytesIO(self.read(index)))], size, dtype=dtype, threads=1)[0]
+            image = load_image(BytesIO(self.read(index)))
+            return preprocess_batch([image], size, dtype=dtype, threads=1, recipe=recipe)[0]
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from error
         except DatasetError as error:

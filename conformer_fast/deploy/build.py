@@ -46,7 +46,8 @@ def build(
     quantization: for "int8" and "fp8", what `calibrate` returned, or the images that it is to measure: batches (B,
                   in_channels, H, W), normalized, or a folder's path
     key:          signs the bundle, as in FastConformer.save
-    labels:       the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
+    labels:       the classes' names, in order; default: those of the model's recipe, else ImageNet's for 1000 classes,
+                  else "class 0", ...
     rebuild:      the command to name when the engine does not fit a machine; default: this call, for the GPU there
     options:      of the backend that `backend` names: shapes=, targets= and flavor= (TensorRT)
 

@@ -17,9 +17,9 @@ from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
 from ..errors import ArgumentError, BundleError, ConformerFastError
-from ..model.class_names import labels_for
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, check_outputs, names_of
+from ..model.recipe import check_label_lines, class_labels, shown_labels
 from ..model.reference import Conformer
 from .save import call, check_labels, label_lines, on_device, save
 
@@ -51,7 +51,8 @@ class FastConformer(EngineModule):
         else:
             of = made_from.manifest, made_from.manifest.outputs, made_from.manifest.structure
         model, outputs, structure = of
-        super().__init__(engine, settings, reason, model.config, model.pad, outputs, structure)
+        recipe = model.recipe if isinstance(made_from, Source) else replace(model.recipe, labels=labels or None)
+        super().__init__(engine, settings, reason, model.config, model.pad, outputs, structure, recipe)
         self._made_from, self.labels = made_from, tuple(labels)
 
     @property
@@ -108,10 +109,13 @@ class FastConformer(EngineModule):
 
         topk: classes of each; size: side of the model's input in pixels, default: what the engine or the model is for
 
+        Warns of what the weights do not say and is assumed: `recipe`.
+
         Raises ArgumentError for a model without heads or channels for pictures.
         """
         from .predict import predict
 
+        shown_labels(self.recipe, self.config)  # warns
         return predict(self, paths, self.labels, topk=topk, size=size)
 
     def save(
@@ -146,9 +150,10 @@ class FastConformer(EngineModule):
 
 def compiled(source: Source, settings: Settings, reason: str) -> FastConformer:
     """The model of these settings, on their device."""
+    reference = source.reference
     with on_device(settings.device):
-        engine = settings.backend.engine(source.reference, settings, source.outputs)
-    labels = labels_for(source.reference.config) if {*LOGITS, SUM} & set(source.outputs) else ()
+        engine = settings.backend.engine(reference, settings, source.outputs)
+    labels = class_labels(reference.recipe, reference.config) if {*LOGITS, SUM} & set(source.outputs) else ()
     return FastConformer(engine, settings, reason, source, labels)
 
 
@@ -191,4 +196,8 @@ def _labels(bundle: Bundle) -> tuple[str, ...]:
         raise BundleError(f"{bundle.folder / manifest.labels} is not UTF-8 ({error}); make the bundle again") from error
     if len(labels) != manifest.config.num_classes:
         raise BundleError(f"{bundle.folder} has {len(labels)} labels for {manifest.config.num_classes} classes")
+    try:
+        check_label_lines(labels)
+    except ArgumentError as error:
+        raise BundleError(f"{bundle.folder / manifest.labels}: {error}; make the bundle again") from error
     return labels

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from ..engines.module import EngineModule
 from ..errors import ArgumentError, ImageError, several, whole
 from ..model.outputs import LOGITS, SUM
+from ..model.recipe import Recipe
 from ..preprocessing.cpu import load_batch
 
 BATCH = 8  # pictures decoded and run together
@@ -65,16 +67,17 @@ def predict(
     """
     names = [os.fspath(path) for path in several("paths", paths)]
     topk = whole("topk", topk)
-    size = model.side if size is None else whole("size", size)
     _check(model)
+    size = model.input_side(size)
     batch = model.at_once(BATCH)
     found: list[Prediction] = []
     damaged: dict[str, str] = {}
+    load = partial(_loaded, size=size, recipe=model.recipe)
     progress = tqdm(total=len(names), unit="picture", disable=not sys.stderr.isatty(), leave=False)
     with progress, ThreadPoolExecutor(batch) as pool:
         for start in range(0, len(names), batch):
             group = names[start : start + batch]
-            loaded = list(zip(group, pool.map(_loaded, group, [size] * len(group)), strict=True))
+            loaded = list(zip(group, pool.map(load, group), strict=True))
             damaged |= {name: str(image) for name, image in loaded if isinstance(image, ImageError)}
             good = [(name, image) for name, image in loaded if isinstance(image, Tensor)]
             if good:
@@ -94,9 +97,9 @@ def _check(model: EngineModule) -> None:
         )
 
 
-def _loaded(path: str, size: int) -> Tensor | ImageError:
+def _loaded(path: str, size: int, recipe: Recipe) -> Tensor | ImageError:
     try:
-        return load_batch([path], size, threads=1)
+        return load_batch([path], size, threads=1, recipe=recipe)
     except ImageError as error:
         return error
 

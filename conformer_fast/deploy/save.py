@@ -18,11 +18,11 @@ from ..checkpoints.adopt import Source
 from ..engines.base import Engine, Settings
 from ..engines.registry import choose, with_bundles
 from ..errors import ArgumentError, ArgumentTypeError, BackendError
-from ..model.class_names import labels_for
 from ..model.config import ConformerConfig
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, rebuild
 from ..model.precision import FORMATS
+from ..model.recipe import Recipe, check_label_lines, shown_labels
 from ..verification.graph import graph_error
 
 
@@ -41,7 +41,8 @@ def save(
 
     engine:       of these settings; None: it is built for the bundle alone
     rebuild_with: the call that makes the bundle again
-    labels:       the classes' names, in order; default: ImageNet's for 1000 classes, else "class 0", ...
+    labels:       the classes' names, in order; default: those of the model's recipe, else ImageNet's for 1000 classes,
+                  else "class 0", ...
     key:          signs the bundle, as in FastConformer.save
     images:       (B, in_channels, H, W) on the CPU, on which the graph of an engine for other machines is measured;
                   default: noise
@@ -64,7 +65,7 @@ def save(
     if labels is not None and not scored:
         raise ArgumentError(f"labels are for scores, and the model returns {', '.join(outputs)}; leave them out")
     if scored:
-        files[LABELS] = label_lines(labels or labels_for(reference.config))
+        files[LABELS] = label_lines(shown_labels(reference.recipe, reference.config, labels))
     manifest = Manifest(
         backend=backend.name,
         precision=settings.precision,
@@ -75,7 +76,7 @@ def save(
         structure=rebuild(source.structure, outputs),
         shapes=tuple(contents.shapes),
         runtime=contents.runtime,
-        preprocessing=_preprocessing() if scored and reference.config.in_channels == 3 else None,
+        preprocessing=_preprocessing(reference.recipe) if reference.config.in_channels == 3 else None,
         labels=LABELS if scored else None,
         sha256={
             "weights": weights_sha256(reference),
@@ -99,16 +100,16 @@ def check_settings(settings: Settings) -> None:
     backend.check(settings)
 
 
-def _preprocessing() -> dict[str, Any]:
-    from ..preprocessing.cpu import MEAN, STD
-
+def _preprocessing(recipe: Recipe) -> dict[str, Any]:
+    mean, std = recipe.normalization
     return {
+        "size": recipe.size,
         "resize": "short edge to int(256 / 224 * size)",
         "interpolation": "Pillow's bicubic",
         "crop": "center, size x size",
         "scale": "1 / 255",
-        "mean": list(MEAN),
-        "std": list(STD),
+        "mean": list(mean),
+        "std": list(std),
     }
 
 
@@ -122,10 +123,7 @@ def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
         raise ArgumentError(
             f"{len(labels)} labels for a model of {config.num_classes} classes; give one for each, in order"
         )
-    broken = [label for label in labels if not isinstance(label, str) or label.splitlines() != [label]]
-    broken = broken or [label for label in labels if label != label.encode(errors="ignore").decode()]
-    if broken:
-        raise ArgumentError(f"a label must be one line of text, got {broken[0]!r}")
+    check_label_lines(labels)
 
 
 def label_lines(labels: Sequence[str]) -> bytes:

@@ -28,7 +28,6 @@ from ..errors import ArgumentError, ArgumentTypeError, DatasetError, whole
 from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
-from ..model.shapes import side
 from ..version import __version__
 from .decoding import decoded
 from .published import published_for
@@ -79,7 +78,7 @@ def evaluate(
         raise ArgumentTypeError(f"evaluate runs compiled models, got a {type(fast).__name__}; compile it first")
     dataset = data if isinstance(data, Dataset) else open_dataset(data, num_classes=fast.config.num_classes)
     dataset = dataset if limit is None else dataset.evenly(whole("limit", limit))
-    size = fast.side if size is None else side("size", size)
+    size = fast.input_side(size)
     batch = fast.at_once(BATCH) if batch is None else whole("batch", batch)
     workers = _usual_workers(fast.device) if workers is None else whole("workers", workers, least=0)
     _check(fast, dataset)
@@ -253,6 +252,7 @@ def _fields(fast: EngineModule, dataset: Dataset, reference: Conformer | None, s
         "gpu": gpu,
         "pad": fast.pad,
         "size": size,
+        "normalization": [list(values) for values in fast.recipe.normalization],
         "batch": batch,
     }
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from .config import EXPANSION, STEM_CHANNELS, ConformerConfig
 from .functional import attention
+from .recipe import Recipe
 from .shapes import Pad, check_image_size
 
 NORM_EPS = 1e-6  # of every block and coupling unit; the stem's norm and the last token norm keep PyTorch's 1e-5
@@ -169,8 +170,10 @@ class Conformer(nn.Module):
     """The vision Conformer: images (B, in_channels, H, W) -> ConformerOutput, or ConformerFeatures with features_only.
 
     pad="stem" extends the stem map with zeros to whole tokens, as mmpretrain does; pad="none" raises ArgumentError
-    then. A features_only model has neither heads nor the norm before them.
+    then. A features_only model has neither heads nor the norm before them. `recipe` is what it was trained for.
     """
+
+    recipe: Recipe = Recipe()
 
     def __init__(self, config: ConformerConfig, features_only: bool = False, pad: Pad = "stem") -> None:
         super().__init__()

@@ -105,10 +105,9 @@ def usual_side(config: ConformerConfig) -> int:
     return config.patch_size * max(1, round(SIDE / config.patch_size))
 
 
-def usual_shapes(config: ConformerConfig) -> Shapes:
-    """Batches of 1 to 64 images of the usual side."""
-    sides = (usual_side(config),) * 3
-    return Shapes(height=sides, width=sides)
+def square_shapes(side: int) -> Shapes:
+    """Batches of 1 to 64 images of side x side pixels."""
+    return Shapes(height=(side,) * 3, width=(side,) * 3)
 
 
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:

@@ -1,7 +1,8 @@
 """From an image file to the network's input, exactly as in the published evaluation.
 
 Decode to RGB; short edge to int(256 / 224 * size) with Pillow's bicubic filter; center crop of size x size; then
-x[c] = (pixel[c] / 255 - MEAN[c]) / STD[c]. EXIF orientation is ignored, as the official loader ignores it.
+x[c] = (pixel[c] / 255 - mean[c]) / std[c], with ImageNet's where a model's recipe has no others. EXIF orientation is
+ignored, as the official loader ignores it.
 Modes other than RGB become RGB as Pillow converts them, so transparency is dropped. Two exceptions: of 16-bit gray
 the high byte counts, where Pillow would clip to white, and 32-bit gray (modes I and F), whose range is unknown, is
 refused. docs/images.md lists every case.
@@ -26,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, whole
+from ..model.recipe import USUAL, Recipe
 from ..model.shapes import side
 from ..storage.regular import open_regular
 from .png import without_texts
@@ -38,8 +40,6 @@ except ImportError as error:
 else:
     _FAILED = ""
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 STRIP_BYTES = 4_000_000  # Pillow gives the memory of a picture of 16 MB at once, if its block size was not changed
 MAX_RESIZED_PIXELS = 100_000_000  # 300 MB; reached only by a very long or very large picture
@@ -79,14 +79,16 @@ class Cut(NamedTuple):
     vertical_first: bool
 
 
-def preprocess(image: Image.Image, size: int = 224) -> Tensor:
+def preprocess(image: Image.Image, size: int = 224, *, recipe: Recipe = USUAL) -> Tensor:
     """One picture as the network's input: float32, (3, size, size).
 
-    Raises ImageError when it has no RGB form or is too long to be resized, ArgumentError when size is not positive or
-    it is no picture.
+    recipe: of the model, `model.recipe`, for its mean and std; default: ImageNet's
+
+    Raises ImageError when it has no RGB form or is too long to be resized, ArgumentError when size is not positive, it
+    is no picture, or the recipe is not of three channels.
     """
     out = _empty(1, size, torch.float32, channels_last=False)
-    _fill(out, [cut_of(image, size)], 1)
+    _fill(out, [cut_of(image, size)], 1, recipe)
     return out[0]
 
 
@@ -97,28 +99,33 @@ def preprocess_batch(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     threads: int | None = None,
+    recipe: Recipe = USUAL,
 ) -> Tensor:
     """B pictures as the network's input: (B, 3, size, size).
 
     dtype:         float32, or float16 or bfloat16, rounded to nearest; uint8 gives the pixels before normalization.
     channels_last: in PyTorch's memory format of that name, as convolutions on a GPU want it.
     threads:       at most so many; PyTorch's number if None. The result does not depend on it.
+    recipe:        of the model, for its mean and std; default: ImageNet's.
 
     Raises ImageError, which says which picture it is, as preprocess() does; ArgumentError for no pictures, another
-    dtype, or a size or a number of threads that is not positive.
+    dtype, a size or a number of threads that is not positive, or a recipe that is not of three channels.
     """
     images = several("images", images)
     if not images:
         raise ArgumentError("preprocess_batch got no pictures; give at least one")
     out = _empty(len(images), size, dtype, channels_last)
-    _fill(out, cuts_of(images, size), _threads(threads))
+    _fill(out, cuts_of(images, size), _threads(threads), recipe)
     return out
 
 
-def load_batch(paths: Sequence[str | os.PathLike[str]], size: int = 224, *, threads: int | None = None) -> Tensor:
+def load_batch(
+    paths: Sequence[str | os.PathLike[str]], size: int = 224, *, threads: int | None = None, recipe: Recipe = USUAL
+) -> Tensor:
     """The pictures in B files as the network's input: float32, (B, 3, size, size).
 
     threads: that read, decode and resize, at most; PyTorch's number if None. The result does not depend on it.
+    recipe:  of the model, `model.recipe`, for its mean and std; default: ImageNet's
 
     Raises ImageError for the first file that cannot be used, ArgumentError for no paths or a size that is not positive.
     """
@@ -133,7 +140,7 @@ def load_batch(paths: Sequence[str | os.PathLike[str]], size: int = 224, *, thre
             cut = cut_of(image, size)
         except ImageError as error:
             raise ImageError(f"{paths[index]}: {error}") from error
-        _fill(out[index : index + 1], [cut], 1)
+        _fill(out[index : index + 1], [cut], 1, recipe)
 
     with ThreadPoolExecutor(min(_threads(threads), len(paths))) as pool:
         for _ in pool.map(load, range(len(paths))):
@@ -182,16 +189,25 @@ def cuts_of(images: Sequence[Image.Image], size: int) -> list[Cut]:
     return cuts
 
 
+def level_values(dtype: torch.dtype, recipe: Recipe = USUAL) -> Tensor:
+    """(3, 256): what each of the levels 0 ... 255 of each channel becomes.
+
+    Raises ArgumentError for a recipe that is not of three channels.
+    """
+    return _level_values(dtype, *recipe.normalization)
+
+
 @cache
-def level_values(dtype: torch.dtype) -> Tensor:
-    """(3, 256): what each of the levels 0 ... 255 of each channel becomes."""
+def _level_values(dtype: torch.dtype, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     levels = torch.arange(256, dtype=torch.uint8, device="cpu").expand(3, 1, 256)
-    return _normalize(levels, dtype).reshape(3, 256)
+    return _normalize(levels, dtype, mean, std).reshape(3, 256)
 
 
-def _normalize(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+def _normalize(pixels: Tensor, dtype: torch.dtype, means: tuple[float, ...], stds: tuple[float, ...]) -> Tensor:
     """(3, H, W) of uint8 -> the same in `dtype`, computed in float32 and rounded once."""
-    mean, std = (torch.tensor(values, device="cpu").view(3, 1, 1) for values in (MEAN, STD))
+    if len(means) != 3:
+        raise ArgumentError(f"pictures have 3 channels, the recipe's mean {means} has {len(means)}")
+    mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1) for values in (means, stds))
     return ((pixels.float() / 255 - mean) / std).to(dtype)
 
 
@@ -203,7 +219,7 @@ def _empty(count: int, size: int, dtype: torch.dtype, channels_last: bool) -> Te
     return torch.empty((count, 3, size, size), dtype=dtype, device="cpu", memory_format=memory_format)
 
 
-def _fill(out: Tensor, cuts: Sequence[Cut], threads: int) -> None:
+def _fill(out: Tensor, cuts: Sequence[Cut], threads: int, recipe: Recipe) -> None:
     """Writes one picture a cut into out (B, 3, size, size), contiguous in either order of its dimensions."""
     if _C is None:
         size = out.shape[-1]
@@ -211,12 +227,12 @@ def _fill(out: Tensor, cuts: Sequence[Cut], threads: int) -> None:
             resized = cut.image.resize((cut.width, cut.height), Image.Resampling.BICUBIC)
             window = resized.crop((cut.left, cut.top, cut.left + size, cut.top + size))
             pixels = torch.from_numpy(np.array(window)).permute(2, 0, 1)  # (3, size, size)
-            result.copy_(pixels if out.dtype == torch.uint8 else _normalize(pixels, out.dtype))
+            result.copy_(pixels if out.dtype == torch.uint8 else _normalize(pixels, out.dtype, *recipe.normalization))
         return
     pictures = [(_memory(cut.image), cut.image.width, cut.image.height, *cut[1:]) for cut in cuts]
     channels_last = not out.is_contiguous()
     memory = out.permute(0, 2, 3, 1) if channels_last else out
-    values = None if out.dtype == torch.uint8 else _as_array(level_values(out.dtype))
+    values = None if out.dtype == torch.uint8 else _as_array(level_values(out.dtype, recipe))
     _C.resample(pictures, _as_array(memory), channels_last, values, threads)
 
 

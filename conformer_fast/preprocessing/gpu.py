@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ArgumentError, whole
+from ..model.recipe import USUAL, Recipe
 from .cpu import DTYPES, Cut, cuts_of, level_values
 
 PRECISION_BITS = 22  # weights are multiples of 2^-22, as Pillow's
@@ -29,13 +30,15 @@ def preprocess_on_gpu(
     *,
     device: torch.device | str = "cuda",
     dtype: torch.dtype = torch.float32,
+    recipe: Recipe = USUAL,
 ) -> Tensor:
     """B pictures as the network's input: (B, 3, size, size) on `device`, in memory format channels_last.
 
-    dtype: float32, float16 or bfloat16; uint8 gives the pixels before normalization. Equals preprocess_batch().
+    dtype:  float32, float16 or bfloat16; uint8 gives the pixels before normalization. Equals preprocess_batch().
+    recipe: of the model, for its mean and std; default: ImageNet's
 
-    Raises ImageError as preprocess_batch() does, ArgumentError for no pictures, a size that is not positive, or another
-    dtype or device, ImportError without Triton.
+    Raises ImageError as preprocess_batch() does, ArgumentError for no pictures, a size that is not positive, another
+    dtype or device, or a recipe that is not of three channels; ImportError without Triton.
     """
     try:
         import triton
@@ -77,7 +80,7 @@ def preprocess_on_gpu(
         source += row * height
         middle += 3 * size * count
         out += 3 * size * size
-    values = None if dtype == torch.uint8 else level_values(dtype).to(device)
+    values = None if dtype == torch.uint8 else level_values(dtype, recipe).to(device)
     result = launch_preprocess(_pixels(cuts).to(device), first, second, tables.tensor(device), values, PRECISION_BITS)
     return result.permute(0, 3, 1, 2)
 

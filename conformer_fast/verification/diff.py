@@ -177,7 +177,7 @@ def diff(
     pairs = _checked(run)
     source = adopt(model)
     reference = source.reference
-    images = as_input(images, reference.config, reference.pad, torch.device("cpu"))
+    images = as_input(images, reference.config, reference.pad, torch.device("cpu"), reference.recipe)
     precisions = tuple(dict.fromkeys(precision for _, precision in pairs))
     quantizations = _quantizations(reference, precisions, quantization)
     job = implementations.Job(reference, images, source.outputs, inner_names(reference.config), quantizations)
@@ -231,7 +231,7 @@ def _quantizations(
     if given is not None and not in_8_bits:
         raise ArgumentError("quantization is for int8 and fp8; leave it out, or compare one of them too")
     if given is not None and not isinstance(given, Quantization):
-        given = in_batches(given, reference.config)  # they are read for each precision
+        given = in_batches(given, reference.config, reference.recipe)  # they are read for each precision
     found = {}
     for precision in in_8_bits:
         quantization, _ = resolve(reference, precision, given)

@@ -84,7 +84,7 @@ class OpenVINO(Backend):
         precision, sha256 = settings.precision, hashlib.sha256(graph).hexdigest()
         engine = engine or self.engine(reference, settings, outputs)
         assert isinstance(engine, OpenVINOEngine)
-        side = usual_side(reference.config)
+        side = reference.recipe.size or usual_side(reference.config)
         engines = engine.engines(otherwise=Input(1, side, side))
         engine.check(graph)
         parts = {"all": precision}

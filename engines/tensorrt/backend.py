@@ -24,8 +24,9 @@ from conformer_fast.errors import (
     several,
 )
 from conformer_fast.model.precision import DTYPES, around
+from conformer_fast.model.recipe import input_side
 from conformer_fast.model.reference import Conformer
-from conformer_fast.model.shapes import Shapes, check_shapes, usual_shapes
+from conformer_fast.model.shapes import Shapes, check_shapes, square_shapes
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cache import cached
@@ -91,7 +92,7 @@ class TensorRT(Backend):
         return current_device()
 
     def for_model(self, reference: Conformer) -> TensorRT:
-        shapes = self.shapes or (usual_shapes(reference.config),)
+        shapes = self.shapes or (square_shapes(input_side(reference.recipe, reference.config)),)
         check_shapes(shapes, reference.config, reference.pad)
         return replace(self, shapes=shapes)
 

@@ -192,6 +192,13 @@ WRONG = {
         lambda content: content["files"]["labels.txt"].update(sha256="0"),
         "it has 8 bytes of 8, or anoth",
     ),
+    "a mean of 0 to 255": (
+        lambda content: content.update(preprocessing={"mean": [123.7] * 3, "std": [58.4] * 3}),
+        "mean must be numbers from 0 to 1",
+    ),
+    "a gray mean": (lambda content: content.update(preprocessing={"mean": [0.5], "std": [0.5]}), "are of 1 channels"),
+    "a size of text": (lambda content: content.update(preprocessing={"size": "64"}), "size must be a whole number"),
+    "a small size": (lambda content: content.update(preprocessing={"size": 8}), "smaller than one patch of 16"),
     "no plan": (lambda content: content["files"].pop("model.plan") and None, "it lacks the files model.plan"),
     "no labels": (lambda content: content["files"].pop("labels.txt") and None, "it lacks the file labels.txt"),
 }

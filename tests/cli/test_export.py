@@ -50,8 +50,8 @@ def test_other_outputs(run_json, options, outputs, tmp_path):
 def test_as_many_pictures_as_asked_of_the_size_that_was_asked(run, tmp_path, digit_folder, monkeypatch):
     shapes, original = [], cf.images_in
 
-    def spy(folder, side, limit):
-        for batch in original(folder, side, limit):
+    def spy(folder, side, limit, *, recipe):
+        for batch in original(folder, side, limit, recipe=recipe):
             shapes.append(tuple(batch.shape))
             yield batch
 

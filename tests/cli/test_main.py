@@ -149,13 +149,13 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run, kind, arguments):
     ids=lambda error: type(error).__name__,
 )
 def test_errors_that_tell_the_user_something_are_one_line(run, monkeypatch, error):
-    monkeypatch.setattr(cf, "convert", lambda *_: raise_(error))
+    monkeypatch.setattr(cf, "convert", lambda *_, **__: raise_(error))
     assert run("convert", "a", "b") == (2, "", "conformer-fast convert: why\n")
 
 
 def test_a_fault_of_ours_is_a_traceback(run, monkeypatch):
     for error in (KeyError("int8"), ValueError("int8")):
-        monkeypatch.setattr(cf, "convert", lambda *_, error=error: raise_(error))
+        monkeypatch.setattr(cf, "convert", lambda *_, error=error, **__: raise_(error))
         with pytest.raises(type(error), match="int8"):
             run("convert", "a", "b")
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_line(arguments):
 
 
 def test_ctrl_c_is_one_line(run, monkeypatch):
-    monkeypatch.setattr(cf, "convert", lambda *_: raise_(KeyboardInterrupt()))
+    monkeypatch.setattr(cf, "convert", lambda *_, **__: raise_(KeyboardInterrupt()))
     assert run("convert", "a", "b") == (130, "", "conformer-fast convert: interrupted\n")
     status, out, _ = run("convert", "a", "b", "--json")
     error = {"type": "KeyboardInterrupt", "message": "interrupted"}

@@ -26,9 +26,9 @@ from conformer_fast.model.digest import weights_sha256
 from conformer_fast.model.distance import ALLOWANCE, FLOOR, relative_error
 from conformer_fast.model.outputs import LOGITS, feature_names
 from conformer_fast.model.precision import DTYPES
+from conformer_fast.model.recipe import MEAN, STD
 from conformer_fast.model.reference import Conformer, ConformerOutput
-from conformer_fast.model.shapes import Shapes, usual_shapes
-from conformer_fast.preprocessing.cpu import MEAN, STD
+from conformer_fast.model.shapes import Shapes
 
 pytestmark = NEEDS_RTX
 KERNEL = b"_gemm_mha_v2"  # TensorRT-RTX's attention with its softmax
@@ -226,5 +226,6 @@ def test_the_command_that_rebuilds_is_python(small_model, tmp_path, monkeypatch)
 
 
 def test_the_usual_shapes_is_the_models():
-    assert usual_shapes(cf.VARIANTS["base-p16"]) == Shapes((1, 8, 64), (224,) * 3, (224,) * 3)
-    assert usual_shapes(cf.create_model("digits").config) == Shapes((1, 8, 64), (64,) * 3, (64,) * 3)
+    for name, side in {"tiny-p16": 224, "digits": 64}.items():
+        shapes = cf.TensorRT().for_model(cf.create_model(name)).shapes
+        assert shapes == (Shapes((1, 8, 64), (side,) * 3, (side,) * 3),)

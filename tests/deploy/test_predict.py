@@ -130,3 +130,20 @@ def test_progress_is_shown_on_a_terminal_only(pictures, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     predict(model(), pictures, LABELS)
     assert " 0/10 " in capsys.readouterr().err
+
+
+def test_pictures_are_read_as_the_model_was_trained(pictures):
+    seen = []
+    fast = model(scores=lambda images: seen.append(images) or images.mean((2, 3)))
+    fast.recipe = cf.Recipe(size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    predict(fast, pictures[:2], LABELS)
+    assert torch.equal(seen[0], cf.load_batch(pictures[:2], 64, recipe=fast.recipe))
+
+
+def test_imagenets_names_are_said_to_be_assumed(pictures, tmp_path):
+    pytest.importorskip("openvino")
+    sizes = cf.ConformerConfig(channel_ratio=1, embed_dim=64, num_heads=1, depth=3, mlp_ratio=1, num_classes=1000)
+    fast = cf.compile(cf.create_model(sizes), backend="openvino", precision="fp32")
+    for use in (lambda: fast.predict(pictures[:1], size=32), lambda: fast.save(tmp_path / "bundle")):
+        with pytest.warns(UserWarning, match="the weights do not say their size, mean and std, labels; assumed where"):
+            use()

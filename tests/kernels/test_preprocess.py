@@ -13,6 +13,7 @@ from PIL import Image
 
 from conformer_fast.errors import ImageError
 from conformer_fast.kernels import preprocess
+from conformer_fast.model.recipe import Recipe
 from conformer_fast.preprocessing import cpu
 from conformer_fast.preprocessing.cpu import cut_of, image_path, preprocess_batch
 from conformer_fast.preprocessing.gpu import preprocess_on_gpu
@@ -52,6 +53,14 @@ def test_a_ragged_batch(dtype):
     """Landscape, portrait, enlarged, far from square, and a picture whose passes may run in the other order."""
     sizes = [(61, 43), (43, 61), (9, 7), (130, 5), (1, 1), (20, 90), (36, 36)]
     check([noise(*size, seed) for seed, size in enumerate(sizes)], 32, dtype)
+
+
+def test_a_models_own_normalization():
+    recipe = Recipe(mean=(0.5, 0.25, 0), std=(0.5, 0.125, 1 / 255))
+    images = [noise(20, 30), noise(9, 9, 1)]
+    ours = preprocess_on_gpu(images, 16, device=DEVICE, recipe=recipe)
+    assert torch.equal(ours.cpu(), preprocess_batch(images, 16, recipe=recipe))
+    assert not torch.equal(ours.cpu(), preprocess_batch(images, 16))
 
 
 def test_random_sizes():

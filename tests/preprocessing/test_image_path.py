@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from conformer_fast.errors import ImageError
+from conformer_fast.model.recipe import MEAN, STD
 from conformer_fast.preprocessing import cpu as module
 from conformer_fast.preprocessing.cpu import cut_of, image_path, level_values, load_batch, preprocess, preprocess_batch
 
@@ -249,7 +250,7 @@ def test_values_are_those_of_the_formula(dtype):
     if dtype == torch.uint8:
         return
     levels = torch.arange(256).float()
-    mean, std = torch.tensor(module.MEAN)[:, None], torch.tensor(module.STD)[:, None]
+    mean, std = torch.tensor(MEAN)[:, None], torch.tensor(STD)[:, None]
     assert torch.equal(level_values(dtype), ((levels / 255 - mean) / std).to(dtype))
 
 
@@ -264,7 +265,7 @@ def test_types_and_layouts(path, dtype, channels_last, size):
     assert batch.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     for image, result in zip(images, batch, strict=True):
         pixels = torch.from_numpy(by_pillow(image, size).copy()).permute(2, 0, 1)
-        mean, std = torch.tensor(module.MEAN).view(3, 1, 1), torch.tensor(module.STD).view(3, 1, 1)
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         expected = pixels if dtype == torch.uint8 else ((pixels.float() / 255 - mean) / std).to(dtype)
         assert torch.equal(result, expected)
 

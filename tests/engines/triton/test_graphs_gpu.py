@@ -83,7 +83,7 @@ def test_gpu_forms_of_images(make):
 
 
 def test_gpu_pixels():
-    from conformer_fast.preprocessing.cpu import MEAN, STD
+    from conformer_fast.model.recipe import MEAN, STD
 
     pixels = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
     fast = on_gpu("fp32")

@@ -1,0 +1,136 @@
+"""A weights file says what its model was trained for, and what reads it listens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import lookalikes
+import pytest
+import safetensors.torch
+import torch
+
+import conformer_fast as cf
+from conformer_fast.checkpoints.adopt import adopt
+from conformer_fast.checkpoints.metadata import KEY, read_recipe
+
+CONFIG = cf.ConformerConfig(embed_dim=48, num_heads=3, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=3)
+RECIPE = cf.Recipe(64, 3, ["a", "b", "c"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture(scope="module")
+def state():
+    return lookalikes.fill(cf.Conformer(CONFIG)).state_dict()
+
+
+@pytest.fixture
+def path(state, tmp_path):
+    cf.save_weights(state, tmp_path / "model.safetensors", recipe=RECIPE)
+    return tmp_path / "model.safetensors"
+
+
+def test_it_is_one_value_under_one_key(path, state):
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata.keys() == {"format", KEY}
+    assert json.loads(metadata[KEY])["size"] == 64
+    assert read_recipe(path) == RECIPE
+    cf.save_weights(state, path)
+    assert read_recipe(path) == cf.Recipe()
+
+
+@pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
+def test_whatever_reads_it_listens(path, dialect, tmp_path, recwarn):
+    if dialect == "mmpretrain":
+        cf.convert(path, tmp_path / "other.safetensors", dialect)
+        path = tmp_path / "other.safetensors"
+    model = cf.create_model(CONFIG, path)
+    fast = cf.compile(path, backend="reference")  # 48 channels, so three heads could not be guessed
+    assert model.recipe == adopt(path).reference.recipe == fast.recipe == cf.compile(model).recipe == RECIPE
+    assert fast.config == CONFIG
+    assert (fast.side, fast.labels) == (64, RECIPE.labels)
+    assert not recwarn.list
+
+
+def test_loading_weights_is_loading_what_they_say(path, state):
+    model = cf.Conformer(CONFIG)
+    cf.load_weights(model, path)
+    assert model.recipe == RECIPE
+    cf.load_weights(model, state)  # which says nothing
+    assert model.recipe == cf.Recipe()
+
+
+def test_other_heads_are_refused(path):
+    message = "model.safetensors: the weights are for num_heads=3, the model has 2; build it with"
+    two = replace(CONFIG, num_heads=2)
+    with pytest.raises(cf.CheckpointError, match=message):
+        cf.create_model(two, path)
+    model = cf.Conformer(two)
+    before = model.conv1.weight.clone()
+    with pytest.raises(cf.CheckpointError, match=message):
+        cf.load_weights(model, path)
+    assert torch.equal(model.conv1.weight, before)
+    assert model.recipe == cf.Recipe()
+
+
+def test_a_backbone_takes_all_but_the_labels(path):
+    model = cf.create_model(CONFIG, path, features_only=True)
+    assert (model.recipe.size, model.recipe.mean) == (64, RECIPE.mean)
+    assert cf.compile(model, backend="reference").labels == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "null",
+            '{"size": 0}',
+            '{"size": 1e3}',
+            '{"size": NaN}',
+            '{"labels": ["a\\nb"]}',
+            '{"side": 64}',
+        ),
+        *(
+            '{"mean": [0, 0, 0], "std": [0, 0, 0]}',
+            "[" * 100_000,
+            '{"size": ' + "9" * 5000 + "}",
+            '{"size": 64}' + " " * (1 << 23),
+        ),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_damaged_one_is_refused(state, tmp_path, text):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(safetensors.torch.save(state, metadata={KEY: text}))
+    for read in (read_recipe, lambda path: cf.create_model(CONFIG, path), cf.compile):
+        with pytest.raises(cf.CheckpointError, match=r"bad.safetensors: its metadata 'conformer_fast' .*save_weights"):
+            read(path)
+
+
+def test_labels_of_another_number_of_classes_are_refused(state, tmp_path):
+    path = tmp_path / "two.safetensors"
+    path.write_bytes(safetensors.torch.save(state, metadata={KEY: '{"labels": ["a", "b"], "num_heads": 3}'}))
+    with pytest.raises(cf.CheckpointError, match=r"two.safetensors: 2 labels for a model of 3 classes"):
+        cf.compile(path)
+    with pytest.raises(cf.ArgumentError, match="2 labels for a model of 3 classes"):
+        cf.save_weights(state, tmp_path / "new.safetensors", recipe=cf.Recipe(labels=["a", "b"]))
+    with pytest.raises(cf.ArgumentError, match="2 labels for a model of 3 classes"):
+        cf.convert(path, tmp_path / "new.safetensors")
+    assert not (tmp_path / "new.safetensors").exists()
+    cf.convert(path, tmp_path / "new.safetensors", recipe=RECIPE)
+    assert read_recipe(tmp_path / "new.safetensors") == RECIPE
+
+
+def test_convert_keeps_it_and_takes_what_a_pickle_cannot_say(state, path, tmp_path):
+    target = tmp_path / "target.safetensors"
+    cf.convert(path, target, recipe=cf.Recipe(size=96))
+    assert read_recipe(target) == cf.Recipe(size=96).over(RECIPE)
+    torch.save(state, tmp_path / "model.pth")
+    assert read_recipe(tmp_path / "model.pth") == cf.Recipe()
+    cf.convert(tmp_path / "model.pth", target, recipe=RECIPE)
+    assert read_recipe(target) == RECIPE
+    with pytest.raises(cf.CheckpointError, match="embed_dim 48 is not a multiple of num_heads 5"):
+        cf.convert(path, target, recipe=cf.Recipe(num_heads=5))
