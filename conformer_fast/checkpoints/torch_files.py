@@ -23,6 +23,7 @@ DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtyp
 STORAGES = {
     f"{kind}Storage": dtype
     for kind, dtype in {
+        "Untyped": torch.uint8,
         "Double": torch.float64,
         "Float": torch.float32,
         "Half": torch.float16,
@@ -35,12 +36,11 @@ STORAGES = {
         "Bool": torch.bool,
         "ComplexFloat": torch.complex64,
         "ComplexDouble": torch.complex128,
-        "QInt8": torch.qint8,
-        "QUInt8": torch.quint8,
-        "QInt32": torch.qint32,
-        "QUInt4x2": torch.quint4x2,
-        "QUInt2x4": torch.quint2x4,
-        "Untyped": torch.uint8,
+        "QInt8": torch.int8,  # quantized, from here on: as large as these
+        "QUInt8": torch.uint8,
+        "QInt32": torch.int32,
+        "QUInt4x2": torch.uint8,
+        "QUInt2x4": torch.uint8,
     }.items()
 }
 REBUILD = "torch._utils._rebuild_"  # how the names of what makes PyTorch's tensors begin, dense or not
@@ -51,7 +51,7 @@ NOT_OURS = {  # an entry of another kind of zip file: what it is, and what to do
     "archive_format": "a program of torch.export (.pt2), and code in a checkpoint is never run. Load it with "
     "torch.export.load and save its tensors: torch.save(program.state_dict, 'weights.pth')",
 }
-NOT_OURS["serialized_exported_program.json"] = NOT_OURS["archive_format"]  # as PyTorch wrote it before 2.8
+NOT_OURS["serialized_exported_program.json"] = NOT_OURS["archive_format"]  # in older PyTorch's, in no folder
 
 METADATA = frozenset(
     (  # What training programs put beside the weights. Each is answered with Left, so none of their code runs.
@@ -140,7 +140,7 @@ def read_legacy(file: BufferedReader) -> Any:
 
 def _refuse_others(entries: Collection[str], names: list[str]) -> None:
     for entry, what in NOT_OURS.items():
-        if entry in entries:
+        if entry in entries or entry in names:
             raise CheckpointError(what)
     if "data.pkl" not in entries:
         numpy = any(name.endswith(".npy") for name in names)

@@ -263,6 +263,9 @@ def test_programs_and_other_zip_files_are_refused_with_true_words(tmp_path):
     assert "a TorchScript program" in refusal(path)
     torch.export.save(torch.export.export(linear, (torch.ones(1, 2),)), tmp_path / "file.pt2")
     assert "torch.export (.pt2)" in refusal(tmp_path / "file.pt2")
+    with zipfile.ZipFile(path, "w") as archive:  # as older PyTorch wrote it
+        archive.writestr("serialized_exported_program.json", "{}")
+    assert "torch.export (.pt2)" in refusal(path)
     np.savez(tmp_path / "file.npz", cls_token=np.ones(3))
     assert "NumPy's arrays (.npz)" in refusal(tmp_path / "file.npz")
     with zipfile.ZipFile(path, "w") as archive:
