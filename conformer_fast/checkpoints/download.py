@@ -11,7 +11,6 @@ import http.client
 import os
 import re
 import socket
-import ssl
 import stat
 import time
 import urllib.error
@@ -36,7 +35,8 @@ PAUSE = 1.0  # seconds before the second attempt; each further one waits twice a
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")  # of a Content-Range
-HOPELESS = (socket.gaierror, ssl.SSLCertVerificationError, ConnectionRefusedError)  # are the same a moment later
+# The same a moment later: no such name, nobody there, no address, another's certificate (which is a ValueError).
+HOPELESS = (socket.gaierror, ConnectionRefusedError, http.client.InvalidURL, ValueError)
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
@@ -143,10 +143,10 @@ def _continue(request: urllib.request.Request, part: Path) -> None:
 
 
 def _is_hopeless(error: Exception) -> bool:
-    """Whether trying again is no use: a name that is not known, a wrong certificate, nobody there, no address."""
+    """Whether trying again is no use."""
     cause = getattr(error, "reason", error)  # of urllib's own error
     unreachable = isinstance(cause, OSError) and cause.errno in NO_WAY
-    return unreachable or isinstance(cause, (*HOPELESS, ValueError, http.client.InvalidURL))
+    return unreachable or isinstance(cause, HOPELESS)
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, offset: int, total: int | None) -> None:
