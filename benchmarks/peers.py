@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import openvino as ov
 import torch
 from torch import Tensor
 
 import conformer_fast as cf
 from conformer_fast.engines.openvino.engine import core, images_at_once
+from conformer_fast.engines.openvino.runtime import ov, without_telemetry
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}
@@ -86,7 +86,8 @@ def nncf_peers(model: cf.Conformer, images: Tensor, calibration: Tensor, precisi
     """OpenVINO on the unfused model as NNCF quantizes it with these images, with its defaults for transformers: all
     cores on one request, and its throughput mode with as many images a request as ours takes. The rest is computed in
     `precision`."""
-    import nncf
+    with without_telemetry():
+        import nncf
 
     nncf.set_log_level("ERROR")
     quantized = nncf.quantize(

@@ -23,7 +23,6 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
 
-import openvino as ov
 import torch
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from conformer_fast.errors import ConformerFastError
 from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached, key_of
+from .runtime import ov
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream

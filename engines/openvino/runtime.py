@@ -1,0 +1,31 @@
+"""OpenVINO, imported without its telemetry, which would write into the home folder, start a process and call out.
+
+A program that wants that imports openvino itself before its first engine is made.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Inside, the package of Intel's telemetry cannot be imported; what asks for it goes on without."""
+    if TELEMETRY in sys.modules:
+        yield
+        return
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # Python's way to say that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[TELEMETRY]
+
+
+with without_telemetry():
+    import openvino as ov
+
+__all__ = ["ov"]
