@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <exception>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <tuple>
 #include <vector>
@@ -41,9 +41,16 @@ const Passes& chosen(const std::string& name) {
 }
 
 // Rows below those that a strip stands for, so that kOverread bytes behind those can be read.
-std::int64_t strip_spare_rows(std::int64_t width) { return kOverread / (4 * width) + 1; }
+std::int64_t strip_spare_rows(std::int32_t width) {
+    if (width < 1) throw py::value_error("width must be at least 1, got " + std::to_string(width));
+    return kOverread / (4 * std::int64_t{width}) + 1;
+}
 
 std::string shape_of(const py::array& array) { return py::str(array.attr("shape")); }
+
+bool aligned(const py::array& array) {
+    return reinterpret_cast<std::uintptr_t>(array.data()) % static_cast<std::size_t>(array.itemsize()) == 0;
+}
 
 std::string text(std::int32_t width, std::int32_t height) {
     return std::to_string(width) + "x" + std::to_string(height);
@@ -92,7 +99,7 @@ Picture picture_of(const py::handle& given, std::int32_t size) {
         given.cast<std::tuple<py::object, std::int32_t, std::int32_t, std::int32_t, std::int32_t, std::int32_t,
                               std::int32_t, bool>>();
     if (width < 1 || height < 1) throw py::value_error("a " + text(width, height) + " picture has no pixels");
-    if (left < 0 || top < 0 || new_width - size < left || new_height - size < top)
+    if (left < 0 || top < 0 || new_width - std::int64_t{size} < left || new_height - std::int64_t{size} < top)
         throw py::value_error("the window of " + text(size, size) + " pixels at (" + std::to_string(left) + ", " +
                               std::to_string(top) + ") does not lie in the resized picture of " +
                               text(new_width, new_height));
@@ -120,15 +127,15 @@ Layout layout_of(const py::array& out, bool channels_last, const std::optional<p
                               std::string(channels_last ? "(B, size, size, 3)" : "(B, 3, size, size)") + " with B = " +
                               std::to_string(pictures) + " and size at least 1, got " + shape_of(out));
     const auto size = static_cast<std::int32_t>(out.shape(rows));
-    if (!(out.flags() & py::array::c_style) || !out.writeable())
-        throw py::value_error("out must be contiguous and writeable");
+    if (!(out.flags() & py::array::c_style) || !aligned(out) || !out.writeable())
+        throw py::value_error("out must be contiguous, aligned and writeable");
     if (!values) {
         if (out.itemsize() != 1) throw py::type_error("out must be uint8 where no values are given");
         return {size, channels_last, nullptr, 1};
     }
     if (values->ndim() != 2 || values->shape(0) != 3 || values->shape(1) != 256 ||
-        !(values->flags() & py::array::c_style))
-        throw py::value_error("values must be contiguous, of shape (3, 256), got " + shape_of(*values));
+        !(values->flags() & py::array::c_style) || !aligned(*values))
+        throw py::value_error("values must be contiguous and aligned, of shape (3, 256), got " + shape_of(*values));
     if (values->itemsize() != out.itemsize() || (out.itemsize() != 2 && out.itemsize() != 4))
         throw py::type_error("values and out must have the same type, of 2 or 4 bytes, got " +
                              std::to_string(values->itemsize()) + " and " + std::to_string(out.itemsize()));
@@ -151,9 +158,10 @@ void resample_all(const std::vector<Picture>& pictures, const Layout& layout, co
         }
     };
     std::vector<std::thread> others;
+    others.reserve(threads - 1);  // an error from here on would meet threads that run
     try {
         for (std::size_t thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
-    } catch (const std::system_error&) {  // the system starts no more: those there are do the work
+    } catch (const std::exception&) {  // neither memory nor the system has room for more: those there are do the work
     }
     work(0);
     for (std::thread& other : others) other.join();
