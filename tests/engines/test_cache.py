@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -438,32 +439,18 @@ def test_a_failed_build_gives_the_lock_back(tmp_path, monkeypatch):
     assert kept
 
 
-def fill(worker: int, rounds: int, start) -> None:
-    """Run in processes of their own."""
-    cache.LIMIT_BYTES = 100_000
-    start.wait()
-    for index in range(rounds):
-        cache.cached({"worker": worker, "index": index}, lambda: bytes(20_000))
+def test_the_bound_holds_when_several_write_at_once(monkeypatch):
+    """Nobody makes room while another one, who has made his, has not written yet."""
+    monkeypatch.setattr(cache, "LIMIT_BYTES", 1000)
+    make_room, both = cache._make_room, threading.Barrier(2)
 
+    def and_wait(size: int) -> None:
+        make_room(size)
+        with suppress(threading.BrokenBarrierError):  # as it should: the other is kept waiting
+            both.wait(timeout=0.5)
 
-def test_the_bound_holds_with_many_processes(folder):
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(5)
-    workers = [context.Process(target=fill, args=(index, 10, start)) for index in range(4)]
-    for worker in workers:
-        worker.start()
-    start.wait(120)
-    most = 0
-    while any(worker.is_alive() for worker in workers):
-        sizes = []
-        for path in folder.glob("*.engine"):
-            try:
-                sizes.append(path.stat().st_size)
-            except FileNotFoundError:
-                sizes.append(0)
-        most = max(most, sum(sizes))
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    left = sum(entry.size for entry in cache.cached_engines())
-    assert left == 100_000  # full, and not over
-    assert most <= 120_000  # one is there already while it is looked at what is
-    assert not list(folder.glob("*.lock"))
+    add(1, 600, 1e9)
+    monkeypatch.setattr(cache, "_make_room", and_wait)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda height: cache.cached({**FIELDS, "height": height}, Builder(bytes(600))), (2, 3)))
+    assert sum(entry.size for entry in cache.cached_engines()) == 600
