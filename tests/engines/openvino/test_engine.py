@@ -44,8 +44,8 @@ def builds(monkeypatch) -> list[dict]:
     """What each engine is that is built during the test."""
     made = []
 
-    def counted(fields, build):
-        return original(fields, lambda: made.append(fields) or build())
+    def counted(fields, build, refused):
+        return original(fields, lambda: made.append(fields) or build(), refused)
 
     original = engine_module.cached
     monkeypatch.setattr(engine_module, "cached", counted)
