@@ -218,11 +218,9 @@ class OpenVINOEngine:
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             return core().compile_model(model, "CPU", options).export_model().getvalue()
 
-        return (
-            cached(engine_fields(self._sha256, self._precision, shape), build, refused)
-            if self._kept_on_disk
-            else build()
-        )
+        if not self._kept_on_disk:
+            return build()
+        return cached(engine_fields(self._sha256, self._precision, shape), build, refused)
 
     def check(self, graph: bytes) -> None:
         """Raises ConformerFastError if this is not the graph that the engines so far are of."""

@@ -182,7 +182,7 @@ def test_a_key(run, digit_files, tmp_path):
     pytest.importorskip("openvino")
     key, other = tmp_path / "key", tmp_path / "other"
     key.write_bytes(b"a secret of 24 bytes ...")
-    other.write_bytes(b"wrong")
+    other.write_bytes(b"another key of this size")
     fast = cf.compile(cf.create_model("digits", "packaged"), backend="openvino")
     fast.save(tmp_path / "bundle", key=b"a secret of 24 bytes ...")
     arguments = ["predict", digit_files[3], "--bundle", tmp_path / "bundle", "--topk", 1, "--key"]
