@@ -62,7 +62,7 @@ def test_groups_come_in_their_order(dataset):
 
 
 def test_a_process_that_is_killed_is_told(dataset):
-    """While it writes: of what it wrote there is a part in the pipe."""
+    """Whatever it is doing, also while it writes."""
     batches = decoded(dataset, SIZE, [list(range(4)) * 8] * 4, 1)
     next(batches)
     (child,) = active_children()
