@@ -20,6 +20,7 @@ from ..errors import BundleError
 from ..storage.atomic import replace_file
 from ..storage.hashed import SUFFIX
 from ..storage.lock import held
+from ..storage.regular import open_regular, read_regular
 from ..version import __version__
 from .manifest import MANIFEST, RUNTIME_CACHE, SCHEMA, Format, Manifest, StoredFile
 from .signature import ENTRIES, check_key, is_signed_by, signed
@@ -173,7 +174,7 @@ def _put(folder: Path, files: Mapping[str, bytes], stored: Mapping[str, StoredFi
     """
     try:
         with suppress(FileNotFoundError):
-            earlier = (folder / MANIFEST).read_bytes()
+            earlier = read_regular(folder / MANIFEST)
             replace_file(folder / _staged(MANIFEST, hashlib.sha256(earlier).hexdigest()), earlier, 0o666)
         for name, content in files.items():
             replace_file(folder / _staged(name, stored[name].sha256), content, 0o666)
@@ -331,14 +332,14 @@ def _size(path: Path) -> int:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
 def _file_sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from ..errors import DatasetError, first_few
-from ..storage.regular import open_regular
+from ..storage.regular import read_regular
 from .classes import DEVKIT, is_synset, label_of, same_form, shown
 
 LABEL_FILE_BYTES = 1 << 28  # of a label file; ImageNet's have 2 MB
@@ -94,14 +94,11 @@ def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], 
 def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     """The lines that are not empty, with their numbers."""
     try:
-        with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size > LABEL_FILE_BYTES:
-                raise DatasetError(
-                    f"{path}: has over {LABEL_FILE_BYTES} bytes; give lines of a picture's name and label"
-                )
-            text = file.read().decode("utf-8-sig")
+        text = read_regular(path, LABEL_FILE_BYTES).decode("utf-8-sig")
     except OSError as error:
-        raise DatasetError(f"{path}: the label file cannot be read ({error.strerror})") from error
+        raise DatasetError(
+            f"{path}: the label file cannot be read ({error.strerror}); give lines of a picture's name and label"
+        ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{path}: the label file is no UTF-8 text; give lines of a picture's name and label"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..storage.outputs import write_output
-from ..storage.regular import open_regular
+from ..storage.regular import read_regular
 
 MAGIC = b"conformer-fast evaluation "
 MOST_BYTES = 1 << 30  # of a file; ImageNet's 50,000 pictures take 6 MB
@@ -63,10 +63,7 @@ class Record:
     def load(self, file: str | os.PathLike[str]) -> None:
         """Takes over what `save` wrote. Raises DatasetError when it is damaged or of another evaluation."""
         try:
-            with open_regular(file) as opened:
-                if os.fstat(opened.fileno()).st_size > MOST_BYTES:
-                    raise ValueError(f"it has over {MOST_BYTES} bytes")
-                first, _, content = opened.read().partition(b"\n")
+            first, _, content = read_regular(file, MOST_BYTES).partition(b"\n")
             if first != MAGIC + hashlib.sha256(content).hexdigest().encode():
                 raise ValueError("it is damaged, or was written by another program")
             head, _, arrays = content.partition(b"\n")

@@ -21,7 +21,7 @@ from filelock import FileLock
 from ..errors import ConformerFastError
 from .atomic import replace_file
 from .lock import held
-from .plain import read_plain
+from .regular import read_regular
 
 SUFFIX = ".hash"  # of the JSON file: a list of records, the newest first
 LIMIT_BYTES = 1 << 20  # of that file; a real one has some hundred
@@ -79,7 +79,7 @@ class HashedFile:
             return None
         with self.locked_if_writable():
             try:
-                content = read_plain(self.path)
+                content = read_regular(self.path)
             except OSError:
                 content = None
             records = self._records()
@@ -159,10 +159,8 @@ class HashedFile:
 
     def _records(self) -> list[dict[str, Any]]:
         """What the JSON file holds; nothing if it cannot be read."""
-        if not self._beside.is_file():  # a pipe would be waited for
-            return []
         try:
-            records = json.loads(read_plain(self._beside, LIMIT_BYTES), parse_constant=_no_number)
+            records = json.loads(read_regular(self._beside, LIMIT_BYTES), parse_constant=_no_number)
             sound = all(isinstance(record["sha256"], str) and isinstance(record["fields"], dict) for record in records)
             json.dumps(records)  # not too deep for that
         except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .plain import read_plain
+from .regular import read_regular
 
 PATIENCE = 10.0  # seconds of waiting before the user is told
 
@@ -50,6 +50,6 @@ def remove_free(path: Path) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        return f"process {int(read_plain(path, 20))}"
+        return f"process {int(read_regular(path, 20))}"
     except (OSError, ValueError):
         return "another process"

@@ -25,3 +25,11 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         raise OSError(errno.EINVAL, "a pipe or a device, no regular file", os.fspath(path))
     return open(descriptor, "rb")
+
+
+def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """The file's content. Raises OSError as `open_regular` does, and when it has more bytes than `limit`."""
+    with open_regular(path) as file:
+        if limit is not None and os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"has over {limit} bytes", os.fspath(path))
+        return file.read()

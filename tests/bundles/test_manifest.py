@@ -260,10 +260,10 @@ def test_missing_file(name, folder):
 
 
 def test_unreadable_file(folder, monkeypatch):
-    def read_bytes(path):
+    def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("conformer_fast.bundles.folder.read_regular", denied)
     with pytest.raises(BundleError, match=r"manifest.json cannot be read \(Permission denied\)"):
         read(folder)
 
