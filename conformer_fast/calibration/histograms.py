@@ -63,10 +63,12 @@ class Histogram:
         if not self.bound:
             return
         B = len(magnitudes)
-        bins = (magnitudes * (BINS / self.bound)).int() + BINS * torch.arange(B, device=values.device)[:, None]
-        found = torch.bincount(bins[magnitudes > 0], minlength=B * BINS).view(B, BINS)
-        squares = magnitudes.double().square().sum(1, keepdim=True)
-        self.weights += torch.where(squares > 0, found / squares, 0.0).sum(0).cpu().numpy()
+        bins = (magnitudes * (BINS / self.bound)).int()
+        bins += BINS * torch.arange(B, dtype=torch.int32, device=values.device)[:, None]
+        found = torch.bincount(bins.flatten(), minlength=B * BINS).view(B, BINS)
+        found[:, 0] -= (magnitudes == 0).sum(1)  # counted and taken back: faster than to leave them out
+        squares = magnitudes.double().square_().sum(1, keepdim=True)
+        self.weights += (found / squares.where(squares > 0, math.inf)).sum(0).cpu().numpy()
 
     def range(self, precision: str) -> float:
         """The range for "int8" or "fp8"; 0 if there were only zeros."""
