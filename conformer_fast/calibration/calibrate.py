@@ -42,7 +42,7 @@ from ..storage.sources import sources_sha256
 from ..version import __version__
 from .accuracy_gate import GateReport, check_max_drop, gate
 from .counts import Counts, counted
-from .pictures import doubts
+from .image_facts import doubts
 from .smoothquant import Factors, smoothing_factors
 
 ROUNDS = 9  # in which engines are timed

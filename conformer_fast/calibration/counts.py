@@ -18,8 +18,8 @@ from ..inference.network import InferenceConformer
 from ..inference.quantization import addend_of, usually_stored
 from ..storage.hashed import HashedFile
 from .histograms import BINS, Histogram
+from .image_facts import ImageFacts
 from .observer import Observer, progress
-from .pictures import Pictures
 
 FP32 = float(np.finfo(np.float32).max)  # no magnitude is larger
 SAVED_EVERY = 4  # batches: what an interruption may cost
@@ -32,7 +32,7 @@ class Counts:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     batches: int = 0
     images: int = 0
-    pictures: Pictures = field(default_factory=Pictures)
+    pictures: ImageFacts = field(default_factory=ImageFacts)
 
     def ranges(self, precision: str) -> dict[str, float]:
         """Of all that 8 bits of this precision usually hold, by name."""
@@ -71,7 +71,7 @@ class Counts:
                 whole("batches", facts["batches"]),
                 whole("images", facts["images"], 0),
             )
-            pictures = Pictures.from_facts(facts["pictures"])
+            pictures = ImageFacts.from_facts(facts["pictures"])
             sound = (
                 seen <= batches
                 and len(set(names)) == len(names)

@@ -10,7 +10,7 @@ from ..inference.quantization import Quantization
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.paths import cache_root
-from .calibrate import Images, calibrate, check_normalized_for, in_batches, warn_of
+from .calibrate import Images, calibrate, in_batches, warn_of
 
 MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
@@ -42,7 +42,6 @@ def resolve(
             )
         warn_of(quantization, reference)
         return quantization, None
-    check_normalized_for(reference.recipe, quantization)
     batches = in_batches(quantization, reference.config, reference.recipe)
     found = calibrate(reference, batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []

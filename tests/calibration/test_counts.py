@@ -8,7 +8,7 @@ from safetensors.numpy import load, save
 
 from conformer_fast.calibration.counts import Counts
 from conformer_fast.calibration.histograms import BINS, Histogram
-from conformer_fast.calibration.pictures import Pictures
+from conformer_fast.calibration.image_facts import ImageFacts
 from conformer_fast.errors import ArgumentError
 
 POINTS = ("stem", "conv_1.conv1", "conv_1.conv3")
@@ -16,7 +16,7 @@ COUNTS = Counts(
     {name: Histogram(1.5 + index, np.full(BINS, 0.1 * index)) for index, name in enumerate(POINTS)},
     batches=4,
     images=9,
-    pictures=Pictures(2, [[1.0, 2.0]], [-1.0, 3.0]),
+    pictures=ImageFacts(2, [[1.0, 2.0]], [-1.0, 3.0]),
 )
 
 

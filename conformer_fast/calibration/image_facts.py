@@ -14,7 +14,7 @@ USUAL = 10.0  # magnitudes of normalized pictures end at 2.7, of random normal v
 
 
 @dataclass
-class Pictures:
+class ImageFacts:
     """flat: how many images have one value in each channel. distinct: what tells apart up to FEW of them. extent: the
     smallest and the largest value; None unless they have the three channels of pictures."""
 
@@ -23,7 +23,7 @@ class Pictures:
     extent: list[float] | None = None
 
     @classmethod
-    def from_facts(cls, values: dict[str, Any]) -> Pictures:
+    def from_facts(cls, values: dict[str, Any]) -> ImageFacts:
         """Of its fields as JSON values. Raises ValueError, TypeError or KeyError for anything else."""
         extent = values["extent"]
         distinct = [[float(total), float(squares)] for total, squares in values["distinct"][:FEW]]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import conformer_fast as cf
+from conformer_fast.calibration.image_facts import FEW, ImageFacts, doubts
 from conformer_fast.calibration.noise import quantization_of_noise
-from conformer_fast.calibration.pictures import FEW, Pictures, doubts
 from conformer_fast.calibration.resolve import resolve
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.reference import Conformer
@@ -18,7 +18,7 @@ def noise(count: int = 20, channels: int = 3) -> torch.Tensor:
 
 
 def said_of(images: torch.Tensor) -> list[str]:
-    pictures = Pictures()
+    pictures = ImageFacts()
     for batch in images.split(3):
         pictures.add(batch)
     return list(doubts({"images": len(images), "pictures": pictures.facts}))
