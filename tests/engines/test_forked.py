@@ -43,15 +43,15 @@ BUILDING = """
 from conformer_fast.engines.openvino import engine
 cached, parent, begun = engine.cached, os.getpid(), threading.Event()
 
-def waits_in_the_parent(fields, build):
+def waits_in_the_parent(*asked):
     if os.getpid() == parent:
         begun.set()
         threading.Event().wait()
-    return cached(fields, build)
+    return cached(*asked)
 
 engine.cached = waits_in_the_parent
 threading.Thread(target=fast, args=[larger], daemon=True).start()
-begun.wait()
+assert begun.wait(60)
 """
 
 
@@ -60,7 +60,7 @@ def test_an_engine_that_has_run_runs_in_a_forked_process(backend):
     if backend == "openvino":
         pytest.importorskip("openvino")
     script = SCRIPT.replace("BACKEND", backend).replace("AT_FORK", BUILDING if backend == "openvino" else "")
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     (said,) = run.stdout.splitlines()
     assert "was forked from" in said
