@@ -21,6 +21,7 @@ from ..model.recipe import USUAL, Recipe
 from ..model.reference import Conformer
 from ..model.shapes import Pad
 from ..storage.outputs import AnyPath, check_output, write_output
+from ..storage.regular import open_regular
 from .dialects import COUNTER, HEADS, Dialect, Recognized, recognize, to_dialect
 from .metadata import metadata_of, read_recipe
 from .pickled import Left, PickleError
@@ -63,8 +64,11 @@ def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str
     try:
         if path.name.endswith(SHARDS):
             return dict(_state_dict(read_shards(path), ema))
-        with path.open("rb") as file:
-            return read_tensors(file, _state_dict(_content(file, path.suffix), ema))
+        with open_regular(path) as file:
+            start = file.read(9)
+            if path.suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of header length, then the header
+                return dict(_state_dict(read_safetensors(file), ema))
+            return read_tensors(file, _state_dict(_content(file, start), ema))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except OSError as error:
@@ -232,12 +236,9 @@ def _existing_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _content(file: BufferedReader, suffix: str) -> Any:
-    """What the file holds; its tensors as Saved."""
-    start = file.read(9)
+def _content(file: BufferedReader, start: bytes) -> Any:
+    """What a file of PyTorch's that begins so holds; its tensors as Saved."""
     file.seek(0)
-    if suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of header length, then the header
-        return read_safetensors(file)
     if start.startswith(ZIP_MAGIC):
         return read_zip(file)
     if start.startswith(PICKLE_MAGIC):

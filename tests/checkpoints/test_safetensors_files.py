@@ -1,12 +1,13 @@
 """Safetensors files in shards, as their index names them. Single files are in test_weights and test_weights_unsafe."""
 
 import json
+import os
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
-from conformer_fast.checkpoints.safetensors_files import DTYPES
 from conformer_fast.checkpoints.weights import read_state_dict
 from conformer_fast.errors import CheckpointError
 
@@ -56,10 +57,29 @@ def test_an_index_that_cannot_be_used_is_refused(index, content, problem):
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize("name", DTYPES)
+FLOATS = ["float64", "float32", "float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", "complex64"]
+WHOLE = ["int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
+
+
+@pytest.mark.parametrize("name", FLOATS + WHOLE)
 def test_every_dtype_is_read(tmp_path, name):
-    tensor = torch.arange(6).to(DTYPES[name])
+    tensor = torch.arange(6).to(getattr(torch, name))
     save_file({"cls_token": tensor}, tmp_path / "weights.safetensors")
     read = read_state_dict(tmp_path / "weights.safetensors")["cls_token"]
     assert read.dtype == tensor.dtype
     assert read.view(torch.uint8).tolist() == tensor.view(torch.uint8).tolist()
+
+
+def test_a_file_that_is_shortened_while_it_is_read_is_no_crash(index, monkeypatch):
+    """A mapped file would end the process."""
+    path, load = index.with_name("model-1.safetensors"), safetensors.torch.load
+
+    def shorten(content):
+        os.truncate(path, 9)
+        return load(content)
+
+    monkeypatch.setattr(safetensors.torch, "load", shorten)
+    assert torch.equal(read_state_dict(path)["conv1.weight"], SHARDS[path.name]["conv1.weight"])
+    assert path.stat().st_size == 9
+    with pytest.raises(CheckpointError, match="invalid header length"):
+        read_state_dict(path)
