@@ -22,9 +22,10 @@ def replace_file(file: Path, content: bytes, mode: int = 0o600, *, like: os.stat
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb") as opened:
             if like:
-                with suppress(PermissionError):
-                    os.fchown(opened.fileno(), like.st_uid, like.st_gid)
-                os.fchmod(opened.fileno(), stat.S_IMODE(like.st_mode))
+                if hasattr(os, "fchown"):  # Windows has no owners to give
+                    with suppress(PermissionError):
+                        os.fchown(opened.fileno(), like.st_uid, like.st_gid)
+                os.chmod(opened.fileno() if os.chmod in os.supports_fd else part, stat.S_IMODE(like.st_mode))
             opened.write(content)
         os.replace(part, file)
     except OSError as error:

@@ -48,6 +48,18 @@ def test_a_file_keeps_its_owner(tmp_path):
     assert (file.stat().st_uid, file.stat().st_gid, mode_of(file)) == (1234, 2345, 0o600)
 
 
+def test_a_file_keeps_its_mode_where_there_are_no_owners(umask, tmp_path, monkeypatch):
+    """As on Windows, which changes modes by paths alone."""
+    for missing in ("fchown", "fchmod"):
+        monkeypatch.delattr(os, missing)
+    chmod, file = os.chmod, tmp_path / "out"
+    file.touch(0o640)
+    file.chmod(0o640)
+    monkeypatch.setattr(os, "chmod", lambda path, mode: chmod(os.fspath(path), mode))
+    write_output(file, b"new")
+    assert (file.read_bytes(), mode_of(file)) == (b"new", 0o640)
+
+
 @pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing yet"])
 def test_a_link_is_followed(there, tmp_path):
     target, link, beside = tmp_path / "far" / "target", tmp_path / "link", tmp_path / "far" / "link"
