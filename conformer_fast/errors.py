@@ -31,11 +31,12 @@ class CheckpointError(ConformerFastError, ValueError):
     """A weights file or state dict that cannot be used, with what is wrong and what to do."""
 
 
-def shown(name: object) -> str:
-    """A name that a file gave, as a message shows it: at most 200 characters, what cannot be printed escaped."""
-    text = str(name)
-    text = text if len(text) <= 200 else f"{text[:197]}..."
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def shown(name: object, most: int = 200) -> str:
+    """A name that a file gave, as a message shows it: on one line, cut to `most` characters, what cannot be printed
+    escaped."""
+    start = str(name)[: most + 1]
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in start)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def first_few(names: Iterable[object]) -> str:

@@ -51,6 +51,9 @@ def test_names_of_files_are_shown_as_text():
     assert shown("a\x1b[2J\0\n\u202e\ud800") == r"a\x1b[2J\x00\n\u202e\ud800"
     assert shown("a" * 200) == "a" * 200
     assert shown("a" * 201) == "a" * 197 + "..."
+    assert shown("\n" * 201) == r"\n" * 98 + "\\..."
+    assert shown("\n" * 5, 10) == r"\n" * 5
+    assert shown("\n" * 6, 10) == r"\n" * 3 + "\\..."
     assert first_few(["\n", *"abcdef"]) == r"\n, a, b, c, d and 2 more"
 
 

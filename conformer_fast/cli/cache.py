@@ -7,6 +7,7 @@ import time
 
 import conformer_fast as cf
 
+from ..errors import shown
 from ..tables import Column, Table
 from .arguments import show
 
@@ -44,10 +45,4 @@ def _row(entry: cf.CachedEngine) -> tuple[object, ...]:
         size = f"{fields['height']}x{fields.get('width')}"
     used = time.strftime("%F %R", time.localtime(entry.used))
     words = (fields.get("backend"), fields.get("precision"), size)
-    return entry.key[:8], *map(_word, words), entry.size / 1e6, used
-
-
-def _word(value: object) -> str:
-    """Of a file's: on one line, and short."""
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value)[:50])
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return entry.key[:8], *(shown(word, 40) for word in words), entry.size / 1e6, used

@@ -12,10 +12,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, first_few, shown
 from ..model.class_names import IMAGENET_CLASSES, imagenet_labels, imagenet_synsets
 
-SHOWN = 60  # letters of a label that a message quotes
 RENAMED = (  # the folders of the development kit's ids become synsets
     'python -c "import os; from scipy.io import loadmat; [os.rename(str(row[0]), row[1]) for row in '
     "loadmat('meta.mat', squeeze_me=True)['synsets'][:1000]]\""
@@ -40,17 +39,15 @@ def label_of(text: str, num_classes: int | None, where: str) -> int:
         if len(classes) == 1:
             return next(iter(classes))
         raise DatasetError(
-            f"{where}: the label {shown(text)} is neither a number nor, for 1000 classes, an ImageNet synset such as "
-            f"n01440764 or its name"
+            f"{where}: the label {shown(repr(text), 100)} is neither a number nor, for 1000 classes, an ImageNet "
+            f"synset such as n01440764 or its name"
         ) from None
     if number == -1:
         raise DatasetError(f"{where}: the label -1 means unlabeled, as in test splits; take the validation split")
     if number < 0 or (num_classes is not None and number >= num_classes):
         classes_are = "0 or more" if num_classes is None else f"0 ... {num_classes - 1}, the model's classes"
         devkit = f"; {DEVKIT}" if number == num_classes == IMAGENET_CLASSES else ""
-        raise DatasetError(
-            f"{where}: the label {shown(text, quoted=False)} is none of {classes_are}; numbers begin at 0{devkit}"
-        )
+        raise DatasetError(f"{where}: the label {shown(text)} is none of {classes_are}; numbers begin at 0{devkit}")
     return number
 
 
@@ -94,12 +91,6 @@ def check_not_renumbered(labels: Collection[int], num_classes: int | None, where
 def is_synset(text: str) -> bool:
     """Whether it is one of ImageNet's 1000."""
     return text in _synsets()
-
-
-def shown(text: str, quoted: bool = True) -> str:
-    """A label in a message: shortened, with control characters escaped."""
-    short = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-    return repr(short) if quoted else repr(short)[1:-1]
 
 
 def same_form(name: str) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, first_few, shown
 from ..storage.regular import read_regular
-from .classes import DEVKIT, is_synset, label_of, same_form, shown
+from .classes import DEVKIT, is_synset, label_of, same_form
 
 LABEL_FILE_BYTES = 1 << 28  # of a label file; ImageNet's have 2 MB
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
@@ -119,9 +119,9 @@ def _parted(line: str, where: str) -> tuple[str, str]:
         else:
             parts = line.rsplit(maxsplit=1)
     except csv.Error as error:
-        raise DatasetError(f"{where}: {shown(line)} is no line of CSV ({error})") from error
+        raise DatasetError(f"{where}: {shown(repr(line))} is no line of CSV ({error})") from error
     if len(parts) < 2 or not parts[1].strip():
-        raise DatasetError(f"{where}: {shown(line)} is not a picture's name and its label")
+        raise DatasetError(f"{where}: {shown(repr(line))} is not a picture's name and its label")
     label = parts[1].strip()
     first = label.split()[0]
     return parts[0].strip().removeprefix("./"), first if is_synset(first) or first.isdecimal() else label
@@ -147,8 +147,8 @@ def _in_order(
     if strange:
         number, text = strange
         raise DatasetError(
-            f"{path}, line {number}: {shown(text)} alone does not say which class is meant: {DEVKIT}. Give lines of a "
-            f"picture's name and its synset or number, such as LOC_val_solution.csv, or a synset a line"
+            f"{path}, line {number}: {shown(repr(text))} alone does not say which class is meant: {DEVKIT}. Give lines "
+            f"of a picture's name and its synset or number, such as LOC_val_solution.csv, or a synset a line"
         )
     if len(lines) != len(pictures):
         raise DatasetError(f"{path} has {len(lines)} lines for {len(pictures)} pictures; without names, give one each")

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, shown
 from ..storage.outputs import write_output
 from ..storage.regular import read_regular
 
 MAGIC = b"conformer-fast evaluation "
 MOST_BYTES = 1 << 30  # of a file; ImageNet's 50,000 pictures take 6 MB
-SHOWN = 100  # letters of a value that a message quotes
 TODO, DONE, DAMAGED = range(3)
 
 
@@ -77,10 +76,10 @@ class Record:
         for name in self.fields | fields:
             before, now = fields.get(name), self.fields.get(name)
             if before != now:
-                known = name if name in self.fields else _shown(name)
+                known = name if name in self.fields else shown(repr(name))
                 raise DatasetError(
-                    f"{file} is of another evaluation: {known} was {_shown(before)} and is {_shown(now)}; name another "
-                    f"file, or delete it"
+                    f"{file} is of another evaluation: {known} was {shown(repr(before), 100)} and is "
+                    f"{shown(repr(now), 100)}; name another file, or delete it"
                 )
         if len(arrays) != self.top.nbytes + self.states.nbytes:
             raise DatasetError(f"{file} holds no evaluation of {len(self.states)} pictures; delete it")
@@ -89,9 +88,3 @@ class Record:
         if set(errors) != set(np.flatnonzero(states == DAMAGED).tolist()) or (states > DAMAGED).any():
             raise DatasetError(f"{file} holds no evaluation (unknown states); name another file, or delete it")
         self.top, self.states, self.errors = top, states, errors
-
-
-def _shown(value: Any) -> str:
-    """A foreign name or value in a message: shortened, with control characters escaped."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
