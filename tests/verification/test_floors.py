@@ -6,7 +6,7 @@ import torch
 import conformer_fast as cf
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.outputs import LOGITS
-from conformer_fast.preprocessing.cpu import MEAN, STD
+from conformer_fast.model.recipe import MEAN, STD
 from conformer_fast.verification.verify import Report, exact_outputs, report_of
 
 pytest.importorskip("sklearn")
