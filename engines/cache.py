@@ -161,16 +161,18 @@ def _ours() -> list[Path]:
 def _distrusted(folder: Path) -> str | None:
     """Why engines in the folder may be anybody's, and what to do; None if only its owner, this user or root, can put
     them there. An engine is code: root does not run what a user has put somewhere."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return None  # it is not there yet
     if not hasattr(os, "geteuid"):
         return None  # Windows, where a user's folders are his own
-    if status.st_uid not in (os.geteuid(), 0):
-        return f"it is the user's with the number {status.st_uid}; set CONFORMER_FAST_CACHE to a folder of your own"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "other users may write it; chmod go-w it after you have removed what is in it"
+    for place in (folder, folder.parent):  # who may write the one above may put another folder in its place
+        try:
+            status = place.stat()
+        except OSError:
+            continue  # it is not there yet
+        if status.st_uid not in (os.geteuid(), 0):
+            return f"{place} is user {status.st_uid}'s; set CONFORMER_FAST_CACHE to a folder of your own"
+        sticky = place != folder and status.st_mode & stat.S_ISVTX  # as /tmp: others can replace nothing there
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+            return f"other users may write {place}; chmod go-w it after you have removed what is in it"
     return None
 
 

@@ -19,7 +19,7 @@ from conformer_fast.model.forked import before_computing
 from conformer_fast.model.outputs import rebuild
 from conformer_fast.model.recipe import USUAL, Recipe, input_side
 from conformer_fast.model.reference import Conformer
-from conformer_fast.model.shapes import Pad, Shapes, check_image_size
+from conformer_fast.model.shapes import Pad, Shapes, check_image_size, side_within
 
 from .base import Engine, Settings
 
@@ -76,8 +76,9 @@ class EngineModule(nn.Module):
 
     def input_side(self, asked: int | None = None) -> int:
         """The same, unless another is `asked` for. Warns as model.recipe.input_side does."""
-        tuned = self.shapes[0].height[1] if self.shapes else None
-        return input_side(self.recipe, self.config, tuned if asked is None else asked)
+        if asked is None and self.shapes:
+            asked = side_within(self.shapes, self.recipe.size)
+        return input_side(self.recipe, self.config, asked)
 
     def at_once(self, images: int) -> int:
         """How many of so many images it takes together."""

@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,25 +109,29 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
     """
     check_key(key, signs=False)
     folder = Path(os.path.abspath(folder))
-    while True:
-        before = _stamp(folder / MANIFEST)
-        bundle = Bundle(folder, *_parsed(folder / MANIFEST, key))
-        try:
-            form = format_of(bundle.manifest.backend)
-            bundle.manifest.check(form)
-        except ValueError as error:
-            raise _unusable(folder / MANIFEST, error) from error
-        try:
-            with ThreadPoolExecutor() as pool:
-                checks = [
-                    pool.submit(bundle.verify, name, keep=name in form.read_once) for name in bundle.manifest.files
-                ]
-            for check in checks:
-                check.result()  # raises what it raised
-            return bundle
-        except BundleError:
-            if _stamp(folder / MANIFEST) == before:
-                raise  # else a save has replaced it meanwhile, perhaps twice and by the same
+    with suppress(BundleError):
+        return _verified_bundle(folder, format_of, key)
+    with ExitStack() as alone:
+        if (folder / MANIFEST).is_file():  # perhaps saves were going on meanwhile: now none is
+            with suppress(OSError):  # a folder that cannot be written has none
+                alone.enter_context(held(FileLock(folder / LOCK)))
+        return _verified_bundle(folder, format_of, key)
+
+
+def _verified_bundle(folder: Path, format_of: Callable[[str], Format], key: bytes | None) -> Bundle:
+    """One try of `read_bundle`."""
+    bundle = Bundle(folder, *_parsed(folder / MANIFEST, key))
+    try:
+        form = format_of(bundle.manifest.backend)
+        bundle.manifest.check(form)
+    except ValueError as error:
+        raise _unusable(folder / MANIFEST, error) from error
+    kept = {*form.read_once, bundle.manifest.labels}
+    with ThreadPoolExecutor() as pool:
+        checks = [pool.submit(bundle.verify, name, keep=name in kept) for name in bundle.manifest.files]
+    for check in checks:
+        check.result()  # raises what it raised
+    return bundle
 
 
 def write_bundle(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from io import BufferedReader
@@ -154,7 +155,7 @@ def convert(
     """Rewrites a checkpoint as safetensors in `dialect`, dtypes unchanged. Only the Conformer's own tensors are kept,
     and what the source says of itself.
 
-    recipe: what it does not say, or says wrongly
+    recipe: what it does not say, or says wrongly, which is then said in a warning
 
     Raises CheckpointError as `read_state_dict`, `recognize` and `save_weights` do, and when target is source itself;
     ArgumentError for a recipe that does not fit the tensors.
@@ -163,7 +164,11 @@ def convert(
     _check_target(target, [source])
     state = read_state_dict(source)
     found = recognize(state)
-    save_weights(found.state, target, dialect, recipe=recipe.over(read_recipe(source)))
+    said = read_recipe(source)
+    others = [name for name, value in recipe.known().items() if said.known().get(name, value) != value]
+    if others:
+        warnings.warn(f"{', '.join(others)} as given; {source} says otherwise", stacklevel=2)
+    save_weights(found.state, target, dialect, recipe=recipe.over(said))
     return LoadReport(found.dialect, len(found.state), len(state) - len(found.state))
 
 

@@ -23,6 +23,7 @@ from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, rebuild
 from ..model.precision import FORMATS
 from ..model.recipe import Recipe, check_label_lines, shown_labels
+from ..model.shapes import Shapes, side_within
 from ..verification.graph import graph_error
 
 
@@ -76,7 +77,7 @@ def save(
         structure=rebuild(source.structure, outputs),
         shapes=tuple(contents.shapes),
         runtime=contents.runtime,
-        preprocessing=_preprocessing(reference.recipe) if reference.config.in_channels == 3 else None,
+        preprocessing=_preprocessing(reference.recipe, contents.shapes) if reference.config.in_channels == 3 else None,
         labels=LABELS if scored else None,
         sha256={
             "weights": weights_sha256(reference),
@@ -100,10 +101,10 @@ def check_settings(settings: Settings) -> None:
     backend.check(settings)
 
 
-def _preprocessing(recipe: Recipe) -> dict[str, Any]:
+def _preprocessing(recipe: Recipe, shapes: Sequence[Shapes]) -> dict[str, Any]:
     mean, std = recipe.normalization
     return {
-        "size": recipe.size,
+        "size": side_within(shapes, recipe.size),
         "resize": "short edge to int(256 / 224 * size)",
         "interpolation": "Pillow's bicubic",
         "crop": "center, size x size",

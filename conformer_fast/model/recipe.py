@@ -90,8 +90,8 @@ def usual_recipe(config: ConformerConfig) -> Recipe:
 def input_side(recipe: Recipe, config: ConformerConfig, asked: int | None = None) -> int:
     """Pixels of the side of a model's input: as asked for, else as it was trained, else as is usual for its sizes.
 
-    Warns, in one line, where it is the usual side that is assumed, and where the weights say another one than is asked
-    for. Raises ArgumentError unless `asked` is a whole number, at least 1.
+    Warns, in one line, of what is assumed: the usual side, or the normalization of pictures of that size; and where the
+    weights say another side than is asked for. Raises ArgumentError unless `asked` is a whole number, at least 1.
     """
     if asked is None:
         if recipe.size is None:
@@ -100,6 +100,8 @@ def input_side(recipe: Recipe, config: ConformerConfig, asked: int | None = None
     asked = side("size", asked)
     if recipe.size not in (None, asked):
         warnings.warn(f"images of {asked} pixels, as asked for; the weights say {recipe.size}", stacklevel=1)
+    if recipe.mean is None and config.in_channels == 3:
+        _warn_of_assumptions(recipe.over(Recipe(size=asked)), config)
     return asked
 
 

@@ -98,6 +98,13 @@ def side(name: str, value: Any) -> int:
     return pixels
 
 
+def side_within(shapes: Sequence[Shapes], asked: int | None) -> int | None:
+    """The side of square images that an engine of these shapes takes: as asked for if it fits, else what it is tuned
+    for; as asked for if there are no shapes."""
+    fits = any(one.height[0] <= (asked or 0) <= one.height[2] for one in shapes)
+    return asked if fits or not shapes else shapes[0].height[1]
+
+
 def usual_side(config: ConformerConfig) -> int:
     """Pixels of the side of the images that such a model is trained on; whole patches."""
     if config == PACKAGED["digits"]:

@@ -30,6 +30,7 @@ from conformer_fast.errors import ConformerFastError
 from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached, key_of
+from . import executors
 from .runtime import ov
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
@@ -189,13 +190,23 @@ class OpenVINOEngine:
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
         engine = self._bytes(shape, options)
+        threads = executors.key_of(options)
+        executors.take(threads)
         try:
-            compiled = core().import_model(engine, "CPU", options)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            warnings.warn(f"OpenVINO refuses the kept engine for {shape} ({reason}); building it again", stacklevel=5)
-            compiled = core().import_model(self._bytes(shape, options, refused=engine), "CPU", options)
-        return _SizedEngine(compiled, streams, shape.images)
+            try:
+                compiled = core().import_model(engine, "CPU", options)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[-1]
+                warnings.warn(
+                    f"OpenVINO refuses the kept engine for {shape} ({reason}); building it again", stacklevel=5
+                )
+                compiled = core().import_model(self._bytes(shape, options, refused=engine), "CPU", options)
+            sized = _SizedEngine(compiled, streams, shape.images)
+        except BaseException:
+            executors.give_back(threads)
+            raise
+        weakref.finalize(sized, executors.give_back, threads).atexit = False
+        return sized
 
     def _options(self, streams: int) -> dict[str, str]:
         return {
@@ -216,7 +227,11 @@ class OpenVINOEngine:
             self.check(graph())
             model = core().read_model(graph())
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
-            return core().compile_model(model, "CPU", options).export_model().getvalue()
+            executors.take(executors.key_of(options))
+            try:
+                return core().compile_model(model, "CPU", options).export_model().getvalue()
+            finally:
+                executors.give_back(executors.key_of(options))
 
         if not self._kept_on_disk:
             return build()
@@ -269,10 +284,11 @@ _engines: weakref.WeakSet[OpenVINOEngine] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """In the child, OpenVINO's threads are missing: all is built anew, from the cache.
+    """In the child, OpenVINO's threads are missing: all is built anew, from the cache, where that can be.
 
     What the parent built is kept for good, as it would wait for its threads before it is gone.
     """
+    executors.after_fork()
     for engine in [*_engines]:
         _keep_for_good(engine._built)
         engine.start_anew()

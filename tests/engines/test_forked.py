@@ -67,6 +67,32 @@ def test_an_engine_that_has_run_runs_in_a_forked_process(backend):
     assert "start processes by 'spawn'" in said
 
 
+def test_threads_of_engines_that_are_gone_are_not_waited_for_in_a_forked_process():
+    """OpenVINO gives them to the next engine with the same options."""
+    pytest.importorskip("openvino")
+    script = """
+import os, signal, torch
+import conformer_fast as cf
+model = cf.create_model("digits", weights="packaged")
+fast, other = (cf.compile(model, backend="openvino", precision="fp32", threads=1) for _ in range(2))
+images = torch.rand(1, 3, 32, 32)
+fast(images), other(images)
+del other
+child = os.fork()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.alarm(60)  # ends a child that hangs
+try:
+    fast(images)
+except cf.ConformerFastError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "where OpenVINO's engines have run and gone" in run.stdout
+
+
 def test_an_engine_of_a_gpu_says_that_it_cannot_go_on_after_a_fork(small_config, monkeypatch):
     settings = Settings(cf.Triton(), "fp16", "cuda:0")
     module = EngineModule(lambda images: pytest.fail("ran"), settings, "", small_config, "stem", LOGITS, LOGITS)

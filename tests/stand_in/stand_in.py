@@ -380,11 +380,13 @@ def _preprocessed(preprocess_gpu: Any) -> None:
     """Preprocessing goes up to its launches and returns the CPU's result."""
     original = preprocess_gpu.preprocess_on_gpu
 
-    def preprocess_on_gpu(images: Any, size: int = 224, *, device: Any = "cuda", dtype: Any = torch.float32) -> Tensor:
+    def preprocess_on_gpu(
+        images: Any, size: int = 224, *, device: Any = "cuda", dtype: Any = torch.float32, **recipe: Any
+    ) -> Tensor:
         from conformer_fast.preprocessing.cpu import preprocess_batch
 
-        original(images, size, device=device, dtype=dtype)
-        result = preprocess_batch(images, size, dtype=dtype).to(device)
+        original(images, size, device=device, dtype=dtype, **recipe)
+        result = preprocess_batch(images, size, dtype=dtype, **recipe).to(device)
         return result.contiguous(memory_format=torch.channels_last)
 
     preprocess_gpu.preprocess_on_gpu = preprocess_on_gpu

@@ -1,0 +1,55 @@
+"""OpenVINO's threads. Those of an engine that is gone wait for the next one with the same options.
+
+After a fork they are missing, and an engine that is given them waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping
+
+from conformer_fast.errors import ConformerFastError
+
+Key = tuple[str, str]
+
+_lock = threading.RLock()  # an engine may go at any time, also while this thread has it
+_live: Counter[Key] = Counter()
+_most: Counter[Key] = Counter()  # that were live at once: so many groups of threads there are
+_process = os.getpid()
+_left_behind: int | None = None  # the process that this one was forked from while threads were waiting there
+
+
+def key_of(options: Mapping[str, str]) -> Key:
+    """What engines have in common that may have each other's threads."""
+    return options["NUM_STREAMS"], options["INFERENCE_NUM_THREADS"]
+
+
+def take(key: Key) -> None:
+    """To be called before an engine is made. Raises ConformerFastError where it would wait for ever."""
+    if _left_behind is not None:
+        raise ConformerFastError(
+            f"process {os.getpid()} was forked from {_left_behind}, where OpenVINO's engines have run and gone: their "
+            f"threads are not here; start processes by 'spawn', or fork before engines are made"
+        )
+    with _lock:
+        _live[key] += 1
+        _most[key] = max(_most[key], _live[key])
+
+
+def give_back(key: Key) -> None:
+    """To be called when it is gone."""
+    with _lock:
+        _live[key] -= 1
+
+
+def after_fork() -> None:
+    """In the child."""
+    global _lock, _process, _left_behind
+    _lock = threading.RLock()
+    if any(most > _live[key] for key, most in _most.items()):
+        _left_behind = _process
+    _live.clear()
+    _most.clear()
+    _process = os.getpid()
