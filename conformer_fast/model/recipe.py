@@ -93,16 +93,15 @@ def input_side(recipe: Recipe, config: ConformerConfig, asked: int | None = None
     Warns, in one line, of what is assumed: the usual side, or the normalization of pictures of that size; and where the
     weights say another side than is asked for. Raises ArgumentError unless `asked` is a whole number, at least 1.
     """
-    if asked is None:
-        if recipe.size is None:
-            _warn_of_assumptions(recipe, config)
-        return recipe.size or usual_side(config)
-    asked = side("size", asked)
-    if recipe.size not in (None, asked):
-        warnings.warn(f"images of {asked} pixels, as asked for; the weights say {recipe.size}", stacklevel=1)
-    if recipe.mean is None and config.in_channels == 3:
-        _warn_of_assumptions(recipe.over(Recipe(size=asked)), config)
-    return asked
+    known = recipe
+    if asked is not None:
+        asked = side("size", asked)
+        if recipe.size not in (None, asked):
+            warnings.warn(f"images of {asked} pixels, as asked for; the weights say {recipe.size}", stacklevel=1)
+        known = Recipe(size=asked).over(recipe)
+    if known.size is None or _normalization_is_assumed(known, config):
+        _warn_of_assumptions(known, config)
+    return known.size or usual_side(config)
 
 
 def class_labels(recipe: Recipe, config: ConformerConfig) -> tuple[str, ...]:
@@ -124,12 +123,17 @@ def shown_labels(recipe: Recipe, config: ConformerConfig, asked: Sequence[str] |
     return tuple(asked)
 
 
+def _normalization_is_assumed(recipe: Recipe, config: ConformerConfig) -> bool:
+    """Of pictures, which a model of other channels does not read."""
+    return recipe.mean is None and config.in_channels == 3
+
+
 def _warn_of_assumptions(recipe: Recipe, config: ConformerConfig) -> None:
     """The same words for one model, and from here, wherever it is noticed: so Python shows them once."""
     assumed = {}
     if recipe.size is None:
         assumed["size"] = f"images of {usual_side(config)} pixels"
-    if recipe.mean is None:
+    if _normalization_is_assumed(recipe, config):
         assumed["mean and std"] = "ImageNet's normalization"
     if recipe.labels is None and config.num_classes == IMAGENET_CLASSES:
         assumed["labels"] = "ImageNet's class names"

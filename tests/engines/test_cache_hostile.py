@@ -45,7 +45,9 @@ def test_a_folder_that_others_may_write_is_not_used(mode, folder):
     cache.cached(FIELDS, lambda: b"theirs")
     folder.chmod(mode)
     before = sorted(folder.iterdir())
-    with pytest.warns(UserWarning, match=rf"^the engine cache {folder} is not used: other users may write it; chmod"):
+    with pytest.warns(
+        UserWarning, match=rf"^the engine cache {folder} is not used: other users may write {folder}; chmod"
+    ):
         assert cache.cached(FIELDS, lambda: b"ours") == b"ours"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -54,6 +56,18 @@ def test_a_folder_that_others_may_write_is_not_used(mode, folder):
     assert sorted(folder.iterdir()) == before
     folder.chmod(0o755)
     assert cache.cached(FIELDS, lambda: b"ours") == b"theirs"
+
+
+@posix
+@pytest.mark.parametrize(("mode", "used"), [(0o777, False), (0o1777, True)], ids=["all", "sticky"])
+def test_a_folder_in_one_that_others_may_write_is_used_if_they_cannot_replace_it(mode, used, folder):
+    cache.cached(FIELDS, lambda: b"theirs")
+    folder.parent.chmod(mode)
+    if used:
+        assert cache.cached(FIELDS, lambda: b"ours") == b"theirs"
+    else:
+        with pytest.warns(UserWarning, match=rf"other users may write {folder.parent}; chmod"):
+            assert cache.cached(FIELDS, lambda: b"ours") == b"ours"
 
 
 @posix
@@ -72,7 +86,7 @@ def test_whose_folder_is_used(user, used, folder, monkeypatch):
     if used:
         assert cache.cached(FIELDS, lambda: b"ours") == b"theirs"
     else:
-        with pytest.warns(UserWarning, match="it is the user's with the number 12345; set CONFORMER_FAST_CACHE"):
+        with pytest.warns(UserWarning, match="engines is user 12345's; set CONFORMER_FAST_CACHE"):
             assert cache.cached(FIELDS, lambda: b"ours") == b"ours"
 
 

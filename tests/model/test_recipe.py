@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_one_recipe_over_another():
 
 
 def test_what_is_said_is_used_in_silence():
-    recipe = cf.Recipe(64, labels=[str(number) for number in range(1000)])
+    recipe = cf.Recipe(64, labels=[str(number) for number in range(1000)], mean=HALF, std=HALF)
     assert said(input_side, recipe, THOUSAND) == (64, [])
     assert said(input_side, recipe, THOUSAND, 64) == (64, [])
     assert said(shown_labels, recipe, THOUSAND) == (recipe.labels, [])
@@ -116,11 +117,20 @@ def test_what_is_assumed_is_said_in_one_line():
 def test_numbers_of_classes_are_no_assumption():
     assert said(shown_labels, cf.Recipe(), TEN) == (tuple(f"class {number}" for number in range(10)), [])
     assert said(class_labels, cf.Recipe(), THOUSAND) == (tuple(imagenet_labels()), [])
-    assert said(input_side, cf.Recipe(), THOUSAND, 96) == (96, [])
+    assert said(input_side, cf.Recipe(mean=HALF, std=HALF), THOUSAND, 96) == (96, [])
+
+
+def test_the_normalization_is_assumed_whatever_the_size():
+    for recipe, asked in ((cf.Recipe(96), None), (cf.Recipe(96), 96), (cf.Recipe(), 96)):
+        side, (text,) = said(input_side, recipe, TEN, asked)
+        assert side == 96
+        assert text.startswith("the weights do not say their mean and std; assumed where not given: ImageNet's normal")
+    assert said(input_side, cf.Recipe(96), replace(TEN, in_channels=1)) == (96, [])
 
 
 def test_a_contradiction_is_said_and_what_was_asked_for_wins():
-    assert said(input_side, cf.Recipe(64), TEN, 96) == (96, ["images of 96 pixels, as asked for; the weights say 64"])
+    recipe = cf.Recipe(64, mean=HALF, std=HALF)
+    assert said(input_side, recipe, TEN, 96) == (96, ["images of 96 pixels, as asked for; the weights say 64"])
     recipe = cf.Recipe(labels=list("abcdefghij"))
     names = tuple("ABCDEFGHIJ")
     assert said(shown_labels, recipe, TEN, names) == (names, ["class names as given; the weights say others"])
