@@ -96,9 +96,12 @@ def test_kernels_compute_the_simulated_arithmetic(precision, name, subject, held
 
 def test_evaluate_says_the_same(subject, held_out, exact):
     fast = cf.compile(subject.model, precision="int8", backend="openvino", quantization=subject.quantizations["int8"])
-    found = cf.evaluate(fast, subject.held_out, reference=subject.model, size=64, workers=0, progress=False)
-    assert found.evaluated == len(exact)
-    assert found.reference["sum"].top1 == int((exact == held_out[1]).sum())
+    data = cf.open_dataset(subject.held_out).evenly(IN_8_BITS)
+    taken = [index * len(exact) // len(data) for index in range(len(data))]
+    right = (exact == held_out[1])[taken]
+    found = cf.evaluate(fast, data, reference=subject.model, size=64, workers=0, progress=False)
+    assert found.evaluated == len(right)
+    assert found.reference["sum"].top1 == int(right.sum())
     drop = (found.reference["sum"].top1 - found.compiled["sum"].top1) / found.evaluated
     assert 100 * drop <= POINTS["int8"]
     assert found.agreement["sum"] >= 0.98 * found.evaluated
