@@ -38,6 +38,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.engines_report $(OUT)/engines.json
 	$(BIN)/python -m benchmarks.preprocessing $(OUT)/preprocessing.json
 	$(BIN)/python -m benchmarks.held_out $(OUT)/held_out.json
+	$(BIN)/python -m benchmarks.verdicts $(OUT)/verdicts.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 
 kernels-report: oldest-triton  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU

@@ -23,6 +23,7 @@ ACCURACY = RESULTS.with_name("accuracy.json")
 TOKEN_PRECISION = RESULTS.with_name("token_precision.json")
 ENGINES = RESULTS.with_name("engines.json")
 HELD_OUT = RESULTS.with_name("held_out.json")
+VERDICTS = RESULTS.with_name("verdicts.json")
 INT8 = RESULTS.with_name("int8.json")
 PREPROCESSING = RESULTS.with_name("preprocessing.json")
 GPUS = ROOT / "benchmarks" / "results"  # a folder a GPU
@@ -169,6 +170,16 @@ def held_out() -> str:
     return table.markdown(map(line, json.loads(HELD_OUT.read_text())["rows"]))
 
 
+def verdicts() -> str:
+    """A line for what int8 was calibrated on, a column a model."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in json.loads(VERDICTS.read_text())["rows"]:
+        figures = f"{row['sqnr_db']:.1f} dB, {100 * row['agreement']:.1f} %"
+        cells.setdefault(row["calibrated_on"], {})[f"{row['model']}, {row['images']} images"] = figures
+    table = Table(*map(Column, ("calibrated on", *next(iter(cells.values())))))
+    return table.markdown((what, *found.values()) for what, found in cells.items())
+
+
 def int8() -> str:
     report = json.loads(INT8.read_text())
     rest = report["rest"]
@@ -283,6 +294,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "token-precision": token_precision,
     "engines": engines,
     "held-out": held_out,
+    "verdicts": verdicts,
     "int8": int8,
     "preprocessing": preprocessing,
     "floors": floors,

@@ -141,6 +141,8 @@ def in_batches(images: Images, config: ConformerConfig, recipe: Recipe) -> Seque
         return images_in(images, input_side(recipe, config), FOLDER_LIMIT, recipe=recipe)
     if isinstance(images, Sequence) and not isinstance(images, list | tuple):
         return cast(Sequence[Tensor], images)
+    if isinstance(images, Tensor) and images.ndim == 4:
+        raise ArgumentTypeError("images for quantization must be a list of batches, such as images.split(32), got one")
     return [
         batch[0] if isinstance(batch, list | tuple) and batch else batch
         for batch in several("images for quantization", images)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FEW = 16  # ranges of 8 pictures cost the trained models 1 to 2 dB, those of one 4 to 12
+FEW = 16  # of fewer the ranges cost some dB of SQNR: docs/accuracy.md
 USUAL = 10.0  # magnitudes of normalized pictures end at 2.7, of random normal values at 6
 
 

@@ -1,10 +1,7 @@
 """What a model's results must reach in any case, however much PyTorch errs in the same precision.
 
-Measured on the two trained models, digits and digit-pairs: PyTorch's own heads have 120 dB in fp32, 68 in fp16, 50 in
-bf16; in 8 bits 22 to 40 dB with ranges of pictures like theirs, even of a single one. With ranges of gray pictures or
-pixels of 0 ... 255 int8 falls to 3 dB and less, and 16 % of the classes or fewer; with pixels of 0 ... 1 to 10 dB and
-90 %. Of all that were tried, each with 14 dB in both heads kept 95 % of the classes. In 16 bits and more the floor is
-24 dB and more below what is usual: no sound model is near it.
+The floor of 8 bits parts ranges of pictures like the model's, even of a single one, from those of gray pictures or of
+pixels that are not normalized, as measured on the two trained models: benchmarks/verdicts.py, docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ class Floor(NamedTuple):
 
 
 FLOORS = {
-    "fp32": Floor(40, 0.99),  # TF32, if PyTorch's settings allow it, is 60 dB
+    "fp32": Floor(40, 0.99),  # with TF32 too, if PyTorch's settings allow it
     "fp16": Floor(34, 0.95),
     "bf16": Floor(26, 0.95),
     "int8": Floor(14, 0.8),

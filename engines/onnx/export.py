@@ -105,7 +105,7 @@ class _Writer(TypedGraph):
         """A convolution; the weight is (K', K, S, S), or (K', K) of a 1x1 one.
 
         In FP8 the bias is a node of its own: ONNX Runtime would put that of a convolution in INT32, at the product of
-        both scales, which is too small for FP16, and the scores would be 70 % off.
+        both scales, which is too small for FP16, and the scores would be wrong.
         """
         feature_map = self.quantized(feature_map, input_scale, weight.dtype)
         kernel = self.weight(weight if weight.ndim == 4 else weight[:, :, None, None], weight_scale)

@@ -340,3 +340,8 @@ def test_a_backend_that_cannot_time_is_refused_before_any_work(small_model, pass
 def test_bad_arguments(options, error, message, small_model):
     with pytest.raises(error, match=message):
         calibrate(small_model, **{"images": batches(), **options})
+
+
+def test_a_batch_is_no_list_of_batches(small_model):
+    with pytest.raises(ArgumentTypeError, match=r"a list of batches, such as images.split\(32\), got one"):
+        calibrate(small_model, batches()[0])

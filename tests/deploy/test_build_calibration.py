@@ -42,7 +42,7 @@ def test_the_calibrations_batches_are_not_kept(small_model, monkeypatch):
 BAD_CALIBRATION = {
     "none": ([], ValueError, "calibration got no images"),
     "empty batches": ([torch.zeros(0, 3, 32, 32)], ValueError, "calibration got no images"),
-    "one image": (torch.zeros(2, 3, 32, 32), ValueError, r"images must have shape \(batch, 3, height, width\)"),
+    "one batch": (torch.zeros(2, 3, 32, 32), ValueError, r"must be a list of batches, such as images.split\(32\)"),
     "gray": ([torch.zeros(2, 1, 32, 32)], ValueError, r"images must have shape .*got \(2, 1, 32, 32\)"),
     "small": ([torch.zeros(2, 3, 8, 8)], ValueError, "smaller than one 16x16 patch"),
     "NaN": ([torch.full((1, 3, 32, 32), math.nan)], ValueError, "NaN or infinite"),
