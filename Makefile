@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run test lint resolve oldest-triton format bench kernels-report gpu readme dev clean
+.PHONY: run test hostile lint resolve oldest-triton format bench kernels-report gpu readme dev clean
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
@@ -17,6 +17,12 @@ run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, i
 
 test: oldest-triton  ## the whole CPU suite, on two cores, one for each process of pytest
 	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+hostile: EFFORT = 40
+hostile: $(INSTALLED)  ## damaged files, kills, leaks: an hour, EFFORT times what CI tries; OUT=folder takes the JSON
+	mkdir -p $(OUT)
+	EFFORT=$(EFFORT) HOSTILE_RESULTS=$(OUT)/hostile.json OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 7200 tests/hostile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,0 +1,56 @@
+"""What was tried, counted and kept; and how hypothesis tries.
+
+With an EFFORT of 1 the examples are the same every time; above, they are others each time, and a failure prints the line
+that repeats it. HOSTILE_RESULTS names the file that the counts are written into: `make hostile`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from effort import EFFORT
+from hypothesis import HealthCheck, settings
+
+from conformer_fast.engines.openvino.engine import describe_cpu
+
+settings.register_profile(
+    "hostile",
+    deadline=None,  # pytest-timeout ends what hangs
+    derandomize=EFFORT == 1,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("hostile")
+Tried = Callable[[str, Mapping[str, int]], None]
+
+
+@pytest.fixture
+def tried(record_property) -> Tried:
+    """`tried("pictures: bytes flipped", {"refused": 90, "read": 10})` is a row of docs/reliability.md."""
+
+    def tried(what: str, counts: Mapping[str, int]) -> None:
+        record_property("tried", (what, dict(counts)))
+
+    return tried
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = terminalreporter.getreports("passed")
+    rows = [
+        {"what": what, "counts": counts, "seconds": round(report.duration, 1)}
+        for report in reports
+        for name, value in report.user_properties
+        if name == "tried" and report.when == "call"
+        for what, counts in [value]
+    ]
+    if rows:
+        terminalreporter.section("tried")
+        for row in rows:
+            counts = ", ".join(f"{name} {count}" for name, count in row["counts"].items())
+            terminalreporter.write_line(f"{row['what']}: {counts}")
+    if path := os.environ.get("HOSTILE_RESULTS"):
+        result = {"cpu": describe_cpu()["cpu"], "cores": os.cpu_count(), "effort": EFFORT, "rows": sorted(rows, key=lambda row: row["what"])}
+        Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
