@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .bundles.manifest import Manifest as Manifest
     from .calibration.calibrate import calibrate as calibrate
     from .checkpoints.create import create_model as create_model
+    from .checkpoints.reading import read_state_dict as read_state_dict
     from .checkpoints.weights import LoadReport as LoadReport
-    from .checkpoints.weights import convert as convert
     from .checkpoints.weights import load_weights as load_weights
-    from .checkpoints.weights import read_state_dict as read_state_dict
-    from .checkpoints.weights import save_weights as save_weights
+    from .checkpoints.writing import convert as convert
+    from .checkpoints.writing import save_weights as save_weights
     from .datasets.batches import Batches as Batches
     from .datasets.batches import DatasetBatches as DatasetBatches
     from .datasets.batches import Pictures as Pictures
@@ -136,7 +136,7 @@ HOMES = {  # where each name is defined
     "calibrate": "calibration.calibrate:calibrate",
     "clear_cache": "engines.cache:clear_cache",
     "compile": "deploy.compile:compile",
-    "convert": "checkpoints.weights:convert",
+    "convert": "checkpoints.writing:convert",
     "create_model": "checkpoints.create:create_model",
     "diff": "verification.diff:diff",
     "evaluate": "evaluation.evaluate:evaluate",
@@ -149,8 +149,8 @@ HOMES = {  # where each name is defined
     "load_weights": "checkpoints.weights:load_weights",
     "open_dataset": "datasets.dataset:open_dataset",
     "preprocess": "preprocessing.cpu:preprocess",
-    "read_state_dict": "checkpoints.weights:read_state_dict",
-    "save_weights": "checkpoints.weights:save_weights",
+    "read_state_dict": "checkpoints.reading:read_state_dict",
+    "save_weights": "checkpoints.writing:save_weights",
     "tune": "deploy.tune:tune",
 }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from ..model.recipe import Recipe
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
 from .dialects import Recognized, recognize
-from .metadata import read_recipe
-from .weights import read_state_dict, with_weights
+from .reading import read_checkpoint
+from .weights import with_weights
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
@@ -52,9 +51,9 @@ def adopt(model: Model) -> Source:
     if isinstance(model, nn.Module):
         return _from_module(model)
     if isinstance(model, str | os.PathLike):
-        state, recipe = read_state_dict(Path(model)), read_recipe(model)
+        checkpoint = read_checkpoint(model)
         try:
-            return _own(_reference(recognize(state), recipe))
+            return _own(_reference(checkpoint.found, checkpoint.recipe))
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(model)}: {error}") from None
     if not isinstance(model, Mapping):

@@ -38,18 +38,17 @@ def create_model(
     before_computing()
     if weights is None:
         return Conformer(config, features_only, pad).eval()
-    from ..checkpoints.dialects import recognize
-    from ..checkpoints.metadata import read_recipe
-    from ..checkpoints.weights import read_state_dict, resolve_weights, with_weights
+    from ..checkpoints.reading import read_checkpoint
+    from ..checkpoints.weights import resolve_weights, with_weights
     from ..errors import CheckpointError
 
     path = resolve_weights(name, weights)
-    state, recipe = read_state_dict(path), read_recipe(path)
+    checkpoint = read_checkpoint(path)
+    found = checkpoint.found
     try:
-        found = recognize(state)
         if num_classes is None and not features_only:
             config = get_config(config, found.num_classes)
-        recipe = usual_recipe(config) if weights == "pretrained" else recipe
+        recipe = usual_recipe(config) if weights == "pretrained" else checkpoint.recipe
         return with_weights(config, found, recipe, features_only, pad, like=torch.empty(0)).eval()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

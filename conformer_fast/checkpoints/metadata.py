@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
-
-import safetensors
+from collections.abc import Mapping
 
 from ..errors import CheckpointError
 from ..model.recipe import Recipe
@@ -21,34 +18,20 @@ def metadata_of(recipe: Recipe) -> dict[str, str]:
     return {"format": "pt"} | ({KEY: json.dumps(known)} if known else {})
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """What a weights file says of its model. A torch file, or one without our key, says nothing.
+def recipe_in(metadata: Mapping[str, str]) -> Recipe:
+    """What a safetensors file's metadata say of its model; without our key, nothing.
 
     Raises CheckpointError, which names the key, for a value that is no recipe.
     """
-    if not is_safetensors(Path(path)):
-        return Recipe()
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(KEY)
-    except Exception as error:  # damaged bytes
-        raise CheckpointError(f"{path}: its header cannot be read ({error}); download or copy it again") from error
+    text = metadata.get(KEY)
     if text is None:
         return Recipe()
     if len(text) > MOST_CHARACTERS:
-        raise CheckpointError(f"{path}: its metadata {KEY!r} has {len(text)} characters; {_ADVICE}")
+        raise CheckpointError(f"its metadata {KEY!r} has {len(text)} characters; {_ADVICE}")
     try:
         return Recipe.from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its metadata {KEY!r} is no recipe: {error}; {_ADVICE}") from error
-
-
-def is_safetensors(path: Path) -> bool:
-    """By its name or its beginning: eight bytes of header length, then the header."""
-    if path.suffix == ".safetensors":
-        return True
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+        raise CheckpointError(f"its metadata {KEY!r} is no recipe: {error}; {_ADVICE}") from error
 
 
 _ADVICE = "write the file again with conformer_fast.save_weights"

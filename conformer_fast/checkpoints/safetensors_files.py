@@ -14,16 +14,22 @@ from ..errors import CheckpointError, first_few, shown
 from ..storage.regular import open_regular, read_regular
 from .saved import damaged
 
+LENGTH = 8  # bytes at the beginning, which say how many the header has
 
-def read_safetensors(file: BufferedReader) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError unless they fill it, one behind the other."""
+
+def read_safetensors(file: BufferedReader) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata. Raises CheckpointError unless the tensors fill it, one
+    behind the other."""
     file.seek(0)
+    content = file.read()
     try:
-        return safetensors.torch.load(file.read())
+        tensors = safetensors.torch.load(content)
     except SafetensorError as error:
         raise damaged(shown(error)) from error
     except KeyError as error:
         raise damaged(f"PyTorch has no dtype {shown(error)}") from error
+    header = content[LENGTH : LENGTH + int.from_bytes(content[:LENGTH], "little")]
+    return tensors, json.loads(header).get("__metadata__") or {}  # of texts, or it would not have been loaded
 
 
 def read_shards(path: Path) -> dict[str, Tensor]:
@@ -42,7 +48,7 @@ def read_shards(path: Path) -> dict[str, Tensor]:
         if not shard.is_file():
             raise CheckpointError(f"names {shown(name)}, which is not beside it; download or copy that too")
         with open_regular(shard) as file:
-            tensors |= read_safetensors(file)
+            tensors |= read_safetensors(file)[0]
     absent = places.keys() - tensors.keys()
     if absent:
         raise CheckpointError(f"its files lack {first_few(sorted(absent))}; download or copy them again")

@@ -307,12 +307,11 @@ def _holds_pictures(file: str) -> bool:
 
 def _implied(path: str) -> ConformerConfig:
     """The sizes of the model whose weights a file holds."""
-    from ..checkpoints.dialects import recognize
-    from ..checkpoints.metadata import read_recipe
+    from ..checkpoints.reading import read_checkpoint
 
-    state = cf.read_state_dict(path)
+    checkpoint = read_checkpoint(path)
     try:
-        return recognize(state).config(read_recipe(path).num_heads)
+        return checkpoint.found.config(checkpoint.recipe.num_heads)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import lookalikes
@@ -12,7 +13,8 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.checkpoints.adopt import adopt
-from conformer_fast.checkpoints.metadata import KEY, read_recipe
+from conformer_fast.checkpoints.metadata import KEY
+from conformer_fast.checkpoints.reading import read_checkpoint
 
 CONFIG = cf.ConformerConfig(embed_dim=48, num_heads=3, depth=3, channel_ratio=1, mlp_ratio=1, num_classes=3)
 RECIPE = cf.Recipe(64, 3, ["a", "b", "c"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -34,9 +36,16 @@ def test_it_is_one_value_under_one_key(path, state):
         metadata = file.metadata()
     assert metadata.keys() == {"format", KEY}
     assert json.loads(metadata[KEY])["size"] == 64
-    assert read_recipe(path) == RECIPE
+    assert read_checkpoint(path).recipe == RECIPE
     cf.save_weights(state, path)
-    assert read_recipe(path) == cf.Recipe()
+    assert read_checkpoint(path).recipe == cf.Recipe()
+
+
+def test_it_is_read_with_the_tensors(path, monkeypatch):
+    """Not from the file again, which may be another or shorter by then; who maps a shorter one is killed."""
+    load = safetensors.torch.load
+    monkeypatch.setattr(safetensors.torch, "load", lambda content: os.truncate(path, 9) or load(content))
+    assert read_checkpoint(path).recipe == RECIPE
 
 
 @pytest.mark.parametrize("dialect", ["official", "mmpretrain"])
@@ -105,7 +114,7 @@ def test_a_backbone_takes_all_but_the_labels(path):
 def test_a_damaged_one_is_refused(state, tmp_path, text):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(safetensors.torch.save(state, metadata={KEY: text}))
-    for read in (read_recipe, lambda path: cf.create_model(CONFIG, path), cf.compile):
+    for read in (read_checkpoint, lambda path: cf.create_model(CONFIG, path), cf.compile):
         with pytest.raises(cf.CheckpointError, match=r"bad.safetensors: its metadata 'conformer_fast' .*save_weights"):
             read(path)
 
@@ -121,16 +130,16 @@ def test_labels_of_another_number_of_classes_are_refused(state, tmp_path):
         cf.convert(path, tmp_path / "new.safetensors")
     assert not (tmp_path / "new.safetensors").exists()
     cf.convert(path, tmp_path / "new.safetensors", recipe=RECIPE)
-    assert read_recipe(tmp_path / "new.safetensors") == RECIPE
+    assert read_checkpoint(tmp_path / "new.safetensors").recipe == RECIPE
 
 
 def test_convert_keeps_it_and_takes_what_a_pickle_cannot_say(state, path, tmp_path):
     target = tmp_path / "target.safetensors"
     cf.convert(path, target, recipe=cf.Recipe(size=96))
-    assert read_recipe(target) == cf.Recipe(size=96).over(RECIPE)
+    assert read_checkpoint(target).recipe == cf.Recipe(size=96).over(RECIPE)
     torch.save(state, tmp_path / "model.pth")
-    assert read_recipe(tmp_path / "model.pth") == cf.Recipe()
+    assert read_checkpoint(tmp_path / "model.pth").recipe == cf.Recipe()
     cf.convert(tmp_path / "model.pth", target, recipe=RECIPE)
-    assert read_recipe(target) == RECIPE
+    assert read_checkpoint(target).recipe == RECIPE
     with pytest.raises(cf.CheckpointError, match="embed_dim 48 is not a multiple of num_heads 5"):
         cf.convert(path, target, recipe=cf.Recipe(num_heads=5))

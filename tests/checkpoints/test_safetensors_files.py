@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
-from conformer_fast.checkpoints.weights import read_state_dict
+from conformer_fast.checkpoints.reading import read_state_dict
 from conformer_fast.errors import CheckpointError
 
 SHARDS = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from conformer_fast.checkpoints.weights import read_state_dict
+from conformer_fast.checkpoints.reading import read_state_dict
 from conformer_fast.errors import CheckpointError
 
 BASE = torch.arange(24.0)

@@ -22,7 +22,9 @@ from torch import nn
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.create import create_model
 from conformer_fast.checkpoints.dialects import recognize, to_dialect
-from conformer_fast.checkpoints.weights import convert, load_weights, read_state_dict, resolve_weights, save_weights
+from conformer_fast.checkpoints.reading import read_state_dict
+from conformer_fast.checkpoints.weights import load_weights, resolve_weights
+from conformer_fast.checkpoints.writing import convert, save_weights
 from conformer_fast.errors import CheckpointError
 from conformer_fast.model.config import PACKAGED, VARIANTS, ConformerConfig
 from conformer_fast.model.reference import Conformer
@@ -58,7 +60,7 @@ CONTAINERS = {
         "epoch": 299,
         "args": argparse.Namespace(model="Conformer_tiny_patch16", lr=1e-3),
     },
-    "mmpretrain": lambda state: {"state_dict": state, "meta": {"CLASSES": ["a", "b"], "best": np.float64(0.8)}},
+    "mmpretrain": lambda state: {"state_dict": state, "meta": {"CLASSES": [*"abcdefg"], "best": np.float64(0.8)}},
     "mmdetection": lambda state: {"state_dict": state, "meta": {"epoch": 12, "seed": np.int64(3)}, "optimizer": {}},
 }
 PREFIXES = ("", "module.", "_orig_mod.", "module._orig_mod.module.")

@@ -15,10 +15,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from conformer_fast.bundles.manifest import MANIFEST
 from conformer_fast.checkpoints.adopt import adopt
 from conformer_fast.checkpoints.create import create_model
 from conformer_fast.checkpoints.dialects import recognize
-from conformer_fast.checkpoints.weights import load_weights, read_state_dict, save_weights
+from conformer_fast.checkpoints.reading import read_state_dict
+from conformer_fast.checkpoints.weights import load_weights
+from conformer_fast.checkpoints.writing import save_weights
 from conformer_fast.errors import CheckpointError
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.reference import Conformer
@@ -141,7 +144,7 @@ def test_flipped_bits_give_nothing_but_a_clear_error(tmp_path, kind):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "neither a torch nor a safetensors file"),
+        (b"", ": is empty; download or copy it again"),
         (b"<html>404 Not Found</html>", "it begins with b'<html>404"),
         (b"version https://git-lfs", "neither a torch nor a safetensors file"),
         (b"PK\x03\x04 not really a zip", "damaged or not a checkpoint"),
@@ -162,6 +165,13 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         tmp_path / "pipe"
     )  # and it was not opened, which would wait for a writer
     assert "is a pipe or a device" in _refusal("/dev/zero")
+
+
+def test_a_bundle_is_named_as_one(tmp_path):
+    (tmp_path / MANIFEST).write_text("{}")
+    for path in (tmp_path, tmp_path / MANIFEST):
+        assert "is a bundle, which has an engine and no weights; run it by conformer_fast.load" in _refusal(path)
+        assert "--bundle" in _refusal(path)
 
 
 @pytest.mark.parametrize("name", ["nothing.pth", "no/nothing.pth", "weights.pth/inside", "a" * 300])
@@ -223,7 +233,7 @@ def test_a_file_that_cannot_be_opened_says_so(tmp_path, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("conformer_fast.checkpoints.weights.open_regular", denied)
+    monkeypatch.setattr("conformer_fast.checkpoints.reading.open_regular", denied)
     assert _refusal(path).endswith("cannot be read: Permission denied")
 
 

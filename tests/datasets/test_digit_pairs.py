@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conformer_fast.checkpoints.metadata import read_recipe
-from conformer_fast.checkpoints.weights import read_state_dict
+from conformer_fast.checkpoints.reading import read_checkpoint, read_state_dict
 from conformer_fast.datasets.dataset import open_dataset
 from conformer_fast.datasets.digit_pairs import CONFIG, HEIGHT, IMAGE_SIZE, WIDTH, DigitPairs, main, write_folder
 from conformer_fast.datasets.digits import load_pixels, split_indices
@@ -70,6 +69,6 @@ def test_training_script(tmp_path):
     subprocess.run(command, check=True, timeout=500, capture_output=True)
     state = read_state_dict(out)
     assert state["conv1.weight"].dtype == torch.float16
-    recipe = read_recipe(out)
+    recipe = read_checkpoint(out).recipe
     assert (recipe.size, recipe.num_heads, recipe.labels[7]) == (IMAGE_SIZE, CONFIG.num_heads, "07")
     assert IMAGE_SIZE % CONFIG.patch_size == 0

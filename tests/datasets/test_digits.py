@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from conformer_fast.checkpoints.create import create_model
-from conformer_fast.checkpoints.metadata import KEY, read_recipe
+from conformer_fast.checkpoints.metadata import KEY
+from conformer_fast.checkpoints.reading import read_checkpoint
 from conformer_fast.datasets.digits import IMAGE_SIZE, digit_image, load_digits_split, split_indices
 from conformer_fast.model.recipe import usual_recipe
 from conformer_fast.model.reference import Conformer
@@ -109,5 +110,5 @@ def test_training_script_writes_a_loadable_file(tmp_path):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert set(metadata) == {"accuracy_conv", "accuracy_trans", "accuracy_sum", "seed", "epochs", "format", KEY}
-    assert read_recipe(path) == usual_recipe(trained.config)
+    assert read_checkpoint(path).recipe == usual_recipe(trained.config)
     assert (metadata["seed"], metadata["epochs"]) == ("3", "1")
