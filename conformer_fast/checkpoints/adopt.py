@@ -7,6 +7,7 @@ its eval mode: that shows the structure of its output, and proves that the refer
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,12 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
     with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
         theirs = module(image.to(some.device, some.dtype))
         leaves = _leaves(theirs)
-        outputs = _names(module, reference, len(leaves), has_norm)
+        without_classes = has_norm and len(leaves) == 2 and not leaves[0].numel()
+        outputs: tuple[str, ...] = (f"{reference.config.depth}.class_token",)
+        if without_classes:
+            del leaves[0]
+        else:
+            outputs = _names(module, reference, len(leaves), has_norm)
         ours = reference_outputs(reference, image, outputs)
     if outputs == (SUM,) and _is_softmax(leaves[0], ours[0]):
         theirs = rebuild(theirs, [Softmax(leaves)])
@@ -137,7 +143,15 @@ def _matched(module: nn.Module, reference: Conformer, has_norm: bool) -> Source:
                 f"the model has a Conformer's parameter names but computes something else "
                 f"({name} has a relative error of {error:.2g} on a {size}x{size} image)"
             )
+    if without_classes:
+        warnings.warn(_NO_CLASSES, stacklevel=5)
+        return _own(reference)
     return Source(reference, outputs, theirs)
+
+
+_NO_CLASSES = (  # which the official class has with num_classes=0
+    "the model has no classes: taken as a backbone, as its state dict is, which returns maps and tokens"
+)
 
 
 def _is_softmax(leaf: Tensor, logits: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 from dataclasses import replace
 
 import lookalikes
@@ -92,6 +93,37 @@ def test_names_outputs_and_structure(given):
     assert type(ours) is type(theirs)
     for mine, their in zip(leaves(ours), leaves(theirs), strict=True):
         torch.testing.assert_close(mine, their, rtol=0, atol=0)
+
+
+class WithoutClasses(lookalikes.OfficialConformer):
+    """As the official class with num_classes=0: an empty head of the CNN, none of the transformer."""
+
+    def __init__(self):
+        super().__init__(CONFIG)
+        evaluated(self)
+        with warnings.catch_warnings(action="ignore"):  # of a layer without elements
+            self.conv_cls_head = nn.Linear(self.reference.conv_cls_head.in_features, 0)
+        self.trans_cls_head = nn.Identity()
+
+    def forward(self, images):
+        features = self.reference.forward_features(images)
+        pooled, class_token = self.reference.pool(features.maps[-1], features.tokens)
+        return [self.conv_cls_head(pooled), self.trans_cls_head(class_token)]
+
+
+def test_without_classes_a_module_is_a_backbone_as_its_state_dict_is():
+    model, image = WithoutClasses().eval(), torch.randn(1, 3, 32, 32)
+    assert [tuple(leaf.shape) for leaf in model(image)] == [(1, 0), (1, 64)]
+    with pytest.warns(UserWarning, match="the model has no classes: taken as a backbone"):
+        source = adopt(model)
+    same = adopt(model.state_dict())
+    assert source.outputs == same.outputs == (*MAPS, "3.tokens")
+    assert source.structure == same.structure
+    for ours, theirs in zip(*(each.reference(image).maps for each in (source, same)), strict=True):
+        assert torch.equal(ours, theirs)
+    model.forward = lambda images: [torch.zeros(1, 0), torch.ones(1, 64)]
+    with pytest.raises(ValueError, match="computes something else"):
+        adopt(model)
 
 
 @pytest.mark.parametrize("finish", ONE_TENSOR.values(), ids=ONE_TENSOR)
