@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     images: Batches
     labels = None
     if options.labels_from_folders or options.labels:
-        dataset = open_dataset(options.data, options.labels, model.config.num_classes).evenly(options.limit)
+        classes = model.config.num_classes, model.recipe.labels
+        dataset = open_dataset(options.data, options.labels, *classes).evenly(options.limit)
         images, labels = DatasetBatches(dataset, size, BATCH, model.recipe), dataset.labels
     else:
         images = images_in(options.data, size, options.limit, BATCH, recipe=model.recipe)

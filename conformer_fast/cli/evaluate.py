@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     fast, reference = _from_bundle(options) if options.bundle else _from_model(options)
     found = cf.evaluate(
         fast,
-        cf.open_dataset(options.data, options.labels, fast.config.num_classes),
+        cf.open_dataset(options.data, options.labels, fast.config.num_classes, fast.recipe.labels),
         reference=reference,
         size=options.size,
         batch=options.batch,

@@ -1,4 +1,5 @@
-"""Which class a label or a folder's name means: by number, by ImageNet synset, by class name, or by its place.
+"""Which class a label or a folder's name means: by what the model calls its classes, by number, by ImageNet synset or
+class name, or by its place.
 
 Numbers are 0 ... num_classes - 1 in the order of the model's scores. ImageNet's models have their classes in the order
 of the synsets' names ("n01440764", ...), which is also that of mmpretrain, torchvision, timm and Hugging Face's
@@ -8,12 +9,13 @@ imagenet-1k. The ids 1 ... 1000 of ILSVRC's own development kit have another ord
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 from ..errors import DatasetError, first_few, shown
-from ..model.class_names import IMAGENET_CLASSES, imagenet_labels, imagenet_synsets
+from ..model.class_names import IMAGENET_CLASSES, imagenet_labels, imagenet_synsets, numbered_labels
 
 RENAMED = (  # the folders of the development kit's ids become synsets
     'python -c "import os; from scipy.io import loadmat; [os.rename(str(row[0]), row[1]) for row in '
@@ -22,14 +24,52 @@ RENAMED = (  # the folders of the development kit's ids become synsets
 DEVKIT = f"the ids 1 ... {IMAGENET_CLASSES} of ILSVRC's development kit have another order than the models' scores"
 
 
-def label_of(text: str, num_classes: int | None, where: str) -> int:
-    """The class that a label's text means: a number, or a synset or class name of ImageNet where the model has its 1000
-    classes.
+class Names:
+    """What a model calls its classes, in the order of its scores."""
 
-    num_classes: of the model; None when it is not known, then any number and any synset goes. where: for the message
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._written, self._alike = defaultdict(set), defaultdict(set)
+        for index, name in enumerate(names):
+            self._written[same_form(name)].add(index)
+            self._alike[_in_small(name)].add(index)
+            if len(_imagenet_classes(name)) == 1:  # or by its synset
+                self._alike[imagenet_synsets()[next(iter(_imagenet_classes(name)))]].add(index)
 
-    Raises DatasetError for any other text, and for a number that is no class of the model.
+    def classes(self, name: str) -> set[int]:
+        """Those that have this name: as it is written or, if none has, in small letters."""
+        return self._written.get(same_form(name)) or self._alike.get(_in_small(name), set())
+
+
+def own_names(class_names: Sequence[str] | None) -> Names | None:
+    """Names that data can be compared with: not ImageNet's, in its order, which are known better here, nor mere numbers
+    for classes without a name."""
+    names = list(class_names or ())
+    imagenets = len(names) == IMAGENET_CLASSES and all(
+        index in _imagenet_classes(name) for index, name in enumerate(names)
+    )
+    return None if not names or imagenets or names == numbered_labels(len(names)) else Names(names)
+
+
+def label_of(text: str, num_classes: int | None, where: str, class_names: Names | None = None) -> int:
+    """The class that a label's text means: a number, a name that the model has for it, or a synset or class name of
+    ImageNet where the model has its 1000 classes.
+
+    num_classes: of the model; None when it is not known, then any number and any synset goes. where: for the message.
+    class_names: what the model calls its classes, as `own_names` has it
+
+    Raises DatasetError for any other text, for a number that is no class of the model, and for one that is another
+    class's name.
     """
+    called = class_names.classes(text) if class_names else set()
+    if len(called) == 1:
+        (index,) = called
+        if _is_number(text) and int(text) != index:
+            raise DatasetError(
+                f"{where}: the label {shown(text)} may mean the class of that number, or the one that the model calls "
+                f"so, number {index}; give folders that are called as the model's classes"
+            )
+        return index
     if is_synset(text) and num_classes in (None, IMAGENET_CLASSES):
         return _synsets()[text]
     try:
@@ -39,8 +79,8 @@ def label_of(text: str, num_classes: int | None, where: str) -> int:
         if len(classes) == 1:
             return next(iter(classes))
         raise DatasetError(
-            f"{where}: the label {shown(repr(text), 100)} is neither a number nor, for 1000 classes, an ImageNet "
-            f"synset such as n01440764 or its name"
+            f"{where}: the label {shown(repr(text), 100)} is neither a number nor a class name of the model's "
+            f"nor, for 1000 classes, an ImageNet synset such as n01440764 or its name"
         ) from None
     if number == -1:
         raise DatasetError(f"{where}: the label -1 means unlabeled, as in test splits; take the validation split")
@@ -51,14 +91,21 @@ def label_of(text: str, num_classes: int | None, where: str) -> int:
     return number
 
 
-def classes_of(names: Sequence[str], num_classes: int | None, where: str) -> dict[str, int]:
+def classes_of(
+    names: Sequence[str], num_classes: int | None, where: str, class_names: Names | None = None
+) -> dict[str, int]:
     """The class of each folder's or label's name.
 
-    Synsets and class names of ImageNet have their own classes, and plain numbers are classes, so some may be absent.
-    Other names are numbered as they are given, so all must be there.
+    The model's own names, synsets and class names of ImageNet have their own classes, and plain numbers are classes, so
+    some may be absent. Other names are numbered as they are given, so all must be there, with a warning if the model is
+    known.
+
+    class_names: what the model calls its classes, as `own_names` has it
 
     Raises DatasetError when it is not clear which classes are meant.
     """
+    if class_names and any(map(class_names.classes, names)):
+        return _as_called(names, class_names, where)
     if num_classes in (None, IMAGENET_CLASSES) and _synsets().keys() >= set(names):
         return {name: _synsets()[name] for name in names}
     if names and all(_is_number(name) for name in names):
@@ -73,6 +120,10 @@ def classes_of(names: Sequence[str], num_classes: int | None, where: str) -> dic
             f"folder that holds one folder a class, with an empty one for a class without pictures, or give a label "
             f"file"
         )
+    if num_classes is not None:  # what is assumed of the model
+        others = f"whose names are others: {first_few(class_names.names)}" if class_names else "which says no names"
+        order = f"{where}: the classes are taken in this order: {first_few(names)}"
+        warnings.warn(f"{order}, as those of the model, {others}", stacklevel=2)
     return {name: index for index, name in enumerate(names)}
 
 
@@ -96,6 +147,21 @@ def is_synset(text: str) -> bool:
 def same_form(name: str) -> str:
     """The one spelling of names that look the same: macOS writes an umlaut as two characters (NFD)."""
     return unicodedata.normalize("NFC", name)
+
+
+def _as_called(names: Sequence[str], class_names: Names, where: str) -> dict[str, int]:
+    meant = {name: class_names.classes(name) for name in names}
+    unclear = [name for name, classes in meant.items() if len(classes) != 1]
+    if unclear:
+        raise DatasetError(
+            f"{where} has {len(unclear)} of {len(names)} names that mean none or several of the model's classes: "
+            f"{first_few(unclear)}; the model's are {first_few(class_names.names)}. Rename them, or give a label file"
+        )
+    found = {name: next(iter(classes)) for name, classes in meant.items()}
+    if len(set(found.values())) < len(found):
+        twice = [name for name, index in found.items() if list(found.values()).count(index) > 1]
+        raise DatasetError(f"{where} has two names of one class: {first_few(twice)}; rename one, or join them")
+    return found
 
 
 def _numbered(names: Sequence[str], num_classes: int | None, where: str) -> dict[str, int]:
@@ -131,6 +197,10 @@ def _named(names: Sequence[str], where: str) -> dict[str, int]:
     if len(set(found.values())) < len(found):
         raise DatasetError(f"{where} has two names of one class; take the synsets, such as n01440764")
     return found
+
+
+def _in_small(name: str) -> str:
+    return same_form(name).replace("_", " ").strip().casefold()
 
 
 def _is_number(name: str) -> bool:

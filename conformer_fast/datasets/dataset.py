@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..errors import DatasetError, first_few
 from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
+from .classes import own_names
 from .folders import list_folder
 from .labels import Picture, labels_from_file
 from .parquet_files import ParquetRows, list_parquet
@@ -93,7 +95,10 @@ class Dataset:
 
 
 def open_dataset(
-    path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None, num_classes: int | None = None
+    path: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Lists the pictures at `path` with their classes.
 
@@ -101,28 +106,32 @@ def open_dataset(
                  file; a folder of such; or a pattern of such, as "val-*.tar", "val-{0000..0049}.tar"
     labels:      a text file of names and labels (labels.labels_from_file), which then count; not for parquet
     num_classes: of the model, which the classes must fit; None: not known
+    class_names: what the model calls them, as `model.recipe.labels`: the data's names are found among these, in any
+                 order; None: not known
 
     The order is that of the paths; inside a tar or parquet file, the file's own.
 
     Raises DatasetError when there are no pictures, a label is missing or none of the model's classes, a file is
-    damaged, or it is not clear what is meant. Warns of what is left out. Pictures themselves are not read.
+    damaged, or it is not clear what is meant. Warns of what is left out, and where a model's
+    classes are taken in the order of names that cannot be found among its own. Pictures themselves are not read.
     """
+    names = own_names(class_names)
     kind, files = _found(os.fspath(path))
     if kind == "folder":
-        listed = list_folder(Path(path), num_classes, own_labels=labels is None)
+        listed = list_folder(Path(path), num_classes, names, own_labels=labels is None)
     elif kind == "tar":
-        listed = list_tar(files, num_classes, own_labels=labels is None)
+        listed = list_tar(files, num_classes, names, own_labels=labels is None)
     elif labels is not None:
         raise DatasetError(f"{path}: parquet files have their labels inside; leave out the label file {labels}")
     else:
-        listed = list_parquet(files, num_classes)
+        listed = list_parquet(files, num_classes, names)
     if not listed.pictures:
         packed = sorted(file.name for file in Path(path).iterdir() if _is_compressed(file)) if kind == "folder" else []
         if packed:
             raise DatasetError(f"{path} has no pictures, but {first_few(packed)}: unpack them to tar files, or folders")
         raise DatasetError(f"{path} has no pictures; name a folder, a tar or a parquet file that has some")
     if labels is not None:
-        classes = labels_from_file(labels, listed.pictures, num_classes)
+        classes = labels_from_file(labels, listed.pictures, num_classes, names)
     elif listed.labels is None:
         raise DatasetError(
             f"{path} has {len(listed.pictures)} pictures without a label: they are not in a folder for each class; "

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..errors import DatasetError
-from .classes import classes_of
+from .classes import Names, classes_of
 from .labels import Listed, Picture, is_picture
 from .left_out import LeftOut
 
@@ -54,7 +54,7 @@ def pictures_below(folder: Path) -> list[Picture]:
     return sorted(found, key=lambda picture: picture.name.split("/"))
 
 
-def list_folder(folder: Path, num_classes: int | None, own_labels: bool) -> Listed:
+def list_folder(folder: Path, num_classes: int | None, class_names: Names | None, own_labels: bool) -> Listed:
     """The pictures below `folder`; its folders are the classes, if their labels count.
 
     Raises DatasetError as `pictures_below` does, and when there are pictures beside class folders.
@@ -69,7 +69,7 @@ def list_folder(folder: Path, num_classes: int | None, own_labels: bool) -> List
             f"label file"
         )
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    index = classes_of(sorted(names), num_classes, str(folder))
+    index = classes_of(sorted(names), num_classes, str(folder), class_names)
     return Listed(pictures, [index[picture.name.partition("/")[0]] for picture in pictures])
 
 

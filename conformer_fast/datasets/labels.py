@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..errors import DatasetError, first_few, shown
 from ..storage.regular import read_regular
-from .classes import DEVKIT, is_synset, label_of, same_form
+from .classes import DEVKIT, Names, is_synset, label_of, same_form
 
 LABEL_FILE_BYTES = 1 << 28  # of a label file; ImageNet's have 2 MB
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".gif")
@@ -46,11 +46,14 @@ def is_picture(name: str) -> bool:
     return path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
-def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], num_classes: int | None) -> list[int]:
+def labels_from_file(
+    path: str | os.PathLike[str], pictures: Sequence[Picture], num_classes: int | None, class_names: Names | None = None
+) -> list[int]:
     """One class a picture, in their order, from a text file. Each of its lines has one of these forms:
 
         ILSVRC2012_val_00000001.JPEG 65                  a number, as mmpretrain and Caffe write it
         ILSVRC2012_val_00000001.JPEG n01751748           a synset; commas and tabs may part the two, too
+        a.jpg,golden retriever                           what the model calls the class
         ILSVRC2012_val_00000001,n01751748 111 108 ...    Kaggle's LOC_val_solution.csv with its first line
         n01751748                                        a synset alone, one line a picture, in the order of the names
 
@@ -70,7 +73,7 @@ def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], 
         name, label = _parted(line, f"{path}, line {number}")
         key = same_form(name)
         if key not in index:
-            if number == lines[0][0] and _is_heading(label, num_classes):
+            if number == lines[0][0] and _is_heading(label, num_classes, class_names):
                 continue
             absent.append(name)
             continue
@@ -79,7 +82,7 @@ def labels_from_file(path: str | os.PathLike[str], pictures: Sequence[Picture], 
             raise DatasetError(f"{path}, line {number}: several pictures are called {name}; write their whole paths")
         if picture in found:
             raise DatasetError(f"{path}, line {number}: {picture} has a label already; leave one of the lines")
-        found[picture] = label_of(label, num_classes, f"{path}, line {number}")
+        found[picture] = label_of(label, num_classes, f"{path}, line {number}", class_names)
     if absent:
         raise DatasetError(
             f"{path}: {len(absent)} of {len(lines)} lines name a picture that is not there: {first_few(absent)}; "
@@ -127,12 +130,12 @@ def _parted(line: str, where: str) -> tuple[str, str]:
     return parts[0].strip().removeprefix("./"), first if is_synset(first) or first.isdecimal() else label
 
 
-def _is_heading(text: str, num_classes: int | None) -> bool:
+def _is_heading(text: str, num_classes: int | None, class_names: Names | None = None) -> bool:
     """Whether it stands above labels: neither a number nor a label's text."""
     if text.removeprefix("-").isdecimal():
         return False
     try:
-        label_of(text, num_classes, "")
+        label_of(text, num_classes, "", class_names)
     except DatasetError:
         return True
     return False

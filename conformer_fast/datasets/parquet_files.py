@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DatasetError, first_few
 from ..storage.regular import open_regular
-from .classes import check_not_renumbered, classes_of, label_of
+from .classes import Names, check_not_renumbered, classes_of, label_of
 from .labels import Listed, Picture
 
 ROWS = 16  # that are in memory at a time, at most
@@ -21,7 +21,7 @@ ROWS_BYTES = 1 << 26  # that they may take, if each were as large as its whole g
 BOMB_BYTES, BOMB_RATIO = 1 << 25, 100  # pictures are compressed: no such group shrinks so far
 
 
-def list_parquet(files: Sequence[Path], num_classes: int | None) -> Listed:
+def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Names | None) -> Listed:
     """The rows of parquet files and their classes.
 
     Raises DatasetError when pyarrow is missing, a file is damaged, lacks the columns, or a row has no class.
@@ -40,7 +40,7 @@ def list_parquet(files: Sequence[Path], num_classes: int | None) -> Listed:
             )
         names = _label_names(table.schema_arrow.metadata, file)
         bare = bare or not names
-        classes = list(classes_of(names, num_classes, str(file)).values()) if names else []
+        classes = list(classes_of(names, num_classes, str(file), class_names).values()) if names else []
         size = file.stat().st_size
         for row, number in enumerate(_numbers(table, file)):
             name = f"{file.name}:{row}"

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import DatasetError, first_few
 from ..storage.regular import open_regular
-from .classes import check_not_renumbered, classes_of, label_of
+from .classes import Names, check_not_renumbered, classes_of, label_of
 from .labels import Listed, Picture, is_picture
 from .left_out import LeftOut
 
@@ -29,7 +29,7 @@ LABEL_BYTES = 1 << 20  # a longer label file is none
 HEADER_BYTES = 1 << 22  # that one member of a tar file may have before its content
 
 
-def list_tar(files: Sequence[Path], num_classes: int | None, own_labels: bool = True) -> Listed:
+def list_tar(files: Sequence[Path], num_classes: int | None, class_names: Names | None, own_labels: bool) -> Listed:
     """The pictures in tar files and, if their own labels count, their classes.
 
     Raises DatasetError when a file is compressed, damaged or no tar file, or when only some pictures have a label.
@@ -69,7 +69,7 @@ def list_tar(files: Sequence[Path], num_classes: int | None, own_labels: bool = 
         bare = [picture.name for picture in pictures if picture.name not in texts]
         if bare:
             raise DatasetError(f"{len(bare)} of {len(pictures)} pictures have no .cls or .json label, first {bare[0]}")
-        found = [label_of(texts[it.name], num_classes, f"the label of {it.name}") for it in pictures]
+        found = [label_of(texts[it.name], num_classes, f"the label of {it.name}", class_names) for it in pictures]
         if all(text.isdecimal() for text in texts.values()):
             check_not_renumbered(found, num_classes, where)
         return Listed(pictures, found)
@@ -77,7 +77,7 @@ def list_tar(files: Sequence[Path], num_classes: int | None, own_labels: bool = 
         return Listed(pictures, None)
     parents = {path.parent for path in others if path.name in folders.values()}
     names = {path.name for path in others if path.parent in parents}
-    classes = classes_of(sorted(names), num_classes, where)
+    classes = classes_of(sorted(names), num_classes, where, class_names)
     return Listed(pictures, [classes[folders[picture.name]] for picture in pictures])
 
 

@@ -76,7 +76,10 @@ def evaluate(
     """
     if not isinstance(fast, EngineModule):
         raise ArgumentTypeError(f"evaluate runs compiled models, got a {type(fast).__name__}; compile it first")
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, num_classes=fast.config.num_classes)
+    if isinstance(data, Dataset):
+        dataset = data
+    else:
+        dataset = open_dataset(data, num_classes=fast.config.num_classes, class_names=fast.recipe.labels)
     dataset = dataset if limit is None else dataset.evenly(whole("limit", limit))
     size = fast.input_side(size)
     batch = fast.at_once(BATCH) if batch is None else whole("batch", batch)

@@ -24,7 +24,12 @@ def labels_for(model: str | ConformerConfig) -> list[str]:
         return [str(digit) for digit in range(10)]
     if config.num_classes == IMAGENET_CLASSES:
         return imagenet_labels()
-    return [f"class {index}" for index in range(config.num_classes)]
+    return numbered_labels(config.num_classes)
+
+
+def numbered_labels(count: int) -> list[str]:
+    """Names for classes that have none."""
+    return [f"class {index}" for index in range(count)]
 
 
 def imagenet_labels() -> list[str]:

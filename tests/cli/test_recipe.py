@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import conformer_fast as cf
 pytest.importorskip("sklearn")
 DIGIT_PAIRS = Path(__file__).parents[1] / "data" / "digit_pairs.safetensors"
 HERE = ("--backend", "reference")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ASSUMED = "the weights do not say their size, mean and std"
 
 
@@ -77,6 +79,25 @@ def test_calibration_and_diff_read_pictures_as_the_model_does(run_json, digit_fo
     expected = cf.load_batch(pictures, 32, recipe=half)
     assert len(seen) == 3
     assert all(bool((images == expected).all()) for images in seen)
+
+
+def test_folders_are_found_by_the_models_names(run_json, digit_folder, silent, tmp_path, monkeypatch):
+    """Whose order is another than that of the letters."""
+    weights, data = tmp_path / "words.safetensors", tmp_path / "words"
+    cf.convert(silent, weights, recipe=cf.Recipe(size=64, labels=WORDS))
+    for number, word in enumerate(WORDS):
+        if (digit_folder / str(number)).is_dir():
+            shutil.copytree(digit_folder / str(number), data / word)
+    arguments = ("--weights", weights, "--data", data)
+    _, result, _ = run_json("evaluate", *arguments, *HERE, "--no-reference", "--workers", 0)
+    assert result["compiled"]["sum"]["top1"]["count"] == result["evaluated"] > 10
+    assert cf.evaluate(cf.compile(weights, backend="reference"), data, workers=0).compiled["sum"].top1 > 10
+    seen = []
+    monkeypatch.setattr(cf, "calibrate", lambda *_, labels, **__: seen.extend(labels) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_json("calibrate", *arguments, "--labels-from-folders", "--max-drop", 1, "-o", tmp_path / "out.json")
+    numbers = [WORDS.index(path.parent.name) for path in sorted(data.rglob("*.png"))]
+    assert sorted(seen) == sorted(numbers)
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
