@@ -115,7 +115,7 @@ def _copy(found: Recognized, recipe: Recipe, model: Conformer) -> LoadReport:
     with torch.no_grad():
         for name, tensor in values.items():
             parameters[name].copy_(tensor)
-    model.recipe = recipe
+    model.take_recipe(recipe)
     return LoadReport(found.dialect, len(values.keys() & found.state.keys()), ignored)
 
 

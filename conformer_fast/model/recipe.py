@@ -80,6 +80,13 @@ class Recipe:
             raise ArgumentError(f"images of {self.size} pixels are smaller than one patch of {config.patch_size}")
 
 
+def checked(recipe: Any) -> Recipe:
+    """Raises ArgumentTypeError unless it is one."""
+    if not isinstance(recipe, Recipe):
+        raise ArgumentTypeError(f"the recipe must be a Recipe, such as Recipe(size=224), got {str(recipe)[:100]!r}")
+    return recipe
+
+
 def usual_recipe(config: ConformerConfig) -> Recipe:
     """Of a published variant or the digits model; of other sizes, nothing is known."""
     if config in (VARIANTS | PACKAGED).values():

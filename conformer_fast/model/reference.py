@@ -5,6 +5,7 @@ Parameter names are those of the official implementation, so its checkpoints loa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from .config import EXPANSION, STEM_CHANNELS, ConformerConfig
 from .functional import attention
-from .recipe import Recipe
+from .recipe import Recipe, checked
 from .shapes import Pad, check_image_size
 
 NORM_EPS = 1e-6  # of every block and coupling unit; the stem's norm and the last token norm keep PyTorch's 1e-5
@@ -170,16 +171,17 @@ class Conformer(nn.Module):
     """The vision Conformer: images (B, in_channels, H, W) -> ConformerOutput, or ConformerFeatures with features_only.
 
     pad="stem" extends the stem map with zeros to whole tokens, as mmpretrain does; pad="none" raises ArgumentError
-    then. A features_only model has neither heads nor the norm before them. `recipe` is what it was trained for.
+    then. A features_only model has neither heads nor the norm before them. `recipe` is what it was trained for: what a
+    weights file says, until load_state_dict overwrites its weights, or what it is set to.
     """
-
-    recipe: Recipe = Recipe()
 
     def __init__(self, config: ConformerConfig, features_only: bool = False, pad: Pad = "stem") -> None:
         super().__init__()
         if pad not in ("stem", "none"):
             raise ArgumentError(f"pad must be 'stem' or 'none', got {pad!r}")
         self.config, self.features_only, self.pad = config, features_only, pad
+        self.recipe = Recipe()
+        self.register_load_state_dict_post_hook(_forget_recipe)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.conv1 = nn.Conv2d(config.in_channels, STEM_CHANNELS, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
@@ -196,6 +198,19 @@ class Conformer(nn.Module):
             self.conv_cls_head = nn.Linear(config.map_channels(config.depth), config.num_classes)
         self.apply(_initialize)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self._recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        self._recipe, self._recipe_of_file = checked(recipe), False
+
+    def take_recipe(self, recipe: Recipe) -> None:
+        """What a file says of the weights that were loaded from it; it holds for no others."""
+        self.recipe = recipe
+        self._recipe_of_file = True
 
     def forward(self, images: Tensor) -> ConformerOutput | ConformerFeatures:
         features = self.forward_features(images)
@@ -249,6 +264,18 @@ def map_to_tokens(feature_map: Tensor) -> Tensor:
 def concat_class_token(class_token: Tensor, patch_tokens: Tensor) -> Tensor:
     """(B or 1, 1, C), (B, N, C) -> (B, 1 + N, C)."""
     return torch.cat([class_token.expand(patch_tokens.shape[0], -1, -1), patch_tokens], dim=1)
+
+
+def _forget_recipe(model: Conformer, _: object) -> None:
+    """Of weights that load_state_dict has overwritten."""
+    known = ", ".join(model.recipe.known())
+    if model._recipe_of_file and known:
+        warnings.warn(
+            f"other weights were loaded, so what the earlier ones' file said ({known}) is forgotten; where it holds "
+            f"for these too, set it: model.recipe = Recipe(...)",
+            stacklevel=4,
+        )
+        model.recipe = Recipe()
 
 
 def _initialize(module: nn.Module) -> None:

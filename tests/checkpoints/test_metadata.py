@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -67,6 +68,27 @@ def test_loading_weights_is_loading_what_they_say(path, state):
     assert model.recipe == RECIPE
     cf.load_weights(model, state)  # which says nothing
     assert model.recipe == cf.Recipe()
+
+
+@pytest.mark.parametrize("hold", [lambda model: model, lambda model: torch.nn.Sequential(model)])
+def test_it_does_not_outlive_its_weights(path, state, hold):
+    model = cf.create_model(CONFIG, path)
+    other = hold(model).state_dict()
+    with pytest.warns(UserWarning, match=r"said \(size, num_heads, labels, mean, std\) is forgotten"):
+        hold(model).load_state_dict(other)
+    assert model.recipe == cf.Recipe()
+
+
+def test_what_the_user_set_outlives_them(path, state, recwarn):
+    model = cf.create_model(CONFIG, path)
+    model.recipe = RECIPE
+    copy.deepcopy(model).load_state_dict(state)
+    model.load_state_dict(state)
+    assert model.recipe == RECIPE
+    assert not recwarn.list
+    with pytest.raises(cf.ArgumentTypeError, match=r"the recipe must be a Recipe, such as Recipe\(size=224\), got"):
+        model.recipe = {"size": 64}
+    assert model.recipe == RECIPE
 
 
 def test_other_heads_are_refused(path):
