@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from operator import index
+from pathlib import Path
 from typing import Any
 
 
@@ -84,20 +85,29 @@ class EngineError(ConformerFastError, RuntimeError):
 
 def whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int. Raises ArgumentError unless it is a whole number, at least `least`."""
+    message = f"{name} must be a whole number, at least {least}, got {value!r}"
     try:
         number = index(value)
     except TypeError:
-        number = least - 1
+        raise ArgumentTypeError(message) from None
     if isinstance(value, bool) or number < least:
-        raise ArgumentError(f"{name} must be a whole number, at least {least}, got {value!r}")
+        raise ArgumentError(message)
     return number
+
+
+def a_path(name: str, value: Any) -> Path:
+    """`value` as a Path. Raises ArgumentTypeError for what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentTypeError(f"{name} must be a path, got {shown(repr(value))}")
+    return Path(value)
 
 
 def one_of(kind: str, name: Any, known: Iterable[str]) -> None:
     """Raises ArgumentError, with the names there are, unless `name` is one of them."""
     known = tuple(known)
     if name not in known:
-        raise ArgumentError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        kind_of_error = ArgumentError if isinstance(name, str) else ArgumentTypeError
+        raise kind_of_error(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
 
 
 def several(name: str, values: Any) -> list[Any]:

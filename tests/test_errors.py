@@ -1,10 +1,12 @@
 """Every error has one base, and arguments are refused in the same words everywhere."""
 
+from inspect import isfunction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import conformer_fast as cf
 from conformer_fast.errors import first_few, one_of, several, shown, whole
@@ -57,6 +59,7 @@ def test_names_of_files_are_shown_as_text():
     assert first_few(["\n", *"abcdef"]) == r"\n, a, b, c, d and 2 more"
 
 
+WEIGHTS = Path(cf.__file__).parent / "data" / "digits.safetensors"
 DIGITS = cf.create_model("digits", "packaged")
 WRONG = {  # all are refused before any work
     "rounds": lambda: cf.benchmark(["digits"], rounds=0),
@@ -104,6 +107,76 @@ def test_wrong_arguments(call, tmp_path, monkeypatch):
         call()
     assert len(str(raised.value)) > 20
     assert list(tmp_path.iterdir()) == []
+
+
+IMAGE = torch.zeros(1, 3, 64, 64)
+FAST = cf.compile(DIGITS, backend="reference")
+SINGLE = Image.new("RGB", (64, 64))
+TAKES = {  # for what another type is refused: each entry's arguments, one after another
+    "benchmark models": cf.benchmark,
+    "build model": lambda it: cf.build(it, "bundle", targets=["sm86"], flavor="tensorrt-rtx"),
+    "build folder": lambda it: cf.build(DIGITS, it, targets=["sm86"], flavor="tensorrt-rtx"),
+    "calibrate model": lambda it: cf.calibrate(it, [IMAGE]),
+    "calibrate images": lambda it: cf.calibrate(DIGITS, it),
+    "compile model": cf.compile,
+    "compile backend": lambda it: cf.compile(DIGITS, backend=it),
+    "compile precision": lambda it: cf.compile(DIGITS, precision=it),
+    "Conformer config": cf.Conformer,
+    "convert source": lambda it: cf.convert(it, "x.safetensors"),
+    "convert target": lambda it: cf.convert(WEIGHTS, it),
+    "convert recipe": lambda it: cf.convert(WEIGHTS, "x.safetensors", recipe=it),
+    "create_model name": cf.create_model,
+    "create_model weights": lambda it: cf.create_model("digits", it or 3),
+    "DatasetBatches": lambda it: cf.DatasetBatches(it, 64),
+    "diff model": lambda it: cf.diff(it, IMAGE),
+    "diff images": lambda it: cf.diff(DIGITS, it, [("reference", "fp32")]),
+    "evaluate model": lambda it: cf.evaluate(it, "data"),
+    "evaluate data": lambda it: cf.evaluate(FAST, it),
+    "export model": lambda it: cf.export(it, "x.onnx"),
+    "export file": lambda it: cf.export(DIGITS, it),
+    "export_server bundle": lambda it: cf.export_server(it, "models"),
+    "export_server repository": lambda it: cf.export_server("bundle", it),
+    "images_in folder": lambda it: cf.images_in(it, 64, 8),
+    "images_in size": lambda it: cf.images_in(".", it, 8) if it != 3 else cf.images_in(".", "3", 8),
+    "load": cf.load,
+    "load_batch": cf.load_batch,
+    "load_batch recipe": lambda it: cf.preprocess(SINGLE, recipe=it),
+    "load_weights model": lambda it: cf.load_weights(it, WEIGHTS),
+    "load_weights source": lambda it: cf.load_weights(DIGITS, it),
+    "open_dataset path": cf.open_dataset,
+    "open_dataset labels": lambda it: cf.open_dataset(".", it or 3),
+    "open_dataset names": lambda it: cf.open_dataset(".", class_names=it or 3),
+    "Pictures": lambda it: cf.Pictures(it, 64),
+    "Pictures recipe": lambda it: cf.Pictures([], 64, recipe=it),
+    "preprocess": cf.preprocess,
+    "Quantization": cf.Quantization.load,
+    "read_state_dict": cf.read_state_dict,
+    "Recipe": cf.Recipe.from_json,
+    "recipe": lambda it: setattr(cf.Conformer(DIGITS.config), "recipe", it),
+    "save_weights state": lambda it: cf.save_weights(it, "x.safetensors"),
+    "save_weights path": lambda it: cf.save_weights(DIGITS.state_dict(), it),
+    "save_weights recipe": lambda it: cf.save_weights(DIGITS.state_dict(), "x.safetensors", recipe=it),
+    "tune": cf.tune,
+    "a model's call": FAST,
+    "a model's engine": FAST.engine,
+    "a model's predict": FAST.predict,
+    "a model's save": FAST.save,
+    "a model's verify": FAST.verify,
+}
+
+
+@pytest.mark.parametrize("value", [None, 3, object()], ids=["None", "3", "object"])
+@pytest.mark.parametrize("call", TAKES.values(), ids=TAKES)
+def test_another_type_is_refused_in_a_line(call, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(cf.ArgumentTypeError, match=r"^[^\n]{20,}$"):
+        call(value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_entry_of_the_face_is_among_them():
+    entries = {name for name in cf.__all__ if isfunction(getattr(cf, name))} - {"info", "cached_engines", "clear_cache"}
+    assert entries <= {name.split()[0] for name in TAKES}
 
 
 @pytest.mark.parametrize("call", ["export", "build", "calibrate", "diff"])

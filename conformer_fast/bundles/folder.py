@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from ..errors import BundleError
+from ..errors import BundleError, a_path
 from ..storage.atomic import replace_file
 from ..storage.hashed import SUFFIX
 from ..storage.lock import held
@@ -108,7 +108,7 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
     for what is no key.
     """
     check_key(key, signs=False)
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.abspath(a_path("the bundle", folder)))
     with suppress(BundleError):
         return _verified_bundle(folder, format_of, key)
     with ExitStack() as alone:
@@ -232,7 +232,7 @@ def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> 
     """Raises BundleError if a bundle written there would take something else away; ArgumentError for a key that
     cannot sign."""
     check_key(key, signs=True)
-    folder = Path(folder)
+    folder = a_path("the bundle", folder)
     while _others(folder):
         before = _stamp(folder / MANIFEST)
         others = [name for name in _others(folder) if os.path.lexists(folder / name)]

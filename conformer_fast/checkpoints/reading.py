@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, a_path, shown
 from ..model.recipe import Recipe
 from ..storage.regular import open_regular
 from .dialects import Recognized, recognize
@@ -90,7 +90,7 @@ def _read(path: str | os.PathLike[str], ema: bool) -> tuple[dict[str, Tensor], d
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
     """Raises CheckpointError unless it is a file, with what to give instead."""
-    path = Path(path)
+    path = a_path("the checkpoint", path)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # ValueError: a name that no file can have

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, CheckpointError, first_few, shown
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, first_few, shown
 from ..model.blank import in_memory, outline
 from ..model.config import PACKAGED, ConformerConfig, our_name
 from ..model.recipe import Recipe
@@ -49,6 +49,8 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
     floating point or not finite, or a variance negative, and for the weights of another model: other heads, labels of
     other classes.
     """
+    if not isinstance(model, Conformer):
+        raise ArgumentTypeError(f"load_weights fills a reference Conformer, got a {type(model).__name__}")
     if isinstance(source, Mapping):
         state = state_dict_in(source, ema)
         found = recognize(state)

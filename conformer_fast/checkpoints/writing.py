@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, CheckpointError
-from ..model.recipe import USUAL, Recipe
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, a_path
+from ..model.recipe import USUAL, Recipe, checked
 from ..storage.outputs import AnyPath, check_output, write_output
 from .dialects import Dialect, Recognized, to_dialect
 from .metadata import metadata_of
@@ -34,8 +33,12 @@ def save_weights(
     Raises CheckpointError when `path` does not end in .safetensors or cannot be written, ArgumentError for a dialect
     other than "official" and "mmpretrain", and for a recipe that does not fit the tensors.
     """
+    if not isinstance(state, Mapping):
+        raise ArgumentTypeError(
+            f"the weights must be a state dict, as model.state_dict(), got a {type(state).__name__}"
+        )
     _check_target(path)
-    _check_recipe(recipe, Recognized("official", dict(state), 0))
+    _check_recipe(checked(recipe), Recognized("official", dict(state), 0))
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in to_dialect(state, dialect).items()
@@ -63,6 +66,7 @@ def convert(
     """
     source = existing_file(source)
     _check_target(target, [source])
+    checked(recipe)
     checkpoint = read_checkpoint(source)
     found, said = checkpoint.found, checkpoint.recipe
     others = [name for name, value in recipe.known().items() if said.known().get(name, value) != value]
@@ -74,7 +78,7 @@ def convert(
 
 def _check_target(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> None:
     """Raises CheckpointError unless weights that are made from these inputs can be written there."""
-    if Path(path).suffix != ".safetensors":
+    if a_path("the output", path).suffix != ".safetensors":
         raise CheckpointError(f"{path}: weights are written as safetensors; give a name that ends in .safetensors")
     try:
         check_output(path, inputs)

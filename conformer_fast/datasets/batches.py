@@ -14,8 +14,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, whole
-from ..model.recipe import USUAL, Recipe
+from ..errors import ArgumentError, ArgumentTypeError, a_path, several, shown, whole
+from ..model.recipe import USUAL, Recipe, checked
 from ..model.shapes import side
 from .dataset import Dataset
 from .folders import pictures_below
@@ -33,9 +33,10 @@ def images_in(
     folder cannot be read.
     """
     size, limit, batch = side("size", size), whole("limit", limit), whole("batch", batch)
-    if not Path(folder).is_dir():
+    folder = a_path("the folder", folder)
+    if not folder.is_dir():
         raise ArgumentError(f"there is no folder {folder} of pictures for calibration")
-    paths = [Path(picture.file) for picture in pictures_below(Path(folder))]
+    paths = [Path(picture.file) for picture in pictures_below(folder)]
     if not paths:
         raise ArgumentError(f"{folder} has no pictures for calibration ({', '.join(sorted(PICTURES))})")
     count = min(limit, len(paths))
@@ -70,8 +71,8 @@ class Pictures(Batches):
     """
 
     def __init__(self, paths: Sequence[Path], size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
-        self.paths = tuple(paths)
-        self.size, self.batch, self.recipe = size, batch, recipe
+        self.paths = tuple(a_path("a picture", path) for path in several("paths", paths))
+        self.size, self.batch, self.recipe = size, batch, checked(recipe)
 
     def __len__(self) -> int:
         return math.ceil(len(self.paths) / self.batch)
@@ -97,7 +98,9 @@ class DatasetBatches(Batches):
     """
 
     def __init__(self, dataset: Dataset, size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
-        self.dataset, self.size, self.batch, self.recipe = dataset, size, batch, recipe
+        if not isinstance(dataset, Dataset):
+            raise ArgumentTypeError(f"the data must be what open_dataset returns, got {shown(repr(dataset))}")
+        self.dataset, self.size, self.batch, self.recipe = dataset, size, batch, checked(recipe)
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch)

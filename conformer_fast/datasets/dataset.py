@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, a_path, first_few, several
 from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
 from .classes import own_names
@@ -115,7 +115,8 @@ def open_dataset(
     damaged, or it is not clear what is meant. Warns of what is left out, and where a model's
     classes are taken in the order of names that cannot be found among its own. Pictures themselves are not read.
     """
-    names = own_names(class_names)
+    names = None if class_names is None else own_names(several("class_names", class_names))
+    path, labels = a_path("the data", path), None if labels is None else a_path("the label file", labels)
     kind, files = _found(os.fspath(path))
     if kind == "folder":
         listed = list_folder(Path(path), num_classes, names, own_labels=labels is None)

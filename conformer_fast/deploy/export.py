@@ -10,7 +10,7 @@ from ..calibration.calibrate import Images
 from ..calibration.resolve import resolve
 from ..checkpoints.adopt import Model, adopt
 from ..engines.onnx.graph import typed_graph
-from ..errors import one_of
+from ..errors import a_path, one_of
 from ..inference.quantization import Quantization
 from ..model.names import PRECISIONS
 from ..model.outputs import check_outputs, names_of
@@ -41,7 +41,7 @@ def export(
     Conformer; BackendError where onnx is not installed; OSError, before any work, when there is no such folder, or when
     the file cannot be written.
     """
-    path = Path(file)
+    path = a_path("the output", file)
     one_of("precision", precision, PRECISIONS)
     check_output(path, [model] if isinstance(model, str | os.PathLike) else [])
     source = adopt(model)

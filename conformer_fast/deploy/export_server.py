@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..bundles.folder import read_bundle
 from ..engines.registry import format_of, make
-from ..errors import ArgumentError, BundleError, whole
+from ..errors import ArgumentError, BundleError, a_path, whole
 
 
 def export_server(
@@ -32,13 +32,14 @@ def export_server(
     Raises BundleError when the bundle is damaged, the server does not run its engine, or the repository has such a
     model or cannot be written; ArgumentError for a name or number that cannot be.
     """
-    name = Path(bundle).resolve().name if name is None else name
+    bundle, repository = a_path("the bundle", bundle), a_path("the repository", repository)
+    name = bundle.resolve().name if name is None else name
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
     instances = whole("instances", instances)
     read = read_bundle(bundle, format_of, key)
     files = make(read.manifest.backend).served(read, name, instances)
-    folder = Path(repository) / name
+    folder = repository / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = folder.with_name(f".{name}-{uuid.uuid4().hex}")

@@ -16,7 +16,7 @@ from ..checkpoints.adopt import Model, Source
 from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
-from ..errors import ArgumentError, BundleError, ConformerFastError
+from ..errors import ArgumentError, BundleError, ConformerFastError, a_path
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, check_outputs, names_of
 from ..model.recipe import check_label_lines, class_labels, shown_labels
@@ -135,10 +135,11 @@ class FastConformer(EngineModule):
         to save; BundleError when the folder holds anything but a bundle or cannot be written, or when the model returns
         a class that cannot be restored.
         """
+        path = a_path("the bundle", folder)
         if isinstance(self._made_from, Bundle):
-            return _copied(self._made_from, folder, labels, key)
-        again = call("conformer_fast.compile(model", self.settings) + f").save({Path(folder).absolute().name!r})"
-        return save(folder, self._made_from, self.settings, self._engine, rebuild_with=again, labels=labels, key=key)
+            return _copied(self._made_from, path, labels, key)
+        again = call("conformer_fast.compile(model", self.settings) + f").save({path.absolute().name!r})"
+        return save(path, self._made_from, self.settings, self._engine, rebuild_with=again, labels=labels, key=key)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._made_from, Source):

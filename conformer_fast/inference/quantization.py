@@ -14,6 +14,7 @@ The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear, which Tens
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -26,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, a_path, shown
 from ..model.functional import stored
 from ..model.precision import FORMATS
 from ..storage.outputs import write_output
+from ..storage.regular import read_regular
 
 FORMAT = "conformer-fast quantization 1"  # of the files
 LARGEST_FILE = 64 << 20  # bytes; base-p16 takes less than one MB
@@ -90,7 +92,7 @@ class Quantization:
     def save(self, file: str | os.PathLike[str]) -> Path:
         """Writes it as JSON, all at once, and returns the path. Raises OSError when it cannot be written, ArgumentError
         for what is no plain file."""
-        path = Path(file)
+        path = a_path("the output", file)
         values = {"format": FORMAT, **asdict(self)}
         write_output(path, (json.dumps(values, indent=1) + "\n").encode())
         return path
@@ -98,14 +100,16 @@ class Quantization:
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Quantization:
         """What `save` wrote. Raises OSError when it cannot be read, ArgumentError when it is anything else."""
-        path = Path(file)
-        if path.exists() and not path.is_dir() and not (path.is_file() and path.stat().st_size <= LARGEST_FILE):
-            raise ArgumentError(
-                f"{file} is no quantization: it must be a regular file of up to {LARGEST_FILE >> 20} MB; "
-                f"`conformer-fast calibrate -o` writes such files"
-            )
+        path = a_path("the quantization", file)
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_regular(path, LARGEST_FILE))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EFBIG):
+                raise
+            raise ArgumentError(
+                f"{shown(path)} is no quantization: it must be a regular file of up to {LARGEST_FILE >> 20} MB; "
+                f"`conformer-fast calibrate -o` writes such files"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise ArgumentError(
                 f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files"

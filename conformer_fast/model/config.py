@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError
 
 STEM_CHANNELS = 64
 HEAD_DIM = 64  # of every published variant; what a checkpoint alone implies for the number of heads
@@ -118,5 +118,6 @@ def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> C
     elif isinstance(name, str) and our_name(name) in known:
         config = known[our_name(name)]
     else:
-        raise ArgumentError(f"unknown Conformer {name!r}; choose one of {', '.join(known)} or pass a ConformerConfig")
+        kind = ArgumentError if isinstance(name, str) else ArgumentTypeError
+        raise kind(f"unknown Conformer {name!r}; choose one of {', '.join(known)} or pass a ConformerConfig")
     return config if num_classes is None else replace(config, num_classes=num_classes)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError
 from .config import EXPANSION, STEM_CHANNELS, ConformerConfig
 from .functional import attention
 from .recipe import Recipe, checked
@@ -177,6 +177,10 @@ class Conformer(nn.Module):
 
     def __init__(self, config: ConformerConfig, features_only: bool = False, pad: Pad = "stem") -> None:
         super().__init__()
+        if not isinstance(config, ConformerConfig):
+            raise ArgumentTypeError(
+                f"a Conformer is made of a ConformerConfig, got {config!r}; create_model takes names"
+            )
         if pad not in ("stem", "none"):
             raise ArgumentError(f"pad must be 'stem' or 'none', got {pad!r}")
         self.config, self.features_only, self.pad = config, features_only, pad

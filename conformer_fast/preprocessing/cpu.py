@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, whole
-from ..model.recipe import USUAL, Recipe
+from ..model.recipe import USUAL, Recipe, checked
 from ..model.shapes import side
 from ..storage.regular import open_regular
 from .png import without_texts
@@ -221,6 +221,7 @@ def _empty(count: int, size: int, dtype: torch.dtype, channels_last: bool) -> Te
 
 def _fill(out: Tensor, cuts: Sequence[Cut], threads: int, recipe: Recipe) -> None:
     """Writes one picture a cut into out (B, 3, size, size), contiguous in either order of its dimensions."""
+    checked(recipe)
     if _C is None:
         size = out.shape[-1]
         for result, cut in zip(out, cuts, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, a_path
 from .atomic import replace_file
 
 AnyPath = str | os.PathLike[str]
@@ -24,7 +24,7 @@ def check_output(file: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     from or prints to, or no file's name; FileNotFoundError, IsADirectoryError or PermissionError where no file can be
     written.
     """
-    file = Path(file)
+    file = a_path("the output", file)
     try:
         path, there = Path(os.path.realpath(file)), _status(file)
     except ValueError as error:

@@ -196,7 +196,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     for file in (tmp_path / "fifo", "/dev/zero", tmp_path / "large"):
         with pytest.raises(ArgumentError, match=f"{file} is no quantization: it must be a regular file of up to 64 MB"):
             Quantization.load(file)
-    with pytest.raises(ArgumentError, match=r"is no JSON .*null"):
+    with pytest.raises(ArgumentError, match=r"q\\x00.json is no quantization: it must be a regular file"):
         Quantization.load("q\0.json")
     for missing in (tmp_path, tmp_path / "absent"):
         with pytest.raises(OSError, match=str(missing)):
