@@ -1,4 +1,4 @@
-"""Safetensors files in shards, as their index names them. Single files are in test_weights and test_weights_unsafe."""
+"""Safetensors files in shards, as their index names them. Single files are in test_weights and test_reading_unsafe."""
 
 import json
 import os

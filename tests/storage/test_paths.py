@@ -1,10 +1,11 @@
-"""Where the cache is for a user without a home."""
+"""Where the cache is, also for a user without a home."""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,11 @@ def test_a_folder_that_others_made_is_not_taken(homeless, trap):
     assert found.parent == homeless
     assert found != folder
     assert stat.S_IMODE(found.stat().st_mode) == 0o700
+
+
+def test_the_cache_root(monkeypatch):
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", "elsewhere")
+    assert paths.cache_root() == Path("elsewhere")
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", "")
+    assert paths.cache_root().is_absolute()
+    assert paths.cache_root().name == "conformer-fast"
