@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..errors import DownloadError
 from ..storage.hashed import HashedFile
 from ..storage.paths import cache_root
+from ..storage.regular import open_regular
 from .mirror import MIRROR, SHA256, check_scheme, mirror, whole_hashes
 
 FILES = {  # the last eight hex digits are the start of the file's sha256
@@ -99,7 +100,7 @@ def _download(target: Path) -> None:
             reason = str(error)
     else:
         raise DownloadError(f"no complete download after {ATTEMPTS} attempts ({reason}); try again later, or {by_hand}")
-    with part.open("rb") as file:
+    with open_regular(part) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         _check_hash(part, found, f"it was removed; try again, or {by_hand}")

@@ -18,6 +18,7 @@ from ..engines.registry import BACKENDS
 from ..errors import ArgumentError, CheckpointError, first_few
 from ..model.config import LARGEST_SIDE, PACKAGED, VARIANTS, ConformerConfig, our_name
 from ..model.names import IN_8_BITS, PRECISIONS
+from ..storage.regular import read_regular
 
 if TYPE_CHECKING:
     from ..datasets.batches import Pictures
@@ -246,14 +247,14 @@ def bundled(options: argparse.Namespace) -> cf.FastConformer:
 def lines_of(path: str) -> list[str]:
     """Names of classes, from a text file."""
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return read_regular(path).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{path} is not UTF-8 ({error}); write the classes' names as such text") from error
 
 
 def key_of(path: str | None) -> bytes | None:
     """A bundle's key: all bytes of the file."""
-    return Path(path).read_bytes() if path else None
+    return read_regular(path) if path else None
 
 
 def show(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:

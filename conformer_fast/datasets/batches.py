@@ -6,17 +6,18 @@ import hashlib
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, a_path, several, shown, whole
+from ..errors import ArgumentError, ArgumentTypeError, ImageError, a_path, several, shown, whole
 from ..model.recipe import USUAL, Recipe, checked
 from ..model.shapes import side
+from ..storage.regular import read_regular
 from .dataset import Dataset
 from .folders import pictures_below
 from .labels import PICTURES
@@ -84,10 +85,10 @@ class Pictures(Batches):
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the files' contents, in order, and of how they are read."""
+        """A digest of the files' contents, in order, and of how they are read. Raises ImageError as `read` does."""
         digest = hashlib.sha256(f"{self.size} {self.batch} {self.recipe.normalization}".encode())
         for path in self.paths:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            digest.update(_file_digest(str(path), partial(read_regular, path)))
         return digest.hexdigest()
 
 
@@ -111,8 +112,15 @@ class DatasetBatches(Batches):
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the pictures' files, in order, and of how they are read."""
+        """A digest of the pictures' files, in order, and of how they are read. Raises ImageError as `read` does."""
         digest = hashlib.sha256(f"{self.size} {self.batch} {self.recipe.normalization}".encode())
-        for position in range(len(self.dataset)):
-            digest.update(hashlib.sha256(self.dataset.read(position)).digest())
+        for position, picture in enumerate(self.dataset.pictures):
+            digest.update(_file_digest(picture.name, partial(self.dataset.read, position)))
         return digest.hexdigest()
+
+
+def _file_digest(name: str, read: Callable[[], bytes]) -> bytes:
+    try:
+        return hashlib.sha256(read()).digest()
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror}); get the file again") from error

@@ -16,7 +16,14 @@ from ..storage.regular import read_regular
 
 MAGIC = b"conformer-fast evaluation "
 MOST_BYTES = 1 << 30  # of a file; ImageNet's 50,000 pictures take 6 MB
+MOST_SHOWN = 20  # of the fields that differ
 TODO, DONE, DAMAGED = range(3)
+HASHED = {  # fields that are hashes, which tell nobody anything: what it means that they differ
+    "data": "of other pictures or labels",
+    "weights": "of other weights",
+    "quantization": "of another quantization",
+    "bundle": "of another bundle",
+}
 
 
 class Record:
@@ -59,6 +66,12 @@ class Record:
         content = b"".join([header, b"\n", self.top.tobytes(), self.states.tobytes()])
         write_output(file, MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
+    def _difference(self, name: str, before: Any) -> str:
+        if name in HASHED:
+            return HASHED[name]
+        known = name if name in self.fields else shown(repr(name))
+        return f"{known} was {shown(repr(before), 100)} and is {shown(repr(self.fields.get(name)), 100)}"
+
     def load(self, file: str | os.PathLike[str]) -> None:
         """Takes over what `save` wrote. Raises DatasetError when it is damaged or of another evaluation."""
         try:
@@ -73,14 +86,10 @@ class Record:
             raise DatasetError(f"{file} cannot be read ({error.strerror}); name another file") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(f"{file} holds no evaluation ({error}); name another file, or delete it") from error
-        for name in self.fields | fields:
-            before, now = fields.get(name), self.fields.get(name)
-            if before != now:
-                known = name if name in self.fields else shown(repr(name))
-                raise DatasetError(
-                    f"{file} is of another evaluation: {known} was {shown(repr(before), 100)} and is "
-                    f"{shown(repr(now), 100)}; name another file, or delete it"
-                )
+        others = [name for name in self.fields | fields if fields.get(name) != self.fields.get(name)]
+        if others:
+            differences = ", ".join(self._difference(name, fields.get(name)) for name in others[:MOST_SHOWN])
+            raise DatasetError(f"{file} is of another evaluation: {differences}; name another file, or delete it")
         if len(arrays) != self.top.nbytes + self.states.nbytes:
             raise DatasetError(f"{file} holds no evaluation of {len(self.states)} pictures; delete it")
         top = np.frombuffer(arrays, self.top.dtype, self.top.size).reshape(self.top.shape).copy()

@@ -21,7 +21,7 @@ from filelock import FileLock
 from ..errors import ConformerFastError
 from .atomic import replace_file
 from .lock import held
-from .regular import read_regular
+from .regular import open_regular, read_regular
 
 SUFFIX = ".hash"  # of the JSON file: a list of records, the newest first
 LIMIT_BYTES = 1 << 20  # of that file; a real one has some hundred
@@ -144,8 +144,8 @@ class HashedFile:
     def sha256(self) -> str:
         """Of a file that was not written here, such as a download. It is computed when the file's size, times of change
         in nanoseconds, place on the disk or owner are new, and kept if the folder can be written. Raises OSError if the
-        file cannot be read."""
-        with self.path.open("rb") as file:
+        file cannot be read, or is none."""
+        with open_regular(self.path) as file:
             stat = os.fstat(file.fileno())
             fields = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
             fields |= {"inode": stat.st_ino, "owner": stat.st_uid}

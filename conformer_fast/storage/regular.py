@@ -24,7 +24,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         raise OSError(errno.EINVAL, "a pipe or a device, no regular file", os.fspath(path))
-    return open(descriptor, "rb")
+    return open(path, "rb", opener=lambda *_: descriptor)  # which gives it its name
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:

@@ -87,3 +87,13 @@ def test_a_data_sets_pictures(pictures):
     assert len({found.identity, *(DatasetBatches(*other).identity for other in others)}) == 4
     (pictures / "a" / "0.png").write_bytes((pictures / "b" / "9.png").read_bytes())
     assert DatasetBatches(open_dataset(pictures), 32, 4).identity != found.identity
+
+
+def test_what_is_no_file_any_more_is_named_at_once(pictures):
+    """A device, which would be read as if empty, or a pipe, which would be waited for."""
+    batches = images_in(pictures, 32, 10), DatasetBatches(open_dataset(pictures), 32)
+    (pictures / "a" / "0.png").unlink()
+    (pictures / "a" / "0.png").symlink_to("/dev/null")
+    for one in batches:
+        with pytest.raises(ImageError, match=r"a/0.png: cannot be read \(a pipe or a device, no regular file\)"):
+            _ = one.identity

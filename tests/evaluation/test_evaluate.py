@@ -149,21 +149,26 @@ def test_what_is_done_is_kept_now_and_then(held_out, fast, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("changed", "field"),
-    [({"batch": 16}, "batch"), ({"size": 96}, "size"), ({"limit": 30}, "data"), ({"reference": None}, "ref")],
+    ("changed", "difference"),
+    [
+        ({"batch": 16}, "batch was 32 and is 16;"),
+        ({"size": 96, "batch": 16}, "size was 64 and is 96, batch was 32 and is 16;"),
+        ({"limit": 30}, "of other pictures or labels, pictures was 40 and is 30;"),
+        ({"reference": None}, "reference was True and is False;"),
+    ],
     ids=str,
 )
-def test_another_evaluation_is_not_continued(held_out, fast, tmp_path, changed, field):
+def test_another_evaluation_is_not_continued(held_out, fast, tmp_path, changed, difference):
     options = {"reference": fast.reference, "workers": 0, "limit": 40, "resume": tmp_path / "state.npz"}
     evaluate(fast, held_out, **options)
-    with pytest.raises(DatasetError, match=f"of another evaluation: ({field})"):
+    with pytest.raises(DatasetError, match=f"is of another evaluation: {difference}"):
         evaluate(fast, held_out, **(options | changed))
 
 
 def test_other_weights_or_pictures_are_not_continued(held_out, fast, tmp_path):
     options = {"workers": 0, "limit": 40, "resume": tmp_path / "state.npz"}
     evaluate(fast, held_out, **options)
-    with pytest.raises(DatasetError, match="another evaluation: weights was"):
+    with pytest.raises(DatasetError, match="another evaluation: of other weights; name another"):
         evaluate(cf.compile(cf.create_model("digits"), backend="reference"), held_out, **options)
     if "openvino" in cf.compile(fast.reference).settings.backend.name:
         with pytest.raises(DatasetError, match=r"another evaluation: (backend|precision) was"):
@@ -176,7 +181,7 @@ def test_another_quantization_is_not_continued(held_out, fast, tmp_path):
     quantized.settings = dataclasses.replace(fast.settings, quantization=Quantization("int8", {"conv_1.conv1": 1.0}))
     evaluate(quantized, held_out, **options)
     quantized.settings = dataclasses.replace(fast.settings, quantization=Quantization("int8", {"conv_1.conv1": 2.0}))
-    with pytest.raises(DatasetError, match="another evaluation: quantization was"):
+    with pytest.raises(DatasetError, match="another evaluation: of another quantization; name another"):
         evaluate(quantized, held_out, **options)
 
 

@@ -431,3 +431,8 @@ def test_everybody_may_read_the_hash_of_a_file(path):
 def test_the_hash_of_no_file(path):
     with pytest.raises(FileNotFoundError):
         HashedFile(path).sha256()
+    path.parent.mkdir()
+    path.symlink_to("/dev/null")  # or a pipe, which would be waited for
+    with pytest.raises(OSError, match="a pipe or a device"):
+        HashedFile(path).sha256()
+    assert not beside(path).exists()
