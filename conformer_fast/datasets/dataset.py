@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DatasetError, a_path, first_few, several
+from ..errors import ArgumentError, DatasetError, a_path, first_few, several
 from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
 from .classes import own_names
@@ -107,7 +107,7 @@ def open_dataset(
     labels:      a text file of names and labels (labels.labels_from_file), which then count; not for parquet
     num_classes: of the model, which the classes must fit; None: not known
     class_names: what the model calls them, as `model.recipe.labels`: the data's names are found among these, in any
-                 order; None: not known
+                 order; None: not known. One for each class
 
     The order is that of the paths; inside a tar or parquet file, the file's own.
 
@@ -115,7 +115,14 @@ def open_dataset(
     damaged, or it is not clear what is meant. Warns of what is left out, and where a model's
     classes are taken in the order of names that cannot be found among its own. Pictures themselves are not read.
     """
-    names = None if class_names is None else own_names(several("class_names", class_names))
+    if class_names is not None:
+        class_names = several("class_names", class_names)
+        if num_classes not in (None, len(class_names)):
+            raise ArgumentError(
+                f"{len(class_names)} class_names for {num_classes} classes; give one for each, in order"
+            )
+        num_classes = len(class_names)
+    names = own_names(class_names)
     path, labels = a_path("the data", path), None if labels is None else a_path("the label file", labels)
     kind, files = _found(os.fspath(path))
     if kind == "folder":

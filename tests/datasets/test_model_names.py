@@ -10,7 +10,7 @@ from data_samples import found, picture, refused, write, write_parquet, write_ta
 
 from conformer_fast.datasets.classes import classes_of, label_of, own_names
 from conformer_fast.datasets.dataset import open_dataset
-from conformer_fast.errors import DatasetError
+from conformer_fast.errors import ArgumentError, DatasetError
 from conformer_fast.model.class_names import imagenet_labels, imagenet_synsets
 
 MODEL = ("newt", "Golden Retriever", "cat", "bird")  # in the order of the scores
@@ -123,6 +123,13 @@ def test_what_cannot_be_compared_is_said(names, said, tmp_path):
     with pytest.warns(UserWarning, match=f"the classes are taken in this order: a, b, {said}"):
         assert open_dataset(tmp_path, None, 2, names).labels == (0, 1)
     assert "has 2 classes (a, b), the model has 3" in refused(tmp_path, None, 3, None)
+
+
+def test_a_name_for_each_class(tmp_path):
+    write(tmp_path, {"cat/x.png": picture(1)})
+    with pytest.raises(ArgumentError, match="4 class_names for 3 classes; give one for each, in order"):
+        open_dataset(tmp_path, None, 3, MODEL)
+    assert "has 1 classes (cat), the model has 2 classes" in refused(tmp_path, None, None, ["a", "b"])
 
 
 def test_without_a_model_nothing_is_assumed_of_it(tmp_path):
