@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, wraps
@@ -36,37 +36,76 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 CUDA: Any = None
 ERROR = float(os.environ.get("STAND_IN_ERROR", "0"))
 MAY_MIX = ("copy_", "_to_copy", "index", "index_put", "index_put_", "set_", "_has_compatible_shallow_copy_type")
-_local = threading.local()
+MEMORY = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})  # the types of tensors that have some
+NESTED = (list, tuple)
+PRODUCTS = frozenset(
+    getattr(torch.ops.aten, name).default
+    for name in ("linear", "conv2d", "convolution", "addmm", "mm", "bmm", "matmul", "scaled_dot_product_attention")
+)
+
+
+class _Local(threading.local):
+    on_gpu: bool | None = None  # whether what operators make is there; None: if their arguments are
+    replays = False
+
+
+_local = _Local()
+
+
+# What follows runs at every operator and every look at a tensor, so it is written for speed.
 
 
 def marked(tensor: Tensor) -> bool:
     """Whether the tensor is on the GPU. A mark is on the memory, which views share."""
     with torch._C.DisableTorchFunction():
-        return tensor.device.type == "cpu" and _has_memory(tensor) and hasattr(tensor.untyped_storage(), "on_gpu")
+        return _is_marked(tensor)
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+def _is_marked(tensor: Tensor) -> bool:
+    return type(tensor) in MEMORY and hasattr(tensor.untyped_storage(), "on_gpu")
 
 
 def _mark(tensor: Tensor, on_gpu: bool) -> None:
-    with torch._C.DisableTorchFunction():
-        if tensor.device.type == "cpu" and _has_memory(tensor):
-            storage = tensor.untyped_storage()
-            if on_gpu:
-                storage.on_gpu = True
-            elif hasattr(storage, "on_gpu"):
-                del storage.on_gpu
+    if type(tensor) in MEMORY and tensor.is_cpu:
+        storage = tensor.untyped_storage()
+        if on_gpu:
+            storage.on_gpu = True
+        elif hasattr(storage, "on_gpu"):
+            del storage.on_gpu
 
 
-@contextmanager
-def _results(on_gpu: bool):
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Those among the values and in their lists and tuples."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, NESTED):
+            found += [inner for inner in value if isinstance(inner, Tensor)]
+    return found
+
+
+def _multiplied(func: Any, args: tuple, kwargs: dict[str, Any], given: list[Tensor]) -> Tensor:
+    """The product of float16 tensors, summed in float32 as on a GPU; in float16 a CPU takes ten times as long."""
+    if not all(tensor.dtype is torch.float16 and type(tensor) in MEMORY for tensor in given):
+        return func(*args, **kwargs)
+    args, kwargs = tree_map(lambda value: value.float() if isinstance(value, Tensor) else value, (args, kwargs))
+    return func(*args, **kwargs).half()
+
+
+class _Results:
     """Inside, what operators make is there, or is not, whatever their arguments are."""
-    before, _local.on_gpu = getattr(_local, "on_gpu", None), on_gpu
-    try:
-        yield
-    finally:
-        _local.on_gpu = before
+
+    __slots__ = ("before", "on_gpu")
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu = on_gpu
+
+    def __enter__(self) -> None:
+        self.before, _local.on_gpu = _local.on_gpu, self.on_gpu
+
+    def __exit__(self, *_: object) -> None:
+        _local.on_gpu = self.before
 
 
 class Operators(TorchDispatchMode):
@@ -78,33 +117,44 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
-        there = [marked(tensor) for tensor in given]
-        name = func.overloadpacket.__name__
-        if any(there) and name not in MAY_MIX:
-            with torch._C.DisableTorchFunction():
-                stray = [t for t, on_gpu in zip(given, there, strict=True) if not on_gpu and t.ndim and t.device == CPU]
-            if stray and all(map(_has_memory, stray)):
-                shapes = [tuple(tensor.shape) for tensor in stray]
-                raise RuntimeError(f"Expected all tensors to be on the same device: {func} got {shapes} on the CPU")
-        if func.namespace == "conformer_fast" and any(there):
+        given = _tensors((*args, *kwargs.values()) if kwargs else args)
+        there = list(map(_is_marked, given))
+        on_gpu = True in there
+        if on_gpu and False in there and func.overloadpacket.__name__ not in MAY_MIX:
+            self._refuse_strays(func, given, there)
+        if on_gpu and func.namespace == "conformer_fast":
             from conformer_fast.inference import ops
 
             with self, ops.on_kernels():
                 result = func(*args, **kwargs)
+        elif on_gpu and given[0].dtype is torch.float16 and func in PRODUCTS:
+            result = _multiplied(func, args, kwargs, given)
         else:
             result = func(*args, **kwargs)
-        forced = getattr(_local, "on_gpu", None)
-        on_gpu = any(there) if forced is None else forced
-        known = {id(tensor) for tensor in given}
-        for tensor in _flat([result]):
-            if isinstance(tensor, Tensor) and id(tensor) not in known and (forced is not None or on_gpu):
-                Memory.allocated += on_gpu and not marked(tensor) and not getattr(_local, "replays", False)
-                if on_gpu and tensor.nbytes > Memory.largest:
-                    raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tensor.nbytes} bytes.")
-                _mark(tensor, on_gpu)
+        forced = _local.on_gpu
+        if forced is not None:
+            on_gpu = forced
+        if on_gpu or forced is not None:
+            known = set(map(id, given))
+            for tensor in _tensors((result,)):
+                if id(tensor) not in known:
+                    self._made(tensor, on_gpu)
         Clock.now += 1e-6
         return result
+
+    def _refuse_strays(self, func: Any, given: list[Tensor], there: list[bool]) -> None:
+        with torch._C.DisableTorchFunction():
+            stray = [t for t, on_gpu in zip(given, there, strict=True) if not on_gpu and t.ndim and t.device == CPU]
+        if stray and all(type(tensor) in MEMORY for tensor in stray):
+            shapes = [tuple(tensor.shape) for tensor in stray]
+            raise RuntimeError(f"Expected all tensors to be on the same device: {func} got {shapes} on the CPU")
+
+    def _made(self, tensor: Tensor, on_gpu: bool) -> None:
+        if on_gpu:
+            Memory.allocated += not _is_marked(tensor) and not _local.replays
+            if tensor.nbytes > Memory.largest:
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tensor.nbytes} bytes.")
+        _mark(tensor, on_gpu)
 
 
 class Clock:
@@ -116,92 +166,109 @@ class Memory:
     largest = math.inf  # bytes that one may have
 
 
+def _getters(*names: str) -> set[Any]:
+    return {getattr(Tensor, name).__get__ for name in names}
+
+
+PLAIN = frozenset(  # functions that run no operator, and whose result is the same on a GPU
+    {torch.device, torch._C._nn._parse_to, torch._C._set_grad_enabled, Tensor.requires_grad_, Tensor.untyped_storage}
+    | {Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.element_size, Tensor.data_ptr, Tensor.is_contiguous}
+    | {Tensor.is_floating_point, Tensor.is_complex, Tensor.is_inference, Tensor.storage_offset}
+    | _getters("shape", "dtype", "ndim", "layout", "nbytes", "requires_grad", "grad", "grad_fn", "is_leaf")
+    | _getters("is_cpu", "is_meta", "is_nested", "is_sparse", "is_quantized", "is_mkldnn")
+)
+WHERE, IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__
+SPECIAL = frozenset(
+    {WHERE, IS_CUDA, Tensor.numpy, Tensor.__array__, Tensor.cuda, Tensor.cpu, Tensor.to, Tensor.__deepcopy__}
+)
+NAMES_DEVICES = frozenset({torch.device, str})
+
+
 class Devices(TorchFunctionMode):
     """Where a tensor is, and what is made where."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func in (torch.device, torch._C._nn._parse_to):
+        kwargs = kwargs or {}
+        if func in PLAIN:
             return func(*args, **kwargs)
-        if getattr(_local, "replays", False) and isinstance(func, torch._ops.OpOverload):
-            with _results(True):  # its devices were translated when it was recorded
+        if _local.replays and isinstance(func, torch._ops.OpOverload):
+            with _Results(True):  # its devices were translated when it was recorded
                 return func(*args, **kwargs)
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        if func == Tensor.device.__get__:
-            return GPU if marked(first) else func(*args)
-        if func == Tensor.is_cuda.__get__:
-            return marked(first)
-        if func in (Tensor.numpy, Tensor.__array__) and marked(first):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        if func in SPECIAL:
+            return self._special(func, args, kwargs)
+        values = (*args, *kwargs.values()) if kwargs else args
+        generator = kwargs.get("generator")
+        if generator is not None and args and isinstance(args[0], Tensor):
+            self._check_generator(generator, args[0])
+        if not NAMES_DEVICES.isdisjoint(map(type, values)):
+            device = next(filter(None, map(_device, values)), None)
+            if device:
+                return self._asked(device, func, args, kwargs)
+        if _local.on_gpu is None and any(map(_is_marked, _tensors(values))):
+            _local.on_gpu = True  # what it makes on its way is there too
+            try:
+                return func(*args, **kwargs)
+            finally:
+                _local.on_gpu = None
+        return func(*args, **kwargs)
+
+    def _check_generator(self, generator: torch.Generator, tensor: Tensor) -> None:
+        if _is_marked(tensor) != getattr(generator, "on_gpu", False):
+            raise RuntimeError("Expected a generator on the tensor's device")
+
+    def _special(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        first = args[0]
+        if func == WHERE:
+            return GPU if _is_marked(first) else func(*args)
+        if func == IS_CUDA:
+            return _is_marked(first)
         if func == Tensor.cuda:
             return self._moved(first, GPU)
         if func == Tensor.cpu:
             return self._moved(first, CPU)
         if func == Tensor.to:
-            return self._to(first, args[1:], kwargs)
+            return self._to(first, args[1:], dict(kwargs))
         if func == Tensor.__deepcopy__:
             copied = func(*args, **kwargs)
-            _mark(copied, marked(first))  # its memory is copied without an operator
+            _mark(copied, _is_marked(first))  # its memory is copied without an operator
             return copied
-        generator = kwargs.get("generator")
-        if generator is not None and first is not None and marked(first) != getattr(generator, "on_gpu", False):
-            raise RuntimeError("Expected a generator on the tensor's device")
-        asked = [device for device in map(_device, (*args, *kwargs.values())) if device]
-        if asked:
-            on_gpu = asked[0].type == "cuda"
-            if on_gpu:
-                args = [CPU if _device(value) else value for value in args]
-                kwargs = {name: CPU if _device(value) else value for name, value in kwargs.items()}
-            if func in (torch.as_tensor, torch.asarray):
-                return self._moved(func(*args, **kwargs), asked[0])
-            with _results(on_gpu):
-                result = func(*args, **kwargs)
-            if isinstance(result, Tensor):
-                _mark(result, on_gpu)  # torch.tensor makes its own without an operator
-            return result
-        if any(isinstance(value, Tensor) and marked(value) for value in _flat((*args, *kwargs.values()))):
-            with _made_inside():
-                return func(*args, **kwargs)
+        if _is_marked(first):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
         return func(*args, **kwargs)
+
+    def _asked(self, device: torch.device, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What func returns that is asked for a device."""
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            args = tuple(CPU if _device(value) else value for value in args)
+            kwargs = {name: CPU if _device(value) else value for name, value in kwargs.items()}
+        if func in (torch.as_tensor, torch.asarray):
+            return self._moved(func(*args, **kwargs), device)
+        with _Results(on_gpu):
+            result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            _mark(result, on_gpu)  # torch.tensor makes its own without an operator
+        return result
 
     def _moved(self, tensor: Tensor, device: torch.device, **options: Any) -> Tensor:
         if device.type == "meta" or tensor.is_meta:
             return tensor.to(device, **options)
         on_gpu = device.type == "cuda"
-        options["copy"] = options.get("copy", False) or on_gpu != marked(tensor)
-        with _results(on_gpu):
+        options["copy"] = options.get("copy", False) or on_gpu != _is_marked(tensor)
+        with _Results(on_gpu):
             return tensor.to(CPU, **options)
 
     def _to(self, tensor: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], Tensor):
-            device, dtype = GPU if marked(args[0]) else CPU, args[0].dtype
+            device, dtype = GPU if _is_marked(args[0]) else CPU, args[0].dtype
             memory_format = kwargs.get("memory_format")
         else:
             device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
         options = {"dtype": dtype or tensor.dtype, "copy": copy}
         if memory_format is not None:
             options["memory_format"] = memory_format
-        return self._moved(tensor, device or (GPU if marked(tensor) else tensor.device), **options)
-
-
-@contextmanager
-def _made_inside():
-    """Tensors that an operator of tensors on the GPU makes on its way are there too."""
-    if getattr(_local, "on_gpu", None) is not None:
-        yield
-        return
-    with _results(True):
-        yield
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    """The values and what lists and tuples among them hold."""
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from value
-        else:
-            yield value
+        return self._moved(tensor, device or (GPU if _is_marked(tensor) else tensor.device), **options)
 
 
 def _device(value: Any) -> torch.device | None:
