@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import quick_interpreter  # noqa: F401 - it changes the interpreter
 import torch
 import triton.language as tl
 from torch import Tensor
