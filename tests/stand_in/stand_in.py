@@ -515,7 +515,7 @@ SMALLER: dict[str, Callable[[Any], None]] = {
     "benchmarks.gpu.tuning": _set(MOST=4),
 }
 SMALLER_TESTS = {
-    "test_graphs_gpu": _set(MODELS=2, WARM_MODELS=1, SIDE=64),
+    "test_graphs_gpu": _set(MODELS=2, WARM_MODELS=1, SIDE=64, POOL_BATCH=4, POOL_SIDE=32),
     "test_real_sizes": _set(LARGE_BATCH=2, SIDE=64),
     "test_engine_gpu": _pretended_tensorrt,
 }

@@ -23,6 +23,7 @@ from conformer_fast.model.precision import DTYPES
 
 MODELS, WARM_MODELS = 1000, 20  # that are made and dropped, after some others
 SIDE = 224  # of larger images
+POOL_BATCH, POOL_SIDE = 64, 128  # whose activations take more memory than the allocator's own pieces
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -207,7 +208,7 @@ def test_gpu_dropped_graphs(monkeypatch):
 
 def test_gpu_models_share_a_pool():
     """Activations take the memory that the first model's graph takes; the second's has its images and outputs alone."""
-    batch = images(64, 3, 128, 128, device="cuda")
+    batch = images(POOL_BATCH, 3, POOL_SIDE, POOL_SIDE, device="cuda")
     models = [on_gpu(), on_gpu()]
     for fast in models:  # builds the kernels; what cuBLAS and cuDNN need is taken once
         fast(batch[:1])
