@@ -71,18 +71,15 @@ class Histogram:
         self.weights += (found / squares.where(squares > 0, math.inf)).sum(0).cpu().numpy()
 
     def range(self, precision: str) -> float:
-        """The range for "int8" or "fp8"; 0 if there were only zeros."""
+        """The range for "int8" or "fp8": of the least squared error when the values are stored; 0 if all were zeros."""
         if not self.largest:
             return 0.0
-        limits = self.largest * RANGES
-        errors = [self._error(limit, FORMATS[precision]) for limit in limits]
-        return float(limits[int(np.argmin(errors))])
-
-    def _error(self, limit: float, dtype: torch.dtype) -> float:
-        """The squared error of the values stored in `dtype` when it covers `limit`."""
-        scale = limit / LARGEST[dtype]
-        found = stored(torch.from_numpy(self.magnitudes / scale).float(), dtype).double().numpy() * scale
-        return float(self.weights @ (found - self.magnitudes) ** 2)
+        dtype, occupied = FORMATS[precision], np.flatnonzero(self.weights)
+        magnitudes, limits = self.magnitudes[occupied], self.largest * RANGES
+        scales = (limits / LARGEST[dtype])[:, None]
+        found = stored(torch.from_numpy(magnitudes / scales).float(), dtype).double().numpy() * scales
+        errors = (found - magnitudes) ** 2 @ self.weights[occupied]
+        return float(limits[np.argmin(errors)])
 
     def _make_room(self, largest: float) -> None:
         before = self.bound

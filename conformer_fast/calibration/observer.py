@@ -7,6 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,12 +60,12 @@ class Observer(fx.Interpreter):
         read = _READ.get(operation_of(n)) if n.op == "call_function" else None
         if not read:
             return super().run_node(n)
-        call = inspect.signature(getattr(functional, operation_of(n))).bind(*n.args, **n.kwargs)
+        call = _signature(operation_of(n)).bind(*n.args, **n.kwargs)
         call.apply_defaults()
         product = call.arguments["weight"].target.removesuffix(".weight")
         arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
         for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
-            if not value.isfinite().all():
+            if value.numel() and not all(map(math.isfinite, torch.stack(value.aminmax()).tolist())):
                 raise ArgumentError(
                     f"calibration: the input of {name} is NaN or infinite; check the images and the weights"
                 )
@@ -79,6 +80,11 @@ class Observer(fx.Interpreter):
         done = self.multiply_adds.get(product, 0)
         self.multiply_adds[product] = done + positions * arguments["weight"].numel()
         return result
+
+
+@cache
+def _signature(operation: str) -> inspect.Signature:
+    return inspect.signature(getattr(functional, operation))
 
 
 def spread(batches: Sequence[Tensor], images: int) -> Iterator[Tensor]:
