@@ -18,7 +18,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from conformer_fast.storage.hashed import HashedFile
+from conformer_fast.storage.hashed import SUFFIX, HashedFile
 from conformer_fast.storage.lock import held, remove_free
 from conformer_fast.storage.paths import cache_root
 
@@ -137,14 +137,18 @@ def cached_engines() -> list[CachedEngine]:
 def clear_cache() -> int:
     """Removes every entry and returns how many bytes that freed. Engines in use stay loaded."""
     freed = 0
-    for path in _ours():
-        if path.suffix == LOCK:
-            remove_free(path)
-        else:
-            with suppress(OSError):  # removed by another process, or a folder
-                size = path.lstat().st_size
-                path.unlink()
-                freed += size
+    with ExitStack() as alone:
+        if _ours():  # else there may be no folder
+            with suppress(OSError):  # what cannot be locked may be removed
+                alone.enter_context(held(FileLock(engines_folder() / ROOM_LOCK)))  # nobody is writing
+        for path in sorted(_ours(), key=lambda path: path.suffix != SUFFIX):  # hashes first: content alone is nothing
+            if path.suffix == LOCK:
+                remove_free(path)
+            else:
+                with suppress(OSError):  # removed by another process, or a folder
+                    size = path.lstat().st_size
+                    path.unlink()
+                    freed += size
     return freed
 
 

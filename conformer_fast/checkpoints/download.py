@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..errors import DownloadError
 from ..storage.hashed import HashedFile
+from ..storage.lock import remove_free
 from ..storage.paths import cache_root
 from ..storage.regular import open_regular
 from .mirror import MIRROR, SHA256, check_scheme, mirror, whole_hashes
@@ -75,6 +76,8 @@ def fetch(variant: str) -> Path:
             raise DownloadError(
                 f"cannot write the cache folder {target.parent}: {error}; set CONFORMER_FAST_CACHE to another folder"
             ) from error
+    elif os.path.lexists(file.lock):
+        remove_free(file.lock)  # its process was killed when the download was whole
     _check_hash(target, file.sha256(), "remove it, or put the right file in its place")
     return target
 

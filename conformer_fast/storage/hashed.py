@@ -49,7 +49,8 @@ class HashedFile:
         self.path = path
         self._key, self._folder_mode = key, folder_mode
         self._beside = path.with_name(path.name + SUFFIX)
-        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        self.lock = path.with_name(path.name + ".lock")
+        self._lock = FileLock(self.lock)
         self._writable = True  # as far as write_or_warn knows
 
     @contextmanager
@@ -86,6 +87,8 @@ class HashedFile:
         digest = None if content is None else hashlib.sha256(content).hexdigest()
         record = next((record for record in records if record["sha256"] == digest), None)
         if record is None:
+            if not os.path.lexists(self._beside):
+                return None  # removed meanwhile
             raise DamagedError(f"{self.path} is damaged")
         if fields is not None and _sorted(record["fields"]) != _sorted(fields):
             raise DamagedError(f"{self.path} is damaged: it was written for something else, and renamed")

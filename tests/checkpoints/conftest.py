@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from download_samples import CONTENT, NAME, Site
+from weights_site import CONTENT, NAME, Site
 
 from conformer_fast.checkpoints import download
 

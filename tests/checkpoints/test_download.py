@@ -10,7 +10,7 @@ import sys
 import threading
 
 import pytest
-from download_samples import CONTENT, NAME, refusal
+from weights_site import CONTENT, NAME, refusal
 
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.download import fetch
@@ -261,6 +261,14 @@ print(download.fetch("tiny-p16"))
     threading.Timer(0.5, site.released.set).start()  # both are in fetch by then
     assert [process.communicate(timeout=60)[0].strip() for process in processes] == [str(target)] * 2
     assert site.ranges == [None]
+
+
+def test_the_lock_of_one_killed_at_the_very_end_is_removed(site, part, target):
+    target.write_bytes(CONTENT)
+    lock = target.with_name(f"{NAME}.lock")
+    lock.write_text("1")
+    assert fetch("tiny-p16") == target
+    assert not lock.exists()
 
 
 def test_nothing_is_printed_where_stderr_is_no_terminal(site, capfd):

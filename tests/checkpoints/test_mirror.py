@@ -10,7 +10,7 @@ import urllib.request
 import urllib.response
 
 import pytest
-from download_samples import CONTENT, NAME, refusal
+from weights_site import CONTENT, NAME, refusal
 
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.download import fetch

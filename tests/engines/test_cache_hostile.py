@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from bundle_samples import filled, images, need_openvino, same, saved
+from filelock import FileLock
 
 import conformer_fast as cf
 from conformer_fast import Conformer
 from conformer_fast.engines import cache
 from conformer_fast.storage import lock as lock_module
 from conformer_fast.storage.hashed import HashedFile
+from conformer_fast.storage.lock import held
 
 FIELDS = {"backend": "openvino", "precision": "fp32", "height": 32, "width": 32}
 OTHER = {**FIELDS, "height": 64}
@@ -265,6 +267,40 @@ def test_clearing_leaves_a_lock_that_is_held():
         return b"engine"
 
     assert cache.cached(FIELDS, clear_meanwhile) == b"engine"
+
+
+def test_clearing_waits_for_who_writes_and_removes_that_too(folder):
+    cache.cached(FIELDS, lambda: b"engine")
+    with ThreadPoolExecutor(1) as pool:
+        with held(FileLock(folder / cache.ROOM_LOCK)):
+            clearing = pool.submit(cache.clear_cache)
+            with pytest.raises(TimeoutError):
+                clearing.result(timeout=0.2)
+            HashedFile(path_of(OTHER)).write(b"engine", OTHER)
+        assert clearing.result(timeout=30) > 0
+    assert [*folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_clearing_that_is_broken_off_damages_nothing(removed, monkeypatch):
+    for fields in (FIELDS, OTHER):
+        cache.cached(fields, lambda: b"engine")
+    unlink, calls = Path.unlink, []
+
+    def until_killed(path, **options):
+        if path.suffix in (".engine", ".hash"):
+            calls.append(path)
+            if len(calls) > removed:
+                raise KeyboardInterrupt
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.clear_cache()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(cache.cached(fields, lambda: b"engine") == b"engine" for fields in (FIELDS, OTHER))
 
 
 # The list

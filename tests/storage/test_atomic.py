@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -55,6 +56,19 @@ def test_a_write_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch):
         replace_file(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["a.bin", "[a]*.bin"])
+def test_what_killed_writes_left_is_removed_later(name, tmp_path):
+    """Not what may still be written, or is another's."""
+    number = "0123456789abcdef" * 2
+    left = {f"{name}.{number}.part": 3601, f"{name}.{number[::-1]}.part": 3500, f"{name}.part": 9999}
+    left |= {f"another.{number}.part": 9999, f"{name}.mine.part": 9999}
+    for path, seconds in left.items():
+        (tmp_path / path).write_bytes(b"")
+        os.utime(tmp_path / path, (time.time() - seconds,) * 2)
+    replace_file(tmp_path / name, b"")
+    assert {path.name for path in tmp_path.iterdir()} == {name, *[*left][1:]}
 
 
 @pytest.mark.parametrize("name", ["absent/a.bin", "folder", "file/a.bin"])

@@ -296,6 +296,23 @@ def test_removed(path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("reads", [0, 1], ids=["before it is read", "before its hash is"])
+def test_what_is_removed_meanwhile_is_not_damaged(reads, path, monkeypatch):
+    """As the engine cache does to make room: it was not there, then."""
+    HashedFile(path).write(b"content", FIELDS)
+    read, calls = hashed.read_regular, []
+
+    def and_removed(*arguments):
+        if len(calls) == reads:
+            HashedFile(path).remove()
+        calls.append(arguments)
+        return read(*arguments)
+
+    monkeypatch.setattr(hashed, "read_regular", and_removed)
+    assert HashedFile(path).read(FIELDS) is None
+    assert len(calls) == 2
+
+
 def test_an_error_inside_is_not_taken_for_one_of_the_lock(path):
     for lock in (HashedFile(path).locked, HashedFile(path).locked_if_writable):
         with pytest.raises(PermissionError, match="inside"), lock():

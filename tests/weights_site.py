@@ -1,8 +1,11 @@
-"""A server of weights that misbehaves as told."""
+"""A file server on 127.0.0.1 for downloads, which misbehaves as told."""
+
+from __future__ import annotations
 
 import hashlib
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -11,6 +14,7 @@ from conformer_fast.checkpoints.download import fetch
 from conformer_fast.errors import DownloadError
 
 CONTENT = bytes(range(256)) * 4000
+PIECE = 1 << 16  # bytes
 NAME = f"conformer-test_20260101-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
@@ -28,6 +32,7 @@ class Site:
         self.unit = "bytes"  # of the ranges
         self.redirects = []  # where the next requests are sent
         self.authorizations = []  # of each request
+        self.pause = 0.0  # seconds after each PIECE of content
         self.released = threading.Event()  # content is sent once this is set
         self.released.set()
         site = self
@@ -64,7 +69,10 @@ class Site:
             headers["Content-Range"] = f"{self.unit} {start}-{start + len(body) - 1}/{len(self.content)}"
         self.head(request, 206 if "Content-Range" in headers else 200, headers)
         self.released.wait(30)
-        request.wfile.write(body[: self.cut_after.pop(0)] if self.cut_after else body)
+        body = body[: self.cut_after.pop(0)] if self.cut_after else body
+        for start in range(0, len(body), PIECE):
+            request.wfile.write(body[start : start + PIECE])
+            time.sleep(self.pause)
 
     def head(self, request, status, headers=()):
         request.send_response(status)
@@ -73,7 +81,8 @@ class Site:
         request.end_headers()
 
 
-def refusal():
+def refusal() -> str:
+    """What a download says that must fail."""
     with pytest.raises(DownloadError) as caught:
         fetch("tiny-p16")
     return str(caught.value)
