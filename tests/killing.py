@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 Work = Callable[[int], None]
 """What a process does, given a seed."""
@@ -59,14 +56,6 @@ def until_it_ends(work: Work, longest: float, seen: Seen) -> Counter[str]:
         if not os.WIFSIGNALED(status):
             return found if status == 0 else sys.exit(1)  # it has said why
         found[seen(child)] += 1
-
-
-def run(script: Path, *arguments: object, timeout: float = 3000) -> dict[str, int]:
-    """What the script prints: counts, as JSON. It says nothing else, and nobody that it has started outlives it."""
-    command = [sys.executable, script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return json.loads(done.stdout)
 
 
 def _started(work: Work, seed: int) -> int:

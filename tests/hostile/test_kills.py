@@ -6,20 +6,19 @@ What is killed is in tests/killed.py. `make hostile` kills 2,000 saves.
 import hashlib
 import os
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from effort import EFFORT
-from killing import run
 from manifest_samples import FILES, MANIFEST
+from own_process import run
 from PIL import Image
 from weights_site import CONTENT, NAME, Site
 
 from conformer_fast.bundles.folder import check_writable, write_bundle
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks"), pytest.mark.slow]
-KILLED = Path(__file__).parents[1] / "killed.py"
+KILLED = "killed.py"
 
 
 def test_saves(tmp_path, tried):
