@@ -15,6 +15,13 @@ def run() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         RAISING.add(_interrupt)
         signal.signal(signal.SIGINT, _interrupt)
+    if os.getpid() == 1:
+        from .first_process import hand_over
+
+        try:
+            hand_over()
+        except KeyboardInterrupt:
+            _end()
     from .main import main
 
     status = main()

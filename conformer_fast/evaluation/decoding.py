@@ -11,27 +11,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, NoReturn
-
-import numpy as np
-import torch
+from typing import Any, NoReturn
 
 from ..datasets.dataset import Dataset
+from .decode import Decoded, decode
+from .worker import work
 
 AHEAD = 2  # groups that a process knows of
 PATIENCE = 5.0  # seconds until a process that does not end is killed
-
-
-class Decoded(NamedTuple):
-    """pictures: indices of those that could be decoded; images: their pixels, uint8 (len(pictures), 3, size, size), or
-    None; errors: what is wrong with the others."""
-
-    pictures: list[int]
-    images: np.ndarray | None
-    errors: dict[int, str]
 
 
 def decoded(dataset: Dataset, size: int, groups: Sequence[list[int]], workers: int) -> Generator[Decoded, None, None]:
@@ -42,7 +31,7 @@ def decoded(dataset: Dataset, size: int, groups: Sequence[list[int]], workers: i
     """
     if not workers or not groups:
         for group in groups:
-            yield _decode(dataset, size, group)
+            yield decode(dataset, size, group)
         return
     workers = min(workers, len(groups))
     with _started(workers) as started:
@@ -59,26 +48,13 @@ def decoded(dataset: Dataset, size: int, groups: Sequence[list[int]], workers: i
             yield found
 
 
-def _decode(dataset: Dataset, size: int, group: Sequence[int]) -> Decoded:
-    from ..errors import ImageError
-
-    images: dict[int, np.ndarray] = {}
-    errors: dict[int, str] = {}
-    for index in group:
-        try:
-            images[index] = dataset.input(index, size, torch.uint8).numpy()
-        except ImageError as error:
-            errors[index] = str(error)
-    return Decoded(list(images), np.stack(list(images.values())) if images else None, errors)
-
-
 class _Worker:
     """A process that decodes, and our end of its pipe."""
 
     def __init__(self) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self._process = context.Process(target=work, args=(theirs,), daemon=True)
         try:
             with _interrupts_held():  # Ctrl-C is for this process, which then ends the others
                 self._process.start()
@@ -135,15 +111,6 @@ def _started(count: int) -> Iterator[list[_Worker]]:
             worker.end()
         for worker in workers:
             worker.wait()
-
-
-def _work(pipe: Connection) -> None:
-    """What a process does: it ends when the pipe's other end is closed."""
-    torch.set_num_threads(1)
-    with suppress(EOFError, OSError), pipe:
-        dataset, size = pipe.recv()
-        while True:
-            pipe.send(_decode(dataset, size, pipe.recv()))
 
 
 @contextmanager
