@@ -25,11 +25,15 @@ ENGINES = RESULTS.with_name("engines.json")
 HELD_OUT = RESULTS.with_name("held_out.json")
 VERDICTS = RESULTS.with_name("verdicts.json")
 INT8 = RESULTS.with_name("int8.json")
+HOSTILE = RESULTS.with_name("hostile.json")
 PREPROCESSING = RESULTS.with_name("preprocessing.json")
 GPUS = ROOT / "benchmarks" / "results"  # a folder a GPU
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("accuracy", "deploying", "images", "kernels", "performance")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("accuracy", "deploying", "images", "kernels", "performance", "reliability")
+    ),
 )
 COLUMNS = {
     "eager fp32": "PyTorch eager fp32",
@@ -229,6 +233,17 @@ def preprocessing() -> str:
     return f"{table}\n\nMilliseconds of one core. {machine}."
 
 
+def hostile() -> str:
+    """What `make hostile` has tried, and what came of it."""
+    report = json.loads(HOSTILE.read_text())
+    table = Table(Column("tried"), Column("what came"))
+    lines = (
+        (row["what"], ", ".join(f"{name} {count:,}" for name, count in row["counts"].items())) for row in report["rows"]
+    )
+    machine = f"{report['cores']} cores of an {report['cpu']}"
+    return f"{table.markdown(lines)}\n\nThat is {report['effort']} times what CI tries, on {machine}."
+
+
 def floors() -> str:
     """Computed, not measured: for the ceilings that are assumed of a GPU until one has been measured."""
 
@@ -297,6 +312,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "int8": int8,
     "preprocessing": preprocessing,
+    "hostile": hostile,
     "floors": floors,
     "floor-parts": floor_parts,
     "gpus": gpus,
