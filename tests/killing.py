@@ -14,6 +14,7 @@ Work = Callable[[int], None]
 """What a process does, given a seed."""
 Seen = Callable[[int], str]
 """What a process was doing, given its number when it is dead."""
+NICE = 10  # so that who kills comes in time
 
 
 def storm(
@@ -24,8 +25,8 @@ def storm(
     Nobody ends by himself, or it is an error. Returns how many of the killed were doing what.
     """
     choice, found = random.Random(0), Counter[str]()
-    readers = [_started(work, seed) for seed, work in enumerate(reading)]
-    workers = [_started(work, seed) for seed, work in enumerate(working)]
+    readers = [_started(work, seed, NICE) for seed, work in enumerate(reading)]
+    workers = [_started(work, seed, NICE) for seed, work in enumerate(working)]
     try:
         for kill in range(kills):
             time.sleep(choice.uniform(0, 0.03))  # any moment will do
@@ -35,14 +36,15 @@ def storm(
             if not _killed(child):
                 sys.exit(1)  # it has said why
             found[seen(child)] += 1
-            workers[victim] = _started(working[victim], len(workers) + kill)
+            workers[victim] = _started(working[victim], len(workers) + kill, NICE)
     finally:
         alive = [_killed(child) for child in (*readers, *workers) if child]
     return found if all(alive) else sys.exit(1)
 
 
 def until_it_ends(work: Work, longest: float, seen: Seen) -> Counter[str]:
-    """Starts it again and again, and kills it after up to `longest` seconds, until it has ended."""
+    """Starts it again and again, and kills it after up to `longest` seconds, until it has ended. A little later each
+    time, or it would never end where others take the processor."""
     choice, found = random.Random(), Counter[str]()
     while True:
         child, end = _started(work, 0), time.monotonic() + choice.uniform(0, longest)
@@ -56,13 +58,14 @@ def until_it_ends(work: Work, longest: float, seen: Seen) -> Counter[str]:
         if not os.WIFSIGNALED(status):
             return found if status == 0 else sys.exit(1)  # it has said why
         found[seen(child)] += 1
+        longest *= 1.05
 
 
-def _started(work: Work, seed: int) -> int:
+def _started(work: Work, seed: int, nice: int = 0) -> int:
     child = os.fork()
     if child:
         return child
-    os.nice(10)  # the parent kills in time
+    os.nice(nice)
     status = 1
     try:
         work(seed)
