@@ -32,6 +32,9 @@ class CheckpointError(ConformerFastError, ValueError):
     """A weights file or state dict that cannot be used, with what is wrong and what to do."""
 
 
+MOST_OF_A_COMMAND = 400  # characters, that a file gave and a message repeats
+
+
 def shown(name: object, most: int = 200) -> str:
     """A name that a file gave, as a message shows it: on one line, cut to `most` characters, what cannot be printed
     escaped."""
@@ -70,8 +73,8 @@ class EngineMismatchError(BundleError):
 
     def __str__(self) -> str:
         return (
-            f"the engine does not fit this machine: {self.field} must be {self.expected}, here it is {self.found}; "
-            f"build it again here: {self.rebuild}"
+            f"the engine does not fit this machine: {self.field} must be {shown(self.expected)}, here it is "
+            f"{shown(self.found)}; build it again here: {shown(self.rebuild, MOST_OF_A_COMMAND)}"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from ..errors import BundleError, a_path
+from ..errors import MOST_OF_A_COMMAND, BundleError, a_path, shown
 from ..storage.atomic import replace_file
 from ..storage.hashed import SUFFIX
 from ..storage.lock import held
@@ -95,7 +95,8 @@ class Bundle:
         if found != stored:
             raise BundleError(
                 f"{self.folder / name} is not the file that the bundle was made with: it has {found.bytes:,} bytes of "
-                f"{stored.bytes:,}, or another sha256; copy the bundle again, or make it again: {self.manifest.rebuild}"
+                f"{stored.bytes:,}, or another sha256; copy the bundle again, or make it again: "
+                f"{shown(self.manifest.rebuild, MOST_OF_A_COMMAND)}"
             )
 
 
@@ -274,7 +275,7 @@ def _parsed(path: Path, key: bytes | None) -> tuple[Manifest, str, bool]:
 
 
 def _unusable(path: Path, error: Exception) -> BundleError:
-    return BundleError(f"{path} is no bundle's manifest: {error}; make the bundle again")
+    return BundleError(f"{path} is no bundle's manifest: {shown(error)}; make the bundle again")
 
 
 def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any], str, bool]:
@@ -283,7 +284,7 @@ def _verified(data: bytes, path: Path, key: bytes | None) -> tuple[dict[str, Any
         content = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_number)
         same = isinstance(content, dict) and _dump(content) == data
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged: {error}; copy the bundle again") from error
+        raise BundleError(f"{path} is damaged: {shown(error)}; copy the bundle again") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if type(schema) is not int:
         raise BundleError(f"{path} is no bundle's manifest; give the folder of a bundle")

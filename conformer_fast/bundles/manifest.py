@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 RUNTIME_CACHE = "runtime.cache"  # what a runtime keeps in the folder; no part of the bundle
 LABELS = "labels.txt"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+SHA256 = re.compile("[0-9a-f]{64}")  # a part of it is in the name that a file has while it is written
 
 CONTAINERS: dict[str, Any] = {
     "list": list,
@@ -184,6 +185,8 @@ def _stored(name: str, entry: Any) -> StoredFile:
         "bytes": int,
     }:
         raise TypeError(f"its file {name} needs sha256 and bytes, got {entry!r}")
+    if not SHA256.fullmatch(entry["sha256"]):
+        raise ValueError(f"its file {name} has the sha256 {entry['sha256']!r}, which is none")
     return StoredFile(**entry)
 
 

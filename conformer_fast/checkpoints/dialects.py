@@ -91,7 +91,9 @@ class Recognized:
             raise CheckpointError(f"the {self.dialect} checkpoint has no {name}, so its sizes cannot be read")
         shape = tuple(getattr(self.state[name], "shape", ()))
         if len(shape) != dimensions or 0 in shape:
-            raise CheckpointError(f"{name} has shape {shape}; a Conformer's has {dimensions} dimensions, none empty")
+            raise CheckpointError(
+                f"{name} has shape {shown(shape)}; a Conformer's has {dimensions} dimensions, none empty"
+            )
         return shape
 
     def _depth(self) -> int:

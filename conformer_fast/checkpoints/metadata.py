@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..model.recipe import Recipe
 
 KEY = "conformer_fast"
@@ -31,7 +31,7 @@ def recipe_in(metadata: Mapping[str, str]) -> Recipe:
     try:
         return Recipe.from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its metadata {KEY!r} is no recipe: {error}; {_ADVICE}") from error
+        raise CheckpointError(f"its metadata {KEY!r} is no recipe: {shown(error)}; {_ADVICE}") from error
 
 
 _ADVICE = "write the file again with conformer_fast.save_weights"

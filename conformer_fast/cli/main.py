@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from io import TextIOWrapper
 from types import ModuleType
 from typing import NoReturn
 
-from ..errors import ConformerFastError
+from ..errors import ConformerFastError, shown
+from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 from ..version import __version__
 
 COMMANDS = {
@@ -35,6 +37,8 @@ COMMANDS = {
     "convert": "rewrite a checkpoint as safetensors",
     "cache": "list or clear the built engines",
 }
+MOST_LETTERS = 2000  # of a message
+NO_VALUE = re.compile("(-[a-z]=?|--[a-z-]+=)--")  # Python's parser, before 3.13, takes it for an empty list
 STATUSES = {
     0: "all was done",
     1: "part of the input failed, or what was compared is over its bound",
@@ -58,6 +62,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status, one of STATUSES."""
+    with warnings.catch_warnings():
+        ignore_damaged_metadata()
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     as_json = "--json" in arguments
@@ -89,7 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(message: Warning | str, *where: object, **more: object) -> str:
     """A warning, without the place in the code that gave it."""
-    return f"conformer-fast: {message}\n"
+    return f"conformer-fast: {_line(str(message))}\n"
+
+
+def _line(message: str) -> str:
+    """On one line, whatever the arguments or files that it quotes have in them."""
+    return shown(" ".join(message.splitlines()), MOST_LETTERS)
 
 
 def _failed(command: str | None, error: BaseException, message: str, as_json: bool, status: int = 2) -> int:
@@ -97,7 +112,7 @@ def _failed(command: str | None, error: BaseException, message: str, as_json: bo
         with suppress(OSError):  # which may be the error
             failure = {"command": command, "error": {"type": type(error).__name__, "message": message}}
             print(json.dumps(failure), flush=True)
-    print(f"conformer-fast{f' {command}' if command in COMMANDS else ''}: {message}", file=sys.stderr)
+    print(f"conformer-fast{f' {command}' if command in COMMANDS else ''}: {_line(message)}", file=sys.stderr)
     return status
 
 
@@ -131,6 +146,8 @@ def _options(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace
             _module(name).add_arguments(command)
             command.add_argument("--json", action="store_true", help="print JSON for a program to read")
             usage = command.format_usage
+    for argument in filter(NO_VALUE.fullmatch, arguments):
+        raise UsageError(f"{argument}: an option cannot have the value --", usage())
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", usage())

@@ -6,6 +6,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
+from ..errors import shown
 from .arguments import (
     MODEL,
     add_bundle,
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     fast = bundled(options) if options.bundle else compiled(options, BATCH)
     found = fast.predict(options.images, topk=options.topk, size=options.size)
     for error in found.damaged.values():
-        print(f"conformer-fast predict: {error}", file=sys.stderr)
+        print(f"conformer-fast predict: {shown(error, 1000)}", file=sys.stderr)
     result = {
         **{name: getattr(options, name) for name in ("model", "weights", "bundle")},
         "backend": fast.settings.backend.name,
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     }
     lines = []
     for picture in found.pictures:
-        lines.append(picture.path)
-        lines += [f"  {guess.probability:7.2%}  {guess.label} ({guess.index})" for guess in picture.top]
+        lines.append(shown(picture.path, 1000))
+        lines += [f"  {guess.probability:7.2%}  {shown(guess.label)} ({guess.index})" for guess in picture.top]
     show(options, result, "\n".join(lines))
     return 1 if found.damaged else 0

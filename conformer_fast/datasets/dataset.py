@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, DatasetError, a_path, first_few, several
+from ..errors import ArgumentError, DatasetError, a_path, first_few, several, shown
 from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
 from .classes import own_names
@@ -65,7 +65,7 @@ class Dataset:
         from ..errors import ImageError
         from ..preprocessing.cpu import load_image, preprocess_batch  # needs Pillow, the package's import does not
 
-        name = self.pictures[index].name
+        name = shown(self.pictures[index].name)
         try:
             image = load_image(BytesIO(self.read(index)))
             return preprocess_batch([image], size, dtype=dtype, threads=1, recipe=recipe)[0]

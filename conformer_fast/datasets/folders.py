@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import DatasetError
+from ..errors import DatasetError, shown
 from .classes import Names, classes_of
 from .labels import Listed, Picture, is_picture
 from .left_out import LeftOut
@@ -49,7 +49,7 @@ def pictures_below(folder: Path) -> list[Picture]:
                     else:
                         left_out.add("files that are no pictures", name)
         except OSError as error:
-            raise DatasetError(f"{folder / place}: the folder cannot be read ({error.strerror})") from error
+            raise DatasetError(f"{folder / shown(place)}: the folder cannot be read ({error.strerror})") from error
     left_out.say(str(folder))
     return sorted(found, key=lambda picture: picture.name.split("/"))
 
@@ -65,8 +65,8 @@ def list_folder(folder: Path, num_classes: int | None, class_names: Names | None
         return Listed(pictures, None)
     if loose:
         raise DatasetError(
-            f"{folder} has {len(loose)} pictures beside its class folders, first {loose[0]}; take them away, or give a "
-            f"label file"
+            f"{folder} has {len(loose)} pictures beside its class folders, first {shown(loose[0])}; take them away, "
+            f"or give a label file"
         )
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     index = classes_of(sorted(names), num_classes, str(folder), class_names)

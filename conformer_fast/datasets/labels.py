@@ -79,9 +79,11 @@ def labels_from_file(
             continue
         picture = index[key]
         if picture is None:
-            raise DatasetError(f"{path}, line {number}: several pictures are called {name}; write their whole paths")
+            raise DatasetError(
+                f"{path}, line {number}: several pictures are called {shown(name)}; write their whole paths"
+            )
         if picture in found:
-            raise DatasetError(f"{path}, line {number}: {picture} has a label already; leave one of the lines")
+            raise DatasetError(f"{path}, line {number}: {shown(picture)} has a label already; leave one of the lines")
         found[picture] = label_of(label, num_classes, f"{path}, line {number}", class_names)
     if absent:
         raise DatasetError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, first_few, shown
 from ..storage.regular import open_regular
 from .classes import Names, check_not_renumbered, classes_of, label_of
 from .labels import Listed, Picture
@@ -36,7 +36,7 @@ def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Na
         if not {"image", "label"} <= kinds.keys() or not kinds["label"].startswith(("int", "uint")):
             raise DatasetError(
                 f"{file}: needs the columns 'image' and a whole number 'label', has "
-                f"{', '.join(f'{name} ({kind})' for name, kind in kinds.items())}"
+                f"{first_few(f'{name} ({kind})' for name, kind in kinds.items())}"
             )
         names = _label_names(table.schema_arrow.metadata, file)
         bare = bare or not names
@@ -74,7 +74,7 @@ class ParquetRows:
             image = self._image(picture)
         except (ArrowException, OSError, ValueError, StopIteration) as error:
             self._file = ""
-            raise DatasetError(f"{picture.name}: damaged ({error}); get the parquet file again") from error
+            raise DatasetError(f"{picture.name}: damaged ({shown(error)}); get the parquet file again") from error
         content = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(content, bytes):
             raise DatasetError(f"{picture.name}: the column 'image' holds no bytes; write the pictures into the file")
@@ -122,7 +122,7 @@ def _numbers(table: Any, file: Path) -> Iterator[int | None]:
         for batch in table.iter_batches(columns=["label"]):
             yield from batch.column("label").to_pylist()
     except (ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{file}: damaged ({error}); get it again") from error
+        raise DatasetError(f"{file}: damaged ({shown(error)}); get it again") from error
 
 
 def _label_names(metadata: dict[bytes, bytes] | None, file: Path) -> list[str]:
@@ -133,7 +133,7 @@ def _label_names(metadata: dict[bytes, bytes] | None, file: Path) -> list[str]:
     except (KeyError, TypeError):
         return []
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: its schema is damaged ({error}); get it again") from error
+        raise DatasetError(f"{file}: its schema is damaged ({shown(error)}); get it again") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{file}: the names of its labels are damaged; get it again")
     if len(set(names)) < len(names):
@@ -150,4 +150,4 @@ def _parquet(file: Path) -> Any:
         open_regular(file).close()
         return parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
     except (ArrowException, OSError, ValueError) as error:
-        raise DatasetError(f"{file}: not a whole parquet file ({error}); get it again") from error
+        raise DatasetError(f"{file}: not a whole parquet file ({shown(error)}); get it again") from error

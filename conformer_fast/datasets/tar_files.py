@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from ..errors import DatasetError, first_few
+from ..errors import DatasetError, first_few, shown
 from ..storage.regular import open_regular
 from .classes import Names, check_not_renumbered, classes_of, label_of
 from .labels import Listed, Picture, is_picture
@@ -68,8 +68,13 @@ def list_tar(files: Sequence[Path], num_classes: int | None, class_names: Names 
     if texts:
         bare = [picture.name for picture in pictures if picture.name not in texts]
         if bare:
-            raise DatasetError(f"{len(bare)} of {len(pictures)} pictures have no .cls or .json label, first {bare[0]}")
-        found = [label_of(texts[it.name], num_classes, f"the label of {it.name}", class_names) for it in pictures]
+            raise DatasetError(
+                f"{where}: {len(bare)} of {len(pictures)} pictures have no .cls or .json label: {first_few(bare)}"
+            )
+        found = [
+            label_of(texts[it.name], num_classes, f"{where}: the label of {shown(it.name)}", class_names)
+            for it in pictures
+        ]
         if all(text.isdecimal() for text in texts.values()):
             check_not_renumbered(found, num_classes, where)
         return Listed(pictures, found)
@@ -134,7 +139,7 @@ def _opened(file: Path) -> Iterator[tuple[tarfile.TarFile, _Bounded]]:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise DatasetError(
-            f"{file}: not a whole, uncompressed tar file ({error}); get it again, or unpack .tar.gz to .tar, "
+            f"{file}: not a whole, uncompressed tar file ({shown(error)}); get it again, or unpack .tar.gz to .tar, "
             f"whose pictures can be read in any order"
         ) from error
 
@@ -147,7 +152,9 @@ def _label(path: PurePosixPath, content: bytes, file: str) -> str | None:
             return text
         label = json.loads(text).get("label")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise DatasetError(f"{file}: {path} is no label ({error}); a .cls is a number, a .json has 'label'") from error
+        raise DatasetError(
+            f"{file}: {shown(path)} is no label ({shown(error)}); a .cls is a number, a .json has 'label'"
+        ) from error
     return None if label is None else str(label)
 
 

@@ -16,7 +16,7 @@ from ..checkpoints.adopt import Model, Source
 from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
-from ..errors import ArgumentError, BundleError, ConformerFastError, a_path
+from ..errors import ArgumentError, BundleError, ConformerFastError, a_path, shown
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, check_outputs, names_of
 from ..model.recipe import check_label_lines, class_labels, shown_labels
@@ -166,7 +166,11 @@ def loaded(
     if digest not in (None, bundle.digest):
         raise BundleError(f"{bundle.folder} holds another bundle than when the model was copied; load it anew")
     manifest = bundle.manifest
-    backend = make(manifest.backend, options).for_bundle(manifest)
+    chosen = make(manifest.backend, options)
+    try:
+        backend = chosen.for_bundle(manifest)
+    except ArgumentError as error:
+        raise BundleError(f"{bundle.folder} has an engine that cannot be: {error}; make the bundle again") from error
     settings = Settings(backend, manifest.precision, backend.fits(manifest))
     labels = _labels(bundle)
     engine = backend.restore(bundle, settings, key)
@@ -200,5 +204,5 @@ def _labels(bundle: Bundle) -> tuple[str, ...]:
     try:
         check_label_lines(labels)
     except ArgumentError as error:
-        raise BundleError(f"{bundle.folder / manifest.labels}: {error}; make the bundle again") from error
+        raise BundleError(f"{bundle.folder / manifest.labels}: {shown(error)}; make the bundle again") from error
     return labels

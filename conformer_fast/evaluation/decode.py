@@ -12,6 +12,7 @@ import torch
 
 from ..datasets.dataset import Dataset
 from ..errors import ImageError
+from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 
 
 class Decoded(NamedTuple):
@@ -37,6 +38,7 @@ def decode(dataset: Dataset, size: int, group: Sequence[int]) -> Decoded:
 def serve(pipe: Connection) -> None:
     """What a process does, until the pipe's other end is closed."""
     torch.set_num_threads(1)
+    ignore_damaged_metadata()
     with suppress(EOFError, OSError), pipe:
         dataset, size = pipe.recv()
         while True:

@@ -85,7 +85,9 @@ class Record:
         except OSError as error:
             raise DatasetError(f"{file} cannot be read ({error.strerror}); name another file") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DatasetError(f"{file} holds no evaluation ({error}); name another file, or delete it") from error
+            raise DatasetError(
+                f"{file} holds no evaluation ({shown(error)}); name another file, or delete it"
+            ) from error
         others = [name for name in self.fields | fields if fields.get(name) != self.fields.get(name)]
         if others:
             differences = ", ".join(self._difference(name, fields.get(name)) for name in others[:MOST_SHOWN])

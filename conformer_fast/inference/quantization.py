@@ -112,18 +112,18 @@ class Quantization:
             ) from error
         except (ValueError, RecursionError) as error:
             raise ArgumentError(
-                f"{file} is no JSON ({error}); `conformer-fast calibrate -o` writes such files"
+                f"{file} is no JSON ({shown(error)}); `conformer-fast calibrate -o` writes such files"
             ) from error
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
             raise ArgumentError(
-                f"{file} is no quantization: its format is {found!r:.80}, not {FORMAT!r}; "
+                f"{file} is no quantization: its format is {shown(repr(found), 80)}, not {FORMAT!r}; "
                 f"`conformer-fast calibrate -o` writes such files"
             )
         try:
             return _quantization(values)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ArgumentError(f"{file} is a damaged quantization ({error!r:.200}); calibrate again") from error
+            raise ArgumentError(f"{file} is a damaged quantization ({shown(repr(error))}); calibrate again") from error
 
 
 def usually_stored(product: str, precision: str) -> bool:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, whole
+from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, shown, whole
 from ..model.recipe import USUAL, Recipe, checked
 from ..model.shapes import side
 from ..storage.regular import open_regular
@@ -277,9 +277,11 @@ def _decode(file: BinaryIO) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(f"empty, damaged or not an image; the formats are {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"too many pixels ({error}); make the picture smaller first") from error
+        raise ImageError(f"too many pixels ({shown(error)}); make the picture smaller first") from error
     except Exception as error:  # decoders raise almost any type on damaged bytes
-        raise ImageError(f"damaged or truncated ({type(error).__name__}: {error}); get the file again") from error
+        raise ImageError(
+            f"damaged or truncated ({type(error).__name__}: {shown(error)}); get the file again"
+        ) from error
     return _to_rgb(image)
 
 
@@ -327,4 +329,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError as error:
-        raise ImageError(f"mode {image.mode} has no RGB form ({error}); save it as RGB") from error
+        raise ImageError(f"mode {image.mode} has no RGB form ({shown(error)}); save it as RGB") from error

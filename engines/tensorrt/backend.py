@@ -15,6 +15,7 @@ from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.bundles.signature import is_pair
 from conformer_fast.errors import (
+    MOST_OF_A_COMMAND,
     ArgumentTypeError,
     BackendError,
     BundleError,
@@ -22,6 +23,7 @@ from conformer_fast.errors import (
     EngineMismatchError,
     one_of,
     several,
+    shown,
 )
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.recipe import input_side
@@ -165,8 +167,8 @@ class TensorRT(Backend):
         here = torch.cuda.get_device_name()
         if needed["gpu"] not in ("", here):
             warnings.warn(
-                f"the engine was built on {needed['gpu']}, here is {here}: TensorRT promises nothing for another GPU; "
-                f"build it again here: {manifest.rebuild}",
+                f"the engine was built on {shown(needed['gpu'])}, here is {here}: TensorRT promises nothing for "
+                f"another GPU; build it again here: {shown(manifest.rebuild, MOST_OF_A_COMMAND)}",
                 stacklevel=2,
             )
         return self.device()
@@ -189,7 +191,8 @@ class TensorRT(Backend):
             return TensorRTEngine(bundle.read(PLAN), flavor, manifest.outputs, torch.device(settings.device), kept)
         except EngineError as error:
             raise BundleError(
-                f"{bundle.folder / PLAN} cannot be loaded: {error}; make it again: {manifest.rebuild}"
+                f"{bundle.folder / PLAN} cannot be loaded: {error}; make it again: "
+                f"{shown(manifest.rebuild, MOST_OF_A_COMMAND)}"
             ) from error
 
     def served(self, bundle: Bundle, name: str, instances: int) -> Mapping[str, bytes]:

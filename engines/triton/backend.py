@@ -17,7 +17,14 @@ from torch import Tensor
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import ArgumentError, ArgumentTypeError, BundleError, EngineMismatchError
+from conformer_fast.errors import (
+    MOST_OF_A_COMMAND,
+    ArgumentError,
+    ArgumentTypeError,
+    BundleError,
+    EngineMismatchError,
+    shown,
+)
 from conformer_fast.inference.lower import blank, lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
@@ -131,7 +138,8 @@ class Triton(Backend):
             choices = {problem: tuning.dispatch.choice_of(tile, f"{TILES}: {problem!r}") for problem, tile in tiles}
         except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(
-                f"{bundle.folder} does not hold what its manifest says: {error}; make it again: {manifest.rebuild}"
+                f"{bundle.folder} does not hold what its manifest says: {shown(error)}; make it again: "
+                f"{shown(manifest.rebuild, MOST_OF_A_COMMAND)}"
             ) from error
         tuning.use_user_table(device)
         if choices and _same_versions(manifest):

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
-from conformer_fast.errors import ArgumentError
+from conformer_fast.errors import ArgumentError, shown
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.chips import chip_of
@@ -423,7 +423,7 @@ def _parsed(content: bytes, gpu: str, where: str) -> dict[str, Any]:
         raise ArgumentError(f"{where} has not all of {', '.join(ENTRIES)}")
     for name, here in {"gpu": gpu, **versions()}.items():
         if table.get(name) != here:
-            raise ArgumentError(f"{where} was measured with {name} {table.get(name)}, here is {here}")
+            raise ArgumentError(f"{where} was measured with {name} {shown(table.get(name))}, here is {here}")
     return table
 
 

@@ -189,9 +189,15 @@ WRONG = {
     "another size": (lambda content: content["files"]["labels.txt"].update(bytes=9), "it has 8 bytes of 9, or another"),
     "a huge size": (lambda content: content["files"]["labels.txt"].update(bytes=10**99), "it has 8 bytes of 1,000,"),
     "another hash": (
-        lambda content: content["files"]["labels.txt"].update(sha256="0"),
+        lambda content: content["files"]["labels.txt"].update(sha256="0" * 64),
         "it has 8 bytes of 8, or anoth",
     ),
+    "no hash": (lambda content: content["files"]["labels.txt"].update(sha256="../x"), "sha256 '../x', which is none"),
+    "a NUL in a hash": (
+        lambda content: content["files"]["labels.txt"].update(sha256="\0" * 64),
+        r"has the sha256 '(\\x00)+",
+    ),
+    "a long name": (named("\x1b" * 5000), r"^.{,500}its file's name '\\x1b.{,300}$"),
     "a mean of 0 to 255": (
         lambda content: content.update(preprocessing={"mean": [123.7] * 3, "std": [58.4] * 3}),
         "mean must be numbers from 0 to 1",
@@ -415,6 +421,13 @@ def test_mismatch_says_what_and_survives_a_pickle():
             "the engine does not fit this machine: GPU must be sm86, here it is sm90; "
             "build it again here: conformer-fast build --target sm90"
         )
+
+
+def test_a_mismatch_quotes_a_manifest_in_short():
+    strange = "\x1b[2J\n" * 5000
+    text = str(EngineMismatchError("GPU", strange, strange, strange))
+    assert text.isprintable()
+    assert len(text) < 1000
 
 
 def test_a_backend_says_what_its_bundles_need(folder):

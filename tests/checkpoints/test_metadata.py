@@ -122,6 +122,8 @@ def test_a_backbone_takes_all_but_the_labels(path):
             '{"size": 1e3}',
             '{"size": NaN}',
             '{"labels": ["a\\nb"]}',
+            '{"labels": ["' + "\\u001b\\n" * 5000 + '"]}',
+            '{"labels": "' + "a" * 5000 + '"}',
             '{"side": 64}',
         ),
         *(
@@ -137,8 +139,20 @@ def test_a_damaged_one_is_refused(state, tmp_path, text):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(safetensors.torch.save(state, metadata={KEY: text}))
     for read in (read_checkpoint, lambda path: cf.create_model(CONFIG, path), cf.compile):
-        with pytest.raises(cf.CheckpointError, match=r"bad.safetensors: its metadata 'conformer_fast' .*save_weights"):
+        with pytest.raises(
+            cf.CheckpointError, match=r"bad.safetensors: its metadata 'conformer_fast' .*save_weights"
+        ) as error:
             read(path)
+        assert len(str(error.value)) < 1000
+        assert str(error.value).isprintable()
+
+
+def test_a_header_is_quoted_in_short(tmp_path):
+    header = b'{"__metadata__": "' + b"a" * 5000 + b'"}'
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(cf.CheckpointError, match=r"bad.safetensors: its header cannot be read \(.{,200}\); download"):
+        read_checkpoint(path)
 
 
 def test_labels_of_another_number_of_classes_are_refused(state, tmp_path):

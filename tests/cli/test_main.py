@@ -85,6 +85,9 @@ WRONG = {
     "no pictures": ["predict"],
     "no classes": ["predict", "x.png", "--topk", "0"],
     "no number": ["bench", "--batch", "many"],
+    "the value --": ["export-server", "bundle", "--output=--"],
+    "short, the value --": ["export-server", "bundle", "-o=--"],
+    "several, the value --": ["bench", "--batch=--"],
     "another action": ["cache", "burn"],
     "other names": ["convert", "a", "b", "--to", "onnx"],
     "no images": ["tune", "--batch", "0"],
@@ -151,6 +154,18 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run, kind, arguments):
 def test_errors_that_tell_the_user_something_are_one_line(run, monkeypatch, error):
     monkeypatch.setattr(cf, "convert", lambda *_, **__: raise_(error))
     assert run("convert", "a", "b") == (2, "", "conformer-fast convert: why\n")
+
+
+def test_what_arguments_and_files_say_is_one_line(run, tmp_path):
+    """Whatever they are: escaped, and not without an end."""
+    for name in ("a\nb", "\x1b[2J", "\u202ename", "\udcff", "x" * 5000):
+        for arguments in (["info", name], ["bench", "--batch", name], ["predict", name, "--bundle", name]):
+            status, out, err = run(*arguments)
+            assert (status, out) == (2, "")
+            line = err.splitlines()[-1]
+            assert line.startswith(f"conformer-fast {arguments[0]}: ")
+            assert line.isprintable()
+            assert len(line) < 2100
 
 
 def test_a_fault_of_ours_is_a_traceback(run, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -62,6 +65,40 @@ def test_a_damaged_picture_costs_only_itself(run, run_json, digit_files, tmp_pat
     status, out, people = run("predict", *arguments)
     assert (status, people) == (1, err)
     assert str(bad) not in out
+
+
+def test_a_label_does_not_reach_the_terminal_as_it_is(run, digit_files, tmp_path):
+    model = cf.create_model("digits", "packaged")
+    recipe = cf.Recipe(size=64, labels=tuple(f"\x1b[2J {index}" for index in range(10)))
+    cf.save_weights(model.state_dict(), tmp_path / "w.safetensors", recipe=recipe)
+    _, out, _ = run("predict", digit_files[3], "--weights", tmp_path / "w.safetensors", "--model", "digits")
+    assert r"\x1b[2J 3 (3)" in out.splitlines()[1]
+    assert "\x1b" not in out
+
+
+def test_a_name_does_not_reach_the_terminal_as_it_is(run, run_json, digit_files, tmp_path):
+    for name, content in (("a\x1b[2J\nb.png", Path(digit_files[3]).read_bytes()), ("\x1b[2J\nc.png", b"no picture")):
+        (tmp_path / name).write_bytes(content)
+    paths = sorted(tmp_path.iterdir())
+    _, out, err = run("predict", *paths, *DIGITS)
+    assert all(letter.isprintable() for letter in (out + err).replace("\n", ""))
+    assert out.splitlines()[0].endswith(r"a\x1b[2J\nb.png")
+    assert len(err.splitlines()) == 1
+    _, result, _ = run_json("predict", *paths, *DIGITS)
+    assert [picture["path"] for picture in result["pictures"]] == [str(tmp_path / "a\x1b[2J\nb.png")]
+
+
+def test_damaged_metadata_is_no_news(run, tmp_path):
+    """Pillow warns of it without naming the picture, whose pixels are all there."""
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpg", exif=exif.tobytes()[:-8])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert run("predict", tmp_path / "a.jpg", *DIGITS)[::2] == (0, "")
+    assert caught == []
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        Image.open(tmp_path / "a.jpg").getexif()
 
 
 def test_only_damaged_pictures(run, tmp_path):

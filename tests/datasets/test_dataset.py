@@ -245,7 +245,9 @@ def test_names_in_a_tar_are_only_names(tmp_path):
 
 def test_tars_that_are_refused(tmp_path):
     some = {"a.png": picture(1), "a.cls": b"1", "b.png": picture(2)}
-    assert "1 of 2 pictures have no .cls or .json label, first b.png" in refused(write_tar(tmp_path / "a.tar", some))
+    assert "a.tar: 1 of 2 pictures have no .cls or .json label: b.png" in refused(write_tar(tmp_path / "a.tar", some))
+    wrong = {"a.png": picture(1), "a.cls": b"9"}
+    assert f"{tmp_path}/e.tar: the label of a.png: " in refused(write_tar(tmp_path / "e.tar", wrong), None, 3)
     assert "is no label" in refused(write_tar(tmp_path / "b.tar", {"a.png": picture(1), "a.json": b"[1]"}))
     assert "unpack .tar.gz" in refused(write_tar(tmp_path / "c.tar", some, "w:gz"))
     whole = write_tar(tmp_path / "d.tar", {"a/x.png": picture(1), "a/y.png": bytes(4000)}).read_bytes()

@@ -83,6 +83,44 @@ def test_more_rows_than_bytes(tmp_path):
     assert "more rows than bytes" in refused(file)
 
 
+def test_what_a_library_says_is_one_line(tmp_path):
+    """Of parquet's parser it is three."""
+    whole = write_parquet(tmp_path / "whole.parquet", [picture(1)] * 3, [0, 1, 2]).read_bytes()
+    (tmp_path / "x.parquet").write_bytes(b"\0" + whole)  # every column is one byte behind
+    text = refused(tmp_path / "x.parquet")
+    assert "x.parquet: damaged (" in text
+    assert text.isprintable()
+
+
+def test_names_in_folders_and_label_files_are_shown_escaped(tmp_path):
+    strange = "\x1b[2J\n.png"
+    write(tmp_path / "data", {strange: picture(1), "0/a.png": picture(1)})
+    assert r"first \x1b[2J\n.png; take them away" in refused(tmp_path / "data")
+    write(tmp_path / "twice", {"0/\x1b.png": picture(1), "1/\x1b.png": picture(1)})
+    (tmp_path / "labels.txt").write_text("\x1b.png 1\n0/\x1b.png 1\n")
+    assert r"several pictures are called \x1b.png;" in refused(tmp_path / "twice", tmp_path / "labels.txt")
+    (tmp_path / "labels.txt").write_text("0/\x1b.png 1\n0/\x1b.png 1\n")
+    assert r"0/\x1b.png has a label already" in refused(tmp_path / "twice", tmp_path / "labels.txt")
+
+
+def test_columns_are_shown_in_short(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.table({f"\x1b[2J\n{index}": [1] for index in range(5000)}), tmp_path / "x.parquet")
+    text = refused(tmp_path / "x.parquet")
+    assert text.isprintable()
+    assert len(text) < 1000
+
+
+def test_names_of_a_tars_pictures_are_shown_in_short(tmp_path):
+    name = f"0/{chr(27)}[2J{'x' * 5000}.png"
+    dataset = open_dataset(write_tar(tmp_path / "x.tar", {name: b"no picture"}))
+    with pytest.raises(ImageError, match=r"^0/\\x1b\[2Jx+\.\.\.: empty, damaged") as error:
+        dataset.input(0, 32)
+    assert len(str(error.value)) < 400
+
+
 def test_any_damaged_byte_of_a_parquet_file_is_our_error(tmp_path):
     """Each byte of the labels' column and of what describes the file."""
     whole = write_parquet(tmp_path / "whole.parquet", [picture(1)] * 3, [0, 1, 2], compression="none").read_bytes()

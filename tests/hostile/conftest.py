@@ -1,15 +1,16 @@
 """What was tried, counted and kept; and how hypothesis tries.
 
-With an EFFORT of 1 the examples are the same every time; above, they are others each time, and a failure prints the line
-that repeats it. HOSTILE_RESULTS names the file that the counts are written into: `make hostile`.
+With an EFFORT of 1 the examples are the same every time; above, they are others each time, and a failure prints the
+line that repeats it. HOSTILE_RESULTS names the file that the counts are written into: `make hostile`.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from attempts import Attempts, memory_within
 from effort import EFFORT
 from hypothesis import HealthCheck, settings
 
@@ -25,6 +26,7 @@ settings.register_profile(
 )
 settings.load_profile("hostile")
 Tried = Callable[[str, Mapping[str, int]], None]
+MEGABYTES = 300  # more than before, that the attempts of one test may take
 
 
 @pytest.fixture
@@ -35,6 +37,14 @@ def tried(record_property) -> Tried:
         record_property("tried", (what, dict(counts)))
 
     return tried
+
+
+@pytest.fixture
+def attempt(tmp_path, capfd) -> Iterator[Attempts]:
+    """For damaged files. The test fails if it takes much memory, or if a library prints something."""
+    with memory_within(MEGABYTES):
+        yield Attempts(tmp_path)
+    assert capfd.readouterr() == ("", "")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -52,5 +62,10 @@ def pytest_terminal_summary(terminalreporter):
             counts = ", ".join(f"{name} {count}" for name, count in row["counts"].items())
             terminalreporter.write_line(f"{row['what']}: {counts}")
     if path := os.environ.get("HOSTILE_RESULTS"):
-        result = {"cpu": describe_cpu()["cpu"], "cores": os.cpu_count(), "effort": EFFORT, "rows": sorted(rows, key=lambda row: row["what"])}
+        result = {
+            "cpu": describe_cpu()["cpu"],
+            "cores": os.cpu_count(),
+            "effort": EFFORT,
+            "rows": sorted(rows, key=lambda row: row["what"]),
+        }
         Path(path).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -2,12 +2,15 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from bundle_samples import KEY, PLAN, REBUILD, SHAPES, fake_runtime, images, write_plan
 
 import conformer_fast as cf
+from conformer_fast.bundles.folder import read_bundle, write_bundle
+from conformer_fast.engines.registry import format_of
 from conformer_fast.engines.tensorrt.backend import TensorRT
 from conformer_fast.errors import BackendError, BundleError, EngineMismatchError
 from conformer_fast.model.shapes import Shapes
@@ -84,9 +87,21 @@ def test_engine_of_another_gpu_is_a_warning(small_model, tmp_path, tensorrt):
         UserWarning, match=r"was built on NVIDIA L4, here is Pretended 4090: .*conformer-fast build \.\.\."
     ):
         cf.load(write_plan(tmp_path / "bundle", small_model, gpu="NVIDIA L4"))
+    with pytest.warns(UserWarning, match=r"was built on \\x1b\[2J\\n.{,200}, here is"):
+        cf.load(write_plan(tmp_path / "bundle", small_model, gpu="\x1b[2J\n" * 5000))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cf.load(write_plan(tmp_path / "bundle", small_model, gpu="Pretended 4090"))
+
+
+def test_a_flavor_that_is_none(small_model, tmp_path, tensorrt):
+    folder = write_plan(tmp_path / "bundle", small_model)
+    bundle = read_bundle(folder, format_of)
+    files = {name: bundle.read(name) for name in bundle.manifest.files}
+    runtime = {**bundle.manifest.runtime, "flavor": "\x1b"}
+    write_bundle(folder, replace(bundle.manifest, runtime=runtime), files)
+    with pytest.raises(BundleError, match=r"bundle has an engine that cannot be: unknown flavor '\\x1b'"):
+        cf.load(folder)
 
 
 @pytest.mark.parametrize("option", [{"shapes": Shapes()}, {"flavor": "tensorrt-rtx"}, {"targets": ["sm90"]}], ids=str)

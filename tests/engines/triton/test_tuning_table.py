@@ -87,6 +87,7 @@ FOREIGN = {
     "no times": changed(times_us=3),
     "foreign choice": changed(choices={"a": "cublas"}),
     "another GPU's": changed(gpu="NVIDIA Z1"),
+    "a strange GPU's": changed(gpu="\x1b[2J\n" * 5000),
     "another Triton's": changed(triton="2.0.0"),
     "another PyTorch's": changed(torch="1.0.0"),
     "older": changed(conformer_fast="0.0.1"),
@@ -109,6 +110,8 @@ def test_a_table_that_cannot_be_used_is_a_warning_and_is_replaced(change, hashed
         tuning.use_user_table(torch.device(DEVICE))
     assert len(caught) == 1
     assert str(file) in str(caught[0].message)
+    assert str(caught[0].message).isprintable()
+    assert len(str(caught[0].message)) < 1000
     assert dispatch.table(GPU) == {}
     save(GPU, [tuned("b")])
     assert load(GPU) == {"b": FAST}
