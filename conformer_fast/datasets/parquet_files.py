@@ -18,7 +18,7 @@ from .labels import Listed, Picture
 
 ROWS = 16  # that are in memory at a time, at most
 ROWS_BYTES = 1 << 26  # that they may take, if each were as large as its whole group
-BOMB_BYTES, BOMB_RATIO = 1 << 25, 100  # pictures are compressed: no such group shrinks so far
+BOMB_BYTES, BOMB_RATIO = 1 << 25, 100  # pictures are compressed: no group of so many bytes shrinks so far
 
 
 def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Names | None) -> Listed:
@@ -60,6 +60,7 @@ class ParquetRows:
     def __init__(self) -> None:
         self._file = ""
         self._table: Any = None
+        self._size = 0
         self._groups: list[range] = []
         self._group = -1
         self._left: Iterator[tuple[range, Any]] = iter(())
@@ -82,7 +83,7 @@ class ParquetRows:
 
     def _image(self, picture: Picture) -> Any:
         if picture.file != self._file:
-            self._open(picture.file)
+            self._open(picture.file, picture.size)
         row = picture.start
         group = next(number for number, rows in enumerate(self._groups) if row in rows)
         if group != self._group or row < self._rows.start:
@@ -92,8 +93,8 @@ class ParquetRows:
             self._rows, self._images = next(self._left)
         return self._images[row - self._rows.start].as_py()
 
-    def _open(self, file: str) -> None:
-        self._table, self._groups, start = _parquet(Path(file)), [], 0
+    def _open(self, file: str, size: int) -> None:
+        self._table, self._size, self._groups, start = _parquet(Path(file)), size, [], 0
         for group in range(self._table.num_row_groups):
             stop = start + self._table.metadata.row_group(group).num_rows
             self._groups.append(range(start, stop))
@@ -101,15 +102,14 @@ class ParquetRows:
         self._file, self._group, self._rows = file, -1, range(0)
 
     def _batches(self, group: int) -> Iterator[tuple[range, Any]]:
-        """Raises OSError for a group that unpacks to far more than it has in the file."""
-        metadata = self._table.metadata.row_group(group)
-        columns = [metadata.column(index) for index in range(metadata.num_columns)]
-        images = [column for column in columns if column.path_in_schema.split(".")[0] == "image"]
-        size = max(column.total_uncompressed_size for column in images)
-        if size > BOMB_BYTES and size > BOMB_RATIO * sum(column.total_compressed_size for column in images):
-            raise OSError(f"its {len(self._groups[group])} rows would unpack to {size} bytes, which are no pictures")
-        start, rows = self._groups[group].start, min(ROWS, max(1, ROWS_BYTES // max(1, size)))
-        for batch in self._table.iter_batches(batch_size=rows, row_groups=[group], columns=["image"]):
+        """Raises OSError for a group that unpacks to far more than its share of the file."""
+        rows, metadata = self._groups[group], self._table.metadata
+        size = metadata.row_group(group).total_byte_size  # not of a column: pyarrow aborts at a damaged one
+        packed = self._size * len(rows) / max(1, metadata.num_rows)
+        if size > BOMB_BYTES and size > BOMB_RATIO * packed:
+            raise OSError(f"its {len(rows)} rows would unpack to {size} bytes, which are no pictures")
+        at_once, start = min(ROWS, max(1, ROWS_BYTES // max(1, size))), rows.start
+        for batch in self._table.iter_batches(batch_size=at_once, row_groups=[group], columns=["image"]):
             yield range(start, start + len(batch)), batch.column("image")
             start += len(batch)
 

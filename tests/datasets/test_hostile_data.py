@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from data_samples import picture, refused, write, write_parquet, write_tar
@@ -73,6 +76,14 @@ def test_a_parquet_bomb(tmp_path, dictionary):
     with pytest.raises(ImageError, match=r"x\.parquet:1: damaged \(its \d+ rows would unpack to \d+ bytes"):
         grown(100, dataset.input, 1, 32)
     assert dataset.read(0) == picture(1)
+
+
+def test_no_byte_of_a_parquet_footer_ends_the_interpreter(tmp_path):
+    """pyarrow 26 ends it for a column whose statistics do not fit its schema."""
+    file = write_parquet(tmp_path / "x.parquet", [picture(1)] * 2, [0, 1])
+    script = Path(__file__).parents[1] / "damaged_footers.py"
+    done = subprocess.run([sys.executable, script, file], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_more_rows_than_bytes(tmp_path):
