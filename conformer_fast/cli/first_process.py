@@ -8,28 +8,34 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from types import FrameType
+
+HANDED_ON = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 
 def hand_over() -> None:
     """Returns in the process that is to do the work. If a signal ends that one, the status is 128 + its number."""
-    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until there is who they are for
+    awaited = HANDED_ON | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # each waits until it is asked for below
     worker = os.fork()
     if not worker:
         os.setpgid(0, 0)  # else a terminal's Ctrl-C came twice
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
+    while True:
+        number = signal.sigwait(awaited)
+        if number == signal.SIGCHLD:
+            _end_with(worker)
+        else:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(worker, number)
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(worker, number)
 
-    for number in signals:
-        signal.signal(number, hand_on)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    ended = 0
-    while ended != worker:
-        ended, status = os.wait()
-    code = os.waitstatus_to_exitcode(status)
-    os._exit(code if code >= 0 else 128 - code)
+def _end_with(worker: int) -> None:
+    """If it is among the children that have ended."""
+    with suppress(ChildProcessError):  # there is none that runs
+        ended = -1
+        while ended:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == worker:
+                code = os.waitstatus_to_exitcode(status)
+                os._exit(code if code >= 0 else 128 - code)
