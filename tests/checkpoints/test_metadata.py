@@ -151,7 +151,7 @@ def test_a_header_is_quoted_in_short(tmp_path):
     header = b'{"__metadata__": "' + b"a" * 5000 + b'"}'
     path = tmp_path / "bad.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(cf.CheckpointError, match=r"bad.safetensors: its header cannot be read \(.{,200}\); download"):
+    with pytest.raises(cf.CheckpointError, match=r"bad.safetensors: damaged or not a checkpoint \(.{,200}\); download"):
         read_checkpoint(path)
 
 
