@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
-from conformer_fast.engines.openvino.engine import core, images_at_once
-from conformer_fast.engines.openvino.runtime import ov, without_telemetry
+from conformer_fast.engines.openvino.engine import images_at_once
+from conformer_fast.engines.openvino.runtime import core, ov, without_telemetry
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}

@@ -31,21 +31,12 @@ from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached, key_of
 from . import executors
-from .runtime import ov
+from .eight_bits import pairs_are_cut_off, with_fitting_pairs
+from .runtime import core, ov
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
 SIZES_KEPT = 4  # image sizes whose engines stay in memory; then those of the least recently used one are dropped
-
-
-@cache
-def core() -> ov.Core:
-    """OpenVINO's entry point, one for the process and never closed.
-
-    Where the CPU has AMX, it gives the thread that first uses it a stack for signals, and takes that away when it is
-    closed: the next signal, Ctrl-C say, would then end the process with a segmentation fault.
-    """
-    return ov.Core()
 
 
 def native_precisions() -> tuple[str, ...]:
@@ -84,7 +75,13 @@ def engine_fields(onnx_sha256: str, precision: str, shape: Input) -> dict[str, A
         "precision": precision,
         **describe_cpu(),
         **shape._asdict(),
+        **({"weights": "pairs fit in 16 bits"} if pairs_must_fit(precision) else {}),
     }
+
+
+def pairs_must_fit(precision: str) -> bool:
+    """Whether the weights of engines of this precision are made for that on this CPU."""
+    return precision in FORMATS and pairs_are_cut_off()
 
 
 def streams_for(batch: int, threads: int) -> int:
@@ -225,7 +222,7 @@ class OpenVINOEngine:
 
         def build() -> bytes:
             self.check(graph())
-            model = core().read_model(graph())
+            model = core().read_model(with_fitting_pairs(graph()) if pairs_must_fit(self._precision) else graph())
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             executors.take(executors.key_of(options))
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 TELEMETRY = "openvino_telemetry"
 
@@ -28,4 +29,14 @@ def without_telemetry() -> Iterator[None]:
 with without_telemetry():
     import openvino as ov
 
-__all__ = ["ov"]
+__all__ = ["core", "ov"]
+
+
+@cache
+def core() -> ov.Core:
+    """OpenVINO's entry point, one for the process and never closed.
+
+    Where the CPU has AMX, it gives the thread that first uses it a stack for signals, and takes that away when it is
+    closed: the next signal, Ctrl-C say, would then end the process with a segmentation fault.
+    """
+    return ov.Core()

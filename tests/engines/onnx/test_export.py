@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import OPSET
-from conformer_fast.engines.openvino.engine import core
+from conformer_fast.engines.openvino.runtime import core
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.model.config import VARIANTS
