@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles e
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
 
-test: oldest-triton  ## the whole CPU suite, on two cores, one for each process of pytest
+test: oldest-triton $(INSTALLED)  ## the whole CPU suite, on two cores, one for each process of pytest
 	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 hostile: EFFORT = 40
@@ -47,7 +47,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.verdicts $(OUT)/verdicts.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 
-kernels-report: oldest-triton  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
+kernels-report: oldest-triton $(INSTALLED)  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.kernels_report
 
@@ -63,14 +63,16 @@ readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored resul
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*) | $(BIN)/python
 	$(INSTALL) -c constraints.txt -e ".[dev]"
 	touch $@
 
 oldest-triton: $(OLDEST_TRITON)/.installed  ## the oldest Triton that pyproject.toml allows, beside the pinned one
 
-$(OLDEST_TRITON)/.installed: | $(INSTALLED)  # whose interpreter takes no newer NumPy
+$(OLDEST_TRITON)/.installed: | $(BIN)/python  # whose interpreter takes no newer NumPy
 	rm -rf $(OLDEST_TRITON)
 	$(INSTALL) --no-deps --target $(OLDEST_TRITON) triton==3.6.0 numpy==2.3.5
 	touch $@

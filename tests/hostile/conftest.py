@@ -40,9 +40,10 @@ def tried(record_property) -> Tried:
 
 
 @pytest.fixture
-def attempt(tmp_path, capfd) -> Iterator[Attempts]:
-    """For damaged files. The test fails if it takes much memory, or if a library prints something."""
-    with memory_within(MEGABYTES):
+def attempt(tmp_path, capfd, request) -> Iterator[Attempts]:
+    """For damaged files. The test fails if it takes much memory, or if a library prints something. A parameter says how
+    many megabytes it may take instead."""
+    with memory_within(getattr(request, "param", MEGABYTES)):
         yield Attempts(tmp_path)
     assert capfd.readouterr() == ("", "")
 
