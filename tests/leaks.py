@@ -25,7 +25,7 @@ import torch
 import conformer_fast as cf
 from conformer_fast.engines.openvino import engine  # noqa: F401  # before the forks
 
-WARM_UP = 5  # cycles
+WARM_UP = 3  # cycles
 THREADS = 4
 SIZES = [(32, 32), (32, 48), (48, 32), (48, 48), (16, 32)]  # more than stay in memory
 BATCHES = [1, 2, 3, 5]

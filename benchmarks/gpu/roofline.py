@@ -110,7 +110,11 @@ def in_order(config: str | ConformerConfig, batch: int, precision: str) -> tuple
     """The operations in the order in which they are called, one by one."""
     stored, rest = (None, precision) if precision in DTYPES else (precision, "fp16")
     made = recorded_calls(get_config(config), batch, rest, stored=stored)
-    return tuple(_operation(call, rest) for call in made)
+    different: dict[str, Operation] = {}
+    for call in made:
+        if call.plan.problem not in different:
+            different[call.plan.problem] = _operation(call, rest)
+    return tuple(different[call.plan.problem] for call in made)
 
 
 def _operation(call: dispatch.Call, rest: str) -> Operation:
