@@ -4,6 +4,7 @@ else happens. For tests/hostile."""
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import stat
 import sys
@@ -41,9 +42,12 @@ class NotAllowedError(BaseException):
 
 
 def every(examples: SearchStrategy[Any], count: int, attempt: Callable[[Any], None]) -> None:
-    """Makes `attempt` with `count` of the examples, times EFFORT. The last file that failed is where pytest keeps what
-    a test wrote."""
-    settings(max_examples=count * EFFORT)(given(examples)(attempt))()
+    """Makes `attempt` with `count` of the examples, EFFORT times: hypothesis keeps what it has drawn until it is done.
+    The last file that failed is where pytest keeps what a test wrote."""
+    for turn in range(EFFORT):
+        if turn:
+            gc.collect()
+        settings(max_examples=count)(given(examples)(attempt))()
 
 
 class Attempts:
