@@ -58,6 +58,41 @@ def _overflow_where_asserted(
     return checked
 
 
+def _shapes_once(block: Callable[..., None] = tl.block_type.__init__) -> Callable[..., None]:
+    """A shape is checked and made for each value that has it."""
+    known: dict[tuple[int, ...], tuple[Any, int, str]] = {}
+
+    def init(self: Any, element_ty: Any, shape: Any) -> None:
+        key = tuple([getattr(side, "value", side) for side in getattr(shape, "values", shape)])
+        if key in known:
+            self.element_ty = element_ty
+            self.shape, self.numel, name = known[key]
+            self.name = f"<{name}, {element_ty}>"
+        else:
+            block(self, element_ty, shape)
+            known[key] = self.shape, self.numel, str(self.shape)
+
+    return init
+
+
+def _shapes_of_tensors_once(tensor: Callable[..., None] = tl.tensor.__init__) -> Callable[..., None]:
+    """The same for tensors, by the shape that their types share."""
+    known: dict[int, tuple[Any, Any, Any]] = {}
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        shape = type.shape if type.is_block() else None
+        if id(shape) in known:
+            _, self.numel, self.shape = known[id(shape)]
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+        else:
+            tensor(self, handle, type)
+            known[id(shape)] = shape, self.numel, self.shape
+
+    return init
+
+
 interpreter._patch_lang = _patched_once_a_launch()
 interpreter._get_np_dtype = _types_once()
 TritonSemantic.binary_op_sanitize_overflow_impl = _overflow_where_asserted()
+tl.block_type.__init__ = _shapes_once()
+tl.tensor.__init__ = _shapes_of_tensors_once()
