@@ -228,6 +228,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     elif event in CHANGES:
         if event in REMOVES and arguments[1] != -1:
             return  # in a folder that is open: of shutil.rmtree, which was looked at
+        if event == "os.mkdir" and os.path.lexists(arguments[0]):
+            return  # it will fail
         for index in CHANGES[event]:
             _check_change(event, arguments[index])
 

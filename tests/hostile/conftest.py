@@ -50,6 +50,8 @@ def attempt(tmp_path, capfd, request) -> Iterator[Attempts]:
 
 
 def pytest_terminal_summary(terminalreporter):
+    if hasattr(terminalreporter.config, "workerinput"):
+        return  # xdist's main process knows all
     reports = terminalreporter.getreports("passed")
     rows = [
         {"what": what, "counts": counts, "seconds": round(report.duration, 1)}

@@ -184,7 +184,8 @@ def _action_before(actions: list[argparse.Action], line: list[str], at: int) -> 
 def _value(files: Files, action: argparse.Action) -> st.SearchStrategy[str]:
     texts = [text for text in TEXTS if text not in COUNTED.get(action.dest, ())]
     if action.dest in OUTPUTS:
-        refused = [path for path in files.paths if path.endswith((".png", ".tar", "pipe", "device", "empty", "where"))]
+        refused = [path for path in files.paths if path.endswith((".png", ".tar", "pipe", "device"))]
+        texts.remove("..")  # where nothing may be written here
         own = ["there.json", "folder", "new.json", "no/where.json", str(files.own), "w.onnx", "x.safetensors"]
         return st.sampled_from([*texts, *own, *refused])
     known = [*FEW.get(action.dest, map(str, action.choices or ()))]
