@@ -73,7 +73,7 @@ class Pictures(Batches):
 
     def __init__(self, paths: Sequence[Path], size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
         self.paths = tuple(a_path("a picture", path) for path in several("paths", paths))
-        self.size, self.batch, self.recipe = size, batch, checked(recipe)
+        self.size, self.batch, self.recipe = side("size", size), whole("batch", batch), checked(recipe)
 
     def __len__(self) -> int:
         return math.ceil(len(self.paths) / self.batch)
@@ -101,7 +101,8 @@ class DatasetBatches(Batches):
     def __init__(self, dataset: Dataset, size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
         if not isinstance(dataset, Dataset):
             raise ArgumentTypeError(f"the data must be what open_dataset returns, got {shown(repr(dataset))}")
-        self.dataset, self.size, self.batch, self.recipe = dataset, size, batch, checked(recipe)
+        self.dataset, self.recipe = dataset, checked(recipe)
+        self.size, self.batch = side("size", size), whole("batch", batch)
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.batch)

@@ -22,6 +22,13 @@ RENAMED = (  # the folders of the development kit's ids become synsets
     "loadmat('meta.mat', squeeze_me=True)['synsets'][:1000]]\""
 )
 DEVKIT = f"the ids 1 ... {IMAGENET_CLASSES} of ILSVRC's development kit have another order than the models' scores"
+ONE_EACH = (
+    "name the folder that holds a folder a class, an empty one for a class without pictures, or give a label file"
+)
+NUMBERED = "name them so, where class 0 without pictures has an empty folder, or give a label file"
+RENAME = "give a label file, or folders that are called as the model's classes"
+SAY = "say what they mean: by folders that are called by the synset, or by a label file"
+APART = str.maketrans("_-/", "   ")  # what stands between words; no folder's name has a slash
 
 
 class Names:
@@ -37,7 +44,8 @@ class Names:
                 self._alike[imagenet_synsets()[next(iter(_imagenet_classes(name)))]].add(index)
 
     def classes(self, name: str) -> set[int]:
-        """Those that have this name: as it is written or, if none has, in small letters."""
+        """Those that have this name: as it is written or, if none has, in small letters and with any of " _-/" between
+        its words."""
         return self._written.get(same_form(name)) or self._alike.get(_in_small(name), set())
 
 
@@ -62,7 +70,12 @@ def label_of(text: str, num_classes: int | None, where: str, class_names: Names 
     class's name.
     """
     called = class_names.classes(text) if class_names else set()
-    if len(called) == 1:
+    if len(called) > 1:
+        raise DatasetError(
+            f"{where}: the label {shown(repr(text), 100)} may mean several of the model's classes: "
+            f"{first_few(sorted(called))}; write the number"
+        )
+    if called:
         (index,) = called
         if _is_number(text) and int(text) != index:
             raise DatasetError(
@@ -70,72 +83,85 @@ def label_of(text: str, num_classes: int | None, where: str, class_names: Names 
                 f"so, number {index}; give folders that are called as the model's classes"
             )
         return index
-    if is_synset(text) and num_classes in (None, IMAGENET_CLASSES):
+    if class_names is None and is_synset(text) and num_classes in (None, IMAGENET_CLASSES):
         return _synsets()[text]
-    try:
-        number = int(text)
-    except ValueError:
-        classes = _imagenet_classes(text) if num_classes == IMAGENET_CLASSES else frozenset()
-        if len(classes) == 1:
-            return next(iter(classes))
-        raise DatasetError(
-            f"{where}: the label {shown(repr(text), 100)} is neither a number nor a class name of the model's "
-            f"nor, for 1000 classes, an ImageNet synset such as n01440764 or its name"
-        ) from None
-    if number == -1:
+    if class_names is None and num_classes == IMAGENET_CLASSES and len(_imagenet_classes(text)) == 1:
+        return next(iter(_imagenet_classes(text)))
+    if text == "-1":
         raise DatasetError(f"{where}: the label -1 means unlabeled, as in test splits; take the validation split")
-    if number < 0 or (num_classes is not None and number >= num_classes):
-        classes_are = "0 or more" if num_classes is None else f"0 ... {num_classes - 1}, the model's classes"
-        devkit = f"; {DEVKIT}" if number == num_classes == IMAGENET_CLASSES else ""
+    if not text.isascii() or not text.removeprefix("-").isdecimal():
+        imagenets = " nor, for 1000 classes, an ImageNet synset such as n01440764 or its name"
+        names = f", which are {first_few(class_names.names)}" if class_names else imagenets
+        raise DatasetError(
+            f"{where}: the label {shown(repr(text), 100)} is neither a number nor a class name of the model's{names}"
+        )
+    if not _is_number(text) or (num_classes is not None and int(text) >= num_classes):
+        classes_are = "0 ... 999999999" if num_classes is None else f"0 ... {num_classes - 1}, the model's classes"
+        devkit = f"; {DEVKIT}" if text == str(num_classes) == str(IMAGENET_CLASSES) and not class_names else ""
         raise DatasetError(f"{where}: the label {shown(text)} is none of {classes_are}; numbers begin at 0{devkit}")
-    return number
+    return int(text)
 
 
 def classes_of(
-    names: Sequence[str], num_classes: int | None, where: str, class_names: Names | None = None
+    names: Sequence[str],
+    num_classes: int | None,
+    where: str,
+    class_names: Names | None = None,
+    instead: str = "",
 ) -> dict[str, int]:
     """The class of each folder's or label's name.
 
-    The model's own names, synsets and class names of ImageNet have their own classes, and plain numbers are classes, so
-    some may be absent. Other names are numbered as they are given, so all must be there, with a warning if the model is
-    known.
+    The model's own names or, of a model that says none, synsets and class names of ImageNet have their own classes, and
+    plain numbers are classes, so some may be absent. Other names are refused if the model says its own. Else they are
+    numbered as they are given, so all must be there, with a warning if the model is known.
 
     class_names: what the model calls its classes, as `own_names` has it
+    instead: what to do where there are no folders to rename and no label file counts
 
     Raises DatasetError when it is not clear which classes are meant.
     """
     if class_names and any(map(class_names.classes, names)):
-        return _as_called(names, class_names, where)
-    if num_classes in (None, IMAGENET_CLASSES) and _synsets().keys() >= set(names):
+        return _as_called(names, class_names, where, instead)
+    if class_names is None and num_classes in (None, IMAGENET_CLASSES) and _synsets().keys() >= set(names):
         return {name: _synsets()[name] for name in names}
     if names and all(_is_number(name) for name in names):
-        return _numbered(names, num_classes, where)
+        return _numbered(names, num_classes, where, instead)
+    if class_names:
+        raise DatasetError(
+            f"{where} has the classes {first_few(names)}, and none of them is among the model's: "
+            f"{first_few(class_names.names)}; {instead or RENAME}"
+        )
     if num_classes == IMAGENET_CLASSES:
         known = [name for name in names if _imagenet_classes(name)]
         if 2 * len(known) > len(names):
             return _named(names, where)
     if num_classes is not None and len(names) != num_classes:
         raise DatasetError(
-            f"{where} has {len(names)} classes ({first_few(names)}), the model has {num_classes} classes; name the "
-            f"folder that holds one folder a class, with an empty one for a class without pictures, or give a label "
-            f"file"
+            f"{where} has {len(names)} classes ({first_few(names)}), the model has {num_classes} classes; "
+            f"{instead or ONE_EACH}"
         )
     if num_classes is not None:  # what is assumed of the model
-        others = f"whose names are others: {first_few(class_names.names)}" if class_names else "which says no names"
         order = f"{where}: the classes are taken in this order: {first_few(names)}"
-        warnings.warn(f"{order}, as those of the model, {others}", stacklevel=2)
+        warnings.warn(f"{order}, as those of the model, which says no names", stacklevel=2)
     return {name: index for index, name in enumerate(names)}
 
 
-def check_not_renumbered(labels: Collection[int], num_classes: int | None, where: str) -> None:
+def check_not_renumbered(
+    labels: Collection[int],
+    num_classes: int | None,
+    where: str,
+    class_names: Names | None = None,
+    instead: str = "",
+) -> None:
     """Raises DatasetError for bare numbers 0 ... k - 1 of more classes: some classes numbered anew, as in imagenette,
-    look the same as the model's first k."""
+    look the same as the model's first k. Not where the model calls its classes by these numbers."""
+    if class_names and all(class_names.classes(str(label)) == {label} for label in set(labels)):
+        return
     count = len(set(labels))
     if num_classes is not None and 1 < count < num_classes and max(labels) == count - 1:
         raise DatasetError(
             f"{where} has labels 0 ... {count - 1} alone, the model has {num_classes} classes: a part of them that is "
-            f"numbered anew has another order than the model's scores. Say what they mean: by folders that are called "
-            f"by the synset, or by a label file"
+            f"numbered anew has another order than the model's scores; {instead or SAY}"
         )
 
 
@@ -149,13 +175,13 @@ def same_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _as_called(names: Sequence[str], class_names: Names, where: str) -> dict[str, int]:
+def _as_called(names: Sequence[str], class_names: Names, where: str, instead: str) -> dict[str, int]:
     meant = {name: class_names.classes(name) for name in names}
     unclear = [name for name, classes in meant.items() if len(classes) != 1]
     if unclear:
         raise DatasetError(
             f"{where} has {len(unclear)} of {len(names)} names that mean none or several of the model's classes: "
-            f"{first_few(unclear)}; the model's are {first_few(class_names.names)}. Rename them, or give a label file"
+            f"{first_few(unclear)}; the model's are {first_few(class_names.names)}; {instead or RENAME}"
         )
     found = {name: next(iter(classes)) for name, classes in meant.items()}
     if len(set(found.values())) < len(found):
@@ -164,21 +190,22 @@ def _as_called(names: Sequence[str], class_names: Names, where: str) -> dict[str
     return found
 
 
-def _numbered(names: Sequence[str], num_classes: int | None, where: str) -> dict[str, int]:
+def _numbered(names: Sequence[str], num_classes: int | None, where: str, instead: str) -> dict[str, int]:
     found = {name: int(name) for name in names}
     numbers = set(found.values())
     if numbers == set(range(1, IMAGENET_CLASSES + 1)) and num_classes in (None, IMAGENET_CLASSES):
-        raise DatasetError(f"{where} has the class folders 1 ... {IMAGENET_CLASSES}: {DEVKIT}. Rename them: {RENAMED}")
+        renamed = instead or f"rename them: {RENAMED}"
+        raise DatasetError(f"{where} has the classes 1 ... {IMAGENET_CLASSES}: {DEVKIT}; {renamed}")
     if len(numbers) < len(found):
         raise DatasetError(f"{where} has a number twice, with and without zeros before it ({first_few(sorted(found))})")
     if 0 not in numbers or (num_classes is not None and max(numbers) >= num_classes):
         classes = "begin at 0" if num_classes is None else f"are 0 ... {num_classes - 1}"
         ordered = sorted(names, key=int)
         raise DatasetError(
-            f"{where} has the classes {first_few(ordered)}; classes that are called by numbers "
-            f"{classes}: name them so, where class 0 without pictures has an empty folder, or give a label file"
+            f"{where} has the classes {first_few(ordered)}; classes that are called by numbers {classes}: "
+            f"{instead or NUMBERED}"
         )
-    check_not_renumbered(numbers, num_classes, where)
+    check_not_renumbered(numbers, num_classes, where, instead=instead)
     return found
 
 
@@ -200,7 +227,8 @@ def _named(names: Sequence[str], where: str) -> dict[str, int]:
 
 
 def _in_small(name: str) -> str:
-    return same_form(name).replace("_", " ").strip().casefold()
+    """With one sign between words. Not at the ends: -1 is not 1."""
+    return same_form(name).strip().translate(APART).casefold()
 
 
 def _is_number(name: str) -> bool:

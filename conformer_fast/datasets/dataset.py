@@ -6,18 +6,18 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, DatasetError, a_path, first_few, several, shown
+from ..errors import ArgumentError, ArgumentTypeError, DatasetError, a_path, first_few, several, shown, whole
 from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
-from .classes import own_names
+from .classes import classes_of, own_names
 from .folders import list_folder
 from .labels import Picture, labels_from_file
 from .parquet_files import ParquetRows, list_parquet
@@ -36,12 +36,14 @@ class Dataset:
     kind:     "folder", "tar" or "parquet"
     pictures: where each one's bytes are
     labels:   each one's class
+    names:    what the data call their classes, and which of the model's they were taken for; None: by numbers or labels
     """
 
     source: str
     kind: str
     pictures: tuple[Picture, ...]
     labels: tuple[int, ...]
+    names: Mapping[str, int] | None = None
     _rows: ParquetRows = field(default_factory=ParquetRows, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class Dataset:
 
     def read(self, index: int) -> bytes:
         """The file of picture `index`. Raises OSError or DatasetError when it cannot be read."""
-        picture = self.pictures[index]
+        picture = self.pictures[whole("index", index, least=0)]
         if self.kind == "parquet":
             return self._rows.read(picture)
         with open_regular(picture.file) as file:
@@ -65,7 +67,7 @@ class Dataset:
         from ..errors import ImageError
         from ..preprocessing.cpu import load_image, preprocess_batch  # needs Pillow, the package's import does not
 
-        name = shown(self.pictures[index].name)
+        name = shown(self.pictures[whole("index", index, least=0)].name)
         try:
             image = load_image(BytesIO(self.read(index)))
             return preprocess_batch([image], size, dtype=dtype, threads=1, recipe=recipe)[0]
@@ -77,11 +79,28 @@ class Dataset:
             raise ImageError(f"{name}: cannot be read ({error.strerror}); get the file again") from error
 
     def evenly(self, count: int) -> Dataset:
-        """At most `count` of the pictures, evenly from all in their order, so that each class has its share."""
-        count = min(count, len(self))
+        """At most `count` of the pictures, evenly from all in their order, so that each class has its share. Raises
+        ArgumentError unless it is a whole number, at least 0."""
+        count = min(whole("count", count, least=0), len(self))
         taken = [index * len(self) // count for index in range(count)]
         pictures = tuple(self.pictures[index] for index in taken)
-        return Dataset(self.source, self.kind, pictures, tuple(self.labels[index] for index in taken))
+        return replace(self, pictures=pictures, labels=tuple(self.labels[index] for index in taken))
+
+    def check_names(self, class_names: Sequence[str] | None) -> None:
+        """Raises DatasetError unless its classes are those that a model calls so: it may have been opened without.
+
+        class_names: as `open_dataset` takes them
+        """
+        names = own_names(class_names)
+        if names is None or self.names is None:
+            return
+        meant = classes_of(list(self.names), len(names.names), self.source, names)
+        others = [name for name, index in self.names.items() if meant[name] != index]
+        if others:
+            raise DatasetError(
+                f"{self.source} was opened without this model's names of classes, and {first_few(others)} taken for "
+                f"others; open it with class_names=model.recipe.labels, or give its path"
+            )
 
     def sha256(self) -> str:
         """A digest of every picture's name, place, size and label: it tells whether this is the same data set."""
@@ -112,11 +131,15 @@ def open_dataset(
     The order is that of the paths; inside a tar or parquet file, the file's own.
 
     Raises DatasetError when there are no pictures, a label is missing or none of the model's classes, a file is
-    damaged, or it is not clear what is meant. Warns of what is left out, and where a model's
-    classes are taken in the order of names that cannot be found among its own. Pictures themselves are not read.
+    damaged, or it is not clear what is meant; ArgumentError for class_names and num_classes that cannot be. Warns of
+    what is left out, and where the model says no names, and its classes are taken in the order of the data's names.
+    Pictures themselves are not read.
     """
+    num_classes = None if num_classes is None else whole("num_classes", num_classes)
     if class_names is not None:
         class_names = several("class_names", class_names)
+        if not all(isinstance(name, str) for name in class_names):
+            raise ArgumentTypeError(f"class_names must be texts, got {shown(repr(class_names))}")
         if num_classes not in (None, len(class_names)):
             raise ArgumentError(
                 f"{len(class_names)} class_names for {num_classes} classes; give one for each, in order"
@@ -147,7 +170,8 @@ def open_dataset(
         )
     else:
         classes = listed.labels
-    return Dataset(os.fspath(path), kind, tuple(listed.pictures), tuple(classes))
+    named = None if labels is not None else listed.names
+    return Dataset(os.fspath(path), kind, tuple(listed.pictures), tuple(classes), named)
 
 
 def _found(path: str) -> tuple[str, list[Path]]:

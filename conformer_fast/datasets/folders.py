@@ -70,7 +70,7 @@ def list_folder(folder: Path, num_classes: int | None, class_names: Names | None
         )
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     index = classes_of(sorted(names), num_classes, str(folder), class_names)
-    return Listed(pictures, [index[picture.name.partition("/")[0]] for picture in pictures])
+    return Listed(pictures, [index[picture.name.partition("/")[0]] for picture in pictures], index)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -16,6 +16,10 @@ from ..storage.regular import open_regular
 from .classes import Names, check_not_renumbered, classes_of, label_of
 from .labels import Listed, Picture
 
+INSTEAD = (
+    "write what the model calls its classes into the file's schema (Hugging Face's ClassLabel), or the right numbers "
+    "and no names"
+)
 ROWS = 16  # that are in memory at a time, at most
 ROWS_BYTES = 1 << 26  # that they may take, if each were as large as its whole group
 BOMB_BYTES, BOMB_RATIO = 1 << 25, 100  # pictures are compressed: no group of so many bytes shrinks so far
@@ -30,9 +34,12 @@ def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Na
     labels: list[int] = []
     where = first_few(map(str, files))
     bare = False
+    called: dict[str, int] = {}
     for file in files:
         table = _parquet(file)
         kinds = {field.name: str(field.type) for field in table.schema_arrow}
+        if len(kinds) < len(table.schema_arrow):
+            raise DatasetError(f"{file}: has two columns of one name; rename one")
         if not {"image", "label"} <= kinds.keys() or not kinds["label"].startswith(("int", "uint")):
             raise DatasetError(
                 f"{file}: needs the columns 'image' and a whole number 'label', has "
@@ -40,18 +47,25 @@ def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Na
             )
         names = _label_names(table.schema_arrow.metadata, file)
         bare = bare or not names
-        classes = list(classes_of(names, num_classes, str(file), class_names).values()) if names else []
+        meant = classes_of(names, num_classes, str(file), class_names, INSTEAD) if names else {}
+        called |= meant
+        classes = list(meant.values())
         size = file.stat().st_size
         for row, number in enumerate(_numbers(table, file)):
             name = f"{file.name}:{row}"
             if row >= size:
                 raise DatasetError(f"{file}: has more rows than bytes, so they hold no pictures; get it again")
-            label = label_of("-1" if number is None else str(number), len(names) or num_classes, name)
+            if names and number is not None and number >= len(names):
+                raise DatasetError(
+                    f"{name}: the label {number} is none of 0 ... {len(names) - 1}, which have names in the file's "
+                    f"schema; write a name for each, or the right number"
+                )
+            label = label_of("-1" if number is None else str(number), None if names else num_classes, name)
             labels.append(classes[label] if names else label)
             pictures.append(Picture(name, str(file), row, size))
     if bare:
-        check_not_renumbered(labels, num_classes, where)
-    return Listed(pictures, labels)
+        check_not_renumbered(labels, num_classes, where, class_names, INSTEAD)
+    return Listed(pictures, labels, called or None)
 
 
 class ParquetRows:
@@ -73,7 +87,7 @@ class ParquetRows:
 
         try:
             image = self._image(picture)
-        except (ArrowException, OSError, ValueError, StopIteration) as error:
+        except (ArrowException, OSError, ValueError, ArithmeticError, StopIteration) as error:
             self._file = ""
             raise DatasetError(f"{picture.name}: damaged ({shown(error)}); get the parquet file again") from error
         content = image.get("bytes") if isinstance(image, dict) else image

@@ -1,6 +1,7 @@
 """Labeled pictures inside tar files, listed without unpacking anything.
 
-Samples of WebDataset (KEY.jpg beside KEY.cls or KEY.json), or pictures in class folders, or pictures alone. Only
+Samples of WebDataset (KEY.jpg beside KEY.cls or KEY.json), or pictures in class folders, or pictures alone. As in a
+folder, the outermost folders are the classes, below those that all pictures are in, which most tar files have. Only
 headers and labels are read; a picture's bytes are later read from their place in the file. Names of members are
 only names: nothing is written, and links are left out.
 
@@ -24,6 +25,8 @@ from .classes import Names, check_not_renumbered, classes_of, label_of
 from .labels import Listed, Picture, is_picture
 from .left_out import LeftOut
 
+Folders = tuple[str, ...]  # that a picture is in, the outermost first
+
 LABELS = (".cls", ".json")
 LABEL_BYTES = 1 << 20  # a longer label file is none
 HEADER_BYTES = 1 << 22  # that one member of a tar file may have before its content
@@ -36,8 +39,8 @@ def list_tar(files: Sequence[Path], num_classes: int | None, class_names: Names 
     """
     pictures: list[Picture] = []
     texts: dict[str, str] = {}  # picture -> its label
-    folders: dict[str, str] = {}  # picture -> its class folder
-    others: set[PurePosixPath] = set()
+    folders: dict[str, Folders] = {}  # picture -> those that it is in
+    others: set[Folders] = set()
     left_out = LeftOut()
     for file in files:
         prefix = f"{file.name}/" if len(files) > 1 else ""
@@ -48,12 +51,10 @@ def list_tar(files: Sequence[Path], num_classes: int | None, class_names: Names 
                 if path.suffix.lower() == ".cls" or _stem(path) not in labels:  # of both, the .cls counts
                     labels[_stem(path)] = text
             elif member.isdir():
-                others.add(path)
+                others.add(_folders(path))
             else:
                 here.append((path, Picture(f"{prefix}{path}", str(file), member.offset_data, member.size)))
-                if path.parent.name:
-                    folders[here[-1][1].name] = path.parent.name
-                    others.add(path.parent)
+                folders[here[-1][1].name] = _folders(path.parent)
         pictures += [picture for _, picture in here]
         if len({picture.name for picture in pictures}) < len(pictures):
             raise DatasetError(f"{file} has a picture twice, or one of a tar file of the same name; rename one")
@@ -76,14 +77,41 @@ def list_tar(files: Sequence[Path], num_classes: int | None, class_names: Names 
             for it in pictures
         ]
         if all(text.isdecimal() for text in texts.values()):
-            check_not_renumbered(found, num_classes, where)
+            check_not_renumbered(found, num_classes, where, class_names)
         return Listed(pictures, found)
-    if len(folders) < len(pictures) or not pictures:
+    if not all(folders.values()) or not pictures:
         return Listed(pictures, None)
-    parents = {path.parent for path in others if path.name in folders.values()}
-    names = {path.name for path in others if path.parent in parents}
+    root = _root(list(folders.values()))
+    for name in root:
+        if _is_class(name, num_classes, class_names):
+            raise DatasetError(
+                f"{where}: all pictures are in the folder {shown(name)}, which may be their class or hold the folders "
+                f"of the classes; rename it, or give a label file"
+            )
+    level = len(root)
+    names = {path[level] for path in others | set(folders.values()) if path[:level] == root and len(path) > level}
     classes = classes_of(sorted(names), num_classes, where, class_names)
-    return Listed(pictures, [classes[folders[picture.name]] for picture in pictures])
+    return Listed(pictures, [classes[folders[picture.name][level]] for picture in pictures], classes)
+
+
+def _folders(path: PurePosixPath) -> Folders:
+    return tuple(part for part in path.parts if part not in ("/", "//", ".."))
+
+
+def _root(folders: Sequence[Folders]) -> Folders:
+    """Those that hold the folders of the classes: all that every picture is in, but none's last one."""
+    first, last = min(folders), max(folders)  # what these begin with, all do
+    most = min(map(len, folders)) - 1
+    shared = next((level for level in range(most) if first[level] != last[level]), most)
+    return first[:shared]
+
+
+def _is_class(name: str, num_classes: int | None, class_names: Names | None) -> bool:
+    try:
+        label_of(name, num_classes, "", class_names)
+    except DatasetError:
+        return False
+    return True
 
 
 def _members(file: Path, left_out: LeftOut) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath, str | None]]:

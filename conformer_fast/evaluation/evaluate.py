@@ -24,7 +24,8 @@ from tqdm import tqdm
 from ..checkpoints.adopt import Model
 from ..datasets.dataset import Dataset, open_dataset
 from ..engines.module import EngineModule
-from ..errors import ArgumentError, ArgumentTypeError, DatasetError, whole
+from ..errors import ArgumentError, ArgumentTypeError, DatasetError, a_path, truth, whole
+from ..model.forked import before_computing
 from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
@@ -76,6 +77,11 @@ def evaluate(
     """
     if not isinstance(fast, EngineModule):
         raise ArgumentTypeError(f"evaluate runs compiled models, got a {type(fast).__name__}; compile it first")
+    before_computing()
+    truth("skip_damaged", skip_damaged)
+    truth("progress", progress)
+    resume = None if resume is None else a_path("the file to resume from", resume)
+    _check_model(fast)
     if isinstance(data, Dataset):
         dataset = data
     else:
@@ -84,7 +90,8 @@ def evaluate(
     size = fast.input_side(size)
     batch = fast.at_once(BATCH) if batch is None else whole("batch", batch)
     workers = _usual_workers(fast.device) if workers is None else whole("workers", workers, least=0)
-    _check(fast, dataset)
+    _check_data(fast, dataset)
+    dataset.check_names(fast.recipe.labels)
     judge = None if reference is None else fast.reference_of(reference)
     heads = ("conv", "trans", "sum") if set(LOGITS) <= set(fast.outputs) else ("sum",)
     best = min(BEST, fast.config.num_classes)
@@ -224,20 +231,23 @@ def _bar(record: Record, progress: bool) -> tqdm:
     return tqdm(total=total, initial=record.known, desc="evaluating", unit="image", disable=not shown, leave=False)
 
 
-def _check(fast: EngineModule, dataset: Dataset) -> None:
-    config = fast.config
+def _check_model(fast: EngineModule) -> None:
     if not (set(LOGITS) <= set(fast.outputs) or SUM in fast.outputs):
         raise ArgumentError(
             f"the model returns {', '.join(fast.outputs)}; evaluation needs {', '.join(LOGITS)} or {SUM}"
         )
-    if config.in_channels != 3:
-        raise ArgumentError(f"pictures have 3 channels, the model reads {config.in_channels}; evaluation cannot run it")
+    channels = fast.config.in_channels
+    if channels != 3:
+        raise ArgumentError(f"pictures have 3 channels, the model reads {channels}; evaluation cannot run it")
+
+
+def _check_data(fast: EngineModule, dataset: Dataset) -> None:
     if not len(dataset):
         raise DatasetError(f"{dataset.source} has no pictures")
-    if not 0 <= min(dataset.labels) <= max(dataset.labels) < config.num_classes:
+    if not 0 <= min(dataset.labels) <= max(dataset.labels) < fast.config.num_classes:
         raise DatasetError(
             f"{dataset.source} has labels {min(dataset.labels)} ... {max(dataset.labels)}, the model has the classes "
-            f"0 ... {config.num_classes - 1}; take the data it was trained for"
+            f"0 ... {fast.config.num_classes - 1}; take the data it was trained for"
         )
 
 

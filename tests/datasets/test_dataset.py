@@ -79,7 +79,7 @@ def test_what_is_not_there(tmp_path):
         "v_1.JPEG,65\nv_2.JPEG,970\nv_3.JPEG, 230",
         "v_1.JPEG n01751748\nv_2.JPEG n09193705\nv_3.JPEG n02105855",
         "n01751748\nn09193705\nn02105855\n",
-        'filename,label,split\nv_1.JPEG,65,val\n\'v_2.JPEG\',970,val\n"v_3.JPEG","230",val'.replace("'", '"'),
+        'filename,label,\nv_1.JPEG,65,\n\'v_2.JPEG\',970,\n"v_3.JPEG","230",'.replace("'", '"'),
         "image\tlabel\nv_1.JPEG\t65\nv_2.JPEG\t970\nv_3.JPEG\t230",
         "name label\nv_1.JPEG 65\nv_2.JPEG 970\nv_3.JPEG 230",
         "synset\nn01751748\nn09193705\nn02105855\n",
@@ -131,6 +131,15 @@ def test_a_label_file_counts_more_than_folders(tmp_path):
         ("v_1.JPEG -1\nv_2 1\nv_3 1", "the label -1 means unlabeled"),
         ("v_1.JPEG cat\nv_2 1\nv_3 1", "line 1: the label 'cat' is neither"),
         ("v_1.JPEG 1\nv_2.JPEG,\nv_3 1", "line 2: 'v_2.JPEG,' is not"),
+        ("v_1.JPEG 65 0.9\nv_2 1\nv_3 1", "line 1: the label '65 0.9' is neither"),
+        ("v_1.JPEG,7 up\nv_2,1\nv_3,1", "line 1: the label '7 up' is neither"),
+        ("v_1.JPEG,n01440764 tench\nv_2,1\nv_3,1", "line 1: the label 'n01440764 tench' is neither"),
+        ("v_1,n01440764 1 2 3 4 n01443537 5 6 7 8\nv_2,1\nv_3,1", "line 1: the label 'n01440764 1 2 3 4 n01443537"),
+        ("v_1.JPEG,0_3\nv_2,1\nv_3,1", "line 1: the label '0_3' is neither"),
+        ("filename,fold,target\nv_1,1,30\nv_2,1,30\nv_3,1,30", "line 1: 'filename,fold,target' has 3 columns; write"),
+        ("v_1\t1\t30\nv_2\t1\t30\nv_3\t1\t30", "has 3 columns; write only the picture and its class"),
+        ("v_1\t\t30\nv_2\t\t30\nv_3\t\t30", r"line 1: 'v_1\t\t30' is not a picture's name and its label"),
+        ("v_1.JPEG;1\nv_2.JPEG;2\nv_3.JPEG;3", "line 1: 'v_1.JPEG;1' is not a picture's name and its class; write a"),
         ("", "is empty"),
     ],
 )
@@ -138,6 +147,16 @@ def test_label_files_that_say_too_little_or_too_much(tmp_path, lines, text):
     write(tmp_path / "val", {f"v_{index}.JPEG": picture(index) for index in (1, 2, 3)})
     (tmp_path / "labels.txt").write_text(lines)
     assert text in refused(tmp_path / "val", tmp_path / "labels.txt", 1000)
+
+
+@pytest.mark.parametrize("lines", ["cat\ndog\n", "0\n1\n", "a.png;cat\nb.png;dog\n"])
+def test_lines_of_one_word_for_another_model_than_imagenets(tmp_path, lines):
+    write(tmp_path / "val", {"a.png": picture(1), "b.png": picture(2)})
+    (tmp_path / "labels.txt").write_text(lines)
+    for names in (None, ["cat", "dog"]):
+        message = refused(tmp_path / "val", tmp_path / "labels.txt", 2, names)
+        assert "apart by a comma, such as 'a.png,cat'" in message
+        assert "development kit" not in message
 
 
 def test_a_name_that_means_two_pictures(tmp_path):
@@ -216,6 +235,31 @@ def test_class_folders_in_a_tar(tmp_path):
     assert found(dataset) == {"val/b/1.png": 1, "val/c/2.png": 2}
 
 
+@pytest.mark.parametrize("root", ["", "val/", "./data/val/"])
+def test_the_outermost_folders_are_the_classes_in_a_tar_as_in_a_folder(tmp_path, root):
+    contents = {"cat/dog/a.png": picture(1), "dog/cat/b.png": picture(2), "dog/c.png": picture(3)}
+    inside = {f"{root}{name}": content for name, content in contents.items()}
+    for names in (["dog", "cat"], None):
+        expected = open_dataset(write(tmp_path / "folder", contents), None, 2, names).labels
+        assert open_dataset(write_tar(tmp_path / "x.tar", inside), None, 2, names).labels == expected
+    numbers = {f"{root}0/1/a.png": picture(1), f"{root}1/0/b.png": picture(2)}
+    assert open_dataset(write_tar(tmp_path / "y.tar", numbers), num_classes=2).labels == (0, 1)
+
+
+def test_a_tar_of_one_class(tmp_path):
+    for name in ("dog/1.png", "val/dog/1.png"):
+        assert open_dataset(write_tar(tmp_path / "x.tar", {name: picture(1)}), None, 2, ["cat", "dog"]).labels == (1,)
+
+
+@pytest.mark.parametrize("names", [("cat/dog/a.png", "cat/eel/b.png"), ("cat/dog/a.png",), ("val/cat/dog/a.png",)])
+def test_a_folder_of_all_pictures_that_may_be_their_class_is_refused(tmp_path, names):
+    tar = write_tar(tmp_path / "x.tar", dict.fromkeys(names, picture(1)))
+    message = refused(tar, None, 3, ["cat", "dog", "eel"])
+    assert "all pictures are in the folder cat, which may be their class or hold the folders of the classes" in message
+    (tmp_path / "labels.txt").write_text("\n".join(f"{name} eel" for name in names))
+    assert set(open_dataset(tar, tmp_path / "labels.txt", 3, ["cat", "dog", "eel"]).labels) == {2}
+
+
 def test_a_flat_tar_takes_a_label_file(tmp_path):
     contents = {f"ILSVRC2012_val_{index}.JPEG": picture(index) for index in (2, 1)}
     file = write_tar(tmp_path / "val.tar", contents)
@@ -281,6 +325,9 @@ def test_parquet_files_that_are_refused(tmp_path):
     assert "null.parquet:1: the label -1 means unlabeled" in refused(tmp_path / "null.parquet")
     write_parquet(tmp_path / "many.parquet", [picture(1)] * 2, [0, 7])
     assert "none of 0 ... 6" in refused(tmp_path / "many.parquet", None, 7)
+    write_parquet(tmp_path / "named.parquet", [picture(1)] * 2, [0, 5], names=["cat", "dog"])
+    message = refused(tmp_path / "named.parquet", None, None, ["cat", "dog", "eel"])
+    assert "named.parquet:1: the label 5 is none of 0 ... 1, which have names in the file's schema" in message
     write_parquet(tmp_path / "text.parquet", [picture(1)] * 2, ["cat", "dog"])
     assert "label (string)" in refused(tmp_path / "text.parquet")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "many.parquet").read_bytes()[:100])

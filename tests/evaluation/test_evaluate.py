@@ -336,6 +336,30 @@ def test_nothing_but_damage(fast, damaged):
         evaluate(fast, damaged, workers=0, skip_damaged=True)
 
 
+def test_data_opened_without_the_models_names_of_classes(tmp_path):
+    """Their order may be another than the model's: in words, by the alphabet."""
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    model = cf.create_model("digits", "packaged")
+    model.recipe = dataclasses.replace(model.recipe, labels=words)
+    fast = cf.compile(model, backend="reference")
+    pixels, labels = load_pixels()
+    for index in split_indices(labels)[1][:40]:
+        place = tmp_path / words[labels[index]]
+        place.mkdir(exist_ok=True)
+        digit_image(pixels[index]).save(place / f"{index}.png")
+    for dataset in (tmp_path, open_dataset(tmp_path, class_names=words).evenly(39)):
+        found = evaluate(fast, dataset, workers=0)
+        assert found.compiled["sum"].top1 >= found.evaluated - 1
+    with pytest.raises(DatasetError, match=r"opened without this model's names of classes, and eight, five, .* taken "):
+        evaluate(fast, open_dataset(tmp_path).evenly(39), workers=0)
+
+
+def test_a_model_without_classes_is_refused_before_its_data(tmp_path, fast):
+    backbone = cf.compile(cf.create_model("digits", features_only=True), backend="reference")
+    with pytest.raises(ValueError, match="evaluation needs conv_logits, trans_logits or logits"):
+        evaluate(backbone, tmp_path / "absent")
+
+
 def test_data_must_fit_the_model(held_out, fast):
     with pytest.raises(DatasetError, match=r"has the classes 0, 1, .* called by numbers are 0 \.\.\. 2"):
         evaluate(cf.compile(cf.create_model("digits", num_classes=3), backend="reference"), held_out)

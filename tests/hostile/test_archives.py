@@ -155,7 +155,7 @@ def test_schemas_of_parquet_files(attempt: Attempts, tried):
 
 
 @pytest.mark.parametrize(
-    "kind", ["binary", "string", "int64", "struct", "list", "nulls", "float labels", "null labels"]
+    "kind", ["binary", "string", "int64", "struct", "list", "nulls", "duration", "float labels", "null labels"]
 )
 def test_columns_of_parquet_files(kind, attempt: Attempts):
     arrow = pytest.importorskip("pyarrow")
@@ -168,6 +168,7 @@ def test_columns_of_parquet_files(kind, attempt: Attempts):
         "struct": (arrow.array([{"path": "x"}] * 6), [0, 1, 2] * 2),
         "list": (arrow.array([[b"x"]] * 6), [0, 1, 2] * 2),
         "nulls": (arrow.array([None] * 6, arrow.binary()), [0, 1, 2] * 2),
+        "duration": (arrow.array([2**62] * 6, arrow.duration("s")), [0, 1, 2] * 2),
         "float labels": (arrow.array(list(FOLDERS.values())), [0.0, 1.0, 2.0] * 2),
         "null labels": (arrow.array(list(FOLDERS.values())), arrow.array([None, 1, 2] * 2, arrow.int32())),
     }
@@ -181,6 +182,18 @@ def test_columns_of_parquet_files(kind, attempt: Attempts):
         assert found is None
     else:
         assert all(pixels is None for _, _, pixels in found)
+
+
+def test_two_columns_of_one_name(attempt: Attempts):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    images, labels = arrow.array(list(FOLDERS.values())), arrow.array([0, 1, 2] * 2)
+    path = attempt.folder / "x.parquet"
+    for columns in (("image", "image", "label"), ("image", "label", "label")):
+        arrays = [images if name == "image" else labels for name in columns]
+        parquet.write_table(arrow.Table.from_arrays(arrays, names=columns), path)
+        assert attempt.read(lambda: opened(path), DatasetError, path.name, lambda found: False) is None
 
 
 def test_names_of_folders_and_pictures(attempt: Attempts, tried):
