@@ -14,6 +14,7 @@ HANDED_ON = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 def hand_over() -> None:
     """Returns in the process that is to do the work. If a signal ends that one, the status is 128 + its number."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # one that is ignored does not wait
     awaited = HANDED_ON | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # each waits until it is asked for below
     worker = os.fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def held(lock: FileLock) -> Iterator[None]:
     Whoever waits for over PATIENCE seconds is told, once, for whom. Raises OSError if the file cannot be made.
     """
     path, outermost = Path(lock.lock_file), not lock.is_locked
+    _check_own(path)
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
@@ -37,6 +39,13 @@ def held(lock: FileLock) -> Iterator[None]:
             with suppress(OSError):  # before the release: then it may be another's. Windows does it by itself
                 path.unlink()
         lock.release()
+
+
+def _check_own(path: Path) -> None:
+    """Raises OSError for a file that has another name too: what the lock writes would be in that."""
+    with suppress(FileNotFoundError):
+        if path.lstat().st_nlink > 1 and not path.is_dir():
+            raise OSError(errno.EMLINK, "is another file's name too; remove it", str(path))
 
 
 def remove_free(path: Path) -> None:

@@ -11,7 +11,6 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import threading
@@ -31,8 +30,8 @@ from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached, key_of
 from . import executors
-from .eight_bits import pairs_are_cut_off, with_fitting_pairs
-from .runtime import core, ov
+from .eight_bits import kept, pairs_are_cut_off
+from .runtime import core, keep_for_good, ov
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
@@ -222,7 +221,7 @@ class OpenVINOEngine:
 
         def build() -> bytes:
             self.check(graph())
-            model = core().read_model(with_fitting_pairs(graph()) if pairs_must_fit(self._precision) else graph())
+            model = core().read_model(_with_fitting_pairs(graph()) if pairs_must_fit(self._precision) else graph())
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             executors.take(executors.key_of(options))
             try:
@@ -242,6 +241,12 @@ class OpenVINOEngine:
                 f"the reference was changed after it was compiled: its graph has the sha256 {sha256[:12]}, that of the "
                 f"engines so far has {self._sha256[:12]}; compile the changed model"
             )
+
+
+def _with_fitting_pairs(graph: bytes) -> bytes:
+    from ..onnx.fitting_pairs import with_fitting_pairs
+
+    return with_fitting_pairs(graph)
 
 
 class _SizedEngine:
@@ -287,16 +292,12 @@ def _after_fork() -> None:
     """
     executors.after_fork()
     for engine in [*_engines]:
-        _keep_for_good(engine._built)
+        keep_for_good(engine._built)
         engine.start_anew()
+    keep_for_good(kept)
     if core.cache_info().currsize:
-        _keep_for_good(core())
+        keep_for_good(core())
         core.cache_clear()
-
-
-def _keep_for_good(thing: Any) -> None:
-    """Also when Python ends."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 if hasattr(os, "register_at_fork"):

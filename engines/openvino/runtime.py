@@ -5,10 +5,13 @@ A program that wants that imports openvino itself before its first engine is mad
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 TELEMETRY = "openvino_telemetry"
 
@@ -29,7 +32,8 @@ def without_telemetry() -> Iterator[None]:
 with without_telemetry():
     import openvino as ov
 
-__all__ = ["core", "ov"]
+__all__ = ["core", "keep_for_good", "ov"]
+_process = os.getpid()
 
 
 @cache
@@ -37,6 +41,15 @@ def core() -> ov.Core:
     """OpenVINO's entry point, one for the process and never closed.
 
     Where the CPU has AMX, it gives the thread that first uses it a stack for signals, and takes that away when it is
-    closed: the next signal, Ctrl-C say, would then end the process with a segmentation fault.
+    closed: the next signal, Ctrl-C say, would then end the process with a segmentation fault. In a forked process not
+    even when Python ends: it would wait for threads that are the parent's.
     """
-    return ov.Core()
+    opened = ov.Core()
+    if os.getpid() != _process:
+        keep_for_good(opened)
+    return opened
+
+
+def keep_for_good(thing: Any) -> None:
+    """Also when Python ends."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -1,6 +1,7 @@
 """Weights are written whole, in the dialect asked for, and never over what is read."""
 
 import errno
+import json
 import os
 import re
 
@@ -12,6 +13,7 @@ from weights_samples import COUNTER, DETECTOR_PARTS, REFERENCE, STATES
 from conformer_fast.checkpoints.dialects import recognize
 from conformer_fast.checkpoints.reading import read_state_dict
 from conformer_fast.checkpoints.writing import convert, save_weights
+from conformer_fast.cli.main import main
 from conformer_fast.errors import CheckpointError
 
 
@@ -49,6 +51,17 @@ def test_converting_refuses_its_own_input(tmp_path):
         assert target.read_bytes() == before
 
 
+def test_converting_refuses_the_shards_that_it_reads(tmp_path):
+    index, shard = tmp_path / "model.safetensors.index.json", tmp_path / "model-1.safetensors"
+    save_weights(REFERENCE.state_dict(), shard)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(REFERENCE.state_dict(), shard.name)}))
+    before = shard.read_bytes()
+    with pytest.raises(CheckpointError, match="which is read and would be lost; give another name"):
+        convert(index, shard)
+    assert main(["export", "--weights", str(index), "--precision", "fp32", "-o", str(shard)]) == 2
+    assert shard.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("name", "problem"), [("weights.pth", "ends in .safetensors"), ("no/weights.safetensors", "does not exist")]
 )
@@ -71,7 +84,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path, name):
 
 
 def test_mmdetection_names_cannot_be_written(tmp_path):
-    with pytest.raises(ValueError, match="choose 'official' or 'mmpretrain'"):
+    with pytest.raises(ValueError, match="unknown dialect to write 'mmdetection'; choose one of official, mmpretrain"):
         save_weights(REFERENCE.state_dict(), tmp_path / "weights.safetensors", "mmdetection")
 
 

@@ -65,3 +65,12 @@ def test_its_status_is_the_commands():
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 2
     command[-2:] = ["--version"]
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+def test_it_ends_where_nobody_is_told_of_children():
+    """Whoever starts it may ignore SIGCHLD, and what it starts then does too."""
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [*CONTAINER, sys.executable, "-c", ignoring, sys.executable, "-m", "conformer_fast.cli", "--version"]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0

@@ -99,3 +99,69 @@ def test_an_engine_of_a_gpu_says_that_it_cannot_go_on_after_a_fork(small_config,
     monkeypatch.setattr(os, "getpid", lambda: 0)
     with pytest.raises(cf.ConformerFastError, match=r"process 0 was forked.*start processes by 'spawn'"):
         module(None)
+
+
+AT_THE_END = """
+import os, signal, sys
+import conformer_fast as cf
+from conformer_fast.engines.openvino import eight_bits, engine
+BEFORE
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)  # ends a child that hangs
+INSIDE
+sys.exit(0)  # with all that Python does at its end
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "inside"),
+    [
+        ("engine.core()", "engine.core().get_property('CPU', 'FULL_DEVICE_NAME')"),
+        ("eight_bits.pairs_are_cut_off()", ""),
+        ("", "eight_bits.pairs_are_cut_off()"),
+    ],
+    ids=["core", "probe of the parent", "probe"],
+)
+def test_a_forked_process_ends(before, inside):
+    """Whatever of OpenVINO's there is."""
+    pytest.importorskip("openvino")
+    script = AT_THE_END.replace("BEFORE", before).replace("INSIDE", inside)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_what_computes_without_an_engine_runs_in_a_forked_process(tmp_path):
+    script = """
+import os, signal, sys, warnings, torch
+torch.set_num_threads(2)
+import conformer_fast as cf
+model = cf.create_model("tiny-p16")
+cf.save_weights(model.state_dict(), "before.safetensors")
+fast = cf.compile(cf.create_model("digits", weights="packaged"), backend="reference")
+fast(torch.rand(8, 3, 64, 64))
+for call in (
+    lambda: cf.save_weights(model.state_dict(), "after.safetensors"),
+    lambda: cf.load_weights(model, "before.safetensors"),
+    lambda: cf.convert("before.safetensors", "converted.safetensors"),
+    lambda: cf.evaluate(fast, sys.argv[1], workers=0, batch=12),
+):
+    child = os.fork()
+    if not child:
+        signal.alarm(60)  # ends a child that hangs
+        warnings.simplefilter("ignore")
+        call()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    from PIL import Image
+
+    for index in range(20):
+        folder = tmp_path / "data" / str(index % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(folder / f"{index}.png")
+    command = [sys.executable, "-c", script, tmp_path / "data"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr

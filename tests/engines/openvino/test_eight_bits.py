@@ -9,9 +9,10 @@ from onnx import numpy_helper
 pytest.importorskip("openvino")
 
 import conformer_fast as cf
+from conformer_fast.engines.onnx.fitting_pairs import MOST_OF_A_PAIR, with_fitting_pairs
 from conformer_fast.engines.onnx.typed_graph import TypedGraph
 from conformer_fast.engines.openvino import engine
-from conformer_fast.engines.openvino.eight_bits import MOST_OF_A_PAIR, pairs_are_cut_off, with_fitting_pairs
+from conformer_fast.engines.openvino.eight_bits import pairs_are_cut_off
 from conformer_fast.engines.openvino.engine import Input, engine_fields
 from conformer_fast.engines.openvino.runtime import core
 
