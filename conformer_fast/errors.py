@@ -6,7 +6,7 @@ An error that names a value of the user's is a ValueError too, any other a Runti
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -88,35 +88,64 @@ class EngineError(ConformerFastError, RuntimeError):
 
 def whole(name: str, value: Any, least: int = 1) -> int:
     """`value` as an int. Raises ArgumentError unless it is a whole number, at least `least`."""
-    message = f"{name} must be a whole number, at least {least}, got {value!r}"
     try:
         number = index(value)
     except TypeError:
-        raise ArgumentTypeError(message) from None
-    if isinstance(value, bool) or number < least:
-        raise ArgumentError(message)
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        kind = ArgumentTypeError if number is None else ArgumentError
+        raise kind(f"{name} must be a whole number, at least {least}, got {shown(repr(value))}")
     return number
 
 
-def a_path(name: str, value: Any) -> Path:
-    """`value` as a Path. Raises ArgumentTypeError for what is none."""
-    if not isinstance(value, str | os.PathLike):
+def truth(name: str, value: Any) -> bool:
+    """`value` itself. Raises ArgumentTypeError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} must be True or False, got {shown(repr(value))}")
+    return value
+
+
+def a_function(name: str, value: Any) -> None:
+    """Raises ArgumentTypeError for what cannot be called."""
+    if not callable(value):
+        raise ArgumentTypeError(f"{name} must be a function, such as print, got {shown(repr(value))}")
+
+
+def path_text(name: str, value: Any) -> str:
+    """The text of a path. Raises ArgumentTypeError for what is none."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
         raise ArgumentTypeError(f"{name} must be a path, got {shown(repr(value))}")
-    return Path(value)
+    return text
+
+
+def a_path(name: str, value: Any) -> Path:
+    """`value` as a Path. Raises ArgumentTypeError for what is none, ArgumentError for one without a name."""
+    text = path_text(name, value)
+    if not text:  # Path makes the current folder of it
+        raise ArgumentError(f"{name} must be a path, got ''; the current folder is '.'")
+    return Path(text)
 
 
 def one_of(kind: str, name: Any, known: Iterable[str]) -> None:
     """Raises ArgumentError, with the names there are, unless `name` is one of them."""
     known = tuple(known)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         kind_of_error = ArgumentError if isinstance(name, str) else ArgumentTypeError
-        raise kind_of_error(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+        raise kind_of_error(f"unknown {kind} {shown(repr(name))}; choose one of {', '.join(known)}")
 
 
 def several(name: str, values: Any) -> list[Any]:
-    """`values` as a list. Raises ArgumentTypeError for a lone name or path, and for what is nothing to go through."""
+    """`values` as a list. Raises ArgumentTypeError for a lone name or path, for what has no order, and for what is
+    nothing to go through."""
     if isinstance(values, str | os.PathLike):
-        raise ArgumentTypeError(f"{name} must be a list, such as [{os.fspath(values)!r}]")
-    if not isinstance(values, Iterable):
-        raise ArgumentTypeError(f"{name} must be a list, got {values!r}")
-    return list(values)
+        raise ArgumentTypeError(f"{name} must be a list, such as {shown(repr([os.fspath(values)]))}")
+    if isinstance(values, set | frozenset | Mapping):  # a dict's keys() have an order
+        raise ArgumentTypeError(f"{name} must be a list, in an order, got {shown(repr(values))}")
+    try:
+        items = iter(values)
+    except TypeError:  # also of a tensor without dimensions
+        items = None
+    if items is None or isinstance(values, bytes | bytearray):
+        raise ArgumentTypeError(f"{name} must be a list, got {shown(repr(values))}")
+    return list(items)

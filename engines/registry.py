@@ -112,7 +112,7 @@ def choose(
     or the hardware lacks the precision.
     """
     one_of("precision", precision, ("auto", *PRECISIONS))
-    if backend != "auto":
+    if not isinstance(backend, str) or backend != "auto":
         return _chosen(given(backend, options, ("auto", *BACKENDS)), precision, device_type, [])
     passed_over: list[str] = []
     for name in BACKENDS:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from ..errors import MOST_OF_A_COMMAND, BundleError, a_path, shown
+from ..errors import MOST_OF_A_COMMAND, ArgumentError, BundleError, a_path, shown
 from ..storage.atomic import replace_file
 from ..storage.hashed import SUFFIX
 from ..storage.lock import held
@@ -109,7 +109,7 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
     for what is no key.
     """
     check_key(key, signs=False)
-    folder = Path(os.path.abspath(a_path("the bundle", folder)))
+    folder = Path(os.path.abspath(bundle_path(folder)))
     with suppress(BundleError):
         return _verified_bundle(folder, format_of, key)
     with ExitStack() as alone:
@@ -117,6 +117,14 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
             with suppress(OSError):  # a folder that cannot be written has none
                 alone.enter_context(held(FileLock(folder / LOCK)))
         return _verified_bundle(folder, format_of, key)
+
+
+def bundle_path(folder: str | os.PathLike[str]) -> Path:
+    """Where a bundle is or is to be. Raises ArgumentError for what no folder can be called."""
+    path = a_path("the bundle", folder)
+    if "\0" in str(path):
+        raise ArgumentError(f"{shown(path)} cannot be a bundle's name (it has a NUL); give another")
+    return path
 
 
 def _verified_bundle(folder: Path, format_of: Callable[[str], Format], key: bytes | None) -> Bundle:
@@ -233,7 +241,7 @@ def check_writable(folder: str | os.PathLike[str], key: bytes | None = None) -> 
     """Raises BundleError if a bundle written there would take something else away; ArgumentError for a key that
     cannot sign."""
     check_key(key, signs=True)
-    folder = a_path("the bundle", folder)
+    folder = bundle_path(folder)
     while _others(folder):
         before = _stamp(folder / MANIFEST)
         others = [name for name in _others(folder) if os.path.lexists(folder / name)]

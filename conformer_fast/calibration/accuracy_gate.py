@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, shown
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization, addend_of
 from ..model.distance import sqnr_db, top1_agreement
@@ -109,7 +109,7 @@ class GateReport:
 def check_max_drop(value: Any) -> None:
     """Raises ArgumentError unless it is a number of percentage points, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ArgumentError(f"max_drop must be percentage points, 0 or more, got {value!r}")
+        raise ArgumentError(f"max_drop must be percentage points, 0 or more, got {shown(repr(value))}")
 
 
 def gate(

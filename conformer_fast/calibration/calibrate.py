@@ -28,7 +28,7 @@ from ..datasets.batches import Batches, DatasetBatches, Pictures, images_in
 from ..engines.base import Backend, Settings
 from ..engines.registry import choose
 from ..engines.timing import time_in_turn
-from ..errors import ArgumentError, ArgumentTypeError, several
+from ..errors import ArgumentError, ArgumentTypeError, a_function, a_path, several, shown, truth
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
@@ -89,6 +89,8 @@ def calibrate(
     normalized for another, or one of the values is not finite; ArgumentTypeError for images that are not floating
     point; BackendError when `timed` cannot run here in this precision.
     """
+    truth("smoothquant", smoothquant)
+    kept = None if cache is None else a_path("the cache", cache)
     _check_options(model, precision, max_drop, labels, timed, report)
     backend = None if timed is None else choose(timed, precision).backend
     source: Source | None = None
@@ -101,7 +103,7 @@ def calibrate(
         check_normalized_for(recipe, images)
         network = lower(source.reference)
     batches = _Checked(in_batches(images, network.config, recipe), network)
-    folder = None if cache is None or IMPORTED is None or _code_sha256() != IMPORTED else Path(cache)
+    folder = None if IMPORTED is None or _code_sha256() != IMPORTED else kept
     factors = _smoothing(network, batches, precision, folder) if smoothquant else {}
     counts = _statistics(network.smoothed(factors), batches, folder)
     origin = {"conformer_fast": __version__, "images": counts.images, "pictures": counts.pictures.facts}
@@ -141,7 +143,7 @@ def in_batches(images: Images, config: ConformerConfig, recipe: Recipe) -> Seque
         return images_in(images, input_side(recipe, config), FOLDER_LIMIT, recipe=recipe)
     if isinstance(images, Sequence) and not isinstance(images, list | tuple):
         return cast(Sequence[Tensor], images)
-    if isinstance(images, Tensor) and images.ndim == 4:
+    if isinstance(images, Tensor) and images.ndim <= 4:
         raise ArgumentTypeError("images for quantization must be a list of batches, such as images.split(32), got one")
     return [
         batch[0] if isinstance(batch, list | tuple) and batch else batch
@@ -189,10 +191,13 @@ def _check_options(
     timed: str | Backend | None,
     report: Callable[[GateReport], object] | None,
 ) -> None:
-    if precision not in FORMATS:
-        raise ArgumentError(f"calibration is for {' and '.join(FORMATS)}, got precision {precision!r}")
+    if not isinstance(precision, str) or precision not in FORMATS:
+        kind = ArgumentError if isinstance(precision, str) else ArgumentTypeError
+        raise kind(f"calibration is for {' and '.join(FORMATS)}, got precision {shown(repr(precision))}")
     if max_drop is not None:
         check_max_drop(max_drop)
+        if report is not None:
+            a_function("report", report)
     else:
         for name, given in {"labels": labels, "timed": timed, "report": report}.items():
             if given is not None:
@@ -254,6 +259,11 @@ def _checked(images: Tensor, model: InferenceConformer) -> Tensor:
         raise ArgumentTypeError(
             f"images for quantization must be batches of normalized, floating point images, got {given}; "
             f"see conformer_fast.preprocess"
+        )
+    if images.ndim != 4:
+        raise ArgumentError(
+            f"images for quantization must be batches (B, {model.config.in_channels}, H, W), got shape "
+            f"{tuple(images.shape)}"
         )
     return images.detach().to(model.stem.weight.device, torch.float32)
 

@@ -19,7 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..errors import ArgumentError, CheckpointError, first_few, shown
+from ..errors import CheckpointError, first_few, one_of, shown
 from ..model.config import HEAD_DIM, PACKAGED, STEM_CHANNELS, VARIANTS, ConformerConfig
 
 Dialect = Literal["official", "mmpretrain", "mmdetection"]
@@ -160,11 +160,10 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
 
 def to_dialect(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:
     """Official names -> the names of "official" or "mmpretrain". Raises ArgumentError for another dialect."""
+    one_of("dialect to write", dialect, ("official", "mmpretrain"))
     if dialect == "official":
         return dict(state)
-    if dialect == "mmpretrain":
-        return {_mmpretrain_name(name): tensor for name, tensor in state.items()}
-    raise ArgumentError(f"cannot write the dialect {dialect!r}; choose 'official' or 'mmpretrain'")
+    return {_mmpretrain_name(name): tensor for name, tensor in state.items()}
 
 
 def _unwrapped(name: str) -> str:

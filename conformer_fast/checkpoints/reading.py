@@ -13,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, a_path, shown
+from ..errors import CheckpointError, a_path, shown, truth
 from ..model.recipe import Recipe
 from ..storage.regular import open_regular
 from .dialects import Recognized, recognize
 from .metadata import recipe_in
 from .openmmlab import recipe_beside
 from .pickled import Left, PickleError
-from .safetensors_files import read_safetensors, read_shards
+from .safetensors_files import SHARDS, read_safetensors, read_shards
 from .saved import Saved, damaged, read_tensors
 from .torch_files import REBUILD, ZIP_MAGIC, read_legacy, read_zip
 
 AVERAGED = ("model_ema", "state_dict_ema")
 CONTAINERS = ("model", "state_dict", "model_state_dict", "net", *AVERAGED)
 """Keys that a state dict is found under, in order of preference."""
-SHARDS = ".safetensors.index.json"
 PICKLE_MAGIC = b"\x80"
 MANIFEST = "manifest.json"  # of a bundle
 
@@ -69,6 +68,7 @@ def read_state_dict(path: str | os.PathLike[str], ema: bool = False) -> dict[str
 def _read(path: str | os.PathLike[str], ema: bool) -> tuple[dict[str, Tensor], dict[str, str], Mapping[str, Any]]:
     """The state dict, the metadata of a safetensors file, and the `meta` beside the state dict in a torch file."""
     path = existing_file(path)
+    truth("ema", ema)
     try:
         if path.name.endswith(SHARDS):
             return dict(state_dict_in(read_shards(path), ema)), {}, {}

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, first_few, shown
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, first_few, shown, truth
 from ..model.blank import in_memory, outline
 from ..model.config import PACKAGED, ConformerConfig, our_name
+from ..model.forked import before_computing
 from ..model.recipe import Recipe
 from ..model.reference import Conformer
 from ..model.shapes import Pad
@@ -43,7 +44,8 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
     """Copies a checkpoint, or a state dict, of any dialect into `model`, cast to the model's dtype. All or nothing.
 
     A features_only model takes no heads and no trans_norm. Counters (num_batches_tracked) are left alone. The model's
-    `recipe` becomes what the file says of itself; a state dict says nothing.
+    `recipe` is what it was set to and, of the rest, what the file says of itself; a state dict says nothing. Warns, in
+    one line, where the file says otherwise than what was set.
 
     Raises CheckpointError, and leaves the model as it was, when a tensor is missing, unexpected, misshapen, not
     floating point or not finite, or a variance negative, and for the weights of another model: other heads, labels of
@@ -51,6 +53,8 @@ def load_weights(model: Conformer, source: str | os.PathLike[str] | Mapping[str,
     """
     if not isinstance(model, Conformer):
         raise ArgumentTypeError(f"load_weights fills a reference Conformer, got a {type(model).__name__}")
+    truth("ema", ema)
+    before_computing()
     if isinstance(source, Mapping):
         state = state_dict_in(source, ema)
         found = recognize(state)

@@ -10,12 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, a_path
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, a_path, shown
+from ..model.forked import before_computing
 from ..model.recipe import USUAL, Recipe, checked
 from ..storage.outputs import AnyPath, check_output, write_output
 from .dialects import Dialect, Recognized, to_dialect
 from .metadata import metadata_of
 from .reading import existing_file, read_checkpoint
+from .safetensors_files import shards_beside
 from .weights import LoadReport
 
 
@@ -37,8 +39,10 @@ def save_weights(
         raise ArgumentTypeError(
             f"the weights must be a state dict, as model.state_dict(), got a {type(state).__name__}"
         )
+    _check_tensors(state)
     _check_target(path)
     _check_recipe(checked(recipe), Recognized("official", dict(state), 0))
+    before_computing()
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in to_dialect(state, dialect).items()
@@ -65,15 +69,28 @@ def convert(
     ArgumentError for a recipe that does not fit the tensors.
     """
     source = existing_file(source)
-    _check_target(target, [source])
+    _check_target(target, [source, *shards_beside(source)])
+    before_computing()
     checked(recipe)
     checkpoint = read_checkpoint(source)
     found, said = checkpoint.found, checkpoint.recipe
-    others = [name for name, value in recipe.known().items() if said.known().get(name, value) != value]
+    save_weights(found.state, target, dialect, recipe=recipe.over(said))
+    others = said.denies(recipe)
     if others:
         warnings.warn(f"{', '.join(others)} as given; {source} says otherwise", stacklevel=2)
-    save_weights(found.state, target, dialect, recipe=recipe.over(said))
     return LoadReport(found.dialect, len(found.state), len(checkpoint.state) - len(found.state))
+
+
+def _check_tensors(state: Mapping[str, Tensor]) -> None:
+    """Raises ArgumentError unless there are tensors, by their names, and nothing else."""
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ArgumentTypeError(
+                f"the weights must be tensors by their names, as model.state_dict(); {shown(repr(name))} is a "
+                f"{type(tensor).__name__}"
+            )
+    if not state:
+        raise ArgumentError("there are no weights to write; give model.state_dict()")
 
 
 def _check_target(path: AnyPath, inputs: Iterable[AnyPath] = ()) -> None:

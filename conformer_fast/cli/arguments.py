@@ -295,6 +295,11 @@ def _inputs(given: dict[str, Any]) -> list[Any]:
     from ..storage.paths import cache_root
 
     named = [path for name in INPUTS for path in _listed(given.get(name))]
+    indices = [Path(path) for path in named if str(path).endswith(".safetensors.index.json")]
+    if indices:
+        from ..checkpoints.safetensors_files import shards_beside
+
+        named += [shard for index in indices for shard in shards_beside(index)]
     return [*named, *cache_root().glob("weights/*"), *Path(cf.__file__).parent.glob("data/*")]
 
 

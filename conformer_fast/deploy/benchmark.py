@@ -13,7 +13,7 @@ from ..checkpoints.create import create_model
 from ..engines.base import Backend
 from ..engines.registry import choose
 from ..engines.timing import time_in_turn
-from ..errors import ArgumentError, several, whole
+from ..errors import ArgumentError, a_function, several, whole
 from ..inference.quantization import Quantization
 from ..model.config import VARIANTS
 from ..model.shapes import usual_side
@@ -85,6 +85,7 @@ def benchmark(
     Raises what `compile` raises; ArgumentError for an unknown model, and for numbers below 1.
     """
     models, rounds = several("models", models), whole("rounds", rounds)
+    a_function("each", each)
     batches = [whole("batches", batch) for batch in several("batches", batches)]
     if not batches or not models:
         raise ArgumentError(f"give at least one model and one batch, got {models} and {batches}")

@@ -13,7 +13,7 @@ from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import choose
-from ..errors import ArgumentTypeError, BackendError
+from ..errors import ArgumentTypeError, BackendError, shown
 from ..inference.quantization import Quantization
 from .fast_conformer import FastConformer, compiled
 from .save import on_device
@@ -70,8 +70,8 @@ def _device(asked: str | torch.device) -> torch.device:
     """Raises BackendError for a device that is not here."""
     try:
         device = torch.device(asked)
-    except (RuntimeError, TypeError) as error:
-        raise BackendError(f"device must be such as 'cpu' or 'cuda:1', got {asked!r}") from error
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise BackendError(f"device must be such as 'cpu' or 'cuda:1', got {shown(repr(asked))}") from error
     if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise BackendError(f"there is no device {str(device)!r} here: PyTorch sees {torch.cuda.device_count()} GPUs")
     return device

@@ -9,9 +9,9 @@ import stat
 import uuid
 from pathlib import Path
 
-from ..bundles.folder import read_bundle
+from ..bundles.folder import bundle_path, read_bundle
 from ..engines.registry import format_of, make
-from ..errors import ArgumentError, BundleError, a_path, whole
+from ..errors import ArgumentError, BundleError, a_path, shown, whole
 
 
 def export_server(
@@ -32,10 +32,10 @@ def export_server(
     Raises BundleError when the bundle is damaged, the server does not run its engine, or the repository has such a
     model or cannot be written; ArgumentError for a name or number that cannot be.
     """
-    bundle, repository = a_path("the bundle", bundle), a_path("the repository", repository)
+    bundle, repository = bundle_path(bundle), a_path("the repository", repository)
     name = bundle.resolve().name if name is None else name
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {name!r}")
+        raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {shown(repr(name))}")
     instances = whole("instances", instances)
     read = read_bundle(bundle, format_of, key)
     files = make(read.manifest.backend).served(read, name, instances)
@@ -54,5 +54,5 @@ def export_server(
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     except (OSError, ValueError) as error:  # ValueError: no file's name
-        raise BundleError(f"{folder} cannot be written: {error}; remove it, or choose another name") from error
+        raise BundleError(f"{shown(folder)} cannot be written: {error}; remove it, or choose another name") from error
     return folder

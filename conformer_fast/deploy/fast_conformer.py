@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from ..bundles.folder import Bundle, read_bundle, write_bundle
+from ..bundles.folder import Bundle, bundle_path, read_bundle, write_bundle
 from ..bundles.manifest import Manifest
 from ..checkpoints.adopt import Model, Source
 from ..engines.base import Engine, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import format_of, make
-from ..errors import ArgumentError, BundleError, ConformerFastError, a_path, shown
+from ..errors import ArgumentError, BundleError, ConformerFastError, shown
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, check_outputs, names_of
 from ..model.recipe import check_label_lines, class_labels, shown_labels
@@ -135,7 +135,7 @@ class FastConformer(EngineModule):
         to save; BundleError when the folder holds anything but a bundle or cannot be written, or when the model returns
         a class that cannot be restored.
         """
-        path = a_path("the bundle", folder)
+        path = bundle_path(folder)
         if isinstance(self._made_from, Bundle):
             return _copied(self._made_from, path, labels, key)
         again = call("conformer_fast.compile(model", self.settings) + f").save({path.absolute().name!r})"

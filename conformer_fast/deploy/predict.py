@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..engines.module import EngineModule
-from ..errors import ArgumentError, ImageError, several, whole
+from ..errors import ArgumentError, ImageError, path_text, several, whole
 from ..model.outputs import LOGITS, SUM
 from ..model.recipe import Recipe
 from ..preprocessing.cpu import load_batch
@@ -63,9 +63,10 @@ def predict(
     size:   side of the model's input in pixels; default: what the engine is tuned for, or the model was trained on
 
     Raises ArgumentError when topk or size is not positive, for a model without scores or that reads no pictures, for a
-    size that it does not take, and when a score is NaN or infinite; ArgumentTypeError for a single path.
+    size that it does not take, and when a score is NaN or infinite; ArgumentTypeError for a single path, and for
+    what is none.
     """
-    names = [os.fspath(path) for path in several("paths", paths)]
+    names = [path_text("a picture", path) for path in several("paths", paths)]
     topk = whole("topk", topk)
     _check(model)
     size = model.input_side(size)

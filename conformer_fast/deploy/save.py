@@ -17,7 +17,7 @@ from ..bundles.manifest import LABELS, Manifest
 from ..checkpoints.adopt import Source
 from ..engines.base import Engine, Settings
 from ..engines.registry import choose, with_bundles
-from ..errors import ArgumentError, ArgumentTypeError, BackendError
+from ..errors import ArgumentError, ArgumentTypeError, BackendError, shown
 from ..model.config import ConformerConfig
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, rebuild
@@ -119,7 +119,7 @@ def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
     if labels is None:
         return
     if isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise ArgumentTypeError(f"labels must be a list of names, got {labels!r}")
+        raise ArgumentTypeError(f"labels must be a list of names, got {shown(repr(labels))}")
     if len(labels) != config.num_classes:
         raise ArgumentError(
             f"{len(labels)} labels for a model of {config.num_classes} classes; give one for each, in order"

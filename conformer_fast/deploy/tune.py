@@ -10,7 +10,7 @@ from ..calibration.noise import quantization_of_noise
 from ..checkpoints.create import create_model
 from ..engines.base import Tuned
 from ..engines.registry import TUNED, choose
-from ..errors import several, whole
+from ..errors import a_function, several, whole
 from ..inference.lower import lower
 from ..model.config import VARIANTS
 from ..model.precision import around
@@ -62,6 +62,7 @@ def tune(
     when the table cannot be written.
     """
     models = several("models", models)
+    a_function("each", each)
     batches = [whole("batches", batch) for batch in several("batches", batches)]
     choice = choose(TUNED, precision)
     tuner = choice.backend.tuner(choice.backend.device())

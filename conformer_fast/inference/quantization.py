@@ -99,13 +99,15 @@ class Quantization:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Quantization:
-        """What `save` wrote. Raises OSError when it cannot be read, ArgumentError when it is anything else."""
+        """What `save` wrote. Raises ArgumentError when it cannot be read, or is anything else."""
         path = a_path("the quantization", file)
         try:
             values = json.loads(read_regular(path, LARGEST_FILE))
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EFBIG):
-                raise
+                raise ArgumentError(
+                    f"{shown(path)} cannot be read ({error.strerror}); `conformer-fast calibrate -o` writes such files"
+                ) from error
             raise ArgumentError(
                 f"{shown(path)} is no quantization: it must be a regular file of up to {LARGEST_FILE >> 20} MB; "
                 f"`conformer-fast calibrate -o` writes such files"
@@ -152,5 +154,5 @@ def _quantization(values: dict[str, Any]) -> Quantization:
 def _number(value: Any) -> float:
     number = float(value)
     if isinstance(value, bool | str) or not 0 <= number < math.inf:
-        raise ArgumentError(f"{value!r} is no magnitude")
+        raise ArgumentError(f"{shown(repr(value))} is no magnitude")
     return number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, shown
 
 STEM_CHANNELS = 64
 HEAD_DIM = 64  # of every published variant; what a checkpoint alone implies for the number of heads
@@ -45,7 +45,7 @@ class ConformerConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(f"ConformerConfig: {name} must be a positive integer, got {value!r}")
+                raise ArgumentError(f"ConformerConfig: {name} must be a positive integer, got {shown(repr(value))}")
             if value > MOST[name]:
                 raise ArgumentError(f"ConformerConfig: {name} must be at most {MOST[name]}, got {value}")
         if self.depth % 3:
@@ -119,5 +119,5 @@ def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> C
         config = known[our_name(name)]
     else:
         kind = ArgumentError if isinstance(name, str) else ArgumentTypeError
-        raise kind(f"unknown Conformer {name!r}; choose one of {', '.join(known)} or pass a ConformerConfig")
+        raise kind(f"unknown Conformer {shown(repr(name))}; choose one of {', '.join(known)} or pass a ConformerConfig")
     return config if num_classes is None else replace(config, num_classes=num_classes)

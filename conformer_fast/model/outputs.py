@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ArgumentError, several
+from ..errors import ArgumentError, first_few, several, shown
 from .config import ConformerConfig
 from .reference import Conformer, ConformerFeatures
 
@@ -34,11 +34,11 @@ def names_of(model: Conformer) -> tuple[str, ...]:
 def check_outputs(outputs: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """`outputs` as a tuple. Raises ArgumentError for an unknown name, a name given twice, or none."""
     names = several("outputs", outputs)
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
     if unknown:
-        raise ArgumentError(f"no such outputs: {unknown}; this model has {', '.join(known)}")
+        raise ArgumentError(f"no such outputs: {first_few(map(repr, unknown))}; this model has {', '.join(known)}")
     if len(set(names)) != len(names) or not names:
-        raise ArgumentError(f"outputs must be one or more different names, got {names}")
+        raise ArgumentError(f"outputs must be one or more different names, got {shown(names)}")
     return tuple(names)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
-from ..errors import ArgumentError, ArgumentTypeError, several, whole
+from torch import Tensor
+
+from ..errors import ArgumentError, ArgumentTypeError, several, shown, whole
 from .class_names import IMAGENET_CLASSES, labels_for
 from .config import PACKAGED, VARIANTS, ConformerConfig
 from .shapes import side, usual_side
@@ -52,6 +55,11 @@ class Recipe:
         """What this one knows, and of the rest what the other knows. mean and std come from one of them."""
         return Recipe(**{**other.known(), **self.known()})
 
+    def denies(self, other: Recipe) -> list[str]:
+        """The names of what both know, and this one says otherwise."""
+        known = self.known()
+        return [name for name, value in other.known().items() if known.get(name, value) != value]
+
     def known(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -60,7 +68,7 @@ class Recipe:
         """Of JSON values, as `known` gives them. Raises ArgumentError for anything else."""
         names = {field.name for field in fields(cls)}
         if not isinstance(value, Mapping) or not value.keys() <= names:
-            raise ArgumentTypeError(f"must have {', '.join(sorted(names))} or some of these, got {str(value)[:200]!r}")
+            raise ArgumentTypeError(f"must have {', '.join(sorted(names))} or some of these, got {shown(repr(value))}")
         return cls(**value)
 
     def check(self, config: ConformerConfig, *, heads: bool = True) -> None:
@@ -83,7 +91,7 @@ class Recipe:
 def checked(recipe: Any) -> Recipe:
     """Raises ArgumentTypeError unless it is one."""
     if not isinstance(recipe, Recipe):
-        raise ArgumentTypeError(f"the recipe must be a Recipe, such as Recipe(size=224), got {str(recipe)[:100]!r}")
+        raise ArgumentTypeError(f"the recipe must be a Recipe, such as Recipe(size=224), got {shown(repr(recipe))}")
     return recipe
 
 
@@ -159,7 +167,7 @@ def check_label_lines(labels: Iterable[Any]) -> None:
             or label.splitlines() != [label]
             or label != label.encode(errors="ignore").decode()
         ):
-            raise ArgumentError(f"a label must be one line of text, got {label!r}")
+            raise ArgumentError(f"a label must be one line of text, got {shown(repr(label))}")
 
 
 def _heads(name: str, value: Any) -> int:
@@ -177,11 +185,13 @@ def _lines(name: str, values: Any) -> tuple[str, ...]:
 
 def _of_channels(name: str, values: Any) -> tuple[float, ...]:
     values, least = several(name, values), SMALLEST_STD if name == "std" else 0.0
+    values = [value.item() if isinstance(value, Tensor) and not value.ndim else value for value in values]
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 1:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or not least <= value <= 1:
             raise ArgumentError(
-                f"{name} must be numbers from {least:g} to 1, of pixels from 0 to 1, got {str(value)[:20]}; divide "
-                f"those of pixels from 0 to 255 by 255"
+                f"{name} must be numbers from {least:g} to 1, of pixels from 0 to 1, got {shown(repr(value), 40)}; "
+                f"divide those of pixels from 0 to 255 by 255"
             )
     if not values:
         raise ArgumentError(f"{name} must have one number a channel, got none")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentTypeError, one_of, shown, truth
 from .config import EXPANSION, STEM_CHANNELS, ConformerConfig
 from .functional import attention
 from .recipe import Recipe, checked
@@ -171,19 +171,18 @@ class Conformer(nn.Module):
     """The vision Conformer: images (B, in_channels, H, W) -> ConformerOutput, or ConformerFeatures with features_only.
 
     pad="stem" extends the stem map with zeros to whole tokens, as mmpretrain does; pad="none" raises ArgumentError
-    then. A features_only model has neither heads nor the norm before them. `recipe` is what it was trained for: what a
-    weights file says, until load_state_dict overwrites its weights, or what it is set to.
+    then. A features_only model has neither heads nor the norm before them. `recipe` is what it was trained for: what it
+    is set to and, of the rest, what a weights file says until load_state_dict overwrites its weights.
     """
 
     def __init__(self, config: ConformerConfig, features_only: bool = False, pad: Pad = "stem") -> None:
         super().__init__()
         if not isinstance(config, ConformerConfig):
             raise ArgumentTypeError(
-                f"a Conformer is made of a ConformerConfig, got {config!r}; create_model takes names"
+                f"a Conformer is made of a ConformerConfig, got {shown(repr(config))}; create_model takes names"
             )
-        if pad not in ("stem", "none"):
-            raise ArgumentError(f"pad must be 'stem' or 'none', got {pad!r}")
-        self.config, self.features_only, self.pad = config, features_only, pad
+        one_of("pad", pad, ("stem", "none"))
+        self.config, self.features_only, self.pad = config, truth("features_only", features_only), pad
         self.recipe = Recipe()
         self.register_load_state_dict_post_hook(_forget_recipe)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
@@ -209,12 +208,19 @@ class Conformer(nn.Module):
 
     @recipe.setter
     def recipe(self, recipe: Recipe) -> None:
-        self._recipe, self._recipe_of_file = checked(recipe), False
+        self._recipe = self._set_recipe = checked(recipe)
 
     def take_recipe(self, recipe: Recipe) -> None:
-        """What a file says of the weights that were loaded from it; it holds for no others."""
-        self.recipe = recipe
-        self._recipe_of_file = True
+        """What a file says of the weights that were loaded from it; it holds for no others. What was set is kept, with
+        a warning where the file says otherwise."""
+        others = recipe.denies(self._set_recipe)
+        if others:
+            warnings.warn(
+                f"{', '.join(others)} of the recipe as set; the weights' file says otherwise; where that is right: "
+                f"model.recipe = Recipe(), and load it again",
+                stacklevel=4,
+            )
+        self._recipe = self._set_recipe.over(recipe)
 
     def forward(self, images: Tensor) -> ConformerOutput | ConformerFeatures:
         features = self.forward_features(images)
@@ -270,16 +276,23 @@ def concat_class_token(class_token: Tensor, patch_tokens: Tensor) -> Tensor:
     return torch.cat([class_token.expand(patch_tokens.shape[0], -1, -1), patch_tokens], dim=1)
 
 
-def _forget_recipe(model: Conformer, _: object) -> None:
-    """Of weights that load_state_dict has overwritten."""
-    known = ", ".join(model.recipe.known())
-    if model._recipe_of_file and known:
+def _forget_recipe(model: Conformer, found: Any) -> None:
+    """Of weights that load_state_dict has overwritten; it may have found none."""
+    known = ", ".join(name for name in model.recipe.known() if name not in model._set_recipe.known())
+    if known and not _none_loaded(model, set(found.missing_keys)):
         warnings.warn(
             f"other weights were loaded, so what the earlier ones' file said ({known}) is forgotten; where it holds "
             f"for these too, set it: model.recipe = Recipe(...)",
             stacklevel=4,
         )
-        model.recipe = Recipe()
+        model._recipe = model._set_recipe
+
+
+def _none_loaded(model: Conformer, missing: set[str]) -> bool:
+    """Whether all weights are missing, whatever a larger module calls this one."""
+    names = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    prefixes = [name.removesuffix("cls_token") for name in missing if name.endswith("cls_token")]
+    return any(missing.issuperset(prefix + name for name in names) for prefix in prefixes)
 
 
 def _initialize(module: nn.Module) -> None:

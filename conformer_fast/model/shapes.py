@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, whole
+from ..errors import ArgumentError, ArgumentTypeError, shown, whole
 from .config import DIGITS_SIDE, LARGEST_SIDE, PACKAGED, ConformerConfig
 
 Range = tuple[int, int, int]
@@ -35,7 +35,7 @@ class Shapes:
             if not whole or not 1 <= limits[0] <= limits[1] <= limits[2]:
                 raise ArgumentError(
                     f"{name} of shapes must be a tuple of three whole numbers, at least 1, that do not fall "
-                    f"(smallest, tuned for, largest), such as (1, 8, 64); got {limits!r}"
+                    f"(smallest, tuned for, largest), such as (1, 8, 64); got {shown(repr(limits))}"
                 )
 
     def with_channels(self, channels: int) -> tuple[Shape, Shape, Shape]:
@@ -75,7 +75,7 @@ class Shapes:
         """The shapes that `to_json` wrote. Raises ArgumentError for anything else."""
         names = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != names:
-            raise ArgumentError(f"shapes must have {', '.join(sorted(names))}, got {value!r}")
+            raise ArgumentError(f"shapes must have {', '.join(sorted(names))}, got {shown(repr(value))}")
         return cls(**{name: tuple(limits) if isinstance(limits, list) else limits for name, limits in value.items()})
 
     def _limits(self) -> tuple[tuple[str, Range], ...]:
@@ -119,6 +119,8 @@ def square_shapes(side: int) -> Shapes:
 
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:
     """Raises ArgumentError unless `images` is (B, in_channels, H, W) of a size that the strides and `pad` allow."""
+    if not isinstance(images, Tensor):
+        raise ArgumentTypeError(f"images must be a tensor (B, C, H, W), got a {type(images).__name__}; see load_batch")
     if images.ndim != 4 or images.shape[1] != config.in_channels:
         raise ArgumentError(
             f"images must have shape (batch, {config.in_channels}, height, width), got {tuple(images.shape)}"

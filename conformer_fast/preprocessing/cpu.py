@@ -55,6 +55,8 @@ def load_image(path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     than Pillow's decompression-bomb limit allows, or has a mode without a defined RGB form.
     """
     if not isinstance(path, str | os.PathLike):
+        if not hasattr(path, "read"):
+            raise ArgumentTypeError(f"a picture must be a path or an open file, got {shown(repr(path))}")
         return _decode(path)
     try:
         with open_regular(path) as file:

@@ -62,7 +62,8 @@ class Row:
 
     def __str__(self) -> str:
         over = "" if self.within else "over"
-        return ROWS.line(self.name, self.error, self.sqnr_db, self.eager_error, self.bound, over)
+        eager = None if math.isnan(self.eager_error) else self.eager_error
+        return ROWS.line(self.name, self.error, self.sqnr_db, eager, self.bound, over)
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,13 @@ class TensorRT(Backend):
     def __post_init__(self) -> None:
         shapes = [self.shapes] if isinstance(self.shapes, Shapes) else several("shapes", self.shapes)
         if not all(isinstance(one, Shapes) for one in shapes):
-            raise ArgumentTypeError(f"shapes must be Shapes(batch=..., height=..., width=...), or some, got {shapes!r}")
+            raise ArgumentTypeError(
+                f"shapes must be Shapes(batch=..., height=..., width=...), or some, got {shown(repr(shapes))}"
+            )
         object.__setattr__(self, "shapes", tuple(shapes))
         targets = several("targets", self.targets)
         if not all(isinstance(target, str) for target in targets):
-            raise ArgumentTypeError(f'targets must be names such as "sm86", got {targets!r}')
+            raise ArgumentTypeError(f'targets must be names such as "sm86", got {shown(repr(targets))}')
         object.__setattr__(self, "targets", tuple(targets))
         one_of("flavor", self.flavor, ("auto", *FLAVORS))
 

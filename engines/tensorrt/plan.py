@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from conformer_fast.errors import ArgumentError, BackendError, one_of
+from conformer_fast.errors import ArgumentError, BackendError, one_of, shown
 from conformer_fast.model.names import PRECISIONS
 from conformer_fast.model.shapes import Shapes
 
@@ -97,7 +97,7 @@ def targets_of(flavor: Flavor, targets: Sequence[str] = ()) -> tuple[str, ...]:
 
 def _target(name: str) -> str:
     if not re.fullmatch(r"sm\d{2,3}", name.lower()):
-        raise ArgumentError(f'a target is a compute capability written like "sm86" for 8.6, got {name!r}')
+        raise ArgumentError(f'a target is a compute capability written like "sm86" for 8.6, got {shown(repr(name))}')
     return name.lower()
 
 

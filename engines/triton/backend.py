@@ -20,10 +20,10 @@ from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.errors import (
     MOST_OF_A_COMMAND,
     ArgumentError,
-    ArgumentTypeError,
     BundleError,
     EngineMismatchError,
     shown,
+    truth,
 )
 from conformer_fast.inference.lower import blank, lower
 from conformer_fast.inference.network import InferenceConformer
@@ -54,8 +54,7 @@ class Triton(Backend):
     tune: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tune, bool):
-            raise ArgumentTypeError(f"tune must be True or False, got {self.tune!r}")
+        truth("tune", self.tune)
 
     name: ClassVar[str] = "triton"
     hardware: ClassVar[str] = "GPU"

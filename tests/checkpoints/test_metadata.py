@@ -155,6 +155,53 @@ def test_a_header_is_quoted_in_short(tmp_path):
         read_checkpoint(path)
 
 
+def test_what_was_set_is_kept_over_what_a_file_says(path):
+    model = cf.Conformer(CONFIG)
+    model.recipe = cf.Recipe(size=96, num_heads=3)
+    with pytest.warns(
+        UserWarning, match=r"^size of the recipe as set; the weights' file says otherwise[^\n]*$"
+    ) as said:
+        cf.load_weights(model, path)
+    assert [warning.filename for warning in said] == [__file__]
+    assert model.recipe == cf.Recipe(size=96).over(RECIPE)
+    with pytest.warns(UserWarning, match=r"said \(labels, mean, std\) is forgotten"):
+        model.load_state_dict(model.state_dict())
+    assert model.recipe == cf.Recipe(size=96, num_heads=3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recipe_that_was_set_and_the_same_file_say_nothing(path, state):
+    model = cf.Conformer(CONFIG)
+    model.recipe = cf.Recipe(size=64)
+    cf.load_weights(model, path)
+    assert model.recipe == RECIPE
+    other = cf.Conformer(CONFIG)
+    other.recipe = RECIPE
+    cf.load_weights(other, state)
+    assert other.recipe == RECIPE
+
+
+@pytest.mark.filterwarnings("error")
+def test_weights_that_are_not_loaded_forget_nothing(path):
+    model = cf.create_model(CONFIG, path)
+    for whole in (model, torch.nn.Sequential(torch.nn.Linear(1, 1), model)):
+        whole.load_state_dict({}, strict=False)
+        assert model.recipe == RECIPE
+
+
+def test_part_of_other_weights_is_other_weights(path):
+    model = cf.create_model(CONFIG, path)
+    with pytest.warns(UserWarning, match="is forgotten"):
+        torch.nn.Sequential(model).load_state_dict({"0.cls_token": model.cls_token}, strict=False)
+    assert model.recipe == cf.Recipe()
+
+
+@pytest.mark.filterwarnings("error")
+def test_convert_that_refuses_says_nothing_else(path, tmp_path):
+    with pytest.raises(cf.ArgumentError, match="2 labels for a model of 3 classes"):
+        cf.convert(path, tmp_path / "new.safetensors", recipe=cf.Recipe(labels=["a", "b"]))
+
+
 def test_labels_of_another_number_of_classes_are_refused(state, tmp_path):
     path = tmp_path / "two.safetensors"
     path.write_bytes(safetensors.torch.save(state, metadata={KEY: '{"labels": ["a", "b"], "num_heads": 3}'}))

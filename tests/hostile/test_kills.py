@@ -43,7 +43,7 @@ def test_the_engine_cache(tmp_path, tried, monkeypatch):
 
 @pytest.mark.parametrize(
     ("workers", "kills"),
-    [(0, 20 * EFFORT), pytest.param(2, 10 + EFFORT, marks=pytest.mark.skipif(EFFORT == 1, reason="takes minutes"))],
+    [(0, 15 + 5 * EFFORT), pytest.param(2, 10 + EFFORT, marks=pytest.mark.skipif(EFFORT == 1, reason="takes minutes"))],
 )
 def test_evaluations(tmp_path, tried, workers, kills):
     choice = np.random.default_rng(0)

@@ -6,7 +6,9 @@ import json
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 import conformer_fast as cf
 from conformer_fast.model.class_names import imagenet_labels
@@ -59,6 +61,14 @@ def test_it_is_json_and_back():
 def test_what_cannot_be(fields, message):
     with pytest.raises(cf.ArgumentError, match=message):
         cf.Recipe(**fields)
+
+
+def test_numbers_of_other_libraries():
+    values = [0.5, 0.25, 1]
+    for mean in (np.float32(values), np.array(values), torch.tensor(values), torch.tensor(values).half(), iter(values)):
+        recipe = cf.Recipe(mean=mean, std=np.float16(values))
+        assert recipe == cf.Recipe(mean=values, std=values)
+        assert [type(value) for value in (*recipe.mean, *recipe.std)] == [float] * 6
 
 
 @pytest.mark.parametrize("value", [{"scale": 1}, [], None, "x"])

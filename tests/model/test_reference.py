@@ -221,7 +221,7 @@ def test_images_smaller_than_a_patch_are_refused(small_model, height, width):
 
 
 def test_unknown_padding_is_refused(small_config):
-    with pytest.raises(ValueError, match="pad must be 'stem' or 'none', got 'reflect'"):
+    with pytest.raises(ValueError, match="unknown pad 'reflect'; choose one of stem, none"):
         Conformer(small_config, pad="reflect")
 
 

@@ -72,6 +72,7 @@ def test_the_floor_is_the_bound_of_8_bits_without_their_quantization(small_model
     fast, engine = in_8_bits(small_model, quantization_for(small_model, "int8"))
     report = verify_against(fast, images(1, 3, 32, 32), small_model, engine)
     assert all(row.bound == FLOORS["int8"].error and math.isnan(row.eager_error) for row in report.results)
+    assert "nan" not in str(report)
     assert all(row.bound == math.inf and math.isnan(row.eager_error) for row in report.blocks)
     assert report.verdict.startswith("within the bound for int8: ")
     assert report.verdict.endswith("of its bound, the floor of 14 dB, as its quantization is not known here")
