@@ -75,9 +75,9 @@ def test_pictures_and_the_file_of_calibrate_give_the_same_graph(run, digit_folde
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--outputs", "scores"], "no such outputs: ['scores']"),
+        (["--outputs", "scores"], "no such outputs: 'scores'"),
         (["--outputs", ","], "one or more different names"),
-        (["--features", "--outputs", "logits"], "no such outputs: ['logits']"),
+        (["--features", "--outputs", "logits"], "no such outputs: 'logits'"),
         (["--precision", "fp8"], "fp8 takes its ranges from images: give --calibration DIR"),
     ],
     ids=str,
