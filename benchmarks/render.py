@@ -241,7 +241,7 @@ def hostile() -> str:
         (row["what"], ", ".join(f"{name} {count:,}" for name, count in row["counts"].items())) for row in report["rows"]
     )
     machine = f"{report['cores']} cores of an {report['cpu']}"
-    return f"{table.markdown(lines)}\n\nThat is {report['effort']} times what CI tries, on {machine}."
+    return f"{table.markdown(lines)}\n\nWith EFFORT={report['effort']}, where CI has 1, on {machine}."
 
 
 def floors() -> str:

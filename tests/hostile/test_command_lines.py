@@ -133,7 +133,10 @@ FEW = {
 }
 SLOW = {"1e9", "99999999999999999999", "1" * 5000}  # taken as numbers by what would count so far
 COUNTED = {"rounds": SLOW, "workers": {*SLOW, "1 ", "\u0663", "1_0"}}  # the latter are processes
-KEPT = ("--backend", "reference", "--workers", "0")  # other engines take seconds, other processes too
+KEPT = (  # other engines take seconds, other processes too, all models and sizes minutes
+    *("--backend", "reference", "--workers", "0"),
+    *("--models", "--model", "digits", "--batch", "--rounds", "1", "--size", "32"),
+)
 
 
 def actions_of(command: str) -> list[argparse.Action]:
