@@ -100,7 +100,7 @@ class Attempts:
         if refusal is not None or (texts and instead is not None and result == instead):
             self.counts["refused"] += 1
             return None
-        self.counts["equal" if equal(result) else "other"] += 1  # type: ignore[arg-type]
+        self.counts["equal" if equal(result) else "other"] += 1
         return result
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -113,7 +114,8 @@ def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Forma
     with suppress(BundleError):
         return _verified_bundle(folder, format_of, key)
     with ExitStack() as alone:
-        if (folder / MANIFEST).is_file():  # perhaps saves were going on meanwhile: now none is
+        # Perhaps saves were going on meanwhile: now none is.
+        if (folder / MANIFEST).is_file() and _is_lock(folder / LOCK):
             with suppress(OSError):  # a folder that cannot be written has none
                 alone.enter_context(held(FileLock(folder / LOCK)))
         return _verified_bundle(folder, format_of, key)
@@ -206,7 +208,7 @@ def _tidy(folder: Path) -> None:
         with suppress(OSError):  # most lie there already
             os.replace(folder / _staged(name, file.sha256), folder / name)
     staged = {_staged(name, file.sha256) for name, file in named.items()}
-    left = [path for path in folder.iterdir() if LEFT.fullmatch(path.name) and path.name not in staged]
+    left = [path for path in folder.iterdir() if path.name not in staged and _is_left(path)]
     earlier = [_named(path) for path in left if path.name.startswith(f".{MANIFEST}.")]
     obsolete = {name for names in earlier for name in names} - named.keys()
     if any(names != named for names in earlier):
@@ -263,11 +265,34 @@ def _others(folder: Path) -> list[str]:
     except OSError as error:
         raise BundleError(f"the bundle {folder} cannot be written: {error}; nothing was changed") from error
     known = BESIDE.copy()
+    if not _is_lock(folder / LOCK):
+        known.remove(LOCK)
     for name in there:
         if name == MANIFEST or name.startswith(f".{MANIFEST}."):
             files = _named(folder / name)
-            known |= {name, *files} if files else set()
-    return sorted(name for name in there - known if not LEFT.fullmatch(name))
+            staged = (_staged(file, stored.sha256) for file, stored in files.items())
+            known |= {name, *files, *staged} if files else set()
+    return sorted(name for name in there - known if not _is_left(folder / name))
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a save has left it: what it has written is called by its hash."""
+    if not LEFT.fullmatch(path.name) or path.name.endswith(".part"):
+        return bool(LEFT.fullmatch(path.name))
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16] == path.name[-16:]
+    except OSError as error:
+        return error.errno == errno.ENOENT  # moved to its place meanwhile
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether there is none, or one that says no more than who holds it."""
+    try:
+        content = read_regular(path, 20)
+    except OSError as error:  # Windows lets nobody read one that is held
+        return error.errno not in (errno.EFBIG, errno.EINVAL, errno.EISDIR)
+    return not content or content.isdigit()
 
 
 def _parsed(path: Path, key: bytes | None) -> tuple[Manifest, str, bool]:

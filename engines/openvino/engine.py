@@ -221,7 +221,12 @@ class OpenVINOEngine:
 
         def build() -> bytes:
             self.check(graph())
-            model = core().read_model(_with_fitting_pairs(graph()) if pairs_must_fit(self._precision) else graph())
+            content = graph()
+            if pairs_must_fit(self._precision):
+                from ..onnx.fitting_pairs import with_fitting_pairs
+
+                content = with_fitting_pairs(content)
+            model = core().read_model(content)
             model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
             executors.take(executors.key_of(options))
             try:
@@ -241,12 +246,6 @@ class OpenVINOEngine:
                 f"the reference was changed after it was compiled: its graph has the sha256 {sha256[:12]}, that of the "
                 f"engines so far has {self._sha256[:12]}; compile the changed model"
             )
-
-
-def _with_fitting_pairs(graph: bytes) -> bytes:
-    from ..onnx.fitting_pairs import with_fitting_pairs
-
-    return with_fitting_pairs(graph)
 
 
 class _SizedEngine:

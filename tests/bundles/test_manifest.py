@@ -266,7 +266,7 @@ def test_missing_file(name, folder):
 
 
 def test_unreadable_file(folder, monkeypatch):
-    def denied(path):
+    def denied(path, limit=None):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("conformer_fast.bundles.folder.read_regular", denied)

@@ -75,7 +75,11 @@ def test_a_reader_that_meets_a_save_reads_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["runtime.cache-notes.txt", "runtime.cache.json", ".model.plan", "x.part", ".lock.txt"]
+    "name",
+    [
+        *("runtime.cache-notes.txt", "runtime.cache.json", ".model.plan", "x.part", ".lock.txt"),
+        *(".lock", ".notes.0123456789abcdef"),
+    ],
 )
 def test_names_like_ours_are_the_users(name, tmp_path):
     folder = write_bundle(tmp_path / "bundle", MANIFEST, FILES)

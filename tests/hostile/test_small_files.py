@@ -101,7 +101,7 @@ def test_tuned_tables(attempt: Attempts, tried, own_cache):
     def equal(found: dict[str, object]) -> bool:
         for problem, choice in found.items():
             assert type(problem) is str
-            assert choice == "pytorch" or all(type(side) is int for side in choice)  # type: ignore[attr-defined]
+            assert choice == "pytorch" or all(type(side) is int for side in choice)
         return found == expected
 
     def one(damaged: tuple[bytes, bool]) -> None:
