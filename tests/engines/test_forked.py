@@ -101,35 +101,28 @@ def test_an_engine_of_a_gpu_says_that_it_cannot_go_on_after_a_fork(small_config,
         module(None)
 
 
-AT_THE_END = """
-import os, signal, sys
+def test_a_forked_process_ends_that_was_told_of_missing_threads():
+    """It has opened OpenVINO by then, and waited for ever when that was closed."""
+    pytest.importorskip("openvino")
+    script = """
+import gc, os, signal, sys, torch
 import conformer_fast as cf
-from conformer_fast.engines.openvino import eight_bits, engine
-BEFORE
+model, images = cf.create_model("digits", weights="packaged"), torch.rand(2, 3, 64, 64)
+fast = cf.compile(model, backend="openvino", precision="fp32")
+fast(images)
+del fast
+gc.collect()
 child = os.fork()
 if child:
     _, status = os.waitpid(child, 0)
     os._exit(os.waitstatus_to_exitcode(status))
-signal.alarm(60)  # ends a child that hangs
-INSIDE
-sys.exit(0)  # with all that Python does at its end
+signal.alarm(20)  # ends a child that hangs
+try:
+    cf.compile(model, backend="openvino", precision="fp32")(images)
+except cf.ConformerFastError:
+    sys.exit(0)  # with all that Python does at its end
 """
-
-
-@pytest.mark.parametrize(
-    ("before", "inside"),
-    [
-        ("engine.core()", "engine.core().get_property('CPU', 'FULL_DEVICE_NAME')"),
-        ("eight_bits.pairs_are_cut_off()", ""),
-        ("", "eight_bits.pairs_are_cut_off()"),
-    ],
-    ids=["core", "probe of the parent", "probe"],
-)
-def test_a_forked_process_ends(before, inside):
-    """Whatever of OpenVINO's there is."""
-    pytest.importorskip("openvino")
-    script = AT_THE_END.replace("BEFORE", before).replace("INSIDE", inside)
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stderr) == (0, "")
 
 
