@@ -32,19 +32,11 @@ struct ArrowArray {
     void* private_data;
 };
 
-template <class Struct>
-const Struct* inside(const pybind11::handle& capsule, const char* name) {
-    const auto* found = static_cast<const Struct*>(PyCapsule_GetPointer(capsule.ptr(), name));
-    if (found == nullptr) throw pybind11::error_already_set();
-    return found;
-}
-
 }  // namespace
 
-Memory memory_of(const pybind11::tuple& capsules) {
-    if (capsules.size() != 2) throw std::invalid_argument("pixels must be an array or the two capsules of a picture");
-    const auto* schema = inside<ArrowSchema>(capsules[0], "arrow_schema");
-    const auto* array = inside<ArrowArray>(capsules[1], "arrow_array");
+Memory memory_of(const void* arrow_schema, const void* arrow_array) {
+    const auto* schema = static_cast<const ArrowSchema*>(arrow_schema);
+    const auto* array = static_cast<const ArrowArray*>(arrow_array);
     const bool usable = schema->release != nullptr && std::strcmp(schema->format, "+w:4") == 0 &&
                         schema->n_children == 1 && std::strcmp(schema->children[0]->format, "C") == 0 &&
                         array->release != nullptr && array->offset == 0 && array->n_children == 1 &&

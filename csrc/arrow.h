@@ -3,8 +3,6 @@
 
 #include <cstdint>
 
-#include <pybind11/pybind11.h>
-
 namespace conformer_fast {
 
 struct Memory {
@@ -12,7 +10,8 @@ struct Memory {
     std::int64_t count;
 };
 
-// What is inside the two capsules that Image.__arrow_c_array__() returns. Raises ValueError for any other memory.
-Memory memory_of(const pybind11::tuple& capsules);
+// What the ArrowSchema and the ArrowArray that Image.__arrow_c_array__() returns describe. Throws
+// std::invalid_argument for any other memory.
+Memory memory_of(const void* arrow_schema, const void* arrow_array);
 
 }  // namespace conformer_fast

@@ -68,8 +68,19 @@ void use_array(Picture& picture, const py::array& array) {
     picture.pixel_size = 3;
 }
 
+const void* inside(const py::handle& capsule, const char* name) {
+    const void* found = PyCapsule_GetPointer(capsule.ptr(), name);
+    if (found == nullptr) throw py::error_already_set();
+    return found;
+}
+
+Memory memory_in(const py::tuple& capsules) {
+    if (capsules.size() != 2) throw py::value_error("pixels must be an array or the two capsules of a picture");
+    return memory_of(inside(capsules[0], "arrow_schema"), inside(capsules[1], "arrow_array"));
+}
+
 void use_capsules(Picture& picture, const py::tuple& capsules) {
-    const Memory memory = memory_of(capsules);
+    const Memory memory = memory_in(capsules);
     const std::int64_t expected = std::int64_t{picture.width} * picture.height;
     if (memory.count != expected)
         throw py::value_error("the picture's memory holds " + std::to_string(memory.count) + " pixels in a row, " +
@@ -81,7 +92,7 @@ void use_strips(Picture& picture, const py::list& strips) {
     picture.roomy = true;
     const std::int64_t spare = strip_spare_rows(picture.width);
     for (const py::handle& strip : strips) {
-        const Memory memory = memory_of(strip.cast<py::tuple>());
+        const Memory memory = memory_in(strip.cast<py::tuple>());
         const std::int64_t rows = memory.count / picture.width - spare;
         if (picture.strips.empty()) picture.strip_rows = static_cast<std::int32_t>(rows);
         if (rows < 1 || rows != picture.strip_rows || memory.count % picture.width != 0)
