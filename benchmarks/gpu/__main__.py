@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import steps, tables
-from .processes import Processes
+from .processes import ENDING, Processes
 from .results import Results, read
 from .session import Job, Session
 from .tree import FOLDERS, commit, fingerprint, installed
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"the GPU suite cannot write into {options.out}: {error}", file=sys.stderr)
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, _stop)
     with log, installed() as (environment, site), Processes(environment, Path(log.name), site.parent) as processes:
         return run(options, processes, site, end)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stop(number: int, _: object) -> None:
     """Ends the run in order: tables are printed, processes ended. Another signal changes nothing."""
-    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for other in ENDING:
         signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 

@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .tree import ROOT
 
 DYING_SECONDS = 10.0
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)  # that end the suite
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,23 @@ class Processes:
 
     def watch(self) -> None:
         """Called in the new process, as the leader of its group, before the command."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.write(self._pipe, b"+%d\n" % os.getpid())
 
     def forget(self, process: Process, group: int) -> None:
         self._live.remove(process)
         os.write(self._pipe, b"-%d\n" % group)
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """Signals that come inside are handled behind it. What they raise would be lost in the functions that Python calls
+    when it forks, and the suite would go on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 class Process:
@@ -94,7 +107,7 @@ class Process:
         self._processes, self._command, self._began = processes, command, time.monotonic()
         descriptor, name = tempfile.mkstemp(".log", "running-", processes.folder)
         self._output = Path(name)
-        with os.fdopen(descriptor, "wb") as out:
+        with os.fdopen(descriptor, "wb") as out, _later():
             self._popen = subprocess.Popen(
                 command,
                 cwd=ROOT,
