@@ -34,7 +34,7 @@ PATHS = (
     *(("kernels", precision) for precision in ("fp16", "int8", "fp8")),
 )
 INTERPRETED = {"digit-pairs": 1000}
-BATCH = 500  # run together
+TOGETHER, BY_PYTORCH = 1000, 100  # images at a time: an engine is made for each batch
 
 
 def main(path: Path) -> None:
@@ -71,7 +71,8 @@ def chosen(implementation: str, precision: str, subject: Trained, images: Tensor
     missing = make(implementation).missing() if implementation in BACKENDS else None
     if missing:
         raise BackendError(f"no {implementation}: {missing}")
-    return torch.cat([_scores(implementation, precision, subject, part).argmax(-1) for part in images.split(BATCH)])
+    at_once = BY_PYTORCH if implementation in ("reference", "simulated") else TOGETHER
+    return torch.cat([_scores(implementation, precision, subject, part).argmax(-1) for part in images.split(at_once)])
 
 
 @torch.no_grad()

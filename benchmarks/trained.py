@@ -63,5 +63,5 @@ def _digit_pairs(folder: Path) -> Trained:
 
 def _calibrated(model: cf.Conformer, folder: Path) -> Trained:
     images = images_in(folder / "train", SIZE, CALIBRATION_PICTURES)
-    quantizations = {name: cf.calibrate(model, images, precision=name) for name in FORMATS}
+    quantizations = {name: cf.calibrate(model, images, precision=name, cache=folder / "counts") for name in FORMATS}
     return Trained(model, folder / "test", quantizations)

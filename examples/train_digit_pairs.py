@@ -43,7 +43,7 @@ def main() -> None:
     if args.weights:
         model.load_state_dict(load_file(args.weights), strict=False)
     quieten(model)
-    train(model, DigitPairs("train", args.seed), args.steps)
+    train(model, DigitPairs("train", args.seed), args.steps, args.batch)
     state = {name: value.half().contiguous() for name, value in model.state_dict().items() if value.is_floating_point()}
     model.load_state_dict(state, strict=False)  # what is judged is what is saved
     accuracy = evaluate(model, *test_set(args.test_pictures))
@@ -57,6 +57,7 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=BATCH, help="pictures a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--test-pictures", type=int, default=TEST_PICTURES)
     parser.add_argument("--weights", type=Path, help="go on from these, with the learning rate at its peak again")
@@ -64,14 +65,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train(model: Conformer, pairs: DigitPairs, steps: int) -> None:
+def train(model: Conformer, pairs: DigitPairs, steps: int, batch: int) -> None:
     """AdamW under bfloat16 autocast, a short linear warm-up, then a cosine to zero; a cross entropy for each head."""
     model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
     progress = tqdm(range(steps), unit="step", mininterval=10)
     for _ in progress:
-        pictures, numbers = pairs.draw(BATCH)
+        pictures, numbers = pairs.draw(batch)
         with torch.autocast("cpu", torch.bfloat16):
             conv_logits, trans_logits = model(resized(pictures))
         conv, trans = (F.cross_entropy(logits.float(), numbers) for logits in (conv_logits, trans_logits))

@@ -65,7 +65,7 @@ def test_folder(tmp_path):
 @pytest.mark.slow
 def test_training_script(tmp_path):
     out = tmp_path / "weights.safetensors"
-    command = [sys.executable, TRAIN_SCRIPT, "--steps", "1", "--test-pictures", "4", "--output", out]
+    command = [sys.executable, TRAIN_SCRIPT, "--steps", "1", "--batch", "4", "--test-pictures", "4", "--output", out]
     subprocess.run(command, check=True, timeout=500, capture_output=True)
     state = read_state_dict(out)
     assert state["conv1.weight"].dtype == torch.float16

@@ -490,6 +490,7 @@ def _pretended_tensorrt(test_engine_gpu: Any) -> None:
     fake_tensorrt.Context.get_tensor_shape = lambda self, name: shapes(tuple(self.shape), len(fused))[name]
     export.onnx_from_model, plan_module.engine_from_onnx = export_and_keep, build
     test_engine_gpu.get_flavor = backend.get_flavor = lambda name="auto": trt.flavor
+    test_engine_gpu.CALLS = 4
 
 
 def _set(**values: Any) -> Callable[[Any], None]:
@@ -515,7 +516,7 @@ SMALLER: dict[str, Callable[[Any], None]] = {
     "benchmarks.gpu.tuning": _set(MOST=4),
 }
 SMALLER_TESTS = {
-    "test_graphs_gpu": _set(MODELS=2, WARM_MODELS=1, SIDE=64, POOL_BATCH=4, POOL_SIDE=32),
+    "test_graphs_gpu": _set(MODELS=2, WARM_MODELS=1, CALLS=3, TURNS=24, SIDE=64, POOL_BATCH=4, POOL_SIDE=32),
     "test_real_sizes": _set(LARGE_BATCH=2, SIDE=64),
     "test_engine_gpu": _pretended_tensorrt,
 }

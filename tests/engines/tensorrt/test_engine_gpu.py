@@ -14,6 +14,8 @@ from conformer_fast.engines.tensorrt.engine import TensorRTEngine
 from conformer_fast.engines.tensorrt.flavors import get_flavor
 from conformer_fast.model.shapes import Shapes
 
+CALLS = 30  # of each thread
+
 
 def real_engine(model, profiles, precision="fp32"):
     """The model's engine for the GPU that is here. Returns it and the names of its outputs."""
@@ -116,7 +118,7 @@ class TestOnTheGPU:
         def work(worker: int) -> None:
             choose = random.Random(worker)
             with torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(30):
+                for _ in range(CALLS):
                     index = choose.randrange(len(batches))
                     results = run(batches[index])
                     torch.cuda.current_stream().synchronize()

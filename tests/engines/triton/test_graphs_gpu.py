@@ -22,6 +22,7 @@ from conformer_fast.model.distance import relative_error
 from conformer_fast.model.precision import DTYPES
 
 MODELS, WARM_MODELS = 1000, 20  # that are made and dropped, after some others
+CALLS, TURNS = 20, 48  # of each thread; of streams
 SIDE = 224  # of larger images
 POOL_BATCH, POOL_SIDE = 64, 128  # whose activations take more memory than the allocator's own pieces
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -134,7 +135,7 @@ def test_gpu_replays_on_different_streams_do_not_overlap():
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(8)]
     results = []
-    for turn in range(48):
+    for turn in range(TURNS):
         with torch.cuda.stream(streams[turn % 8]):
             results.append(models[turn % 2](batches[turn % 3]))
     torch.cuda.synchronize()
@@ -151,7 +152,7 @@ def test_gpu_many_threads_with_a_stream_each():
     start = threading.Barrier(8)
 
     def work(seed: int) -> list[float]:
-        order = random.Random(seed).choices(range(len(batches)), k=20)
+        order = random.Random(seed).choices(range(len(batches)), k=CALLS)
         start.wait()
         with torch.cuda.stream(torch.cuda.Stream()), torch.inference_mode(seed % 2 == 0):
             results = [fresh(batches[index]) for index in order]
