@@ -16,7 +16,7 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.engines.onnx.graph import typed_graph
-from conformer_fast.engines.openvino.engine import describe_cpu
+from conformer_fast.engines.openvino.cpu import describe_cpu
 from conformer_fast.engines.tensorrt.flavors import Flavor, get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
 from conformer_fast.model.outputs import LOGITS

@@ -27,7 +27,7 @@ Engine = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Precisions(NamedTuple):
-    """native: those of this hardware, the fastest last. calibrated: those that take a Quantization."""
+    """native: those of this hardware, fp32 first. calibrated: those that take a Quantization."""
 
     native: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
@@ -78,6 +78,14 @@ class Backend(ABC):
     @abstractmethod
     def precisions(self) -> Precisions:
         """What it has here. Only asked if nothing is missing."""
+
+    def fastest(self) -> str:
+        """The native precision that "auto" takes."""
+        return self.precisions().native[-1]
+
+    def speeds(self) -> Mapping[str, float]:
+        """How many times as fast as in fp32 it is here, by native precision, if that was measured."""
+        return {}
 
     def device(self) -> str:
         """Where it would run: the current device of its type."""

@@ -35,9 +35,10 @@ def compile(
     backend:   "auto" (the first of these that can run here), "triton" (CUDA), "openvino" (CPU), "reference"; or
                "tensorrt" (CUDA), which is built for certain shapes; or one of their classes with its options, as
                TensorRT(shapes=Shapes(...))
-    precision: "auto" (the fastest of the following that this hardware has), "fp32", "bf16" or, on a GPU, "fp16".
-               Products of fp32 are exact, unless torch.set_float32_matmul_precision allows TF32 to them. With a
-               `quantization`, "int8" or, on newer GPUs, "fp8": products in 8 bits, the rest in 16.
+    precision: "auto" (the fastest of the following that this hardware has: a CPU that lists "bf16" is measured, once,
+               in less than a second), "fp32", "bf16" or, on a GPU, "fp16". Products of fp32 are exact, unless
+               torch.set_float32_matmul_precision allows TF32 to them. With a `quantization`, "int8" or, on newer GPUs,
+               "fp8": products in 8 bits, the rest in what "auto" takes, on a GPU in 16 bits.
     device:    where images will be and results are, such as "cpu" or "cuda:1"; default: of a model on a GPU that GPU,
                else where the backend runs: the CPU or the current GPU
     quantization: for 8 bits, what `conformer_fast.calibrate` returned, or the images that it is to measure: batches (B,

@@ -9,6 +9,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.errors import EngineMismatchError, whole
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .engine import Input, OpenVINOEngine
 
 ONNX = "model.onnx"
+REST = "the rest"  # of a model whose products are in 8 bits: a key of its manifest's precisions
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,32 @@ class OpenVINO(Backend):
         return f'{" and ".join(absent)} not installed: pip install "conformer-fast[cpu]"' if absent else None
 
     def precisions(self) -> Precisions:
-        from .engine import native_precisions
+        from .cpu import native_precisions
 
         return Precisions(native_precisions(), ("int8",))
 
-    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
-        from .engine import OpenVINOEngine
+    def speeds(self) -> dict[str, float]:
+        from .speed import speeds
 
+        return speeds(self._cores)
+
+    def fastest(self) -> str:
+        from .speed import fastest
+
+        return fastest(self._cores)
+
+    @property
+    def _cores(self) -> int:
+        return self.threads or torch.get_num_threads()
+
+    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
+        from .engine import Computed, OpenVINOEngine
+
+        precision = settings.precision
+        computed = Computed(precision, self.fastest() if precision in FORMATS else precision)
         sha256 = partial(remembered_sha256, reference, outputs, settings.quantization)
         graph = partial(self.graph, reference, settings, outputs)
-        return OpenVINOEngine(graph, settings.precision, self.threads, sha256)
+        return OpenVINOEngine(graph, computed, self._cores, sha256)
 
     def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
         """In fp32 with 8-bit products marked; the engine decides in what the rest is computed."""
@@ -78,24 +97,24 @@ class OpenVINO(Backend):
         engine: Engine | None,
     ) -> Contents:
         """The graph, and the engines of the sizes run so far; if none was, of the usual size, which is built first."""
-        from .engine import Input, OpenVINOEngine, describe_cpu, engine_file, native_precisions
+        from .cpu import describe_cpu
+        from .engine import Input, OpenVINOEngine, engine_file
 
         assert graph is not None
-        precision, sha256 = settings.precision, hashlib.sha256(graph).hexdigest()
+        sha256 = hashlib.sha256(graph).hexdigest()
         engine = engine or self.engine(reference, settings, outputs)
         assert isinstance(engine, OpenVINOEngine)
         side = reference.recipe.size or usual_side(reference.config)
         engines = engine.engines(otherwise=Input(1, side, side))
         engine.check(graph)
-        parts = {"all": precision}
-        if precision in FORMATS:
-            parts = {"products": precision, "the rest": native_precisions()[-1]}
-        built = {engine_file(sha256, precision, shape): content for shape, content in engines.items()}
+        precision, rest = engine.computed
+        parts = {"products": precision, REST: rest} if precision in FORMATS else {"all": precision}
+        built = {engine_file(sha256, engine.computed, shape): content for shape, content in engines.items()}
         return Contents({ONNX: graph, **built}, parts, describe_cpu())
 
     def fits(self, manifest: Manifest) -> str:
         try:
-            from .engine import native_precisions
+            from .cpu import native_precisions
         except ImportError as error:
             found = f'not installed ({error}): pip install "conformer-fast[cpu]"'
             raise EngineMismatchError("openvino", "installed", found, manifest.rebuild) from error
@@ -105,15 +124,23 @@ class OpenVINO(Backend):
             raise EngineMismatchError("precision", manifest.precision, found, manifest.rebuild)
         return self.device()
 
-    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
-        from .engine import OpenVINOEngine, engine_file
+    def _rest_of(self, manifest: Manifest) -> str:
+        """As it was built, where its engines are for this CPU."""
+        from .cpu import describe_cpu, native_precisions
 
-        sha256 = bundle.manifest.files[ONNX].sha256
+        rest = manifest.precisions.get(REST)
+        return rest if rest in native_precisions() and manifest.runtime == describe_cpu() else self.fastest()
+
+    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
+        from .engine import Computed, OpenVINOEngine, engine_file
+
+        sha256, precision = bundle.manifest.files[ONNX].sha256, settings.precision
+        computed = Computed(precision, self._rest_of(bundle.manifest) if precision in FORMATS else precision)
 
         def stored(shape: Input) -> bytes | None:
-            name = engine_file(sha256, settings.precision, shape)
+            name = engine_file(sha256, computed, shape)
             return bundle.read(name) if name in bundle.manifest.files else None
 
         graph = partial(bundle.read, ONNX)
         cache = not bundle.signed  # nobody has signed what is there
-        return OpenVINOEngine(graph, settings.precision, self.threads, lambda graph: sha256, stored, cache)
+        return OpenVINOEngine(graph, computed, self._cores, lambda graph: sha256, stored, cache)

@@ -11,11 +11,10 @@ from functools import cache
 import numpy as np
 
 from . import executors
-from .runtime import core, ov
+from .runtime import ov
 
 CHANNELS = 64
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
-kept: list[ov.CompiledModel] = []  # or its threads would wait for the next engine, which no forked process may have
 
 
 @cache
@@ -29,6 +28,5 @@ def pairs_are_cut_off() -> bool:
     in_8_bits = operator.fake_quantize(image, zero, top, zero, top, 256)
     weights = operator.multiply(operator.convert(weight, np.float32), np.full((1, 1, 1, 1), 0.5, np.float32))
     product = operator.convolution(in_8_bits, weights, [1, 1], [0, 0], [0, 0], [1, 1])
-    executors.take(executors.key_of(OPTIONS))
-    kept.append(core().compile_model(ov.Model([product], [image]), "CPU", OPTIONS))
-    return float(kept[-1](largest)[0].item()) < CHANNELS * 255 * 127 * 0.5
+    compiled = executors.compile_for_good(ov.Model([product], [image]), OPTIONS)
+    return float(compiled(largest)[0].item()) < CHANNELS * 255 * 127 * 0.5

@@ -30,27 +30,12 @@ from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached, key_of
 from . import executors
-from .eight_bits import kept, pairs_are_cut_off
+from .cpu import PRECISIONS, describe_cpu
+from .eight_bits import pairs_are_cut_off
 from .runtime import core, keep_for_good, ov
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # ours -> OpenVINO's name of what it computes in but for 8-bit products
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
 SIZES_KEPT = 4  # image sizes whose engines stay in memory; then those of the least recently used one are dropped
-
-
-def native_precisions() -> tuple[str, ...]:
-    """What this CPU computes in hardware, the fastest last."""
-    native = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("fp32", "bf16") if "BF16" in native else ("fp32",)
-
-
-def describe_cpu() -> dict[str, Any]:
-    """What decides whether a built engine may run here: CPU, instruction sets and OpenVINO's version."""
-    return {
-        "cpu": core().get_property("CPU", "FULL_DEVICE_NAME"),
-        "capabilities": sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-        "openvino": ov.__version__,
-    }
 
 
 class Input(NamedTuple):
@@ -61,20 +46,27 @@ class Input(NamedTuple):
     width: int
 
 
-def engine_file(onnx_sha256: str, precision: str, shape: Input) -> str:
+class Computed(NamedTuple):
+    """What an engine computes in. precision: of its products, "int8" if they are in 8 bits; rest: of all else."""
+
+    precision: str
+    rest: str
+
+
+def engine_file(onnx_sha256: str, computed: Computed, shape: Input) -> str:
     """The name in a bundle of the engine that this CPU loads for this input."""
-    return f"{'x'.join(map(str, shape))}-{key_of(engine_fields(onnx_sha256, precision, shape))}.engine"
+    return f"{'x'.join(map(str, shape))}-{key_of(engine_fields(onnx_sha256, computed, shape))}.engine"
 
 
-def engine_fields(onnx_sha256: str, precision: str, shape: Input) -> dict[str, Any]:
+def engine_fields(onnx_sha256: str, computed: Computed, shape: Input) -> dict[str, Any]:
     """What decides an engine, as JSON values."""
     return {
         "backend": "openvino",
         "onnx": onnx_sha256,
-        "precision": precision,
+        **computed._asdict(),
         **describe_cpu(),
         **shape._asdict(),
-        **({"weights": "pairs fit in 16 bits"} if pairs_must_fit(precision) else {}),
+        **({"weights": "pairs fit in 16 bits"} if pairs_must_fit(computed.precision) else {}),
     }
 
 
@@ -97,8 +89,8 @@ class OpenVINOEngine:
     """images (B, in_channels, H, W), fp32 on the CPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
 
     graph:      returns the ONNX graph, the same bytes each time
-    precision:  "fp32" or "bf16"; "int8" for a graph that says by Q/DQ pairs what is in 8 bits
-    threads:    cores to use; default: as many as PyTorch uses
+    computed:   in "fp32" or "bf16", both; or products in "int8", for a graph that says by Q/DQ pairs what is in 8 bits
+    threads:    cores to use
     sha256:     tells it of the graph, given what returns that; only asked where an engine is not stored
     stored:     returns the engine for an input if it is at hand; asked before the cache
     kept:       whether engines are taken from the disk and kept there
@@ -109,15 +101,15 @@ class OpenVINOEngine:
     def __init__(
         self,
         graph: Callable[[], bytes],
-        precision: str,
-        threads: int | None,
+        computed: Computed,
+        threads: int,
         sha256: Callable[[Callable[[], bytes]], str],
         stored: Callable[[Input], bytes | None] = lambda shape: None,
         kept: bool = True,
     ) -> None:
-        self._graph, self._precision, self._stored, self._kept_on_disk = graph, precision, stored, kept
+        self._graph, self.computed, self._stored, self._kept_on_disk = graph, computed, stored, kept
         self._hash, self._sha256 = sha256, ""  # once it is known
-        self._threads = threads or torch.get_num_threads()
+        self._threads = threads
         self.start_anew()
         _engines.add(self)
 
@@ -136,7 +128,7 @@ class OpenVINOEngine:
         done = 0
         while done < B:  # a batch that does not fill the streams ends in rounds of fewer images, then of fewer streams
             streams = streams_for(B - done, self._threads)
-            at_once = images_at_once(B - done, streams, self._precision)
+            at_once = images_at_once(B - done, streams, self.computed.precision)
             engine = self._sized(Input(at_once, H, W), streams)
             outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes]
             whole = done + (B - done) // (streams * at_once) * streams * at_once
@@ -206,7 +198,7 @@ class OpenVINOEngine:
 
     def _options(self, streams: int) -> dict[str, str]:
         return {
-            "INFERENCE_PRECISION_HINT": PRECISIONS.get(self._precision, PRECISIONS[native_precisions()[-1]]),
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.computed.rest],
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(self._threads),
         }
@@ -222,7 +214,7 @@ class OpenVINOEngine:
         def build() -> bytes:
             self.check(graph())
             content = graph()
-            if pairs_must_fit(self._precision):
+            if pairs_must_fit(self.computed.precision):
                 from ..onnx.fitting_pairs import with_fitting_pairs
 
                 content = with_fitting_pairs(content)
@@ -236,7 +228,7 @@ class OpenVINOEngine:
 
         if not self._kept_on_disk:
             return build()
-        return cached(engine_fields(self._sha256, self._precision, shape), build, refused)
+        return cached(engine_fields(self._sha256, self.computed, shape), build, refused)
 
     def check(self, graph: bytes) -> None:
         """Raises ConformerFastError if this is not the graph that the engines so far are of."""
@@ -289,14 +281,9 @@ def _after_fork() -> None:
 
     What the parent built is kept for good, as it would wait for its threads before it is gone.
     """
-    executors.after_fork()
     for engine in [*_engines]:
         keep_for_good(engine._built)
         engine.start_anew()
-    keep_for_good(kept)
-    if core.cache_info().currsize:
-        keep_for_good(core())
-        core.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

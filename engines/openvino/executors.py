@@ -12,11 +12,14 @@ from collections.abc import Mapping
 
 from conformer_fast.errors import ConformerFastError
 
+from .runtime import core, keep_for_good, ov
+
 Key = tuple[str, str]
 
 _lock = threading.RLock()  # an engine may go at any time, also while this thread has it
 _live: Counter[Key] = Counter()
 _most: Counter[Key] = Counter()  # that were live at once: so many groups of threads there are
+_kept: list[ov.CompiledModel] = []
 _process = os.getpid()
 _left_behind: int | None = None  # the process that this one was forked from while threads were waiting there
 
@@ -44,8 +47,17 @@ def give_back(key: Key) -> None:
         _live[key] -= 1
 
 
-def after_fork() -> None:
+def compile_for_good(model: ov.Model, options: Mapping[str, str]) -> ov.CompiledModel:
+    """A small engine for a question to this CPU. It stays, or its threads would wait for the next one, which no forked
+    process may have."""
+    take(key_of(options))
+    _kept.append(core().compile_model(model, "CPU", dict(options)))
+    return _kept[-1]
+
+
+def _after_fork() -> None:
     """In the child."""
+    keep_for_good(_kept)
     global _lock, _process, _left_behind
     _lock = threading.RLock()
     if any(most > _live[key] for key, most in _most.items()):
@@ -53,3 +65,7 @@ def after_fork() -> None:
     _live.clear()
     _most.clear()
     _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

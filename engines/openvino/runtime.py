@@ -53,3 +53,14 @@ def core() -> ov.Core:
 def keep_for_good(thing: Any) -> None:
     """Also when Python ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _after_fork() -> None:
+    """In the child, whose engines need a Core with threads of its own."""
+    if core.cache_info().currsize:
+        keep_for_good(core())
+        core.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -10,6 +10,7 @@ import pytest
 import conformer_fast as cf
 from conformer_fast.checkpoints import download
 from conformer_fast.cli import arguments
+from conformer_fast.engines.base import Precisions
 from conformer_fast.model.names import IN_8_BITS, PRECISIONS
 from conformer_fast.model.precision import DTYPES, FORMATS
 from conformer_fast.tables import Column, Table
@@ -24,7 +25,7 @@ def test_an_engine_of_certain_shapes_is_built_for_what_it_will_get(monkeypatch):
     asked = []
     monkeypatch.setattr(cf, "compile", lambda model, **options: asked.append(options))
     monkeypatch.setattr(cf.TensorRT, "missing", lambda self: None)
-    monkeypatch.setattr(cf.TensorRT, "precisions", lambda self: (("fp16",), ("int8",)))
+    monkeypatch.setattr(cf.TensorRT, "precisions", lambda self: Precisions(("fp16",), ("int8",)))
     asked_for = {"model": "digits", "weights": "packaged", "size": 96, "backend": "tensorrt"}
     others = ("precision", "quantization", "calibration", "calibration_limit", "key")
     arguments.compiled(Namespace(**asked_for, **dict.fromkeys(others)), batch=4)

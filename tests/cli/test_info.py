@@ -24,13 +24,13 @@ def test_facts_are_fields(run_json):
         "reason": fast.reason,
     }
     assert list(facts["backends"]) == list(BACKENDS)
-    assert facts["backends"]["reference"] == {"available": True, "reason": None, "precisions": ["fp32"]}
+    assert facts["backends"]["reference"] == {"available": True, "reason": None, "precisions": ["fp32"], "speeds": {}}
     assert facts["images"]["extension"] == (facts["images"]["instructions"] is not None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_is_missing_has_its_reason(run, run_json):
-    missing = {"available": False, "reason": "no CUDA device", "precisions": []}
+    missing = {"available": False, "reason": "no CUDA device", "precisions": [], "speeds": {}}
     assert run_json("info")[1]["backends"]["triton"] == missing
     lines = run("info")[1].splitlines()
     assert ["triton", "no", "CUDA", "device"] in [line.split() for line in lines]

@@ -7,6 +7,7 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.deploy import benchmark as benchmark_module
+from conformer_fast.engines.base import Precisions
 from conformer_fast.engines.registry import make
 from conformer_fast.engines.timing import Timing
 
@@ -66,7 +67,7 @@ def test_an_engine_of_certain_shapes_takes_all_batches(monkeypatch):
 
     monkeypatch.setattr(benchmark_module, "compile", compile)
     monkeypatch.setattr(cf.TensorRT, "missing", lambda self: None)
-    monkeypatch.setattr(cf.TensorRT, "precisions", lambda self: (("fp16",), ("int8",)))
+    monkeypatch.setattr(cf.TensorRT, "precisions", lambda self: Precisions(("fp16",), ("int8",)))
     with pytest.raises(cf.BackendError, match="enough"):
         cf.benchmark(["digits"], [4, 1, 8], size=96, backend="tensorrt")
     assert asked == [cf.TensorRT(cf.Shapes((1, 8, 8), (96,) * 3, (96,) * 3))]

@@ -9,7 +9,6 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.engines import cache
-from conformer_fast.engines.openvino.engine import native_precisions
 from conformer_fast.engines.registry import make
 
 pytestmark = pytest.mark.skipif(make("openvino").missing() is not None, reason="needs OpenVINO")
@@ -55,7 +54,7 @@ def test_products_are_in_8_bits(small_model, quantization):
     none = replace(quantization, ranges={}, smoothing={})
     assert error(none) < 0.5 * error(quantization)
     assert error(none) == pytest.approx(
-        (cf.compile(small_model, backend="openvino", precision=native_precisions()[-1])(batch).logits - exact)
+        (cf.compile(small_model, backend="openvino", precision=cf.OpenVINO().fastest())(batch).logits - exact)
         .norm()
         .item(),
         rel=0.5,
@@ -85,7 +84,7 @@ def test_bundle(small_model, quantization, tmp_path):
     loaded = cf.load(fast.save(tmp_path / "bundle"))
     assert torch.equal(loaded(batch).logits, expected.logits)
     assert loaded.manifest.precision == "int8"
-    assert loaded.manifest.precisions == {"products": "int8", "the rest": native_precisions()[-1]}
+    assert loaded.manifest.precisions == {"products": "int8", "the rest": cf.OpenVINO().fastest()}
 
 
 @pytest.mark.parametrize(

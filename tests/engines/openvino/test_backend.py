@@ -20,6 +20,7 @@ from conformer_fast.model.reference import Conformer
 
 pytest.importorskip("onnx")
 engine_module = pytest.importorskip("conformer_fast.engines.openvino.engine", exc_type=ImportError)
+cpu = import_module("conformer_fast.engines.openvino.cpu")
 ov = engine_module.ov
 
 
@@ -245,9 +246,9 @@ def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch
 
 
 def test_precision_that_this_cpu_lacks(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_module, "native_precisions", lambda: ("fp32", "bf16"))
+    monkeypatch.setattr(cpu, "native_precisions", lambda: ("fp32", "bf16"))
     folder = compiled(small_model, precision="bf16").save(tmp_path / "bundle")
-    monkeypatch.setattr(engine_module, "native_precisions", lambda: ("fp32",))
+    monkeypatch.setattr(cpu, "native_precisions", lambda: ("fp32",))
     with pytest.raises(
         EngineMismatchError, match=r"precision must be bf16, here it is fp32, .*\.save\('bundle'\)"
     ) as caught:
@@ -257,7 +258,7 @@ def test_precision_that_this_cpu_lacks(small_model, tmp_path, monkeypatch):
 
 def test_without_openvino(small_model, tmp_path, monkeypatch):
     folder = saved(tmp_path / "bundle", "openvino", small_model)
-    monkeypatch.setitem(sys.modules, "conformer_fast.engines.openvino.engine", None)
+    monkeypatch.setitem(sys.modules, "conformer_fast.engines.openvino.cpu", None)
     with pytest.raises(
         EngineMismatchError, match=r'openvino must be installed, .* pip install "conformer-fast\[cpu\]"'
     ):

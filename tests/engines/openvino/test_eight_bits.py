@@ -13,7 +13,7 @@ from conformer_fast.engines.onnx.fitting_pairs import MOST_OF_A_PAIR, with_fitti
 from conformer_fast.engines.onnx.typed_graph import TypedGraph
 from conformer_fast.engines.openvino import engine
 from conformer_fast.engines.openvino.eight_bits import pairs_are_cut_off
-from conformer_fast.engines.openvino.engine import Input, engine_fields
+from conformer_fast.engines.openvino.engine import Computed, Input, engine_fields
 from conformer_fast.engines.openvino.runtime import core
 
 K = 64
@@ -78,10 +78,10 @@ def test_an_engine_of_such_a_cpu(small_model, monkeypatch):
     for cut_off in (True, False):
         monkeypatch.setattr(engine, "pairs_are_cut_off", lambda cut_off=cut_off: cut_off)
         fast = cf.compile(small_model, backend="openvino", precision="int8", quantization=quantization)
-        found.append((fast(images).conv_logits, engine_fields("0" * 64, "int8", Input(1, 32, 48))))
+        found.append((fast(images).conv_logits, engine_fields("0" * 64, Computed("int8", "fp32"), Input(1, 32, 48))))
         if cut_off or not pairs_are_cut_off():
             assert fast.verify(images).within
     (with_fitting, fields), (without, other) = found
     assert not torch.equal(with_fitting, without)
     assert fields != other
-    assert engine_fields("0" * 64, "fp32", Input(1, 32, 48)).keys() == other.keys()
+    assert engine_fields("0" * 64, Computed("fp32", "fp32"), Input(1, 32, 48)).keys() == other.keys()

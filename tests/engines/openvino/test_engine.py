@@ -27,8 +27,10 @@ import openvino as ov
 
 from conformer_fast.engines import cache
 from conformer_fast.engines.onnx.export import onnx_from_model
+from conformer_fast.engines.openvino import cpu
 from conformer_fast.engines.openvino import engine as engine_module
-from conformer_fast.engines.openvino.engine import OpenVINOEngine, describe_cpu, native_precisions, streams_for
+from conformer_fast.engines.openvino.cpu import describe_cpu, native_precisions
+from conformer_fast.engines.openvino.engine import Computed, OpenVINOEngine, streams_for
 from conformer_fast.inference.lower import lower
 
 
@@ -135,7 +137,7 @@ def test_engines_of_one_size_stay_whatever_their_number(small_model, loaded, mon
 
 def test_precisions_are_known_ones():
     assert native_precisions()[0] == "fp32"
-    assert set(native_precisions()) <= set(engine_module.PRECISIONS)
+    assert set(native_precisions()) <= set(cpu.PRECISIONS)
 
 
 @pytest.mark.parametrize(("capabilities", "precisions"), [(["FP32", "INT8"], ("fp32",)), (["BF16"], ("fp32", "bf16"))])
@@ -144,7 +146,7 @@ def test_bf16_only_where_the_cpu_has_it(capabilities, precisions, monkeypatch):
         def get_property(self, *_):
             return capabilities
 
-    monkeypatch.setattr(engine_module, "core", Core)
+    monkeypatch.setattr(cpu, "core", Core)
     assert native_precisions() == precisions
 
 
@@ -290,7 +292,7 @@ def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache,
     fast(batch.transpose(2, 3))
     assert len(cache.cached_engines()) == 4
     fields = cache.cached_engines()[0].fields
-    assert set(fields) == {*describe_cpu(), "onnx", "backend", "precision", "images", "height", "width"}
+    assert set(fields) == {*describe_cpu(), "onnx", "backend", "precision", "rest", "images", "height", "width"}
     assert (fields["height"], fields["width"]) == (48, 32)
 
     elsewhere = {**describe_cpu(), "cpu": "another"}
@@ -304,8 +306,8 @@ def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache,
 def test_precision_is_in_the_key(small_model, own_cache):
     graph = onnx_from_model(lower(small_model), products="conv").SerializeToString()
     sha256 = hashlib.sha256(graph).hexdigest()
-    for precision in engine_module.PRECISIONS:
-        OpenVINOEngine(lambda: graph, precision, None, lambda graph: sha256)(images(1, 3, 32, 32))
+    for precision in cpu.PRECISIONS:
+        OpenVINOEngine(lambda: graph, Computed(precision, precision), 1, lambda graph: sha256)(images(1, 3, 32, 32))
     assert {entry.fields["precision"] for entry in cache.cached_engines()} == {"fp32", "bf16"}
 
 
