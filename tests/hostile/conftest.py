@@ -15,7 +15,7 @@ from attempts import Attempts, memory_within
 from effort import EFFORT
 from hypothesis import HealthCheck, settings
 
-from conformer_fast.engines.openvino.engine import describe_cpu
+from conformer_fast.engines.openvino.cpu import describe_cpu
 
 settings.register_profile(
     "hostile",

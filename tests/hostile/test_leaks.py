@@ -17,7 +17,7 @@ KB = 4000  # that memory may grow by in half of the cycles, however many: one hu
 SOAK_KB = 30_000  # the same where up to 18 engines come and go at moments of their own; 40 are loaded in that time
 CYCLES = {  # of compiling and dropping more than 2,000 in `make hostile`
     "reference": 12 * EFFORT,
-    "openvino": 25 * EFFORT,
+    "openvino": 16 * EFFORT,
     "built": 6 * EFFORT,
     "loaded": 8 * EFFORT,
     "soaked": 6 * EFFORT,

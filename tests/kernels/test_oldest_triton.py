@@ -14,8 +14,8 @@ from compiled_report import OPERATIONS, ROOT, faults, report
 FOLDER = os.environ.get("OLDEST_TRITON")
 IN_8_BITS = {"conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "patch_embed"}
 MULTIPLYING = OPERATIONS - {"pool", "preprocess"}
-MULTIPLIED = {  # in each precision
-    **dict.fromkeys(("fp16", "bf16", "fp32", "tf32"), MULTIPLYING),
+MULTIPLIED = {  # in each precision but bf16, whose kernels are those of fp16
+    **dict.fromkeys(("fp16", "fp32", "tf32"), MULTIPLYING),
     "int8-fp16": IN_8_BITS | {"stem"},
     "fp8-fp16": IN_8_BITS,
 }
@@ -41,6 +41,7 @@ def oldest():
 def test_products_in_every_precision(oldest, tmp_path):
     """On an H100. The smallest patches have the longest sequences, which one pass takes in 16 bits alone."""
     options = ("--chips", "90", "--variants", "small-p16", "--batch", "128", "--size", "224")
+    options += ("--precision", *(precision.partition("-")[0] for precision in MULTIPLIED))
     rows = report(tmp_path, *options, environment=oldest)
     for precision, operations in MULTIPLIED.items():
         assert {row["problem"].split()[0] for row in rows if row["problem"].split()[1] == precision} >= operations
@@ -49,11 +50,11 @@ def test_products_in_every_precision(oldest, tmp_path):
     assert not faults(rows), "\n".join(faults(rows))
 
 
-def test_images_of_other_sizes(oldest, tmp_path):
-    options = ("--chips", "90", "--variants", "small-p32", "--precision", "fp16", "--size", "384", "1344")
+def test_images_of_another_size(oldest, tmp_path):
+    """On the chip with the least shared memory: a sequence that no pass takes at once."""
+    options = ("--chips", "120", "--variants", "small-p32", "--precision", "fp16", "--size", "1344")
     rows = report(tmp_path, *options, environment=oldest)
-    assert {row["size"] for row in rows} == {384, 1344}
-    assert {row["kernel"] for row in rows} >= {"one_pass_kernel", "streaming_kernel"}
+    assert "streaming_kernel" in {row["kernel"] for row in rows}
     assert not faults(rows), "\n".join(faults(rows))
 
 

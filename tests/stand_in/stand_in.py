@@ -541,7 +541,9 @@ class Changing(PathFinder):
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """As a pytest plugin: tests are small too."""
+    """As a pytest plugin: tests are small too, and one case of each shows whether it notices errors."""
+    if ERROR:
+        items[:] = {item.function: item for item in items}.values()
     for module in {item.module for item in items}:
         SMALLER_TESTS.get(module.__name__.rpartition(".")[2], lambda module: None)(module)
 

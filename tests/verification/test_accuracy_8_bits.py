@@ -10,7 +10,7 @@ import torch
 import conformer_fast as cf
 from benchmarks.held_out import MODELS, PATHS, chosen
 from benchmarks.trained import Trained, trained
-from conformer_fast.engines.openvino.engine import native_precisions
+from conformer_fast.engines.openvino.cpu import native_precisions
 from conformer_fast.engines.registry import make
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import usually_stored
@@ -94,7 +94,9 @@ def test_kernels_compute_the_simulated_arithmetic(precision, name, subject, held
     assert relative_error(ran.values[SUM], simulated) < {"int8": 0.05, "fp8": 0.1}[precision]
 
 
-def test_evaluate_says_the_same(subject, held_out, exact):
+def test_evaluate_says_the_same(name, subject, held_out, exact):
+    if name != "digits":
+        pytest.skip("one model shows it")
     fast = cf.compile(subject.model, precision="int8", backend="openvino", quantization=subject.quantizations["int8"])
     data = cf.open_dataset(subject.held_out).evenly(IN_8_BITS)
     taken = [index * len(exact) // len(data) for index in range(len(data))]

@@ -43,7 +43,7 @@ def test_wrong_kernels_are_noticed():
     )
     assert code == 1, output[-3000:]
     outcomes = re.findall(r"^(PASSED|FAILED) tests/[\w/]+\.py::(\w+)", output, re.MULTILINE)
-    assert len(outcomes) > 60
+    assert len(outcomes) > 10
     assert {name for outcome, name in outcomes if outcome == "PASSED"} == NOT_JUDGING
 
 
