@@ -36,7 +36,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def main(path: Path) -> None:
-    rest = cf.OpenVINO().fastest()
+    rest, _ = cf.OpenVINO().fastest()
     report: dict[str, Any] = {**describe_cpu(), "threads": torch.get_num_threads(), "rest": rest}
     report["speed"] = [row for variant in cf.VARIANTS for row in _speed(variant, rest)]
     report["accuracy"] = list(_accuracy(rest))

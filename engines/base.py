@@ -27,7 +27,8 @@ Engine = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Precisions(NamedTuple):
-    """native: those of this hardware, fp32 first. calibrated: those that take a Quantization."""
+    """native: those of this hardware, fp32 first, in general the fastest last. calibrated: those that take a
+    Quantization."""
 
     native: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
@@ -79,12 +80,13 @@ class Backend(ABC):
     def precisions(self) -> Precisions:
         """What it has here. Only asked if nothing is missing."""
 
-    def fastest(self) -> str:
-        """The native precision that "auto" takes."""
-        return self.precisions().native[-1]
+    def fastest(self) -> tuple[str, str]:
+        """The native precision that "auto" takes, and why, in a few words."""
+        native = self.precisions().native
+        return native[-1], f"the fastest precision of the {self.hardware}" if len(native) > 1 else "its precision here"
 
     def speeds(self) -> Mapping[str, float]:
-        """How many times as fast as in fp32 it is here, by native precision, if that was measured."""
+        """How many times as fast as in fp32 it is here in other native precisions, if that can be measured."""
         return {}
 
     def device(self) -> str:

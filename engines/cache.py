@@ -106,16 +106,22 @@ def cached(fields: Mapping[str, Any], build: Callable[[], bytes], refused: bytes
         return engine
 
 
-def remembered(fields: Mapping[str, Any], compute: Callable[[], str]) -> str:
-    """A short text that `fields` (JSON values) decide, such as a hash: from disk, else from compute(), then kept."""
+def remembered(fields: Mapping[str, Any], compute: Callable[[], str], what: str = "hashes of graphs") -> str:
+    """A short text that `fields` (JSON values) decide, such as a hash: from disk, else from compute(), then kept.
+
+    what: such texts are, for a warning that they cannot be kept
+
+    Whoever asks for the same meanwhile waits.
+    """
     entry = _Entry(fields, REMEMBERED)
     if not entry.usable:
         return compute()
-    text = entry.found("computing it again")
-    if text is None:
-        text = compute().encode()
-        entry.keep("hashes of graphs", text)
-    return text.decode()
+    with entry.locked_if_writable():
+        text = entry.found("computing it again")
+        if text is None:
+            text = compute().encode()
+            entry.keep(what, text)
+        return text.decode()
 
 
 def key_of(fields: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,27 +135,13 @@ def _chosen(backend: Backend, precision: str, device_type: str | None, passed_ov
     native, calibrated = backend.precisions()
     reason = "as asked"
     if precision == "auto":
-        precision = backend.fastest()
-        reason = _why(backend, native, precision)
+        precision, reason = backend.fastest()
     elif precision not in (*native, *calibrated):
         raise BackendError(
             f"precision {precision!r} is not available on backend {backend.name!r} here; choose from "
             f"{', '.join((*native, *calibrated))}"
         )
     return Choice(backend, precision, "; ".join([f"{backend.name} {precision}: {reason}", *passed_over]))
-
-
-def _why(backend: Backend, native: Sequence[str], precision: str) -> str:
-    """Why this is its fastest precision."""
-    if len(native) == 1:
-        return "its precision here"
-    speeds = backend.speeds()
-    if not speeds:
-        return f"the fastest precision of the {backend.hardware}"
-    if precision != "fp32":
-        return f"{speeds[precision]:.2f}x of fp32 here (measured)"
-    others = ", ".join(f"{name} is {speed:.2f}x of it" for name, speed in speeds.items() if name != precision)
-    return f"{others} here (measured)"
 
 
 def _unusable(backend: Backend, device_type: str | None) -> str | None:

@@ -67,8 +67,9 @@ class Processes:
         self._watchdog.wait()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
-        process = Process(self, command, {**self.environment, **(environment or {})})
-        self._live.append(process)
+        with _later():
+            process = Process(self, command, {**self.environment, **(environment or {})})
+            self._live.append(process)
         return process
 
     def run(self, command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Ended:
@@ -93,11 +94,11 @@ class Processes:
 def _later() -> Iterator[None]:
     """Signals that come inside are handled behind it. What they raise would be lost in the functions that Python calls
     when it forks, and the suite would go on."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Process:
@@ -107,7 +108,7 @@ class Process:
         self._processes, self._command, self._began = processes, command, time.monotonic()
         descriptor, name = tempfile.mkstemp(".log", "running-", processes.folder)
         self._output = Path(name)
-        with os.fdopen(descriptor, "wb") as out, _later():
+        with os.fdopen(descriptor, "wb") as out:
             self._popen = subprocess.Popen(
                 command,
                 cwd=ROOT,

@@ -22,7 +22,7 @@ NAMED = Table(Column(), Column(width=26), Column())
 @dataclass(frozen=True)
 class Ability:
     """Whether a backend runs here, and if not, why. precisions: those that it has here; speeds: how many times as fast
-    as in fp32 it is in them, where that is measured."""
+    as in fp32 it is in some of them, as measured."""
 
     available: bool
     reason: str | None
@@ -34,7 +34,7 @@ class Ability:
 
     def _named(self, precision: str) -> str:
         speed = self.speeds.get(precision)
-        return precision if precision == "fp32" or speed is None else f"{precision} ({speed:.2f}x of fp32, measured)"
+        return precision if speed is None else f"{precision} ({speed:.2f}x of fp32, measured)"
 
 
 @dataclass(frozen=True)

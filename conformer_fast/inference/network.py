@@ -76,6 +76,8 @@ class InferenceConformer(nn.Module):
     def in_precision(self, dtype: torch.dtype) -> InferenceConformer:
         """A copy whose products and maps are in `dtype`, and whose tokens and norms are in float32.
 
+        Weights that are so already share this model's memory.
+
         The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
         it again. Convolutions keep their weights in the memory order of channels-last maps.
 
@@ -105,6 +107,8 @@ class InferenceConformer(nn.Module):
 
         factors: by the product's name, "trans_1.qkv" or "trans_1.fc1"
 
+        Other weights share this model's memory.
+
         Raises ArgumentError for other products, and unless the factors are one positive number for each channel.
         """
         other = _copy(self)
@@ -128,6 +132,7 @@ class InferenceConformer(nn.Module):
         stored in them beside its scales. The others stay as they are, and maps stay in the type that they have.
 
         What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
+        Weights that stay as they are share this model's memory.
 
         Raises ArgumentError for ranges of products that the model does not have, or has in 8 bits already.
         """
@@ -190,8 +195,8 @@ def _copy(part: Module) -> Module:
     """A copy of a module and all inside it. It shares the weights' memory, and casts or moves leave the module alone;
     copy.deepcopy takes thirty times as long."""
     other = copy.copy(part)
-    other._buffers = dict(part._buffers)
-    other._modules = {name: inner and _copy(inner) for name, inner in part._modules.items()}
+    vars(other).update({name: value.copy() for name, value in vars(part).items() if isinstance(value, dict | set)})
+    other._modules.update({name: inner and _copy(inner) for name, inner in part._modules.items()})
     return other
 
 

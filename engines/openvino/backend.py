@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import EngineMismatchError, whole
+from conformer_fast.errors import ConformerFastError, EngineMismatchError, shown, whole
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
@@ -58,28 +57,36 @@ class OpenVINO(Backend):
 
         return Precisions(native_precisions(), ("int8",))
 
+    def fastest(self) -> tuple[str, str]:
+        """It is measured: see speed.py."""
+        from .speed import fastest, speeds
+
+        try:
+            found = speeds()
+        except (RuntimeError, ConformerFastError) as error:
+            return "fp32", f"nothing else could be measured here ({shown(error)})"
+        if not found:
+            return super().fastest()
+        best = fastest(found)
+        if best != "fp32":
+            return best, f"{found[best]:.2f}x of fp32 here (measured)"
+        return best, ", ".join(f"{name} is {speed:.2f}x of it" for name, speed in found.items()) + " here (measured)"
+
     def speeds(self) -> dict[str, float]:
         from .speed import speeds
 
-        return speeds(self._cores)
-
-    def fastest(self) -> str:
-        from .speed import fastest
-
-        return fastest(self._cores)
-
-    @property
-    def _cores(self) -> int:
-        return self.threads or torch.get_num_threads()
+        with suppress(RuntimeError, ConformerFastError):
+            return speeds()
+        return {}
 
     def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine
 
         precision = settings.precision
-        computed = Computed(precision, self.fastest() if precision in FORMATS else precision)
+        computed = Computed(precision, self.fastest()[0] if precision in FORMATS else precision)
         sha256 = partial(remembered_sha256, reference, outputs, settings.quantization)
         graph = partial(self.graph, reference, settings, outputs)
-        return OpenVINOEngine(graph, computed, self._cores, sha256)
+        return OpenVINOEngine(graph, computed, self.threads, sha256)
 
     def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
         """In fp32 with 8-bit products marked; the engine decides in what the rest is computed."""
@@ -129,7 +136,7 @@ class OpenVINO(Backend):
         from .cpu import describe_cpu, native_precisions
 
         rest = manifest.precisions.get(REST)
-        return rest if rest in native_precisions() and manifest.runtime == describe_cpu() else self.fastest()
+        return rest if rest in native_precisions() and manifest.runtime == describe_cpu() else self.fastest()[0]
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine, engine_file
@@ -143,4 +150,4 @@ class OpenVINO(Backend):
 
         graph = partial(bundle.read, ONNX)
         cache = not bundle.signed  # nobody has signed what is there
-        return OpenVINOEngine(graph, computed, self._cores, lambda graph: sha256, stored, cache)
+        return OpenVINOEngine(graph, computed, self.threads, lambda graph: sha256, stored, cache)

@@ -90,7 +90,7 @@ class OpenVINOEngine:
 
     graph:      returns the ONNX graph, the same bytes each time
     computed:   in "fp32" or "bf16", both; or products in "int8", for a graph that says by Q/DQ pairs what is in 8 bits
-    threads:    cores to use
+    threads:    cores to use; default: as many as PyTorch uses
     sha256:     tells it of the graph, given what returns that; only asked where an engine is not stored
     stored:     returns the engine for an input if it is at hand; asked before the cache
     kept:       whether engines are taken from the disk and kept there
@@ -102,14 +102,14 @@ class OpenVINOEngine:
         self,
         graph: Callable[[], bytes],
         computed: Computed,
-        threads: int,
+        threads: int | None,
         sha256: Callable[[Callable[[], bytes]], str],
         stored: Callable[[Input], bytes | None] = lambda shape: None,
         kept: bool = True,
     ) -> None:
         self._graph, self.computed, self._stored, self._kept_on_disk = graph, computed, stored, kept
         self._hash, self._sha256 = sha256, ""  # once it is known
-        self._threads = threads
+        self._threads = threads or torch.get_num_threads()
         self.start_anew()
         _engines.add(self)
 

@@ -51,8 +51,13 @@ def compile_for_good(model: ov.Model, options: Mapping[str, str]) -> ov.Compiled
     """A small engine for a question to this CPU. It stays, or its threads would wait for the next one, which no forked
     process may have."""
     take(key_of(options))
-    _kept.append(core().compile_model(model, "CPU", dict(options)))
-    return _kept[-1]
+    try:
+        compiled = core().compile_model(model, "CPU", dict(options))
+    except BaseException:
+        give_back(key_of(options))
+        raise
+    _kept.append(compiled)
+    return compiled
 
 
 def _after_fork() -> None:
