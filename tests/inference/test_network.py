@@ -16,7 +16,7 @@ from conformer_fast.inference.network import InferenceBlock, InferenceBottleneck
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model import functional as CF
 from conformer_fast.model.config import VARIANTS
-from conformer_fast.model.outputs import observed_outputs
+from conformer_fast.model.outputs import LOGITS, observed_outputs
 from conformer_fast.model.reference import (
     Bottleneck,
     Conformer,
@@ -462,3 +462,20 @@ def test_copies_compute_the_same(small_model):
     for other in (copy.deepcopy(fused), restored):
         for value, expected in zip(other(images), fused(images), strict=True):
             assert torch.equal(value, expected)
+
+
+def test_copies_share_weights_and_nothing_else(small_model):
+    """What is done to a copy, the model does not see."""
+    network, batch = lower(small_model), goldens.image(1, 32, 32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    expected = network(batch)
+    ranges = dict.fromkeys(network.quantizable, 4.0)
+    quantized = network.quantized(Quantization("int8", ranges))
+    for copied in (network.with_outputs(LOGITS), network.in_precision(torch.float32), quantized):
+        assert copied.norm.weight.data_ptr() == network.norm.weight.data_ptr()
+        copied.register_forward_hook(lambda *_: pytest.fail("the copy's"))
+        copied.stem.register_buffer("another", torch.ones(1))
+        copied.half()
+    assert all(map(torch.equal, network(batch), expected))
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -33,3 +33,15 @@ def test_the_optimizer_leaves_it_right(precision):
         true = getattr(exact, name)
         allowed = ALLOWANCE * relative_error(written, true) + FLOOR[precision]
         assert relative_error(mine, true) <= allowed, name
+
+
+def test_a_second_opinion_takes_as_many_threads_as_pytorch(small_model, monkeypatch):
+    asked, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda graph, options, **rest: asked.append(options.intra_op_num_threads) or session(graph, options, **rest),
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    run_graph(typed_graph(small_model, LOGITS, "fp32", None), torch.zeros(1, 3, 32, 32), LOGITS)
+    assert asked == [3]
