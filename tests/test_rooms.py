@@ -28,7 +28,7 @@ FLOORS = [
     {"engines", "datasets"},
     {"checkpoints", "inference", "preprocessing", "bundles"},
     {"model", "storage", "kernels"},
-    {"errors", "version", "tables"},
+    {"errors", "version", "tables", "progress"},
 ]
 KERNELS = {"inference.ops", "preprocessing.gpu"}  # what reaches them beside engines/triton
 OPTIONAL = {  # package: where it is imported

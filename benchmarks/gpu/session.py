@@ -63,10 +63,10 @@ class Session:
             self._note(name, {"outcome": "no time left"})
             return
         start, failures = time.monotonic(), len(self.failures)
-        self.results.put("steps", (name,), {"outcome": "begun", "failed": "the suite was killed while this ran"})
-        self.say(f"{name}: at most {self.seconds_left:.0f} s")
         row: dict[str, Any] = {"outcome": "cut short", "failed": "the suite was ended while this ran"}
         try:
+            self.results.put("steps", (name,), {"outcome": "begun", "failed": "the suite was killed while this ran"})
+            self.say(f"{name}: at most {self.seconds_left:.0f} s")
             row = {"outcome": run(self)}
         except Exception as error:  # a fault of the suite's own must not cost the other steps
             row = {"outcome": "failed", "failed": f"{type(error).__name__}: {error}"[:300]}

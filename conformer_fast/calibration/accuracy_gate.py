@@ -24,8 +24,9 @@ from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization, addend_of
 from ..model.distance import sqnr_db, top1_agreement
 from ..model.outputs import SUM
+from ..progress import Bar
 from ..tables import Column, Table
-from .observer import Observer, progress, spread
+from .observer import Observer, spread
 
 SQNR_FLOOR = 32.0  # dB, 2.5 % of the scores; at 30 to 31.5 dB 2 of 359 held-out digits changed their class
 SENSITIVITY_IMAGES = 32
@@ -169,7 +170,7 @@ def sensitivities(model: InferenceConformer, quantization: Quantization, batches
     power = sum(_power(value) for values in exact for value in values)
     products = [name for name in model.quantizable if name in quantization.ranges]
     errors = {}
-    with progress("sensitivity", len(products)) as bar:
+    with Bar("sensitivity", len(products), "product") as bar:
         for product in products:
             alone = model.quantized(_only(quantization, product))
             noise = 0.0
@@ -203,7 +204,7 @@ class _Judge:
     def __call__(self, quantization: Quantization) -> Judgment:
         quantized = self.model.quantized(quantization)
         noise, found = 0.0, []
-        with progress("judging", len(self._images)) as bar:
+        with Bar("judging", len(self._images), "batch") as bar:
             for images, exact in zip(self._images, self._exact, strict=True):
                 outputs = _outputs(quantized, images)
                 noise += sum(_power(mine - true) for mine, true in zip(outputs, exact, strict=True))

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..errors import ArgumentError, whole
 from ..inference.network import InferenceConformer
 from ..inference.quantization import addend_of, usually_stored
+from ..progress import Bar
 from ..storage.hashed import HashedFile
 from .histograms import BINS, Histogram
 from .image_facts import ImageFacts
-from .observer import Observer, progress
+from .observer import Observer
 
 FP32 = float(np.finfo(np.float32).max)  # no magnitude is larger
 SAVED_EVERY = 4  # batches: what an interruption may cost
@@ -104,7 +105,7 @@ def counted(model: InferenceConformer, batches: Iterable[Tensor], file: HashedFi
     rest = batches
     if isinstance(batches, Sequence):
         rest = (batches[index] for index in range(started, len(batches)))
-    with progress("calibrating", total, started) as bar:
+    with Bar("calibrating", total, "batch", done=started) as bar:
         for images in rest:
             observer.observe(images, see)
             counts.pictures.add(images)

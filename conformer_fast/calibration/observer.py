@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from tqdm import tqdm
 
 from ..errors import ArgumentError
 from ..inference.network import InferenceConformer
@@ -92,11 +90,6 @@ def spread(batches: Sequence[Tensor], images: int) -> Iterator[Tensor]:
     first = batches[0] if len(batches) else ()
     count = min(len(batches), max(1, math.ceil(images / max(1, len(first)))))
     return (batches[index * len(batches) // count] for index in range(count))
-
-
-def progress(what: str, total: int | None, done: int = 0) -> tqdm:
-    """A bar that counts batches, where someone is looking."""
-    return tqdm(total=total, initial=done, desc=what, unit="batch", disable=not sys.stderr.isatty(), leave=False)
 
 
 def _linear(x, norm_weight, norm_bias, norm_eps, **_):

@@ -17,9 +17,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..errors import DownloadError
+from ..progress import Bar
 from ..storage.hashed import HashedFile
 from ..storage.lock import remove_free
 from ..storage.paths import cache_root
@@ -154,7 +153,7 @@ def _is_hopeless(error: Exception) -> bool:
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, offset: int, total: int | None) -> None:
-    bar = tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    bar = Bar(part.stem, total, "B", done=offset, unit_scale=True, unit_divisor=1024)
     with part.open("ab" if offset else "wb") as file, bar:
         while True:
             try:

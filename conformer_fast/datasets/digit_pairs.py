@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ..model.config import ConformerConfig
+from ..progress import Bar
 from .digits import INK, load_pixels, split_indices
 
 # Every part of a published variant at its real depth, in a size that a CPU trains in an hour.
@@ -104,7 +104,7 @@ def write_folder(folder: Path, split: Literal["train", "test"], count: int, seed
     pairs = DigitPairs(split, seed)
     for number in range(CONFIG.num_classes):
         (folder / f"{number:02d}").mkdir(parents=True)
-    with tqdm(total=count, desc="drawing", unit="picture", disable=None) as progress:
+    with Bar("drawing", count, "picture") as progress:
         for start in range(0, count, batch):
             pictures, numbers = pairs.draw(min(batch, count - start))
             for index, (picture, number) in enumerate(zip(pictures, numbers.tolist(), strict=True), start):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..engines.module import EngineModule
 from ..errors import ArgumentError, ImageError, path_text, several, whole
 from ..model.outputs import LOGITS, SUM
 from ..model.recipe import Recipe
 from ..preprocessing.cpu import load_batch
+from ..progress import Bar
 
 BATCH = 8  # pictures decoded and run together
 
@@ -74,8 +73,7 @@ def predict(
     found: list[Prediction] = []
     damaged: dict[str, str] = {}
     load = partial(_loaded, size=size, recipe=model.recipe)
-    progress = tqdm(total=len(names), unit="picture", disable=not sys.stderr.isatty(), leave=False)
-    with progress, ThreadPoolExecutor(batch) as pool:
+    with Bar("predicting", len(names), "picture") as progress, ThreadPoolExecutor(batch) as pool:
         for start in range(0, len(names), batch):
             group = names[start : start + batch]
             loaded = list(zip(group, pool.map(load, group), strict=True))

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..checkpoints.adopt import Model
 from ..datasets.dataset import Dataset, open_dataset
@@ -29,6 +28,7 @@ from ..model.forked import before_computing
 from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
+from ..progress import Bar
 from ..version import __version__
 from .decoding import decoded
 from .published import published_for
@@ -102,7 +102,10 @@ def evaluate(
     if fast.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(fast.device)
 
-    with _kept(record, resume, skip_damaged) as keep, _bar(record, progress) as bar:
+    with (
+        _kept(record, resume, skip_damaged) as keep,
+        Bar("evaluating", len(dataset), "image", done=record.known, shown=progress) as bar,
+    ):
         starts = range(0, len(dataset), batch)
         groups = [list(range(start, min(start + batch, len(dataset)))) for start in starts]
         groups = [group for group in groups if (record.states[group] == TODO).any()]
@@ -223,12 +226,6 @@ def _kept(record: Record, resume: str | os.PathLike[str] | None, skip_damaged: b
         yield now_and_then
     finally:
         save(tolerated=True)
-
-
-def _bar(record: Record, progress: bool) -> tqdm:
-    shown = progress and sys.stderr.isatty()
-    total = len(record.states)
-    return tqdm(total=total, initial=record.known, desc="evaluating", unit="image", disable=not shown, leave=False)
 
 
 def _check_model(fast: EngineModule) -> None:

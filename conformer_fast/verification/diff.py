@@ -7,13 +7,11 @@ precision, or in 8 bits the quantized inference model. All are compared with the
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .. import tables
 from ..calibration.calibrate import Images, in_batches
@@ -27,6 +25,7 @@ from ..model.distance import sqnr_db
 from ..model.names import PRECISIONS
 from ..model.precision import DTYPES, FORMATS
 from ..model.reference import Conformer
+from ..progress import Bar
 from . import implementations
 from .verify import Report, Row, eager_outputs, exact_outputs, finite, inner_names, report_of
 
@@ -190,7 +189,7 @@ def diff(
     others = [(implementation, precision) for implementation, precision in pairs if implementation != REFERENCE]
     columns = []
     total = len(precisions) + len(others)
-    with tqdm(total=total, desc="comparing", disable=not sys.stderr.isatty(), leave=False) as progress:
+    with Bar("comparing", total, "run") as progress:
         for precision in precisions:
             eager = eager_outputs(reference, images, job.names, precision, quantizations.get(precision))
             how = "PyTorch, simulated" if precision in quantizations else "PyTorch"

@@ -7,18 +7,16 @@ refused by name before any work.
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from tqdm import tqdm
-
 from conformer_fast.errors import ArgumentError, BackendError, one_of, shown
 from conformer_fast.model.names import PRECISIONS
 from conformer_fast.model.shapes import Shapes
+from conformer_fast.progress import Bar
 
 from ..ctrl_c import ctrl_c_calls
 from . import timing_cache
@@ -150,15 +148,12 @@ class _Progress:
         self.monitor = _monitor(flavor.module, self)
         self.canceled = False
         self._phases: dict[str, tuple[int, int]] = {}  # steps done and all steps, the outermost phase first
-        self._bar: tqdm = tqdm(disable=True)
         self._lock = threading.Lock()  # TensorRT may report from several threads
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Shows the bar, if a person is looking, and takes Ctrl-C."""
-        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
-        quiet = not sys.stderr.isatty()
-        self._bar = tqdm(total=1.0, desc="building", bar_format=layout, disable=quiet, leave=False)
+        self._bar = Bar("building", 1.0, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}")
         # Python would raise KeyboardInterrupt inside a callback, where TensorRT prints it and goes on.
         with self._bar, ctrl_c_calls(lambda: setattr(self, "canceled", True)):
             yield

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from conformer_fast.errors import BackendError
 from conformer_fast.inference import ops
@@ -18,6 +16,7 @@ from conformer_fast.inference.quantization import Quantization
 from conformer_fast.inference.trace import trace
 from conformer_fast.model.precision import DTYPES, around, tf32_as_asked
 from conformer_fast.model.reference import Conformer
+from conformer_fast.progress import Bar
 
 from ..base import Outcome, Runner
 from .backend import INTERPRET, Triton, interpreted
@@ -64,9 +63,7 @@ class Kernels(Runner):
             return call.plan.tiles[0] if call.choice == dispatch.PYTORCH else call.choice
 
         with (
-            tqdm(
-                total=total, desc=f"kernels {precision}", unit="call", disable=not sys.stderr.isatty(), leave=False
-            ) as progress,
+            Bar(f"kernels {precision}", total, "call") as progress,
             torch.no_grad(),
             torch.autocast(torch.device(device).type, enabled=False),
             tf32_as_asked(dtype),

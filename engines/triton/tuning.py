@@ -17,7 +17,6 @@ import json
 import math
 import re
 import statistics
-import sys
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-from tqdm import tqdm
 
 from conformer_fast.errors import ArgumentError, shown
 from conformer_fast.inference.network import InferenceConformer
@@ -39,6 +37,7 @@ from conformer_fast.kernels.dispatch import PYTORCH, Call, Choice
 from conformer_fast.kernels.tiles import Tile
 from conformer_fast.model.distance import ALLOWANCE, relative_error
 from conformer_fast.model.precision import tf32_as_asked
+from conformer_fast.progress import Bar
 from conformer_fast.storage.hashed import SUFFIX, DamagedError, HashedFile
 from conformer_fast.storage.paths import tuned_folder
 from conformer_fast.tables import Column, Table
@@ -135,8 +134,7 @@ def tune(
             torch.cuda.synchronize(device)  # the weights may come from any stream
         with dispatch.deciding(look):
             model(images)
-        progress = tqdm(desc="tuning", total=len(problems), unit="shape", disable=not sys.stderr.isatty(), leave=False)
-        with progress, dispatch.deciding(measure):
+        with Bar("tuning", len(problems), "shape") as progress, dispatch.deciding(measure):
             model(images)
     return found
 

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("gpu")
 
 
 class RecordingBar:
-    """In place of tqdm: the bar's position after each step; at_step is called at each."""
+    """In place of Bar: the bar's position after each step; at_step is called at each."""
 
     def __init__(self, at_step=lambda: None) -> None:
         self.positions, self.names, self.at_step = [], [], at_step
 
-    def __call__(self, **options) -> "RecordingBar":
+    def __call__(self, what, total, **layout) -> "RecordingBar":
         self.n = 0.0
         return self
 
@@ -44,7 +44,7 @@ class RecordingBar:
 
 def test_the_bar_rises_through_all_phases(graph, rtx, monkeypatch):
     bar = RecordingBar()
-    monkeypatch.setattr(builder_module, "tqdm", bar)
+    monkeypatch.setattr(builder_module, "Bar", bar)
     engine_from_onnx(graph, [FIXED], rtx, ["sm86"], "fp32")
     assert bar.positions == sorted(bar.positions)
     assert len(set(bar.positions)) > 20
@@ -85,7 +85,7 @@ def press_ctrl_c_once():
 
 def test_ctrl_c_cancels_the_build(graph, rtx, monkeypatch, capfd, ctrl_c):
     bar = RecordingBar(press_ctrl_c_once())
-    monkeypatch.setattr(builder_module, "tqdm", bar)
+    monkeypatch.setattr(builder_module, "Bar", bar)
     with pytest.raises(KeyboardInterrupt):
         engine_from_onnx(graph, [FIXED], rtx, ["sm86"], "fp32")
     assert len(bar.positions) == 1  # no step after it
@@ -103,7 +103,7 @@ def test_ctrl_c_while_the_graph_is_read(graph, rtx, monkeypatch, ctrl_c):
         return original(builder, flags)
 
     original = rtx.module.Builder.create_network
-    monkeypatch.setattr(builder_module, "tqdm", bar)
+    monkeypatch.setattr(builder_module, "Bar", bar)
     monkeypatch.setattr(rtx.module.Builder, "create_network", create_network)
     with pytest.raises(KeyboardInterrupt):
         engine_from_onnx(graph, [FIXED], rtx, ["sm86"], "fp32")
@@ -114,7 +114,7 @@ def test_a_program_keeps_its_own_handler(graph, rtx, monkeypatch):
     seen = []
     before = signal.signal(signal.SIGINT, lambda *_: seen.append("program"))
     try:
-        monkeypatch.setattr(builder_module, "tqdm", RecordingBar(press_ctrl_c_once()))
+        monkeypatch.setattr(builder_module, "Bar", RecordingBar(press_ctrl_c_once()))
         assert engine_from_onnx(graph, [FIXED], rtx, ["sm86"], "fp32")
     finally:
         signal.signal(signal.SIGINT, before)
