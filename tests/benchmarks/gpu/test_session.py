@@ -27,6 +27,11 @@ def test_a_step_leaves_a_row_however_it_ends(start):
     with pytest.raises(SystemExit):
         session.step("ended", 100, lambda session: sys.exit(143))
     assert session.results.find("steps", ("ended",))["failed"] == "the suite was ended while this ran"
+    session.say = sys.exit  # a signal when its first line is printed
+    with pytest.raises(SystemExit):
+        session.step("begun", 100, look)
+    assert session.results.find("steps", ("begun",))["failed"] == "the suite was ended while this ran"
+    session.say = print
     session.end = time.monotonic()
     session.step("late", 100, look)
     assert session.results.find("steps", ("late",))["outcome"] == "no time left"
