@@ -42,7 +42,9 @@ def _row(entry: cf.CachedEngine) -> tuple[object, ...]:
     targets = fields.get("targets", ())
     size = ",".join(map(str, targets)) if isinstance(targets, list) else ""
     if "height" in fields:
-        size = f"{fields['height']}x{fields.get('width')}"
+        size = f"{fields['height']}x{fields.get('width')}" if fields["height"] else "any size"
+    elif "holds" in fields:
+        size = fields["holds"]
     used = time.strftime("%F %R", time.localtime(entry.used))
     words = (fields.get("backend"), fields.get("precision"), size)
     return entry.key[:8], *(shown(word, 40) for word in words), entry.size / 1e6, used

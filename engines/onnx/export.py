@@ -169,7 +169,7 @@ def _stem(w, images, weight, bias, multiple, input_scale=None, weight_scale=None
     if weight_scale is not None:  # rounded before the pool: the largest of rounded numbers is the largest, rounded
         out = w.quantized(out, map_scale, weight.dtype)
     out = w.node("MaxPool", [out], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    size = w.shape(out, start=2)  # height and width
+    size = w.shape(out, start=2, end=4)  # height and width
     # The next multiple, less the size. TensorRT bounds this for wide ranges of sizes; of -size % multiple it cannot.
     patches = w.node("Div", [w.node("Add", [size, [multiple - 1]]), [multiple]])
     missing = w.node("Sub", [w.node("Mul", [patches, [multiple]]), size])
@@ -213,7 +213,7 @@ def _conv3x3(
 ):
     if token_map is not None:
         S = token_stride
-        grid = w.node("Div", [w.shape(feature_map, start=2), [S]])  # H / S, W / S
+        grid = w.node("Div", [w.shape(feature_map, start=2, end=4), [S]])  # H / S, W / S
         shape = w.node("Concat", [[0, weight.shape[1]], grid], axis=0)
         addition = w.node("Reshape", [w.node("Transpose", [token_map], perm=[0, 2, 1]), shape])  # (B, K, H / S, W / S)
         if S > 1:

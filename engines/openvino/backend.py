@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,14 +22,16 @@ from .graph_hash import remembered_sha256
 
 if TYPE_CHECKING:
     from .engine import Input, OpenVINOEngine
+    from .ir import IR
 
-ONNX = "model.onnx"
+XML, WEIGHTS = "model.xml", "model.bin"
 REST = "the rest"  # of a model whose products are in 8 bits: a key of its manifest's precisions
 
 
 @dataclass(frozen=True)
 class OpenVINO(Backend):
-    """Engines for CPUs, one for each image size, built at the first call with that size and kept on disk.
+    """Engines for CPUs, built at the first call with an image size and kept on disk: for each of the first four sizes,
+    and for any other.
 
     threads: cores to use; default: as many as PyTorch uses. Raises ArgumentError unless it is a whole number, at least
     1.
@@ -42,7 +43,7 @@ class OpenVINO(Backend):
     hardware: ClassVar[str] = "CPU"
     device_type: ClassVar[str] = "cpu"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
-    format: ClassVar[Format] = Format((ONNX,), {"cpu": str, "capabilities": list, "openvino": str})
+    format: ClassVar[Format] = Format((XML, WEIGHTS), {"cpu": str, "capabilities": list, "openvino": str})
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -84,9 +85,14 @@ class OpenVINO(Backend):
 
         precision = settings.precision
         computed = Computed(precision, self.fastest()[0] if precision in FORMATS else precision)
-        sha256 = partial(remembered_sha256, reference, outputs, settings.quantization)
-        graph = partial(self.graph, reference, settings, outputs)
-        return OpenVINOEngine(graph, computed, self.threads, sha256)
+        return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads)
+
+    def _ir(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> IR:
+        from .ir import cached_ir
+
+        graph = cache(partial(self.graph, reference, settings, outputs))  # written once, for its hash and for the IR
+        sha256 = remembered_sha256(reference, outputs, settings.quantization, graph)
+        return cached_ir(graph, sha256, settings.precision)
 
     def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
         """In fp32 with 8-bit products marked; the engine decides in what the rest is computed."""
@@ -103,21 +109,23 @@ class OpenVINO(Backend):
         graph: bytes | None,
         engine: Engine | None,
     ) -> Contents:
-        """The graph, and the engines of the sizes run so far; if none was, of the usual size, which is built first."""
+        """The network, and the engines of the sizes run so far; if none was, of the usual size, which is built
+        first."""
         from .cpu import describe_cpu
         from .engine import Input, OpenVINOEngine, engine_file
+        from .ir import check
 
         assert graph is not None
-        sha256 = hashlib.sha256(graph).hexdigest()
         engine = engine or self.engine(reference, settings, outputs)
         assert isinstance(engine, OpenVINOEngine)
         side = reference.recipe.size or usual_side(reference.config)
         engines = engine.engines(otherwise=Input(1, side, side))
-        engine.check(graph)
+        network = engine.network()
+        check(graph, network.onnx)
         precision, rest = engine.computed
         parts = {"products": precision, REST: rest} if precision in FORMATS else {"all": precision}
-        built = {engine_file(sha256, engine.computed, shape): content for shape, content in engines.items()}
-        return Contents({ONNX: graph, **built}, parts, describe_cpu())
+        built = {engine_file(network.sha256, engine.computed, shape): content for shape, content in engines.items()}
+        return Contents({XML: network.xml, WEIGHTS: network.weights.read(), **built}, parts, describe_cpu())
 
     def fits(self, manifest: Manifest) -> str:
         try:
@@ -140,14 +148,19 @@ class OpenVINO(Backend):
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine, engine_file
+        from .ir import IR, ir_sha256
 
-        sha256, precision = bundle.manifest.files[ONNX].sha256, settings.precision
-        computed = Computed(precision, self._rest_of(bundle.manifest) if precision in FORMATS else precision)
+        manifest, precision = bundle.manifest, settings.precision
+        onnx = str(manifest.sha256["onnx"])
+        sha256 = ir_sha256(onnx, manifest.files[WEIGHTS].sha256)
+        computed = Computed(precision, self._rest_of(manifest) if precision in FORMATS else precision)
+
+        def ir() -> IR:
+            return IR(bundle.read(XML), bundle.read(WEIGHTS), onnx, sha256)
 
         def stored(shape: Input) -> bytes | None:
             name = engine_file(sha256, computed, shape)
-            return bundle.read(name) if name in bundle.manifest.files else None
+            return bundle.read(name) if name in manifest.files else None
 
-        graph = partial(bundle.read, ONNX)
-        cache = not bundle.signed  # nobody has signed what is there
-        return OpenVINOEngine(graph, computed, self.threads, lambda graph: sha256, stored, cache)
+        kept = not bundle.signed  # nobody has signed what is in the cache
+        return OpenVINOEngine(ir, computed, self.threads, stored, kept)

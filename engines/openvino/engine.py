@@ -1,9 +1,12 @@
 """The CPU engine: the inference graph compiled by OpenVINO.
 
-One engine is built for one image size and runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over streams
-that each run whole images on their share of the cores. That costs no synchronization inside an image and keeps its maps
-in the caches, so it is faster than one wide batch, and an image's result does not depend on its neighbors. Maps in 8
-bits are small enough for several images at once, which share what each operation and each weight costs.
+An engine runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over streams that each run whole images on
+their share of the cores. That costs no synchronization inside an image and keeps its maps in the caches, so it is
+faster than one wide batch, and an image's result does not depend on its neighbors. Maps in 8 bits are small enough for
+several images at once, which share what each operation and each weight costs.
+
+The first OWN_SIZES image sizes have engines of their own. Each of these takes most of a second to build and a copy of
+the weights in memory, so all other sizes share engines for any size, which take 4 to 18 % longer.
 
 The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,
 and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x224 image badly, its convolution not.
@@ -11,35 +14,34 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from conformer_fast.errors import ConformerFastError
 from conformer_fast.model.precision import FORMATS
+from conformer_fast.storage.memory_file import MemoryFile
 
 from ..cache import cached, key_of
 from . import executors
 from .cpu import PRECISIONS, describe_cpu
-from .eight_bits import pairs_are_cut_off
+from .eight_bits import make_pairs_fit, pairs_are_cut_off
+from .ir import IR
 from .runtime import core, keep_for_good, ov
 
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
-SIZES_KEPT = 4  # image sizes whose engines stay in memory; then those of the least recently used one are dropped
+OWN_SIZES = 4  # image sizes that have engines of their own
+ANY = 0  # in place of a height and a width
 
 
 class Input(NamedTuple):
-    """What one run of an engine takes: so many images at once, of height x width pixels."""
+    """What one run of an engine takes: so many images at once, of height x width pixels, ANY x ANY for any size."""
 
     images: int
     height: int
@@ -53,16 +55,17 @@ class Computed(NamedTuple):
     rest: str
 
 
-def engine_file(onnx_sha256: str, computed: Computed, shape: Input) -> str:
+def engine_file(ir_sha256: str, computed: Computed, shape: Input) -> str:
     """The name in a bundle of the engine that this CPU loads for this input."""
-    return f"{'x'.join(map(str, shape))}-{key_of(engine_fields(onnx_sha256, computed, shape))}.engine"
+    size = "x".join(str(side or "any") for side in shape)
+    return f"{size}-{key_of(engine_fields(ir_sha256, computed, shape))}.engine"
 
 
-def engine_fields(onnx_sha256: str, computed: Computed, shape: Input) -> dict[str, Any]:
+def engine_fields(ir_sha256: str, computed: Computed, shape: Input) -> dict[str, Any]:
     """What decides an engine, as JSON values."""
     return {
         "backend": "openvino",
-        "onnx": onnx_sha256,
+        "ir": ir_sha256,
         **computed._asdict(),
         **describe_cpu(),
         **shape._asdict(),
@@ -88,38 +91,36 @@ def images_at_once(batch: int, streams: int, precision: str) -> int:
 class OpenVINOEngine:
     """images (B, in_channels, H, W), fp32 on the CPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
 
-    graph:      returns the ONNX graph, the same bytes each time
-    computed:   in "fp32" or "bf16", both; or products in "int8", for a graph that says by Q/DQ pairs what is in 8 bits
-    threads:    cores to use; default: as many as PyTorch uses
-    sha256:     tells it of the graph, given what returns that; only asked where an engine is not stored
-    stored:     returns the engine for an input if it is at hand; asked before the cache
-    kept:       whether engines are taken from the disk and kept there
+    ir:       returns the network, the same each time; asked before the first run, and kept
+    computed: in "fp32" or "bf16", both; or products in "int8", for a network that says by Q/DQ pairs what is in 8 bits
+    threads:  cores to use; default: as many as PyTorch uses
+    stored:   returns the engine for an input if it is at hand; asked before the cache
+    kept:     whether engines are taken from the disk and kept there
 
-    An engine is kept on disk under the graph's hash, the precision, and what this CPU and OpenVINO are.
+    An engine is kept on disk under the network's hash, the precision, and what this CPU and OpenVINO are.
     """
 
     def __init__(
         self,
-        graph: Callable[[], bytes],
+        ir: Callable[[], IR],
         computed: Computed,
         threads: int | None,
-        sha256: Callable[[Callable[[], bytes]], str],
         stored: Callable[[Input], bytes | None] = lambda shape: None,
         kept: bool = True,
     ) -> None:
-        self._graph, self.computed, self._stored, self._kept_on_disk = graph, computed, stored, kept
-        self._hash, self._sha256 = sha256, ""  # once it is known
+        self._read, self.computed, self._stored, self._kept_on_disk = ir, computed, stored, kept
         self._threads = threads or torch.get_num_threads()
+        self._network: _Network | None = None
         self.start_anew()
         _engines.add(self)
 
     def start_anew(self) -> None:
         """With no engine in memory, and no lock taken."""
-        # By height and width, then by images at once and streams.
-        self._built: OrderedDict[tuple[int, int], dict[tuple[int, int], _SizedEngine]] = OrderedDict()
-        self._building: dict[tuple[Input, int], threading.Lock] = {}  # by the number of streams too
-        self._lock = threading.Lock()  # of both tables; held for look-ups only
-        self._hashing = threading.Lock()  # of the graph
+        self._built: dict[tuple[Input, int], _SizedEngine] = {}  # by the number of streams too
+        self._building: dict[tuple[Input, int], threading.Lock] = {}
+        self._own: set[tuple[int, int]] = set()  # sizes, height and width, that have engines of their own
+        self._lock = threading.Lock()  # of these; held for look-ups only
+        self._reading = threading.Lock()
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         images = images.to(torch.float32).resolve_neg().contiguous()
@@ -130,50 +131,47 @@ class OpenVINOEngine:
             streams = streams_for(B - done, self._threads)
             at_once = images_at_once(B - done, streams, self.computed.precision)
             engine = self._sized(Input(at_once, H, W), streams)
-            outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes]
+            outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes(images[:at_once])]
             whole = done + (B - done) // (streams * at_once) * streams * at_once
             engine.run(images[done:whole], [output[done:whole] for output in outputs])
             done = whole
         return tuple(outputs)
 
     def _sized(self, shape: Input, streams: int) -> _SizedEngine:
-        engine = self._kept(shape, streams)
-        if engine is None:
-            with self._lock:
-                building = self._building.setdefault((shape, streams), threading.Lock())
-            with building:  # one thread builds, the others that want the same engine wait for it
-                engine = self._kept(shape, streams)
-                if engine is None:
+        size = shape.height, shape.width
+        with self._lock:
+            if size in self._own or len(self._own) < OWN_SIZES:
+                self._own.add(size)
+            else:
+                shape = Input(shape.images, ANY, ANY)
+            building = self._building.setdefault((shape, streams), threading.Lock())
+            if (shape, streams) in self._built:
+                return self._built[shape, streams]
+        with building:  # one thread builds, the others that want the same engine wait for it
+            engine = self._built.get((shape, streams))
+            if engine is None:
+                try:
                     engine = self._load(shape, streams)
-                    self._keep(engine, shape, streams)
+                except BaseException:
+                    with self._lock:
+                        self._own.discard(size)
+                    raise
+                with self._lock:
+                    self._built[shape, streams] = engine
         return engine
-
-    def _kept(self, shape: Input, streams: int) -> _SizedEngine | None:
-        size = shape.height, shape.width
-        with self._lock:
-            if size not in self._built:
-                return None
-            self._built.move_to_end(size)
-            return self._built[size].get((shape.images, streams))
-
-    def _keep(self, engine: _SizedEngine, shape: Input, streams: int) -> None:
-        size = shape.height, shape.width
-        with self._lock:
-            self._built.setdefault(size, {})[shape.images, streams] = engine
-            self._built.move_to_end(size)
-            if len(self._built) > SIZES_KEPT:
-                self._built.popitem(last=False)
 
     def engines(self, otherwise: Input) -> dict[Input, bytes]:
         """The bytes of the engines in memory and, for their sizes, of the one for one image; if there are none, of
         this one."""
         with self._lock:
-            shapes = {
-                Input(images, *size)
-                for size, engines in self._built.items()
-                for images in (1, *(i for i, _ in engines))
-            }
+            shapes = {shape._replace(images=images) for shape, _ in self._built for images in (1, shape.images)}
         return {shape: self._bytes(shape, self._options(1)) for shape in shapes or {otherwise}}
+
+    def network(self) -> _Network:
+        with self._reading:
+            if self._network is None:
+                self._network = _Network(self._read())
+            return self._network
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
@@ -182,13 +180,13 @@ class OpenVINOEngine:
         executors.take(threads)
         try:
             try:
-                compiled = core().import_model(engine, "CPU", options)
+                compiled = self._imported(engine, options)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
                 warnings.warn(
                     f"OpenVINO refuses the kept engine for {shape} ({reason}); building it again", stacklevel=5
                 )
-                compiled = core().import_model(self._bytes(shape, options, refused=engine), "CPU", options)
+                compiled = self._imported(self._bytes(shape, options, refused=engine), options)
             sized = _SizedEngine(compiled, streams, shape.images)
         except BaseException:
             executors.give_back(threads)
@@ -196,30 +194,29 @@ class OpenVINOEngine:
         weakref.finalize(sized, executors.give_back, threads).atexit = False
         return sized
 
+    def _imported(self, engine: bytes, options: dict[str, str]) -> ov.CompiledModel:
+        return core().import_model(engine, "CPU", {**options, "WEIGHTS_PATH": self.network().weights.path})
+
     def _options(self, streams: int) -> dict[str, str]:
         return {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.computed.rest],
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(self._threads),
+            "CACHE_MODE": "OPTIMIZE_SIZE",  # of an engine's bytes: without its weights
         }
 
     def _bytes(self, shape: Input, options: dict[str, str], refused: bytes | None = None) -> bytes:
         stored = self._stored(shape) if refused is None else None
         if stored is not None:
             return stored
-        graph = cache(self._graph)  # written once, for its hash and for the engine
-        with self._hashing:
-            self._sha256 = self._sha256 or self._hash(graph)
+        network = self.network()
 
         def build() -> bytes:
-            self.check(graph())
-            content = graph()
+            model = core().read_model(network.xml, network.weights.read())
             if pairs_must_fit(self.computed.precision):
-                from ..onnx.fitting_pairs import with_fitting_pairs
-
-                content = with_fitting_pairs(content)
-            model = core().read_model(content)
-            model.reshape([shape.images, model.input(0).partial_shape[1].get_length(), shape.height, shape.width])
+                make_pairs_fit(model)
+            channels = model.input(0).partial_shape[1].get_length()
+            model.reshape([shape.images, channels, shape.height or -1, shape.width or -1])
             executors.take(executors.key_of(options))
             try:
                 return core().compile_model(model, "CPU", options).export_model().getvalue()
@@ -228,16 +225,15 @@ class OpenVINOEngine:
 
         if not self._kept_on_disk:
             return build()
-        return cached(engine_fields(self._sha256, self.computed, shape), build, refused)
+        return cached(engine_fields(network.sha256, self.computed, shape), build, refused)
 
-    def check(self, graph: bytes) -> None:
-        """Raises ConformerFastError if this is not the graph that the engines so far are of."""
-        sha256 = hashlib.sha256(graph).hexdigest()
-        if sha256 != self._sha256:
-            raise ConformerFastError(
-                f"the reference was changed after it was compiled: its graph has the sha256 {sha256[:12]}, that of the "
-                f"engines so far has {self._sha256[:12]}; compile the changed model"
-            )
+
+class _Network:
+    """An IR in memory, its weights where OpenVINO finds them."""
+
+    def __init__(self, ir: IR) -> None:
+        self.xml, self.onnx, self.sha256 = ir.xml, ir.onnx, ir.sha256
+        self.weights = MemoryFile(ir.weights)
 
 
 class _SizedEngine:
@@ -245,9 +241,20 @@ class _SizedEngine:
 
     def __init__(self, compiled: ov.CompiledModel, streams: int, at_once: int) -> None:
         self._compiled, self._streams, self._at_once = compiled, streams, at_once
-        self.output_shapes = [tuple(output.shape)[1:] for output in compiled.outputs]
+        self._shapes: dict[torch.Size, list[tuple[int, ...]]] = {}  # of outputs, by that of the input
         self._idle: list[ov.InferRequest] = []
         self._lock = threading.Lock()
+
+    def output_shapes(self, images: Tensor) -> list[tuple[int, ...]]:
+        """Of one image of this size. images: as many as run at once; an engine for any size runs them, the first
+        time."""
+        if images.shape not in self._shapes:
+            outputs: Sequence[Any] = self._compiled.outputs
+            if any(output.partial_shape.is_dynamic for output in outputs):
+                request = self._compiled.create_infer_request()
+                outputs = [*request.infer([_shared(images)], share_outputs=True).values()]
+            self._shapes[images.shape] = [tuple(output.shape)[1:] for output in outputs]
+        return self._shapes[images.shape]
 
     def run(self, images: Tensor, outputs: Sequence[Tensor]) -> None:
         """Fills `outputs`, one row an image, keeping all streams busy. They are a multiple of what runs at once."""

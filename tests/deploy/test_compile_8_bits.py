@@ -64,12 +64,16 @@ def test_products_are_in_8_bits(small_model, quantization):
 def test_another_quantization_is_another_engine(small_model, quantization, monkeypatch, tmp_path):
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
     batch = images(1, 3, 32, 32)
+
+    def engines() -> int:
+        return sum("height" in entry.fields for entry in cache.cached_engines())
+
     one = compiled(small_model, quantization)(batch).logits
     compiled(small_model, quantization)(batch)
-    assert len(cache.cached_engines()) == 1
+    assert engines() == 1
     coarse = replace(quantization, ranges={name: 20 * value for name, value in quantization.ranges.items()})
     assert not torch.equal(compiled(small_model, coarse)(batch).logits, one)
-    assert len(cache.cached_engines()) == 2
+    assert engines() == 2
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])

@@ -15,12 +15,14 @@ from bundle_samples import filled, images, same, saved
 import conformer_fast as cf
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.engines import cache
+from conformer_fast.engines.openvino.backend import OpenVINO
 from conformer_fast.errors import BundleError, EngineMismatchError
 from conformer_fast.model.reference import Conformer
 
 pytest.importorskip("onnx")
 engine_module = pytest.importorskip("conformer_fast.engines.openvino.engine", exc_type=ImportError)
 cpu = import_module("conformer_fast.engines.openvino.cpu")
+eight_bits = import_module("conformer_fast.engines.openvino.eight_bits")
 ov = engine_module.ov
 
 
@@ -35,7 +37,8 @@ def compiled(model, **options):
 
 
 def keys() -> set[str]:
-    return {entry.key for entry in cache.cached_engines()}
+    """Of the engines, not of what holds their weights."""
+    return {entry.key for entry in cache.cached_engines() if "height" in entry.fields}
 
 
 # What decides whether an engine is built again
@@ -137,19 +140,35 @@ def test_a_warm_start_writes_no_graph(small_model, own_cache, monkeypatch):
     assert len(written) == 3
 
 
-def test_a_reference_that_was_changed_later_gets_no_engine_of_the_earlier_one(small_model, own_cache, tmp_path):
-    """Else the cache would hold, under the one's hash, an engine of the other."""
-    fast = compiled(small_model)
-    first = fast(images(1, 3, 32, 32))
+def test_a_compiled_model_stays_what_it_was_at_its_first_run(small_model, own_cache, tmp_path):
+    """For all sizes. What it was made from may change, but is then not what a bundle would say it holds."""
+    fast, batches = compiled(small_model), [images(1, 3, 32, 32), images(1, 3, 48, 32)]
+    expected = [cf.compile(small_model, backend="reference")(batch) for batch in batches]
+    first = fast(batches[0])
     with torch.no_grad():
         fast.reference.conv_cls_head.weight.zero_()
-    assert same(fast(images(1, 3, 32, 32)), first)
-    for use in (lambda: fast(images(1, 3, 48, 32)), lambda: fast.save(tmp_path / "bundle")):
-        with pytest.raises(cf.ConformerFastError, match="the reference was changed after it was compiled"):
-            use()
-    assert len(keys()) == 1
-    right = cf.compile(small_model, backend="reference")(images(1, 3, 48, 32))
-    assert torch.allclose(compiled(small_model)(images(1, 3, 48, 32))[0], right[0], atol=1e-4)
+    assert same(fast(batches[0]), first)
+    for batch, values in zip(batches, expected, strict=True):
+        assert torch.allclose(fast(batch)[0], values[0], atol=1e-4)
+    with pytest.raises(cf.ConformerFastError, match="the reference was changed after it was compiled"):
+        fast.save(tmp_path / "bundle")
+    assert len(keys()) == 2
+    for batch, before in zip(batches, expected, strict=True):
+        assert torch.allclose(compiled(small_model)(batch)[0], before[0], atol=1e-4)
+        assert not torch.allclose(compiled(fast.reference)(batch)[0], before[0], atol=1e-2)
+
+
+def test_a_graph_that_is_written_anew_is_checked(small_model, own_cache, monkeypatch):
+    """Where its hash is remembered and the weights are gone from the cache. Else there would be, under the one's hash,
+    the weights of another."""
+    batch = images(1, 3, 32, 32)
+    compiled(small_model)(batch)
+    for path in own_cache.glob("*.engine*"):
+        path.unlink()
+    monkeypatch.setattr(OpenVINO, "graph", lambda *_: b"another")
+    with pytest.raises(cf.ConformerFastError, match="the reference was changed after it was compiled"):
+        compiled(small_model)(batch)
+    assert not cache.cached_engines()
 
 
 def test_code_that_is_not_what_was_imported_is_not_remembered(small_model, own_cache, monkeypatch):
@@ -217,7 +236,7 @@ def test_usual_size_is_saved_if_none_ran(name, size, small_config, own_cache, tm
     assert sorted(own_cache.iterdir()) == kept
 
 
-def test_another_size_is_built_from_the_graph_and_cached(small_model, own_cache, tmp_path):
+def test_another_size_is_built_from_the_network_and_cached(small_model, own_cache, tmp_path):
     folder = saved(tmp_path / "bundle", "openvino", small_model)
     before = len(list(own_cache.glob("*.engine")))
     batch = images(2, 3, 48, 32)
@@ -227,6 +246,27 @@ def test_another_size_is_built_from_the_graph_and_cached(small_model, own_cache,
     with torch.no_grad():
         for ours, expected in zip(result, small_model(batch), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bundle_holds_the_weights_once(tmp_path, monkeypatch):
+    """However many sizes it has engines for, and in the type that it runs in."""
+    monkeypatch.setattr(cpu, "native_precisions", lambda: ("fp32", "bf16"))
+    model = filled(cf.create_model("tiny-p16", weights=None))
+    weights = sum(value.numel() for value in model.state_dict().values())
+    sizes = {}
+    for precision, bytes_each in (("fp32", 4), ("bf16", 2), ("int8", 1)):
+        quantization = {"quantization": [images(1, 3, 32, 32)]} if precision == "int8" else {}
+        fast = compiled(model, precision=precision, **quantization)
+        for width in (32, 48, 64):
+            fast(images(1, 3, 32, width))
+        folder = fast.save(tmp_path / precision)
+        engines = [path.stat().st_size for path in folder.glob("*.engine")]
+        assert len(engines) == 3
+        assert (folder / "model.bin").stat().st_size < 1.15 * bytes_each * weights
+        if not (precision == "int8" and eight_bits.pairs_are_cut_off()):
+            assert max(engines) < 3e6
+        sizes[precision] = sum(path.stat().st_size for path in folder.iterdir())
+    assert sizes["bf16"] < 0.6 * sizes["fp32"]
 
 
 def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch):
@@ -242,7 +282,7 @@ def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch
     with torch.no_grad():
         for ours, expected in zip(loaded(batch), small_model(batch), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    assert read == ["model.onnx"]
+    assert read == ["model.xml", "model.bin"]
 
 
 def test_precision_that_this_cpu_lacks(small_model, tmp_path, monkeypatch):
@@ -268,7 +308,7 @@ def test_without_openvino(small_model, tmp_path, monkeypatch):
 def test_file_that_changes_after_loading_is_not_run(small_model, own_cache, tmp_path):
     folder = saved(tmp_path / "bundle", "openvino", small_model)
     loaded = cf.load(folder)
-    for path in (*folder.glob("*.engine"), folder / "model.onnx"):
+    for path in (*folder.glob("*.engine"), folder / "model.bin"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)

@@ -1,20 +1,17 @@
 """8-bit products of CPUs without instructions for them, which cut off what two products are over 16 bits together."""
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 
 pytest.importorskip("openvino")
 
 import conformer_fast as cf
-from conformer_fast.engines.onnx.fitting_pairs import MOST_OF_A_PAIR, with_fitting_pairs
 from conformer_fast.engines.onnx.typed_graph import TypedGraph
 from conformer_fast.engines.openvino import engine
-from conformer_fast.engines.openvino.eight_bits import pairs_are_cut_off
+from conformer_fast.engines.openvino.eight_bits import MOST_OF_A_PAIR, make_pairs_fit, pairs_are_cut_off
 from conformer_fast.engines.openvino.engine import Computed, Input, engine_fields
-from conformer_fast.engines.openvino.runtime import core
+from conformer_fast.engines.openvino.runtime import core, ov
 
 K = 64
 
@@ -30,11 +27,18 @@ def product(weight: torch.Tensor, scale: torch.Tensor, axis: int = 0) -> bytes:
     return graph.model({"images": shape}, {"out": [None] * len(shape)}).SerializeToString()
 
 
-def weights_of(graph: bytes) -> tuple[np.ndarray, np.ndarray]:
-    model = onnx.load_from_string(graph)
-    constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
-    (node,) = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants]
-    return constants[node.input[0]], constants[node.input[1]]
+def fitting(graph: bytes) -> ov.Model:
+    model = core().read_model(graph)
+    make_pairs_fit(model)
+    return model
+
+
+def weights_of(model: ov.Model) -> tuple[np.ndarray, np.ndarray]:
+    """The 8-bit weights of the product, and their scales."""
+    constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+    (stored,) = [node.data for node in constants if node.get_element_type() == ov.Type.i8 and node.data.size > 40]
+    (scales,) = [node.data for node in constants if node.get_element_type() == ov.Type.f32 and node.data.size == 40]
+    return stored, scales
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -45,11 +49,11 @@ def test_the_largest_numbers(size, sign):
     images = np.full((1, K, 4, 4), 127, np.float32)
     expected = 0.5 * sign * 127 * 127 * K * size**2
 
-    def found(graph: bytes) -> np.ndarray:
-        return core().compile_model(core().read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
+    def found(model: ov.Model) -> np.ndarray:
+        return core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images)[0]
 
-    assert np.allclose(found(with_fitting_pairs(graph)), expected, rtol=0.01)
-    assert np.allclose(found(graph), expected, rtol=0.01) != pairs_are_cut_off()
+    assert np.allclose(found(fitting(graph)), expected, rtol=0.01)
+    assert np.allclose(found(core().read_model(graph)), expected, rtol=0.01) != pairs_are_cut_off()
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -59,7 +63,7 @@ def test_the_two_largest_weights_of_a_channel_fit(axis):
     whole[3] = torch.arange(K) % 2  # these fit
     scale = torch.rand(40) + 0.1
     graph = product(whole[:, :, None, None], scale) if axis == 0 else product(whole.t(), scale, axis)
-    smaller, larger = weights_of(with_fitting_pairs(graph))
+    smaller, larger = weights_of(fitting(graph))
     smaller = (smaller if axis == 0 else smaller.T).reshape(40, K)
     assert (np.sort(np.abs(smaller.astype(int)), axis=1)[:, -2:].sum(1) <= MOST_OF_A_PAIR).all()
     errors = np.abs(smaller * larger[:, None] - whole.numpy() * scale.numpy()[:, None])

@@ -171,7 +171,7 @@ def test_the_rest_of_int8_is_in_it(pretend, small_model, tmp_path):
         pretend(speeds)
         fast = cf.compile(small_model, backend="openvino", precision="int8", quantization=[batch])
         expected = fast(batch)
-        assert {entry.fields["rest"] for entry in cache.cached_engines()} == {rest}
+        assert {entry.fields["rest"] for entry in cache.cached_engines() if "rest" in entry.fields} == {rest}
         folder = fast.save(tmp_path / rest)
         cache.clear_cache()
         pretend(later)
