@@ -47,7 +47,7 @@ def compile(
                "tensorrt"
 
     The engine for an image size is built at the first call with that size and then kept: on the CPU in memory and on
-    disk; on a GPU as a CUDA graph for that size and for batches up to the next of 1, 2, 4, 8, 10, 12, ... images. Its
+    disk, for any size after the first four; on a GPU as a CUDA graph for that size and for batches up to the next of 1, 2, 4, 8, 10, 12, ... images. Its
     memory is planned once, and all compiled models on a GPU share it. A batch for which the GPU lacks memory raises
     GPUMemoryError, a torch.OutOfMemoryError; smaller ones still run. A TensorRT engine is built at once, for its
     shapes, and kept on disk.
