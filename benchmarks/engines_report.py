@@ -16,7 +16,7 @@ import torch
 
 import conformer_fast as cf
 from conformer_fast.engines.onnx.graph import typed_graph
-from conformer_fast.engines.openvino.cpu import describe_cpu
+from conformer_fast.engines.openvino.device import describe
 from conformer_fast.engines.tensorrt.flavors import Flavor, get_flavor
 from conformer_fast.engines.tensorrt.plan import engine_from_onnx
 from conformer_fast.model.outputs import LOGITS
@@ -47,7 +47,7 @@ ENGINES = (
 
 def main(path: Path) -> None:
     flavor = get_flavor("tensorrt-rtx")
-    machine = {"cpu": describe_cpu()["cpu"], "threads": torch.get_num_threads()}
+    machine = {"cpu": describe()["device"], "threads": torch.get_num_threads()}
     rows = [row for _, row in build(flavor, ENGINES)]
     report = {"flavor": flavor.name, "version": flavor.version, **machine, "engines": rows}
     path.write_text(json.dumps(report, indent=1) + "\n")

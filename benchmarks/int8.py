@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import conformer_fast as cf
 from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
-from conformer_fast.engines.openvino.cpu import describe_cpu
+from conformer_fast.engines.openvino.device import describe
 from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.model.distance import relative_error
 from conformer_fast.preprocessing.cpu import preprocess
@@ -37,7 +37,7 @@ Run = Callable[[Tensor], Tensor]
 
 def main(path: Path) -> None:
     rest, _ = cf.OpenVINO().fastest()
-    report: dict[str, Any] = {**describe_cpu(), "threads": torch.get_num_threads(), "rest": rest}
+    report: dict[str, Any] = {**describe(), "threads": torch.get_num_threads(), "rest": rest}
     report["speed"] = [row for variant in cf.VARIANTS for row in _speed(variant, rest)]
     report["accuracy"] = list(_accuracy(rest))
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -85,12 +85,16 @@ class Backend(ABC):
         native = self.precisions().native
         return native[-1], f"the fastest precision of the {self.hardware}" if len(native) > 1 else "its precision here"
 
+    def devices(self) -> Mapping[str, str]:
+        """What its option `device` may name here, if it has one, and what each is."""
+        return {}
+
     def speeds(self) -> Mapping[str, float]:
         """How many times as fast as in fp32 it is here in other native precisions, if that can be measured."""
         return {}
 
-    def device(self) -> str:
-        """Where it would run: the current device of its type."""
+    def torch_device(self) -> str:
+        """Where its images and results are: the current device of its type."""
         return self.device_type
 
     def for_model(self, reference: Conformer) -> Backend:

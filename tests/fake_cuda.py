@@ -254,7 +254,7 @@ def fake_cuda() -> Iterator[FakeCUDA]:
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)  # torch.cuda.graph calls it
         patch.setattr(Triton, "missing", lambda self: None)
-        patch.setattr(Triton, "device", lambda self: str(DEVICE))
+        patch.setattr(Triton, "torch_device", lambda self: str(DEVICE))
         patch.setattr(graphs_module, "_devices", {})
         yield cuda
         for device in graphs_module._devices.values():

@@ -54,7 +54,7 @@ class Toy(Backend):
         )
 
     def fits(self, manifest: Manifest) -> str:
-        return self.device()
+        return self.torch_device()
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> ToyEngine:
         weights = safetensors.torch.load(bundle.read(WEIGHTS))

@@ -243,7 +243,7 @@ def _time(
     """The seconds that a batch takes an engine with each of two quantizations."""
     images = next(filter(len, batches))
     chosen = backend.for_images(images.shape).for_model(source.reference)
-    device = chosen.device()
+    device = chosen.torch_device()
     engines = {}
     for name, quantization in {"before": before, "after": after}.items():
         settings = Settings(chosen, quantization.precision, device, quantization)

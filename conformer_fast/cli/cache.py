@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     entries = cf.cached_engines()
     size = sum(entry.size for entry in entries)
     facts = [{"key": e.key, "bytes": e.size, "used": e.used, "fields": dict(e.fields)} for e in entries]
-    lines = [f"{len(entries)} engines, {size / 1e6:.1f} MB, in {folder}"]
+    lines = [f"{len(entries)} entries, {size / 1e6:.1f} MB, in {folder}"]
     lines += TABLE.lines(map(_row, entries)) if entries else []
     show(options, {"folder": str(folder), "bytes": size, "engines": facts}, "\n".join(lines))
     return 0

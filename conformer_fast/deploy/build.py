@@ -69,7 +69,7 @@ def build(
         source = replace(source, outputs=names, structure=names[0] if len(names) == 1 else list(names))
     chosen = chosen.for_model(source.reference)
     found, images = resolve(source.reference, precision, quantization)
-    device = chosen.device() if torch.cuda.is_available() else chosen.device_type
+    device = chosen.torch_device() if torch.cuda.is_available() else chosen.device_type
     settings = Settings(chosen, precision, device, found)
     more = {} if outputs is None else {"outputs": list(outputs)}
     again = call(f"conformer_fast.build(model, {Path(folder).absolute().name!r}", settings, **more) + ")"

@@ -47,10 +47,10 @@ def compile(
                "tensorrt"
 
     The engine for an image size is built at the first call with that size and then kept: on the CPU in memory and on
-    disk, for any size after the first four; on a GPU as a CUDA graph for that size and for batches up to the next of 1, 2, 4, 8, 10, 12, ... images. Its
-    memory is planned once, and all compiled models on a GPU share it. A batch for which the GPU lacks memory raises
-    GPUMemoryError, a torch.OutOfMemoryError; smaller ones still run. A TensorRT engine is built at once, for its
-    shapes, and kept on disk.
+    disk, one for all sizes after the first four; on a GPU as a CUDA graph for that size and for batches up to the next
+    of 1, 2, 4, 8, 10, 12, ... images. Its memory is planned once, and all compiled models on a GPU share it. A batch
+    for which the GPU lacks memory raises GPUMemoryError, a torch.OutOfMemoryError; smaller ones still run. A TensorRT
+    engine is built at once, for its shapes, and kept on disk.
 
     Raises BackendError when the backend, precision, device or an option cannot be had here; CheckpointError or
     ArgumentError when `model` is not a Conformer or is in training mode; ArgumentError when only one of an 8-bit
@@ -63,7 +63,7 @@ def compile(
         chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
         source = adopt(model)
         found, _ = resolve(source.reference, precision, quantization)
-        settings = Settings(chosen.for_model(source.reference), precision, chosen.device(), found)
+        settings = Settings(chosen.for_model(source.reference), precision, chosen.torch_device(), found)
     return compiled(source, settings, reason)
 
 

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import torch
 
+from ..engines.base import Backend
 from ..engines.registry import BACKENDS, choose, make
 from ..model.config import PACKAGED, VARIANTS
 from ..storage.paths import cache_root
@@ -22,15 +23,18 @@ NAMED = Table(Column(), Column(width=26), Column())
 @dataclass(frozen=True)
 class Ability:
     """Whether a backend runs here, and if not, why. precisions: those that it has here; speeds: how many times as fast
-    as in fp32 it is in some of them, as measured."""
+    as in fp32 it is in some of them, as measured; devices: what its option `device` may name, and what each is."""
 
     available: bool
     reason: str | None
     precisions: tuple[str, ...]
     speeds: dict[str, float]
+    devices: dict[str, str]
 
     def __str__(self) -> str:
-        return self.reason or f"available: {', '.join(map(self._named, self.precisions))}"
+        devices = "; ".join(f"{name} is {what}" for name, what in self.devices.items())
+        has = ", ".join(map(self._named, self.precisions))
+        return self.reason or f"available: {has}" + (f" ({devices})" if devices else "")
 
     def _named(self, precision: str) -> str:
         speed = self.speeds.get(precision)
@@ -106,17 +110,19 @@ def info() -> Info:
         machine=platform.machine(),
         threads=torch.get_num_threads(),
         packages=_versions((*PACKAGES, *own)),
-        backends={
-            name: Ability(True, None, sum(backends[name].precisions(), ()), dict(backends[name].speeds()))
-            if why is None
-            else Ability(False, why, (), {})
-            for name, why in missing.items()
-        },
-        auto=Auto(auto.backend.name, auto.precision, auto.backend.device(), auto.reason),
+        backends={name: _ability(backends[name], why) for name, why in missing.items()},
+        auto=Auto(auto.backend.name, auto.precision, auto.backend.torch_device(), auto.reason),
         images=_images(),
         cache=str(cache_root()),
         models=(*VARIANTS, *PACKAGED),
     )
+
+
+def _ability(backend: Backend, missing: str | None) -> Ability:
+    if missing is not None:
+        return Ability(False, missing, (), {}, {})
+    precisions = sum(backend.precisions(), ())
+    return Ability(True, None, precisions, dict(backend.speeds()), dict(backend.devices()))
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -65,7 +65,7 @@ def tune(
     a_function("each", each)
     batches = [whole("batches", batch) for batch in several("batches", batches)]
     choice = choose(TUNED, precision)
-    tuner = choice.backend.tuner(choice.backend.device())
+    tuner = choice.backend.tuner(choice.backend.torch_device())
     rounded = sorted({tuner.rounded(batch) for batch in batches})
     found: dict[str, Tuned] = {}
     no_room = []

@@ -63,7 +63,7 @@ def usual() -> list[str]:
 def _engine(backend: str, job: Job, precision: str, quantization: Quantization | None) -> Ran:
     chosen, precision, reason = choose(backend, precision)
     chosen = chosen.for_images(job.images.shape).for_model(job.reference)
-    settings = Settings(chosen, precision, chosen.device(), quantization)
+    settings = Settings(chosen, precision, chosen.torch_device(), quantization)
     images = job.images.to(settings.device)
     values: dict[str, Tensor] = {}
     for names in filter(None, (job.inside, job.results)):  # what is deployed is the engine with the results alone

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
-from conformer_fast.errors import ConformerFastError, EngineMismatchError, shown, whole
+from conformer_fast.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConformerFastError,
+    EngineMismatchError,
+    shown,
+    whole,
+)
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
@@ -33,35 +40,56 @@ class OpenVINO(Backend):
     """Engines for CPUs, built at the first call with an image size and kept on disk: for each of the first four sizes,
     and for any other.
 
-    threads: cores to use; default: as many as PyTorch uses. Raises ArgumentError unless it is a whole number, at least
-    1.
+    threads: cores of the CPU to use; default: as many as PyTorch uses
+    device:  another of OpenVINO's devices: "GPU", "GPU.1", "NPU", or "AUTO" and "AUTO:GPU,CPU", which choose among
+             them. Images and results are on the CPU all the same. None but the CPU, and AUTO on it, has been run.
+
+    Raises ArgumentError unless `threads` is a whole number, at least 1, and given for the CPU only.
     """
 
     threads: int | None = None
+    device: str = "CPU"
 
     name: ClassVar[str] = "openvino"
     hardware: ClassVar[str] = "CPU"
     device_type: ClassVar[str] = "cpu"
     packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx")
-    format: ClassVar[Format] = Format((XML, WEIGHTS), {"cpu": str, "capabilities": list, "openvino": str})
+    format: ClassVar[Format] = Format((XML, WEIGHTS), {"device": str, "capabilities": list, "openvino": str})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise ArgumentTypeError(f"device is a name such as 'GPU', got {shown(repr(self.device))}")
         if self.threads is not None:
             whole("threads", self.threads)
+            if self.device != "CPU":
+                raise ArgumentError(f"threads={self.threads} is of the device CPU; leave it out for {self.device!r}")
 
     def missing(self) -> str | None:
         absent = [package for package in ("openvino", "onnx") if find_spec(package) is None]
-        return f'{" and ".join(absent)} not installed: pip install "conformer-fast[cpu]"' if absent else None
+        if absent:
+            return f'{" and ".join(absent)} not installed: pip install "conformer-fast[cpu]"'
+        if self.device == "CPU":
+            return None
+        from .device import absent as device_absent
+
+        return device_absent(self.device)
 
     def precisions(self) -> Precisions:
-        from .cpu import native_precisions
+        from .device import native_precisions
 
-        return Precisions(native_precisions(), ("int8",))
+        return Precisions(native_precisions(self.device), ("int8",))
+
+    def devices(self) -> dict[str, str]:
+        from .device import devices
+
+        return devices()
 
     def fastest(self) -> tuple[str, str]:
-        """It is measured: see speed.py."""
-        from .speed import fastest, speeds
+        """On the CPU it is measured: see speed.py."""
+        from .speed import GAIN, fastest, speeds
 
+        if self.device != "CPU":
+            return self.precisions().native[0], f"nothing is measured on {self.device}"
         try:
             found = speeds()
         except (RuntimeError, ConformerFastError) as error:
@@ -71,11 +99,15 @@ class OpenVINO(Backend):
         best = fastest(found)
         if best != "fp32":
             return best, f"{found[best]:.2f}x of fp32 here (measured)"
-        return best, ", ".join(f"{name} is {speed:.2f}x of it" for name, speed in found.items()) + " here (measured)"
+        why = ", ".join(f"{name} is {speed:.2f}x of it" for name, speed in found.items()) + " here (measured)"
+        passed_over = found.get("fp16", 0.0) > GAIN
+        return best, why + ", and taken only if asked for: its range is small" * passed_over
 
     def speeds(self) -> dict[str, float]:
         from .speed import speeds
 
+        if self.device != "CPU":
+            return {}
         with suppress(RuntimeError, ConformerFastError):
             return speeds()
         return {}
@@ -85,7 +117,7 @@ class OpenVINO(Backend):
 
         precision = settings.precision
         computed = Computed(precision, self.fastest()[0] if precision in FORMATS else precision)
-        return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads)
+        return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads, self.device)
 
     def _ir(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> IR:
         from .ir import cached_ir
@@ -111,7 +143,7 @@ class OpenVINO(Backend):
     ) -> Contents:
         """The network, and the engines of the sizes run so far; if none was, of the usual size, which is built
         first."""
-        from .cpu import describe_cpu
+        from .device import describe
         from .engine import Input, OpenVINOEngine, engine_file
         from .ir import check
 
@@ -124,27 +156,34 @@ class OpenVINO(Backend):
         check(graph, network.onnx)
         precision, rest = engine.computed
         parts = {"products": precision, REST: rest} if precision in FORMATS else {"all": precision}
-        built = {engine_file(network.sha256, engine.computed, shape): content for shape, content in engines.items()}
-        return Contents({XML: network.xml, WEIGHTS: network.weights.read(), **built}, parts, describe_cpu())
+        built = {
+            engine_file(network.sha256, engine.computed, shape, self.device): content
+            for shape, content in engines.items()
+        }
+        return Contents({XML: network.xml, WEIGHTS: network.weights.read(), **built}, parts, describe(self.device))
 
     def fits(self, manifest: Manifest) -> str:
         try:
-            from .cpu import native_precisions
+            from .device import absent, native_precisions
         except ImportError as error:
             found = f'not installed ({error}): pip install "conformer-fast[cpu]"'
             raise EngineMismatchError("openvino", "installed", found, manifest.rebuild) from error
-        native = native_precisions()
+        why = absent(self.device)
+        if why:
+            raise EngineMismatchError("device", self.device, f"none: {why}", manifest.rebuild)
+        native = native_precisions(self.device)
         if manifest.precision not in (*native, *self.precisions().calibrated):
-            found = f"{' or '.join(native)}, which is all that this CPU computes natively"
+            here = "this CPU" if self.device == "CPU" else self.device
+            found = f"{' or '.join(native)}, which is all that {here} computes natively"
             raise EngineMismatchError("precision", manifest.precision, found, manifest.rebuild)
-        return self.device()
+        return self.torch_device()
 
     def _rest_of(self, manifest: Manifest) -> str:
         """As it was built, where its engines are for this CPU."""
-        from .cpu import describe_cpu, native_precisions
+        from .device import describe, native_precisions
 
-        rest = manifest.precisions.get(REST)
-        return rest if rest in native_precisions() and manifest.runtime == describe_cpu() else self.fastest()[0]
+        rest, native = manifest.precisions.get(REST), native_precisions(self.device)
+        return rest if rest in native and manifest.runtime == describe(self.device) else self.fastest()[0]
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine, engine_file
@@ -159,8 +198,8 @@ class OpenVINO(Backend):
             return IR(bundle.read(XML), bundle.read(WEIGHTS), onnx, sha256)
 
         def stored(shape: Input) -> bytes | None:
-            name = engine_file(sha256, computed, shape)
+            name = engine_file(sha256, computed, shape, self.device)
             return bundle.read(name) if name in manifest.files else None
 
         kept = not bundle.signed  # nobody has signed what is in the cache
-        return OpenVINOEngine(ir, computed, self.threads, stored, kept)
+        return OpenVINOEngine(ir, computed, self.threads, self.device, stored, kept)

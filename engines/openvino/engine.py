@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from conformer_fast.errors import EngineError, shown
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.storage.memory_file import MemoryFile
 
 from ..cache import cached, key_of
 from . import executors
-from .cpu import PRECISIONS, describe_cpu
+from .device import CPU, PRECISIONS, describe, exports
 from .eight_bits import make_pairs_fit, pairs_are_cut_off
 from .ir import IR
 from .runtime import core, keep_for_good, ov
@@ -38,6 +39,7 @@ from .runtime import core, keep_for_good, ov
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
 OWN_SIZES = 4  # image sizes that have engines of their own
 ANY = 0  # in place of a height and a width
+ONE, SEVERAL = 1, 0  # streams of another device than the CPU, which decides how many are several
 
 
 class Input(NamedTuple):
@@ -47,6 +49,9 @@ class Input(NamedTuple):
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.images} of {self.height}x{self.width}" if self.height else f"{self.images} of any size"
+
 
 class Computed(NamedTuple):
     """What an engine computes in. precision: of its products, "int8" if they are in 8 bits; rest: of all else."""
@@ -55,27 +60,27 @@ class Computed(NamedTuple):
     rest: str
 
 
-def engine_file(ir_sha256: str, computed: Computed, shape: Input) -> str:
-    """The name in a bundle of the engine that this CPU loads for this input."""
+def engine_file(ir_sha256: str, computed: Computed, shape: Input, device: str = CPU) -> str:
+    """The name in a bundle of the engine that this machine loads for this input."""
     size = "x".join(str(side or "any") for side in shape)
-    return f"{size}-{key_of(engine_fields(ir_sha256, computed, shape))}.engine"
+    return f"{size}-{key_of(engine_fields(ir_sha256, computed, shape, device))}.engine"
 
 
-def engine_fields(ir_sha256: str, computed: Computed, shape: Input) -> dict[str, Any]:
+def engine_fields(ir_sha256: str, computed: Computed, shape: Input, device: str = CPU) -> dict[str, Any]:
     """What decides an engine, as JSON values."""
     return {
         "backend": "openvino",
         "ir": ir_sha256,
         **computed._asdict(),
-        **describe_cpu(),
+        **describe(device),
         **shape._asdict(),
-        **({"weights": "pairs fit in 16 bits"} if pairs_must_fit(computed.precision) else {}),
+        **({"weights": "pairs fit in 16 bits"} if pairs_must_fit(computed.precision, device) else {}),
     }
 
 
-def pairs_must_fit(precision: str) -> bool:
-    """Whether the weights of engines of this precision are made for that on this CPU."""
-    return precision in FORMATS and pairs_are_cut_off()
+def pairs_must_fit(precision: str, device: str = CPU) -> bool:
+    """Whether the weights of engines of this precision are made for that, as this CPU may run them."""
+    return precision in FORMATS and not device.startswith(("GPU", "NPU")) and pairs_are_cut_off()
 
 
 def streams_for(batch: int, threads: int) -> int:
@@ -92,8 +97,11 @@ class OpenVINOEngine:
     """images (B, in_channels, H, W), fp32 on the CPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
 
     ir:       returns the network, the same each time; asked before the first run, and kept
-    computed: in "fp32" or "bf16", both; or products in "int8", for a network that says by Q/DQ pairs what is in 8 bits
+    computed: in "fp32", "bf16" or "fp16", both; or products in "int8", for a network that says by Q/DQ pairs what is in
+              8 bits
     threads:  cores to use; default: as many as PyTorch uses
+    device:   of OpenVINO's that runs it. Another than the CPU gets one image at a time, as many requests for a batch as
+              it says it can use.
     stored:   returns the engine for an input if it is at hand; asked before the cache
     kept:     whether engines are taken from the disk and kept there
 
@@ -104,12 +112,13 @@ class OpenVINOEngine:
         self,
         ir: Callable[[], IR],
         computed: Computed,
-        threads: int | None,
+        threads: int | None = None,
+        device: str = CPU,
         stored: Callable[[Input], bytes | None] = lambda shape: None,
         kept: bool = True,
     ) -> None:
         self._read, self.computed, self._stored, self._kept_on_disk = ir, computed, stored, kept
-        self._threads = threads or torch.get_num_threads()
+        self._threads, self._device = threads or torch.get_num_threads(), device
         self._network: _Network | None = None
         self.start_anew()
         _engines.add(self)
@@ -128,14 +137,20 @@ class OpenVINOEngine:
         outputs: list[Tensor] = []
         done = 0
         while done < B:  # a batch that does not fill the streams ends in rounds of fewer images, then of fewer streams
-            streams = streams_for(B - done, self._threads)
-            at_once = images_at_once(B - done, streams, self.computed.precision)
+            streams, at_once, count = self._round(B - done)
             engine = self._sized(Input(at_once, H, W), streams)
             outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes(images[:at_once])]
-            whole = done + (B - done) // (streams * at_once) * streams * at_once
-            engine.run(images[done:whole], [output[done:whole] for output in outputs])
-            done = whole
+            engine.run(images[done : done + count], [output[done : done + count] for output in outputs])
+            done += count
         return tuple(outputs)
+
+    def _round(self, images: int) -> tuple[int, int, int]:
+        """Of so many: how many streams run the next ones, how many images each at once, and how many in all."""
+        if self._device != CPU:
+            return (ONE if images == 1 else SEVERAL), 1, images
+        streams = streams_for(images, self._threads)
+        at_once = images_at_once(images, streams, self.computed.precision)
+        return streams, at_once, images // (streams * at_once) * streams * at_once
 
     def _sized(self, shape: Input, streams: int) -> _SizedEngine:
         size = shape.height, shape.width
@@ -162,7 +177,9 @@ class OpenVINOEngine:
 
     def engines(self, otherwise: Input) -> dict[Input, bytes]:
         """The bytes of the engines in memory and, for their sizes, of the one for one image; if there are none, of
-        this one."""
+        this one. None of a device whose engines cannot be stored."""
+        if not exports(self._device):
+            return {}
         with self._lock:
             shapes = {shape._replace(images=images) for shape, _ in self._built for images in (1, shape.images)}
         return {shape: self._bytes(shape, self._options(1)) for shape in shapes or {otherwise}}
@@ -175,57 +192,68 @@ class OpenVINOEngine:
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
-        engine = self._bytes(shape, options)
+        engine = self._bytes(shape, options) if exports(self._device) else None
         threads = executors.key_of(options)
         executors.take(threads)
         try:
-            try:
-                compiled = self._imported(engine, options)
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1]
-                warnings.warn(
-                    f"OpenVINO refuses the kept engine for {shape} ({reason}); building it again", stacklevel=5
-                )
-                compiled = self._imported(self._bytes(shape, options, refused=engine), options)
-            sized = _SizedEngine(compiled, streams, shape.images)
+            compiled = self._compiled(shape, options) if engine is None else self._imported(shape, options, engine)
+            sized = _SizedEngine(compiled, shape.images)
         except BaseException:
             executors.give_back(threads)
             raise
         weakref.finalize(sized, executors.give_back, threads).atexit = False
         return sized
 
-    def _imported(self, engine: bytes, options: dict[str, str]) -> ov.CompiledModel:
-        return core().import_model(engine, "CPU", {**options, "WEIGHTS_PATH": self.network().weights.path})
+    def _imported(self, shape: Input, options: dict[str, str], engine: bytes) -> ov.CompiledModel:
+        given = {**options, "WEIGHTS_PATH": self.network().weights.path}
+        try:
+            return core().import_model(engine, self._device, given)
+        except RuntimeError as error:
+            warnings.warn(
+                f"OpenVINO refuses the kept engine for {shape} ({_last_line(error)}); building it again", stacklevel=6
+            )
+            return core().import_model(self._bytes(shape, options, refused=engine), self._device, given)
+
+    def _compiled(self, shape: Input, options: dict[str, str]) -> ov.CompiledModel:
+        network = self.network()
+        model = core().read_model(network.xml, network.weights.read())
+        if pairs_must_fit(self.computed.precision, self._device):
+            make_pairs_fit(model)
+        channels = model.input(0).partial_shape[1].get_length()
+        model.reshape([shape.images, channels, shape.height or -1, shape.width or -1])
+        try:
+            return core().compile_model(model, self._device, options)
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO builds no engine for {shape} on {self._device}: {_last_line(error)}"
+            ) from error
 
     def _options(self, streams: int) -> dict[str, str]:
+        if self._device == CPU:
+            split = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(self._threads)}
+        else:
+            split = {"PERFORMANCE_HINT": "LATENCY" if streams == ONE else "THROUGHPUT"}
         return {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.computed.rest],
-            "NUM_STREAMS": str(streams),
-            "INFERENCE_NUM_THREADS": str(self._threads),
             "CACHE_MODE": "OPTIMIZE_SIZE",  # of an engine's bytes: without its weights
+            **split,
         }
 
     def _bytes(self, shape: Input, options: dict[str, str], refused: bytes | None = None) -> bytes:
         stored = self._stored(shape) if refused is None else None
         if stored is not None:
             return stored
-        network = self.network()
 
         def build() -> bytes:
-            model = core().read_model(network.xml, network.weights.read())
-            if pairs_must_fit(self.computed.precision):
-                make_pairs_fit(model)
-            channels = model.input(0).partial_shape[1].get_length()
-            model.reshape([shape.images, channels, shape.height or -1, shape.width or -1])
             executors.take(executors.key_of(options))
             try:
-                return core().compile_model(model, "CPU", options).export_model().getvalue()
+                return self._compiled(shape, options).export_model().getvalue()
             finally:
                 executors.give_back(executors.key_of(options))
 
         if not self._kept_on_disk:
             return build()
-        return cached(engine_fields(network.sha256, self.computed, shape), build, refused)
+        return cached(engine_fields(self.network().sha256, self.computed, shape, self._device), build, refused)
 
 
 class _Network:
@@ -239,8 +267,9 @@ class _Network:
 class _SizedEngine:
     """A compiled engine for so many images at once, with a pool of its requests."""
 
-    def __init__(self, compiled: ov.CompiledModel, streams: int, at_once: int) -> None:
-        self._compiled, self._streams, self._at_once = compiled, streams, at_once
+    def __init__(self, compiled: ov.CompiledModel, at_once: int) -> None:
+        self._compiled, self._at_once = compiled, at_once
+        self._streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._shapes: dict[torch.Size, list[tuple[int, ...]]] = {}  # of outputs, by that of the input
         self._idle: list[ov.InferRequest] = []
         self._lock = threading.Lock()
@@ -295,6 +324,12 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What OpenVINO says, without the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shown(lines[-1]) if lines else "no reason given"
 
 
 def _empty(*shape: int) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from conformer_fast.errors import ConformerFastError
 
+from .device import CPU
 from .runtime import core, keep_for_good, ov
 
 Key = tuple[str, str]
@@ -26,7 +27,7 @@ _left_behind: int | None = None  # the process that this one was forked from whi
 
 def key_of(options: Mapping[str, str]) -> Key:
     """What engines have in common that may have each other's threads."""
-    return options["NUM_STREAMS"], options["INFERENCE_NUM_THREADS"]
+    return options.get("NUM_STREAMS", ""), options.get("INFERENCE_NUM_THREADS", "")
 
 
 def take(key: Key) -> None:
@@ -52,7 +53,7 @@ def compile_for_good(model: ov.Model, options: Mapping[str, str]) -> ov.Compiled
     process may have."""
     take(key_of(options))
     try:
-        compiled = core().compile_model(model, "CPU", dict(options))
+        compiled = core().compile_model(model, CPU, dict(options))
     except BaseException:
         give_back(key_of(options))
         raise

@@ -77,7 +77,7 @@ def ir_of(graph: bytes, precision: str) -> IR:
         _store_in_bf16(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.xml")
-        ov.save_model(model, file, compress_to_fp16=False)
+        ov.save_model(model, file, compress_to_fp16=precision == "fp16")
         xml, weights = file.read_bytes(), file.with_suffix(".bin").read_bytes()
     onnx_sha256, weights_sha256 = (hashlib.sha256(part).hexdigest() for part in (graph, weights))
     return IR(xml, weights, onnx_sha256, ir_sha256(onnx_sha256, weights_sha256))

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..cache import remembered
 from . import executors
-from .cpu import PRECISIONS, describe_cpu, native_precisions
+from .device import PRECISIONS, describe, native_precisions
 from .runtime import ov
 
 ROUNDS = 15
@@ -44,16 +44,17 @@ def speeds() -> dict[str, float]:
         return {}
     with _lock:
         if native not in _known:
-            fields = {"measured": MEASURED, "precisions": list(native), **describe_cpu()}
+            fields = {"measured": MEASURED, "precisions": list(native), **describe()}
             kept = _parsed(remembered(fields, lambda: json.dumps(measured()), "speeds"))
             _known[native] = kept if _plausible(kept, native) else measured()
         return _known[native]
 
 
 def fastest(speeds: Mapping[str, float]) -> str:
-    """Of such speeds the precision that "auto" takes, and that stands around products in 8 bits."""
-    best = max(speeds, key=speeds.__getitem__)
-    return best if speeds[best] > GAIN else "fp32"
+    """Of such speeds the precision that "auto" takes, and that stands around products in 8 bits. Not fp16: a trained
+    model may leave its range, and nothing has shown yet that none does."""
+    best = max((name for name in speeds if name != "fp16"), key=speeds.__getitem__, default="fp32")
+    return best if speeds.get(best, 0.0) > GAIN else "fp32"
 
 
 def measured() -> dict[str, float]:

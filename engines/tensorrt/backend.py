@@ -92,7 +92,7 @@ class TensorRT(Backend):
     def precisions(self) -> Precisions:
         return Precisions(tuple(DTYPES), in_8_bits())
 
-    def device(self) -> str:
+    def torch_device(self) -> str:
         return current_device()
 
     def for_model(self, reference: Conformer) -> TensorRT:
@@ -173,7 +173,7 @@ class TensorRT(Backend):
                 f"another GPU; build it again here: {shown(manifest.rebuild, MOST_OF_A_COMMAND)}",
                 stacklevel=2,
             )
-        return self.device()
+        return self.torch_device()
 
     def for_bundle(self, manifest: Manifest) -> TensorRT:
         built = TensorRT(manifest.shapes, manifest.runtime["flavor"])

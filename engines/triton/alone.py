@@ -46,7 +46,7 @@ class Kernels(Runner):
             _check_interpreter(precision)
         from conformer_fast.kernels import dispatch
 
-        device = "cpu" if on_cpu else Triton().device()
+        device = "cpu" if on_cpu else Triton().torch_device()
         dtype = DTYPES[around(precision)]
         model = lower(reference, outputs, around(precision), quantization).to(device)
         calls = [node for node in trace(model).nodes if node.op == "call_function"]

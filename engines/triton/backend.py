@@ -79,7 +79,7 @@ class Triton(Backend):
     def precisions(self) -> Precisions:
         return Precisions(tuple(DTYPES), in_8_bits())
 
-    def device(self) -> str:
+    def torch_device(self) -> str:
         return current_device()
 
     def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> CUDAGraphEngine:
@@ -123,7 +123,7 @@ class Triton(Backend):
         if missing:
             needed = f"one that backend {self.name!r} runs on"
             raise EngineMismatchError("GPU", needed, f"none: {missing}", manifest.rebuild)
-        return self.device()
+        return self.torch_device()
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> CUDAGraphEngine:
         from . import tuning

@@ -16,7 +16,7 @@ import conformer_fast as cf
 from benchmarks import render
 from benchmarks.gpu.results import Results
 from benchmarks.peers import PEERS, rival_of
-from conformer_fast.engines.openvino.cpu import native_precisions
+from conformer_fast.engines.openvino.device import native_precisions
 from conformer_fast.model.distance import relative_error
 
 QUICK = [name for name in PEERS if not name.startswith(("torch.compile", "ONNX"))]  # those take a minute to set up

@@ -11,7 +11,7 @@ from conformer_fast.engines import cache
 
 @pytest.fixture(autouse=True)
 def engines(tmp_path, monkeypatch):
-    """One of OpenVINO, and one as TensorRT writes them."""
+    """One of OpenVINO, with its weights, and one as TensorRT writes them."""
     pytest.importorskip("openvino")
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
     fast = cf.compile(cf.create_model("digits", "packaged"), backend="openvino", precision="fp32")
@@ -24,11 +24,12 @@ def test_engines_of_both_kinds_are_listed(run, run_json):
     status, out, err = run("cache", "list")
     first, head, *rows = out.splitlines()
     assert (status, err) == (0, "")
-    assert first.startswith("2 engines, ")
+    assert first.startswith("3 entries, ")
     assert first.endswith(f"in {cache.engines_folder()}")
     assert head.split() == ["key", "backend", "precision", "for", "MB", "last", "used"]
     assert {tuple(row.split()[1:4]) for row in rows} == {
         ("openvino", "fp32", "64x96"),
+        ("openvino", "fp32", "weights"),
         ("tensorrt", "fp16", "sm89,sm120"),
     }
     status, result, _ = run_json("cache", "list")

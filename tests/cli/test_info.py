@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -24,13 +26,19 @@ def test_facts_are_fields(run_json):
         "reason": fast.reason,
     }
     assert list(facts["backends"]) == list(BACKENDS)
-    assert facts["backends"]["reference"] == {"available": True, "reason": None, "precisions": ["fp32"], "speeds": {}}
+    assert facts["backends"]["reference"] == {
+        "available": True,
+        "reason": None,
+        "precisions": ["fp32"],
+        "speeds": {},
+        "devices": {},
+    }
     assert facts["images"]["extension"] == (facts["images"]["instructions"] is not None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_is_missing_has_its_reason(run, run_json):
-    missing = {"available": False, "reason": "no CUDA device", "precisions": [], "speeds": {}}
+    missing = {"available": False, "reason": "no CUDA device", "precisions": [], "speeds": {}, "devices": {}}
     assert run_json("info")[1]["backends"]["triton"] == missing
     lines = run("info")[1].splitlines()
     assert ["triton", "no", "CUDA", "device"] in [line.split() for line in lines]
@@ -42,5 +50,8 @@ def test_people_read_the_same(run):
     assert status == 0
     assert f"conformer_fast: {cf.__version__}" in lines
     assert f"auto: {choose().reason}" in lines
+    if cf.info().backends["openvino"].available:
+        (line,) = [line for line in lines if line.split()[0] == "openvino" and "available" in line]
+        assert re.search(r"\(.*CPU is [^;)]", line)
     assert "backends:" in lines
     assert ["reference", "available:", "fp32"] in [line.split() for line in lines]

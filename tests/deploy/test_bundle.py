@@ -183,7 +183,7 @@ def test_default_dtype_changes_nothing(backend, small_model, tmp_path):
 @all_backends
 def test_copies_and_pickles_load_the_folder_again(backend, small_model, tmp_path, monkeypatch):
     folder = saved(tmp_path / "bundle", backend, small_model)
-    monkeypatch.setattr(TensorRT, "device", lambda self: "cpu")
+    monkeypatch.setattr(TensorRT, "torch_device", lambda self: "cpu")
     monkeypatch.chdir(tmp_path)
     loaded = cf.load("bundle", **{"threads": 1} if backend == "openvino" else {})
     expected = loaded(images(2, 3, 32, 32))
@@ -227,7 +227,7 @@ def test_wrong_threads(threads, small_model, tmp_path):
 
 
 OTHERS = {
-    "openvino": ({"tune": True}, "backend 'openvino' has no option tune; it has threads"),
+    "openvino": ({"tune": True}, "backend 'openvino' has no option tune; it has threads, device"),
     "triton": ({"threads": 2}, "backend 'triton' has no option threads; it has tune"),
     "tensorrt": ({"threads": 2}, "backend 'tensorrt' has no option threads; it has shapes, flavor, targets"),
 }

@@ -31,7 +31,7 @@ def tuned(monkeypatch, tmp_path):
         return {tuned.problem: tuned for tuned in (slower, as_it_was) if tuned.problem not in skip}
 
     monkeypatch.setattr(tuning, "tune", tune)
-    backend = SimpleNamespace(device=lambda: "cpu", tuner=lambda device: tuning.KernelTuner(torch.device(device)))
+    backend = SimpleNamespace(torch_device=lambda: "cpu", tuner=lambda device: tuning.KernelTuner(torch.device(device)))
     monkeypatch.setattr(tune_module, "choose", lambda name, precision: Choice(backend, precision, "as asked"))
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
     return calls

@@ -36,7 +36,7 @@ def machine(monkeypatch):
 def chosen(*arguments, **options):
     """The backend's name, the precision, where it would run, and why."""
     backend, precision, reason = choose(*arguments, **options)
-    return backend.name, precision, backend.device(), reason
+    return backend.name, precision, backend.torch_device(), reason
 
 
 NO_GPU = "no triton (no CUDA device)"
@@ -249,10 +249,10 @@ def test_options_belong_to_a_backend(threads, machine):
 @pytest.mark.parametrize(
     ("backend", "options", "message"),
     [
-        ("openvino", {"tune": True}, "backend 'openvino' has no option tune; it has threads"),
-        ("openvino", {"tune": 1, "depth": 2}, "backend 'openvino' has no option depth, tune; it has threads"),
+        ("openvino", {"tune": True}, "backend 'openvino' has no option tune; it has threads, device"),
+        ("openvino", {"tune": 1, "depth": 2}, "backend 'openvino' has no option depth, tune; it has threads, device"),
         ("reference", {"threads": 2}, "backend 'reference' has no option threads; it has none"),
-        ("auto", {"tune": True}, "backend 'openvino' has no option tune; it has threads"),
+        ("auto", {"tune": True}, "backend 'openvino' has no option tune; it has threads, device"),
         (cf.OpenVINO(), {"threads": 2}, r"the options threads belong to the backend's class: OpenVINO\(\.\.\.\)"),
     ],
     ids=str,
@@ -312,7 +312,7 @@ def test_settings_are_checked_before_the_model(machine):
 
 
 def test_openvino_reports_its_own_precisions(small_config):
-    cpu = pytest.importorskip("conformer_fast.engines.openvino.cpu", exc_type=ImportError)
+    cpu = pytest.importorskip("conformer_fast.engines.openvino.device", exc_type=ImportError)
     if make("openvino").missing():
         pytest.skip("onnx is not installed")
     assert make("openvino").precisions() == (cpu.native_precisions(), ("int8",))

@@ -15,7 +15,7 @@ from attempts import Attempts, memory_within
 from effort import EFFORT
 from hypothesis import HealthCheck, settings
 
-from conformer_fast.engines.openvino.cpu import describe_cpu
+from conformer_fast.engines.openvino.device import describe
 
 settings.register_profile(
     "hostile",
@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Beside what other tests have tried as often on this machine, in another run."""
-    machine = {"cpu": describe_cpu()["cpu"], "cores": os.cpu_count(), "effort": EFFORT}
+    machine = {"cpu": describe()["device"], "cores": os.cpu_count(), "effort": EFFORT}
     before = json.loads(path.read_bytes()) if path.exists() else {}
     if machine.items() <= before.items():
         now = {row["what"] for row in rows}

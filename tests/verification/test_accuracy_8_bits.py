@@ -10,7 +10,7 @@ import torch
 import conformer_fast as cf
 from benchmarks.held_out import MODELS, PATHS, chosen
 from benchmarks.trained import Trained, trained
-from conformer_fast.engines.openvino.cpu import native_precisions
+from conformer_fast.engines.openvino.device import native_precisions
 from conformer_fast.engines.registry import make
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import usually_stored

@@ -56,7 +56,7 @@ def spoilt(wrong: dict[str, float]):
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_engine_errs_as_verify_says(precision, small_model):
     pytest.importorskip("openvino")
-    from conformer_fast.engines.openvino.cpu import native_precisions
+    from conformer_fast.engines.openvino.device import native_precisions
 
     if precision not in (*native_precisions(), "int8"):
         pytest.skip(f"this CPU does not compute in {precision}")

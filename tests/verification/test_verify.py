@@ -58,7 +58,7 @@ def settings(request):
     if backend == "openvino":
         pytest.importorskip("onnx")
         pytest.importorskip("openvino")
-        from conformer_fast.engines.openvino.cpu import native_precisions
+        from conformer_fast.engines.openvino.device import native_precisions
 
         if precision not in native_precisions():
             pytest.skip(f"this CPU does not compute in {precision}")

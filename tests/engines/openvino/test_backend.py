@@ -21,7 +21,7 @@ from conformer_fast.model.reference import Conformer
 
 pytest.importorskip("onnx")
 engine_module = pytest.importorskip("conformer_fast.engines.openvino.engine", exc_type=ImportError)
-cpu = import_module("conformer_fast.engines.openvino.cpu")
+device = import_module("conformer_fast.engines.openvino.device")
 eight_bits = import_module("conformer_fast.engines.openvino.eight_bits")
 ov = engine_module.ov
 
@@ -250,7 +250,7 @@ def test_another_size_is_built_from_the_network_and_cached(small_model, own_cach
 
 def test_a_bundle_holds_the_weights_once(tmp_path, monkeypatch):
     """However many sizes it has engines for, and in the type that it runs in."""
-    monkeypatch.setattr(cpu, "native_precisions", lambda: ("fp32", "bf16"))
+    monkeypatch.setattr(device, "native_precisions", lambda _: ("fp32", "bf16"))
     model = filled(cf.create_model("tiny-p16", weights=None))
     weights = sum(value.numel() for value in model.state_dict().values())
     sizes = {}
@@ -271,8 +271,8 @@ def test_a_bundle_holds_the_weights_once(tmp_path, monkeypatch):
 
 def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch):
     folder = saved(tmp_path / "bundle", "openvino", small_model)
-    elsewhere = {**engine_module.describe_cpu(), "cpu": "another"}
-    monkeypatch.setattr(engine_module, "describe_cpu", lambda: elsewhere)
+    elsewhere = {**device.describe(), "device": "another"}
+    monkeypatch.setattr(engine_module, "describe", lambda _: elsewhere)
     read = []
     original = Bundle.read
     monkeypatch.setattr(Bundle, "read", lambda self, name: read.append(name) or original(self, name))
@@ -286,9 +286,9 @@ def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch
 
 
 def test_precision_that_this_cpu_lacks(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "native_precisions", lambda: ("fp32", "bf16"))
+    monkeypatch.setattr(device, "native_precisions", lambda _: ("fp32", "bf16"))
     folder = compiled(small_model, precision="bf16").save(tmp_path / "bundle")
-    monkeypatch.setattr(cpu, "native_precisions", lambda: ("fp32",))
+    monkeypatch.setattr(device, "native_precisions", lambda _: ("fp32",))
     with pytest.raises(
         EngineMismatchError, match=r"precision must be bf16, here it is fp32, .*\.save\('bundle'\)"
     ) as caught:
@@ -298,7 +298,7 @@ def test_precision_that_this_cpu_lacks(small_model, tmp_path, monkeypatch):
 
 def test_without_openvino(small_model, tmp_path, monkeypatch):
     folder = saved(tmp_path / "bundle", "openvino", small_model)
-    monkeypatch.setitem(sys.modules, "conformer_fast.engines.openvino.cpu", None)
+    monkeypatch.setitem(sys.modules, "conformer_fast.engines.openvino.device", None)
     with pytest.raises(
         EngineMismatchError, match=r'openvino must be installed, .* pip install "conformer-fast\[cpu\]"'
     ):

@@ -26,9 +26,9 @@ import openvino as ov
 
 from conformer_fast.engines import cache
 from conformer_fast.engines.onnx.export import onnx_from_model
-from conformer_fast.engines.openvino import cpu
+from conformer_fast.engines.openvino import device as devices
 from conformer_fast.engines.openvino import engine as engine_module
-from conformer_fast.engines.openvino.cpu import describe_cpu, native_precisions
+from conformer_fast.engines.openvino.device import describe, native_precisions
 from conformer_fast.engines.openvino.engine import Computed, OpenVINOEngine, streams_for
 from conformer_fast.engines.openvino.ir import ir_of
 from conformer_fast.inference.lower import lower
@@ -143,16 +143,19 @@ def test_engines_stay_whatever_their_number(own, small_model, loaded, monkeypatc
 
 def test_precisions_are_known_ones():
     assert native_precisions()[0] == "fp32"
-    assert set(native_precisions()) <= set(cpu.PRECISIONS)
+    assert set(native_precisions()) <= set(devices.PRECISIONS)
 
 
-@pytest.mark.parametrize(("capabilities", "precisions"), [(["FP32", "INT8"], ("fp32",)), (["BF16"], ("fp32", "bf16"))])
-def test_bf16_only_where_the_cpu_has_it(capabilities, precisions, monkeypatch):
+@pytest.mark.parametrize(
+    ("capabilities", "precisions"),
+    [(["FP32", "INT8"], ("fp32",)), (["BF16", "FP32"], ("fp32", "bf16")), (["FP16", "FP32"], ("fp32", "fp16"))],
+)
+def test_16_bits_only_where_the_cpu_has_them(capabilities, precisions, monkeypatch):
     class Core:
         def get_property(self, *_):
             return capabilities
 
-    monkeypatch.setattr(cpu, "core", Core)
+    monkeypatch.setattr(devices, "core", Core)
     assert native_precisions() == precisions
 
 
@@ -326,29 +329,29 @@ def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache,
     fast(batch.transpose(2, 3))
     assert len(kept_engines()) == 4
     fields = kept_engines()[0].fields
-    assert set(fields) == {*describe_cpu(), "ir", "backend", "precision", "rest", "images", "height", "width"}
+    assert set(fields) == {*describe(), "ir", "backend", "precision", "rest", "images", "height", "width"}
     assert (fields["height"], fields["width"]) == (48, 32)
 
-    elsewhere = {**describe_cpu(), "cpu": "another"}
-    monkeypatch.setattr(engine_module, "describe_cpu", lambda: elsewhere)
+    elsewhere = {**describe(), "device": "another"}
+    monkeypatch.setattr(engine_module, "describe", lambda _: elsewhere)
     compiled(small_model)(batch)
-    monkeypatch.setattr(engine_module, "describe_cpu", lambda: {**elsewhere, "openvino": "0.0"})
+    monkeypatch.setattr(engine_module, "describe", lambda _: {**elsewhere, "openvino": "0.0"})
     compiled(small_model)(batch)
     assert len(kept_engines()) == 6
 
 
 def test_precision_is_in_the_key(small_model, own_cache):
     graph = onnx_from_model(lower(small_model), products="conv").SerializeToString()
-    for precision in cpu.PRECISIONS:
+    for precision in devices.PRECISIONS:
         ir = ir_of(graph, precision)
         OpenVINOEngine(lambda ir=ir: ir, Computed(precision, precision), 1)(images(1, 3, 32, 32))
-    assert {entry.fields["precision"] for entry in kept_engines()} == {"fp32", "bf16"}
+    assert {entry.fields["precision"] for entry in kept_engines()} == {"fp32", "bf16", "fp16"}
 
 
 def test_description_of_the_cpu_is_json_and_steady():
-    described = describe_cpu()
-    assert described == describe_cpu()
-    assert described["cpu"]
+    described = describe()
+    assert described == describe()
+    assert described["device"]
     assert described["capabilities"] == sorted(described["capabilities"])
     assert described["openvino"] == engine_module.ov.__version__
 

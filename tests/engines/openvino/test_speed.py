@@ -11,8 +11,8 @@ pytest.importorskip("openvino")
 
 import conformer_fast as cf
 from conformer_fast.engines import cache
-from conformer_fast.engines.openvino import cpu, executors, speed
-from conformer_fast.engines.openvino.cpu import native_precisions
+from conformer_fast.engines.openvino import device, executors, speed
+from conformer_fast.engines.openvino.device import native_precisions
 from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.errors import ConformerFastError
 
@@ -21,13 +21,13 @@ EMERALD_RAPIDS, ZEN_5 = {"bf16": 0.57}, {"bf16": 1.8}  # the first without AMX
 
 @pytest.fixture
 def pretend(monkeypatch, tmp_path):
-    """A CPU that lists bf16, where pretend(speeds) is measured. Returns a list as long as it was measured often."""
+    """A CPU that lists what pretend(speeds) tells, and fp32. Returns a list as long as it was measured often."""
     monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
-    for module in (cpu, speed):
-        monkeypatch.setattr(module, "native_precisions", lambda: ("fp32", "bf16"))
     asked = []
 
     def pretend(speeds):
+        for module in (device, speed):
+            monkeypatch.setattr(module, "native_precisions", lambda *_: ("fp32", *speeds))
         monkeypatch.setattr(speed, "measured", lambda: asked.append(1) or speeds)
         monkeypatch.setattr(speed, "_known", {})  # as in another process
         return asked
@@ -41,8 +41,14 @@ def pretend(monkeypatch, tmp_path):
         (EMERALD_RAPIDS, "fp32", "bf16 is 0.57x of it here (measured)"),
         (ZEN_5, "bf16", "1.80x of fp32 here (measured)"),
         ({"bf16": 1.02}, "fp32", "bf16 is 1.02x of it here (measured)"),
+        (
+            {"bf16": 0.57, "fp16": 1.9},
+            "fp32",
+            "bf16 is 0.57x of it, fp16 is 1.90x of it here (measured), and taken only if asked for: its range is small",
+        ),
+        ({"bf16": 1.8, "fp16": 1.9}, "bf16", "1.80x of fp32 here (measured)"),
     ],
-    ids=["Emerald Rapids", "Zen 5", "hardly faster"],
+    ids=["Emerald Rapids", "Zen 5", "hardly faster", "fp16 is faster", "both are faster"],
 )
 def test_the_fastest_is_taken(speeds, taken, reason, pretend, small_model):
     pretend(speeds)
@@ -50,7 +56,8 @@ def test_the_fastest_is_taken(speeds, taken, reason, pretend, small_model):
     fast = cf.compile(small_model, device="cpu")
     assert fast.settings.precision == taken
     assert fast.reason.startswith(f"openvino {taken}: {reason}")
-    assert f"bf16 ({speeds['bf16']:.2f}x of fp32, measured)" in str(cf.info())
+    for name, ratio in speeds.items():
+        assert f"{name} ({ratio:.2f}x of fp32, measured)" in str(cf.info())
 
 
 def test_it_is_measured_once(pretend):

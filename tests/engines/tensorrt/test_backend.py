@@ -145,7 +145,7 @@ def test_kernels_are_not_kept_beside_a_bundle_of_a_key_pair(small_model, tmp_pat
 
 def test_the_floor_is_the_bound_of_eight_bits(small_model, tmp_path, tensorrt, monkeypatch):
     """A loaded model knows nothing of its quantization."""
-    monkeypatch.setattr(TensorRT, "device", lambda self: "cpu")
+    monkeypatch.setattr(TensorRT, "torch_device", lambda self: "cpu")
     factor = 1.01
     monkeypatch.setattr(tensorrt, "model", lambda batch: [factor * logits for logits in small_model(batch)])
     loaded = cf.load(write_plan(tmp_path / "bundle", small_model, precision="int8"))

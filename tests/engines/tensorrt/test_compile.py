@@ -36,7 +36,7 @@ def machine(monkeypatch, tmp_path):
 
     with fake_cuda() as cuda:
         monkeypatch.setattr(backend_module.TensorRT, "missing", lambda self: None)
-        monkeypatch.setattr(backend_module.TensorRT, "device", lambda self: str(DEVICE))
+        monkeypatch.setattr(backend_module.TensorRT, "torch_device", lambda self: str(DEVICE))
         trt = TensorRT(cuda)
         monkeypatch.setattr(backend_module, "get_flavor", lambda name="auto": trt.flavor)
         for module in (backend_module, plan_module):
