@@ -1,0 +1,95 @@
+"""A peer in a process of its own, which is stopped while others run.
+
+Threads of PyTorch and of ONNX Runtime spin for a while after their work, and would take the cores from who runs next.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import torch
+
+import conformer_fast as cf
+from conformer_fast.engines.timing import seconds_of
+from conformer_fast.model.distance import relative_error
+
+from .peers import PEERS
+
+
+class PeerError(Exception):
+    """A peer cannot run the model. Its message is the peer's own, in a line."""
+
+
+class Isolated:
+    """One of PEERS, set up for a variant with random weights and a batch of noise. A context manager.
+
+    error: of its logits, relative to the reference's
+
+    Raises PeerError.
+    """
+
+    def __init__(self, implementation: str, variant: str, batch: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, implementation, variant, batch, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        self.error: float = self._answer()
+
+    def seconds(self) -> float:
+        """Of one call, by its own clock."""
+        self._signal(signal.SIGCONT)
+        self._pipe.send(True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise PeerError(f"its process ended with {self._process.exitcode}") from None
+        if isinstance(answer, str):
+            self.close()
+            raise PeerError(answer)
+        self._signal(signal.SIGSTOP)
+        return answer
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid
+        os.kill(self._process.pid, number)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def __enter__(self) -> Isolated:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _serve(pipe: Connection, implementation: str, variant: str, batch: int, threads: int) -> None:
+    """In its process: sends its error when it is set up, or what it fails by, and then the seconds of each call."""
+    torch.set_num_threads(threads)
+    images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        try:
+            model = cf.create_model(variant)
+            run = PEERS[implementation].build(model, images)
+            pipe.send(relative_error(run(images).float(), model(images).logits))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            pipe.send(f"{type(error).__name__}: {lines[-1][:200]}")
+            return
+        while pipe.recv():
+            pipe.send(seconds_of(run, images))
