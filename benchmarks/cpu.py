@@ -55,8 +55,9 @@ def identity() -> dict[str, Any]:
 
 def folder_name(cpu: Mapping[str, Any]) -> str:
     """Of its results in benchmarks/results."""
-    words = f"{cpu['name']} family {cpu['family']} model {cpu['model']}".lower()
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)|@.*?(?= family)", " ", words)).strip("-")
+    name = re.sub(r"\((r|tm)\)|@.*", " ", cpu["name"].lower())
+    numbers = [f"{what} {cpu[what]}" for what in ("family", "model") if cpu[what] is not None]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join([name, *numbers])).strip("-")
 
 
 def product_rates(precisions: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 import conformer_fast as cf
 from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
-from conformer_fast.engines.openvino.device import describe
+from conformer_fast.engines.openvino.device import describe, native_precisions
 from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.model.distance import relative_error
 from conformer_fast.preprocessing.cpu import preprocess
 
+from .cpu import identity, product_floor, product_rates
 from .peers import nncf_peers
 
 WEIGHTS = Path(__file__).parent.parent / "tests" / "data" / "digit_pairs.safetensors"
@@ -37,13 +38,15 @@ Run = Callable[[Tensor], Tensor]
 
 def main(path: Path) -> None:
     rest, _ = cf.OpenVINO().fastest()
-    report: dict[str, Any] = {**describe(), "threads": torch.get_num_threads(), "rest": rest}
-    report["speed"] = [row for variant in cf.VARIANTS for row in _speed(variant, rest)]
+    rates = product_rates((*native_precisions(), "int8"))
+    report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "rest": rest, "product_rates": rates}
+    report["speed"] = [row for variant in cf.VARIANTS for row in _speed(variant, rest, rates)]
     report["accuracy"] = list(_accuracy(rest))
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _speed(variant: str, rest: str) -> Iterator[dict[str, Any]]:
+def _speed(variant: str, rest: str, rates: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """All are OpenVINO's engines, whose threads do not spin beyond their work: they take turns in this process."""
     torch.manual_seed(0)
     model = cf.create_model(variant)
     noise = torch.randn(NOISE_IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(1))
@@ -54,6 +57,8 @@ def _speed(variant: str, rest: str) -> Iterator[dict[str, Any]]:
         timings = time_in_turn(candidates, images, rounds)
         for name, timing in timings.items():
             row = {"variant": variant, "batch": batch, "implementation": name, "seconds": timing.median}
+            precision = rest if name == f"conformer_fast {rest}" else "int8"
+            row["share_of_floor"] = product_floor(variant, batch, precision, rates, rest) / timing.median
             row["speedup"] = timing.speedup
             print(row, flush=True)
             yield row

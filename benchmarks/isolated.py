@@ -58,11 +58,16 @@ class Isolated:
             self.close()
             raise PeerError(answer)
         self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._pid, os.WSTOPPED)
         return answer
 
-    def _signal(self, number: signal.Signals) -> None:
+    @property
+    def _pid(self) -> int:
         assert self._process.pid
-        os.kill(self._process.pid, number)
+        return self._process.pid
+
+    def _signal(self, number: signal.Signals) -> None:
+        os.kill(self._pid, number)
 
     def close(self) -> None:
         self._process.kill()

@@ -18,16 +18,16 @@ from .gpu.steps import BATCHES, VARIANTS
 from .gpu.tables import ceilings_line, figure, gain, machine_line
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "cpu" / "speed.json"
-ACCURACY = RESULTS.with_name("accuracy.json")
-TOKEN_PRECISION = RESULTS.with_name("token_precision.json")
-ENGINES = RESULTS.with_name("engines.json")
-HELD_OUT = RESULTS.with_name("held_out.json")
-VERDICTS = RESULTS.with_name("verdicts.json")
-INT8 = RESULTS.with_name("int8.json")
-HOSTILE = RESULTS.with_name("hostile.json")
-PREPROCESSING = RESULTS.with_name("preprocessing.json")
-GPUS = ROOT / "benchmarks" / "results"  # a folder a GPU
+RESULTS = ROOT / "benchmarks" / "results"  # a folder a CPU and a GPU
+FIRST = RESULTS / "amd-epyc-family-26-model-2"  # of which there is everything
+ACCURACY = FIRST / "accuracy.json"
+TOKEN_PRECISION = FIRST / "token_precision.json"
+ENGINES = FIRST / "engines.json"
+HELD_OUT = FIRST / "held_out.json"
+VERDICTS = FIRST / "verdicts.json"
+INT8 = FIRST / "int8.json"
+HOSTILE = FIRST / "hostile.json"
+PREPROCESSING = FIRST / "preprocessing.json"
 DOCUMENTS = (
     ROOT / "README.md",
     *(
@@ -51,7 +51,12 @@ LEAST_SHARE = 0.02  # of all four floors together
 Points = dict[tuple[str, int], dict[str, dict[str, Any]]]
 
 
-def load_points(path: Path = RESULTS) -> Points:
+def speed_files() -> list[Path]:
+    """A file a CPU, that of FIRST first."""
+    return sorted(RESULTS.glob("*/speed.json"), key=lambda path: (path.parent != FIRST, path))
+
+
+def load_points(path: Path) -> Points:
     """(variant, batch) -> implementation -> its extra_info with the median added as "seconds" (None if it failed)."""
     points: Points = {}
     for row in json.loads(path.read_text())["benchmarks"]:
@@ -59,6 +64,11 @@ def load_points(path: Path = RESULTS) -> Points:
         info["seconds"] = None if "failed" in info else row["stats"]["median"]
         points.setdefault((info["variant"], info["batch"]), {})[info["implementation"]] = info
     return points
+
+
+def precisions(points: Points) -> list[str]:
+    """Those that the CPU computes in."""
+    return [name for name in ("fp32", "bf16") if all(f"conformer_fast {name}" in rows for rows in points.values())]
 
 
 def ratios(points: Points, precision: str) -> dict[tuple[str, int], float]:
@@ -69,26 +79,35 @@ def ratios(points: Points, precision: str) -> dict[tuple[str, int], float]:
 
 def noise(points: Points) -> float:
     """How far a peer timed against itself strays from 1: what a ratio cannot tell apart in this run."""
-    rivals = ("OpenVINO unfused fp32", "OpenVINO unfused bf16")
+    rivals = [f"OpenVINO unfused {precision}" for precision in precisions(points)]
     return max(abs(rows[name]["speedup_over_rival"] - 1) for rows in points.values() for name in rivals)
 
 
 def speed_table(points: Points) -> str:
-    table = Table(*map(Column, ("ms a batch", *COLUMNS.values(), "bf16: ours / OpenVINO")))
-    return table.markdown(
+    """The last columns are of the last precision."""
+    names = [name for name in COLUMNS if any(name in rows for rows in points.values())]
+    last = precisions(points)[-1]
+    ours = {point: rows[f"conformer_fast {last}"] for point, rows in points.items()}
+    floors = [f"{last}: of the products' floor"] if all("share_of_floor" in row for row in ours.values()) else []
+    headings = ("ms a batch", *(COLUMNS[name] for name in names), f"{last}: ours / OpenVINO", *floors)
+    return Table(*map(Column, headings)).markdown(
         (
             f"{variant}, B{batch}",
-            *(_milliseconds(rows.get(name)) for name in COLUMNS),
-            f"{rows['conformer_fast bf16']['speedup_over_rival']:.2f}x",
+            *(_milliseconds(rows.get(name)) for name in names),
+            f"{ours[variant, batch]['speedup_over_rival']:.2f}x",
+            *(f"{ours[variant, batch]['share_of_floor']:.0%}" for _ in floors),
         )
         for (variant, batch), rows in points.items()
     )
 
 
-def summary(points: Points) -> str:
-    cpu = json.loads(RESULTS.read_text())["machine_info"]["cpu"]
-    both = {precision: ratios(points, precision) for precision in ("fp32", "bf16")}
-    means = {precision: statistics.geometric_mean(values.values()) for precision, values in both.items()}
+def summary(path: Path) -> str:
+    machine, points = json.loads(path.read_text())["machine_info"], load_points(path)
+    cpu, known = machine["cpu"], machine.get("conformer_fast")
+    both = {precision: ratios(points, precision) for precision in reversed(precisions(points))}
+    means = " and ".join(
+        f"{statistics.geometric_mean(found.values()):.2f}x in {precision}" for precision, found in both.items()
+    )
     worst = min(ratio for values in both.values() for ratio in values.values())
     streams = [
         ratio / points[point][f"OpenVINO unfused {precision}, streams"]["speedup_over_rival"]
@@ -96,25 +115,32 @@ def summary(points: Points) -> str:
         for point, ratio in values.items()
         if point[1] > 1
     ]
-    eager = {}
+    eager = []
     for precision in both:
         name = f"conformer_fast {precision}"
         gains = [rows["eager fp32"]["seconds"] / rows[name]["seconds"] for rows in points.values()]
-        eager[precision] = f"{min(gains):.1f}x to {max(gains):.1f}x in {precision}"
+        eager.append(f"{min(gains):.1f}x to {max(gains):.1f}x in {precision}")
+    rates = known and ", ".join(f"{rate / 1e9:.0f} Gop/s in {name}" for name, rate in known["product_rates"].items())
     return (
-        f"Median milliseconds on {cpu['count']} cores of an {cpu['brand_raw']}, 224x224; OpenVINO runs the unfused "
-        "model with its defaults. Columns were measured minutes apart on a machine whose speed drifts, so the ratio is "
-        f"taken round by round: in the same precision ours is {means['bf16']:.2f}x OpenVINO in bf16 and "
-        f"{means['fp32']:.2f}x in fp32 (geometric means), {worst:.2f}x at the worst point; OpenVINO timed against "
-        f"itself strays from 1 by {noise(points):.0%}. Against OpenVINO's throughput mode at batch 8 (both ratios to "
-        f"its default, divided): {min(streams):.2f}x to {max(streams):.2f}x. Against eager fp32: {eager['bf16']}, "
-        f"{eager['fp32']}."
+        f"Median milliseconds on {cpu['count']} cores of an {cpu['brand_raw']} (family {cpu['family']}, model "
+        f"{cpu['model']}"
+        + (f": {', '.join(known['flags'])}" if known else "")
+        + "), 224x224; OpenVINO runs the unfused model with its defaults. "
+        + ("Each ran in a process of its own, stopped while others ran" if known else "All ran in one process")
+        + ", on a machine whose speed drifts, so the ratio is taken round by round: against OpenVINO in the same "
+        f"precision ours is {means} (geometric means), {worst:.2f}x at the worst point; OpenVINO timed against itself "
+        f"strays from 1 by {noise(points):.0%}. Against OpenVINO's throughput mode at batch 8 (both ratios to its "
+        f"default, divided): {min(streams):.2f}x to {max(streams):.2f}x. Against eager fp32: {', '.join(eager)}."
+        + (
+            f" The floor is the time of the products alone, at the best that OpenVINO reaches: {rates}."
+            if rates
+            else ""
+        )
     )
 
 
 def speed() -> str:
-    points = load_points()
-    return f"{speed_table(points)}\n\n{summary(points)}"
+    return "\n\n".join(f"{speed_table(load_points(path))}\n\n{summary(path)}" for path in speed_files())
 
 
 def accuracy() -> str:
@@ -193,9 +219,12 @@ def int8() -> str:
     def line(variant: str, batch: int) -> list[str]:
         rows = [seconds[variant, batch, name] for name in names]
         ours, nncf = rows[3]["speedup"], max(row["speedup"] for row in rows[:2])
-        return [f"{variant}, B{batch}", *map(_milliseconds, rows), f"{ours:.2f}x", f"{ours / nncf:.2f}x"]
+        share = [f"{rows[3]['share_of_floor']:.0%}"] if has_floor else []
+        return [f"{variant}, B{batch}", *map(_milliseconds, rows), f"{ours:.2f}x", f"{ours / nncf:.2f}x", *share]
 
-    headings = ("NNCF", "NNCF, streams", f"ours {rest}", "**ours int8**", f"over ours {rest}", "over NNCF")
+    has_floor = all("share_of_floor" in row for row in report["speed"])
+    floor = ["of the products' floor"] if has_floor else []
+    headings = ("NNCF", "NNCF, streams", f"ours {rest}", "**ours int8**", f"over ours {rest}", "over NNCF", *floor)
     places = dict.fromkeys((row["variant"], row["batch"]) for row in report["speed"])
     table = Table(*map(Column, ("ms a batch", *headings))).markdown(line(*place) for place in places)
     reference, *others = report["accuracy"]
@@ -205,15 +234,15 @@ def int8() -> str:
         for row in others
     )
     nncf = next(row for row in others if "NNCF" in row["implementation"])
+    alone = f"Only NNCF has {nncf['ours_wrong']} of them right, only ours in int8 {nncf['ours_alone']}."
     return "\n".join(
         [
             table,
             "",
-            f"224x224, medians on {report['threads']} threads of an {report['cpu']}, OpenVINO {report['openvino']}. "
-            "All took turns, and the ratios are medians over the turns (the last column: of both ratios to ours in "
-            f"{rest}, to the faster NNCF). Of {reference['count']} held-out pictures of two-digit numbers the "
-            f"reference has {reference['correct']} right; {found}. {nncf['ours_wrong']} pictures only NNCF has right, "
-            f"{nncf['ours_alone']} only ours in int8.",
+            f"224x224, medians on {report['threads']} threads of an {report.get('name') or report['cpu']}, "
+            f"OpenVINO {report['openvino']}. All took turns, and the ratios are medians over the turns (over NNCF: of "
+            f"both ratios to ours in {rest}, to the faster NNCF). Of {reference['count']} held-out pictures of two-"
+            f"digit numbers the reference has {reference['correct']} right; {found}. {alone}",
         ]
     )
 
@@ -276,7 +305,7 @@ def floor_parts() -> str:
 
 def gpus() -> str:
     """A table for each machine in benchmarks/results/*/gpu.json, written by `make gpu`."""
-    files = sorted(GPUS.glob("*/gpu.json"))
+    files = sorted(RESULTS.glob("*/gpu.json"))
     entries = [entry for file in files for entry in json.loads(file.read_text())["machines"]]
     return "\n\n".join(map(_gpu, entries)) or "No GPU has run this yet."
 

@@ -20,6 +20,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from conformer_fast.model.precision import FORMATS
 from conformer_fast.storage.memory_file import MemoryFile
 
 from ..cache import cached, key_of
-from . import executors
+from . import executors, speed
 from .device import CPU, PRECISIONS, describe, exports
 from .eight_bits import make_pairs_fit, pairs_are_cut_off
 from .ir import IR
@@ -99,7 +100,8 @@ class OpenVINOEngine:
     ir:       returns the network, the same each time; asked before the first run, and kept
     computed: in "fp32", "bf16" or "fp16", both; or products in "int8", for a network that says by Q/DQ pairs what is in
               8 bits
-    threads:  cores to use; default: as many as PyTorch uses
+    threads:  cores to use; default: as many as PyTorch uses. Then how a batch is split over them is measured: see
+              speed.py.
     device:   of OpenVINO's that runs it. Another than the CPU gets one image at a time, as many requests for a batch as
               it says it can use.
     stored:   returns the engine for an input if it is at hand; asked before the cache
@@ -119,6 +121,7 @@ class OpenVINOEngine:
     ) -> None:
         self._read, self.computed, self._stored, self._kept_on_disk = ir, computed, stored, kept
         self._threads, self._device = threads or torch.get_num_threads(), device
+        self._split_by_measure = threads is None
         self._network: _Network | None = None
         self.start_anew()
         _engines.add(self)
@@ -148,9 +151,16 @@ class OpenVINOEngine:
         """Of so many: how many streams run the next ones, how many images each at once, and how many in all."""
         if self._device != CPU:
             return (ONE if images == 1 else SEVERAL), 1, images
-        streams = streams_for(images, self._threads)
+        streams = streams_for(images, self._threads) if images == 1 or self._side_by_side else 1
         at_once = images_at_once(images, streams, self.computed.precision)
         return streams, at_once, images // (streams * at_once) * streams * at_once
+
+    @cached_property
+    def _side_by_side(self) -> bool:
+        """Whether images of a batch run so, each on its share of the threads: unless it is measured to be slower."""
+        if self._threads == 1 or not self._split_by_measure:
+            return True
+        return speed.split_gain(self._threads, self.computed.rest) * speed.GAIN > 1
 
     def _sized(self, shape: Input, streams: int) -> _SizedEngine:
         size = shape.height, shape.width

@@ -1,4 +1,4 @@
-"""Which precision is the fastest on this CPU: measured, as what a CPU lists it may be slow in.
+"""Which precision is the fastest on this CPU, and whether images of a batch run side by side: measured.
 
 An Intel Emerald Rapids without AMX lists bfloat16 and takes 1.7 times as long for products in it as in fp32; a Zen 5
 gains by it. So a sample of the network's kinds of work is timed in each precision, once: the result is kept on disk.
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from conformer_fast.errors import ConformerFastError
+
 from ..cache import remembered
 from . import executors
 from .device import PRECISIONS, describe, native_precisions
@@ -29,8 +31,11 @@ SIDE, CHANNELS, NARROW = 56, 256, 64
 # For the key of what is kept: another sample, or another way of timing it, needs another name.
 MEASURED = "mlp, attention, bottleneck of small-p16 on one thread, medians of 15 rounds"
 
+SPLIT = "mlp, attention, bottleneck of small-p16, a thread an image over all for one, medians of 15 rounds"
+
 _lock = threading.Lock()
 _known: dict[tuple[str, ...], dict[str, float]] = {}
+_splits: dict[tuple[int, str], float] = {}
 
 
 def speeds() -> dict[str, float]:
@@ -57,13 +62,48 @@ def fastest(speeds: Mapping[str, float]) -> str:
     return best if speeds.get(best, 0.0) > GAIN else "fp32"
 
 
+def split_gain(threads: int, precision: str) -> float:
+    """How many times as fast as many images as threads run side by side, a thread each, as one after another, each on
+    all threads.
+
+    Measured where it is not known yet, as `speeds` are. 1 where that cannot be done.
+    """
+    with _lock:
+        if (threads, precision) not in _splits:
+            fields = {"measured": SPLIT, "threads": threads, "precision": precision, **describe()}
+            try:
+                kept = _parsed(remembered(fields, lambda: json.dumps(measured_split(threads, precision)), "speeds"))
+            except (RuntimeError, ConformerFastError):
+                kept = 1.0
+            sound = isinstance(kept, float) and 0 < kept < math.inf
+            _splits[threads, precision] = kept if sound else measured_split(threads, precision)
+        return _splits[threads, precision]
+
+
+def measured_split(threads: int, precision: str) -> float:
+    """`split_gain`: the median over rounds in which both take turns."""
+    together, alone = _requests(precision, threads, threads), _requests(precision, 1, threads)
+    gains = []
+    for _ in range(1 + ROUNDS):
+        start = time.perf_counter()
+        for request in together:
+            request.start_async()
+        for request in together:
+            request.wait()
+        middle = time.perf_counter()
+        for _ in together:
+            alone[0].infer()
+        gains.append((time.perf_counter() - middle) / (middle - start))
+    return round(statistics.median(gains[1:]), 3)
+
+
 def measured() -> dict[str, float]:
     """`speeds`: medians over rounds in which all precisions take turns, so that they meet the same noise.
 
     By one thread, as each image of a batch is run, whatever the other cores are busy with. Of two equal engines beside
     two busy processes on two cores it found 0.79 to 1.06.
     """
-    requests = {precision: _request(precision) for precision in native_precisions()}
+    requests = {precision: _requests(precision, 1, 1)[0] for precision in native_precisions()}
     ratios: dict[str, list[float]] = {precision: [] for precision in requests if precision != "fp32"}
     for turn in range(1 + ROUNDS):
         seconds = {precision: _seconds(request) for precision, request in requests.items()}
@@ -73,13 +113,16 @@ def measured() -> dict[str, float]:
     return {precision: round(statistics.median(values), 3) for precision, values in ratios.items()}
 
 
-def _request(precision: str) -> ov.InferRequest:
-    options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
-    compiled, random = executors.compile_for_good(_sample(), options), np.random.default_rng(1)
-    request = compiled.create_infer_request()
-    for index, given in enumerate(compiled.inputs):
-        request.set_input_tensor(index, ov.Tensor(random.standard_normal([*given.shape], np.float32)))
-    return request
+def _requests(precision: str, streams: int, threads: int) -> list[ov.InferRequest]:
+    """A request for each stream."""
+    hint = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+    split = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads)}
+    compiled, random = executors.compile_for_good(_sample(), hint | split), np.random.default_rng(1)
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+    for request in requests:
+        for index, given in enumerate(compiled.inputs):
+            request.set_input_tensor(index, ov.Tensor(random.standard_normal([*given.shape], np.float32)))
+    return requests
 
 
 def _seconds(request: ov.InferRequest) -> float:

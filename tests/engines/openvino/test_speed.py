@@ -13,6 +13,7 @@ import conformer_fast as cf
 from conformer_fast.engines import cache
 from conformer_fast.engines.openvino import device, executors, speed
 from conformer_fast.engines.openvino.device import native_precisions
+from conformer_fast.engines.openvino.runtime import ov
 from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.errors import ConformerFastError
 
@@ -186,6 +187,50 @@ def test_the_rest_of_int8_is_in_it(pretend, small_model, tmp_path):
         assert loaded.manifest.precisions == {"products": "int8", "the rest": rest}
         assert torch.equal(loaded(batch).logits, expected.logits)
         assert not cache.cached_engines()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("gain", "streams"), [(1.1, "2"), (0.97, "2"), (0.8, "1")])
+def test_images_run_side_by_side_unless_that_is_slower(gain, streams, small_model, monkeypatch, two_threads):
+    asked, loaded, load = [], [], ov.Core.import_model
+    monkeypatch.setattr(speed, "split_gain", lambda *given: asked.append(given) or gain)
+    monkeypatch.setattr(ov.Core, "import_model", lambda *given: loaded.append(given[-1]["NUM_STREAMS"]) or load(*given))
+    batch = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fast = cf.compile(small_model, backend="openvino", precision="fp32")
+    fast(batch[:1])
+    assert not asked  # one image has all threads
+    for _ in range(2):
+        torch.testing.assert_close(fast(batch).logits, small_model.eval()(batch).logits, rtol=1e-4, atol=1e-4)
+    assert asked == [(2, "fp32")]
+    assert set(loaded) == {"1", streams}
+    cf.compile(small_model, backend="openvino", precision="fp32", threads=2)(batch)
+    assert loaded[-1] == "2"  # as asked
+    assert len(asked) == 1
+
+
+def test_the_split_is_measured_once(monkeypatch, tmp_path):
+    """And what another version has kept, or a failure, costs nothing but the measurement."""
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(speed, "measured_split", lambda *given: asked.append(given) or 1.25)
+    for _ in range(2):
+        monkeypatch.setattr(speed, "_splits", {})  # as in another process
+        assert speed.split_gain(2, "fp32") == speed.split_gain(2, "fp32") == 1.25
+    assert asked == [(2, "fp32")]
+    for kept in ("nonsense", "[1]", "-1.0", "NaN"):
+        monkeypatch.setattr(speed, "_splits", {})
+        monkeypatch.setattr(speed, "remembered", lambda *_, kept=kept: kept)
+        assert speed.split_gain(2, "fp32") == 1.25
+    monkeypatch.setattr(speed, "_splits", {})
+    monkeypatch.setattr(speed, "remembered", lambda *_: (_ for _ in ()).throw(RuntimeError("no room")))
+    assert speed.split_gain(2, "fp32") == 1.0
 
 
 @pytest.mark.slow
