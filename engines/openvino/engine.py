@@ -179,7 +179,8 @@ class OpenVINOEngine:
                     engine = self._load(shape, streams)
                 except BaseException:
                     with self._lock:
-                        self._own.discard(size)
+                        if not any((other.height, other.width) == size for other, _ in self._built):
+                            self._own.discard(size)
                     raise
                 with self._lock:
                     self._built[shape, streams] = engine

@@ -22,7 +22,6 @@ from conformer_fast.model.reference import Conformer
 pytest.importorskip("onnx")
 engine_module = pytest.importorskip("conformer_fast.engines.openvino.engine", exc_type=ImportError)
 device = import_module("conformer_fast.engines.openvino.device")
-eight_bits = import_module("conformer_fast.engines.openvino.eight_bits")
 ov = engine_module.ov
 
 
@@ -248,25 +247,20 @@ def test_another_size_is_built_from_the_network_and_cached(small_model, own_cach
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_bundle_holds_the_weights_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", 4), ("bf16", 2)])
+def test_a_bundle_holds_the_weights_once(precision, bytes_each, tmp_path, monkeypatch):
     """However many sizes it has engines for, and in the type that it runs in."""
     monkeypatch.setattr(device, "native_precisions", lambda _: ("fp32", "bf16"))
     model = filled(cf.create_model("tiny-p16", weights=None))
     weights = sum(value.numel() for value in model.state_dict().values())
-    sizes = {}
-    for precision, bytes_each in (("fp32", 4), ("bf16", 2), ("int8", 1)):
-        quantization = {"quantization": [images(1, 3, 32, 32)]} if precision == "int8" else {}
-        fast = compiled(model, precision=precision, **quantization)
-        for width in (32, 48, 64):
-            fast(images(1, 3, 32, width))
-        folder = fast.save(tmp_path / precision)
-        engines = [path.stat().st_size for path in folder.glob("*.engine")]
-        assert len(engines) == 3
-        assert (folder / "model.bin").stat().st_size < 1.15 * bytes_each * weights
-        if not (precision == "int8" and eight_bits.pairs_are_cut_off()):
-            assert max(engines) < 3e6
-        sizes[precision] = sum(path.stat().st_size for path in folder.iterdir())
-    assert sizes["bf16"] < 0.6 * sizes["fp32"]
+    fast = compiled(model, precision=precision)
+    for width in (32, 48):
+        fast(images(1, 3, 32, width))
+    folder = fast.save(tmp_path / "bundle")
+    engines = [path.stat().st_size for path in folder.glob("*.engine")]
+    assert len(engines) == 2
+    assert max(engines) < 3e6
+    assert (folder / "model.bin").stat().st_size < 1.15 * bytes_each * weights
 
 
 def test_another_cpu_costs_a_build(small_model, own_cache, tmp_path, monkeypatch):

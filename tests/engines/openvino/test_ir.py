@@ -7,6 +7,7 @@ import torch
 pytest.importorskip("openvino")
 pytest.importorskip("onnx")
 
+import conformer_fast as cf
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.openvino.engine import Computed, OpenVINOEngine
 from conformer_fast.engines.openvino.ir import PRODUCTS, ir_of
@@ -76,3 +77,16 @@ def test_narrow_weights_cost_their_rounding(precision, least, most, small_model)
     results = [OpenVINOEngine(lambda ir=ir: ir, Computed("fp32", "fp32"), 1)(images) for ir in (whole, narrow)]
     for exact, rounded in zip(*results, strict=True):
         assert least < (rounded - exact).norm() / exact.norm() < most
+
+
+def test_weights_in_8_bits_are_stored_in_8_bits(small_model):
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    quantization = cf.calibrate(small_model, [images], precision="int8")
+    found = nodes(
+        onnx_from_model(lower(small_model, quantization=quantization), products="conv").SerializeToString(),
+        "int8",
+        "Constant",
+    )
+    weights = [node for node in found if len(node.shape) == 4 and node.data.size > 500]
+    assert len(weights) > 20
+    assert {str(node.get_element_type()) for node in weights} == {str(ov.Type.i8)}
