@@ -20,7 +20,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -151,11 +150,10 @@ class OpenVINOEngine:
         """Of so many: how many streams run the next ones, how many images each at once, and how many in all."""
         if self._device != CPU:
             return (ONE if images == 1 else SEVERAL), 1, images
-        streams = streams_for(images, self._threads) if images == 1 or self._side_by_side else 1
+        streams = streams_for(images, self._threads) if images == 1 or self._side_by_side() else 1
         at_once = images_at_once(images, streams, self.computed.precision)
         return streams, at_once, images // (streams * at_once) * streams * at_once
 
-    @cached_property
     def _side_by_side(self) -> bool:
         """Whether images of a batch run so, each on its share of the threads: unless it is measured to be slower."""
         if self._threads == 1 or not self._split_by_measure:

@@ -208,11 +208,12 @@ def test_images_run_side_by_side_unless_that_is_slower(gain, streams, small_mode
     assert not asked  # one image has all threads
     for _ in range(2):
         torch.testing.assert_close(fast(batch).logits, small_model.eval()(batch).logits, rtol=1e-4, atol=1e-4)
-    assert asked == [(2, "fp32")]
+    assert set(asked) == {(2, "fp32")}
     assert set(loaded) == {"1", streams}
+    asked.clear()
     cf.compile(small_model, backend="openvino", precision="fp32", threads=2)(batch)
     assert loaded[-1] == "2"  # as asked
-    assert len(asked) == 1
+    assert not asked
 
 
 def test_the_split_is_measured_once(monkeypatch, tmp_path):
