@@ -45,7 +45,7 @@ def identity() -> dict[str, Any]:
     known = cpuinfo.get_cpu_info()
     flags = {flag.replace("avx512vnni", "avx512_vnni") for flag in known.get("flags", ())}
     return {
-        "name": known.get("brand_raw", known["arch_string_raw"]),
+        "name": known.get("brand_raw") or known["arch_string_raw"],
         "family": known.get("family"),
         "model": known.get("model"),
         "threads": torch.get_num_threads(),

@@ -5,6 +5,7 @@ Threads of PyTorch and of ONNX Runtime spin for a while after their work, and wo
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -39,6 +40,7 @@ class Isolated:
         arguments = (theirs, implementation, variant, batch, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
+        atexit.register(self.close)  # or Python would wait at its end for a process that is stopped
         theirs.close()
         self.error: float = self._answer()
 
@@ -70,8 +72,10 @@ class Isolated:
         os.kill(self._pid, number)
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         self._process.kill()
         self._process.join()
+        self._pipe.close()
 
     def __enter__(self) -> Isolated:
         return self

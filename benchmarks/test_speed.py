@@ -65,6 +65,7 @@ def test_benchmark_speed(benchmark, rates, rivals, variant, batch, implementatio
     benchmark.group = f"{variant} B{batch}"
     benchmark.extra_info.update(variant=variant, batch=batch, implementation=implementation)
     precision = PEERS[implementation].precision
+    rival = rivals(rival_of(implementation), variant, batch)
     try:
         candidate = Isolated(implementation, variant, batch)
     except PeerError as error:  # a peer that cannot run the model is a result too
@@ -73,7 +74,6 @@ def test_benchmark_speed(benchmark, rates, rivals, variant, batch, implementatio
         benchmark.extra_info.update(failed=str(error))
         benchmark.pedantic(lambda: None, rounds=1)
         return
-    rival = rivals(rival_of(implementation), variant, batch)
     with candidate:
         assert candidate.error < ERROR[precision]
         seconds = rival.seconds() + candidate.seconds()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 from weakref import WeakSet
 
 from tqdm import tqdm
@@ -27,10 +27,15 @@ class Bar(tqdm):
         self, what: str, total: float | None, unit: str = "", *, done: int = 0, shown: bool = True, **layout: Any
     ) -> None:
         """total: None if it is not known. done: how far it is at the start. layout: other options of tqdm."""
-        quiet = not (shown and sys.stderr.isatty())
+        quiet = not (shown and _is_terminal(sys.stderr))
         super().__init__(
             desc=what, total=total, unit=unit, initial=done, disable=quiet, leave=False, miniters=1, **layout
         )
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Programs without a window have no error output, or have closed it."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 if hasattr(os, "register_at_fork"):

@@ -65,6 +65,16 @@ def test_no_process_waits_for_anothers_bar(code, expected):
     assert forked(code) == expected
 
 
+@pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["none", "closed"])
+def test_no_error_output_is_no_error(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    if stream:
+        stream.close()
+    with Bar("counting", 4) as bar:
+        bar.update()
+        bar.set_postfix_str("sheep", refresh=False)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -21,7 +21,7 @@ from ..model.reference import ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad, Shapes
 from ..version import __version__
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 RUNTIME_CACHE = "runtime.cache"  # what a runtime keeps in the folder; no part of the bundle
 LABELS = "labels.txt"

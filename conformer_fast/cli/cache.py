@@ -43,6 +43,7 @@ def _row(entry: cf.CachedEngine) -> tuple[object, ...]:
     size = ",".join(map(str, targets)) if isinstance(targets, list) else ""
     if "height" in fields:
         size = f"{fields['height']}x{fields.get('width')}" if fields["height"] else "any size"
+        size = size if fields.get("images", 1) == 1 else f"{fields['images']} of {size}"
     elif "holds" in fields:
         size = fields["holds"]
     used = time.strftime("%F %R", time.localtime(entry.used))

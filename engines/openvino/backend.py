@@ -14,6 +14,7 @@ from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.errors import (
     ArgumentError,
     ArgumentTypeError,
+    BackendError,
     ConformerFastError,
     EngineMismatchError,
     shown,
@@ -170,7 +171,7 @@ class OpenVINO(Backend):
             raise EngineMismatchError("openvino", "installed", found, manifest.rebuild) from error
         why = absent(self.device)
         if why:
-            raise EngineMismatchError("device", self.device, f"none: {why}", manifest.rebuild)
+            raise BackendError(f"{why}; leave device= out to run the bundle on the CPU")
         native = native_precisions(self.device)
         if manifest.precision not in (*native, *self.precisions().calibrated):
             here = "this CPU" if self.device == "CPU" else self.device

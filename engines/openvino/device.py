@@ -24,7 +24,8 @@ def absent(device: str) -> str | None:
     chooser, _, listed = device.partition(":")
     for name in [name for name in listed.split(",") if name] if chooser == AUTO else [device]:
         if name not in here and not any(found.startswith(f"{name}.") for found in here):  # "GPU" is "GPU.0", of several
-            return f"OpenVINO finds no device {shown(repr(name))}, only {', '.join(here)}"
+            capitals = "; names are in capitals" if name != name.upper() else ""
+            return f"OpenVINO finds no device {shown(repr(name))}, only {', '.join(here)}{capitals}"
     return None
 
 

@@ -6,7 +6,8 @@ faster than one wide batch, and an image's result does not depend on its neighbo
 several images at once, which share what each operation and each weight costs.
 
 The first OWN_SIZES image sizes have engines of their own. Each of these takes most of a second to build and a copy of
-the weights in memory, so all other sizes share engines for any size, which take 4 to 18 % longer.
+the weights in memory, again for each number of streams. So all other sizes share engines for any size, which take 4 to
+18 % longer.
 
 The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,
 and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x224 image badly, its convolution not.
@@ -38,6 +39,8 @@ from .runtime import core, keep_for_good, ov
 
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
 OWN_SIZES = 4  # image sizes that have engines of their own
+CODE_KEPT = "1000"  # how many operations' code an engine for any size keeps: that of some sizes
+MOST_SHAPES = 1000  # whose outputs' shapes an engine knows
 ANY = 0  # in place of a height and a width
 ONE, SEVERAL = 1, 0  # streams of another device than the CPU, which decides how many are several
 
@@ -195,8 +198,14 @@ class OpenVINOEngine:
 
     def network(self) -> _Network:
         with self._reading:
-            if self._network is None:
-                self._network = _Network(self._read())
+            if self._network is None or not self._network.weights.intact:
+                try:
+                    self._network = _Network(self._read())
+                except OSError as error:
+                    raise EngineError(
+                        f"no room for the weights in memory ({error.strerror}); drop other models, or raise the limits "
+                        f"of open files and of memory"
+                    ) from error
             return self._network
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
@@ -239,7 +248,11 @@ class OpenVINOEngine:
 
     def _options(self, streams: int) -> dict[str, str]:
         if self._device == CPU:
-            split = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(self._threads)}
+            split = {
+                "NUM_STREAMS": str(streams),
+                "INFERENCE_NUM_THREADS": str(self._threads),
+                "CPU_RUNTIME_CACHE_CAPACITY": CODE_KEPT,
+            }
         else:
             split = {"PERFORMANCE_HINT": "LATENCY" if streams == ONE else "THROUGHPUT"}
         return {
@@ -291,6 +304,8 @@ class _SizedEngine:
             if any(output.partial_shape.is_dynamic for output in outputs):
                 request = self._compiled.create_infer_request()
                 outputs = [*request.infer([_shared(images)], share_outputs=True).values()]
+            if len(self._shapes) >= MOST_SHAPES:
+                self._shapes.clear()
             self._shapes[images.shape] = [tuple(output.shape)[1:] for output in outputs]
         return self._shapes[images.shape]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformer_fast.errors import ConformerFastError
+from conformer_fast.errors import ConformerFastError, EngineError, shown
 
 from ..cache import cached
 from .runtime import core, ov
@@ -57,7 +57,11 @@ def cached_ir(graph: Callable[[], bytes], sha256: str, precision: str) -> IR:
         check(content, sha256)
         return _packed(ir_of(content, precision))
 
-    return _unpacked(cached(fields, build))
+    content = cached(fields, build)
+    try:
+        return _unpacked(content)
+    except (ValueError, KeyError, TypeError):  # another version has kept something else under the same key
+        return _unpacked(cached(fields, build, refused=content))
 
 
 def check(graph: bytes, sha256: str) -> None:
@@ -75,10 +79,16 @@ def ir_of(graph: bytes, precision: str) -> IR:
     model = core().read_model(graph)
     if precision == "bf16":
         _store_in_bf16(model)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "model.xml")
-        ov.save_model(model, file, compress_to_fp16=precision == "fp16")
-        xml, weights = file.read_bytes(), file.with_suffix(".bin").read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "model.xml")
+            ov.save_model(model, file, compress_to_fp16=precision == "fp16")
+            xml, weights = file.read_bytes(), file.with_suffix(".bin").read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise EngineError(
+            f"OpenVINO could not write {len(graph) / 1e6:.0f} MB to the temporary folder ({shown(error)}); make room "
+            f"there, or set TMPDIR to another folder"
+        ) from error
     onnx_sha256, weights_sha256 = (hashlib.sha256(part).hexdigest() for part in (graph, weights))
     return IR(xml, weights, onnx_sha256, ir_sha256(onnx_sha256, weights_sha256))
 

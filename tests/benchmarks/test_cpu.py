@@ -1,7 +1,11 @@
 """What CPU benchmarks say of a CPU, and peers in processes of their own."""
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +79,19 @@ def test_a_peer_is_stopped_while_others_run():
 def test_a_peer_that_cannot_run_says_why():
     with pytest.raises(PeerError, match=r"^[A-Za-z]+Error: .*tiny-p17"):
         Isolated("eager fp32", "tiny-p17", 1)
+
+
+@pytest.mark.slow
+def test_a_program_ends_though_a_peer_is_left():
+    code = """
+from benchmarks.isolated import Isolated
+if __name__ == "__main__":
+    peer = Isolated("eager fp32", "tiny-p16", 1)
+    print("ends")
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "left.py")
+        script.write_text(code)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr

@@ -52,7 +52,7 @@ def test_what_is_written_is_read(key, tmp_path):
 
 def test_entries_of_the_file(folder):
     content = json.loads((folder / "manifest.json").read_bytes())
-    assert (content["schema"], content["hmac"]) == (2, None)
+    assert (content["schema"], content["hmac"]) == (3, None)
     assert content["outputs"] == ["3.map", "conv_logits", "trans_logits"]
     structure = {"list": ["3.map", {"tuple": [{"ConformerOutput": ["conv_logits", "trans_logits"]}]}]}
     assert content["structure"] == structure
@@ -108,7 +108,7 @@ def test_no_bit_of_the_manifest_changes_unnoticed(bit, key, tmp_path):
 
 
 def twice(content: bytes) -> bytes:
-    return content.replace(b'"schema": 2', b'"schema": 2,\n "schema": 2')
+    return content.replace(b'"schema": 3', b'"schema": 3,\n "schema": 3')
 
 
 BROKEN = {
@@ -121,12 +121,12 @@ BROKEN = {
     "not a number": (lambda content: content.replace(b"0.001", b"NaN"), "is damaged: NaN is no number"),
     "a list": (lambda content: b"[]\n", "is no bundle's manifest; give the folder of a bundle"),
     "another program's": (lambda content: b'{"name": "app"}\n', "is no bundle's manifest; give the folder of a bundle"),
-    "a true schema": (lambda content: content.replace(b'"schema": 2', b'"schema": true'), "is no bundle's manifest"),
+    "a true schema": (lambda content: content.replace(b'"schema": 3', b'"schema": true'), "is no bundle's manifest"),
     "an older schema": (
-        lambda content: content.replace(b'"schema": 2', b'"schema": 1'),
-        "has schema 1, .* reads 2; make the bundle again",
+        lambda content: content.replace(b'"schema": 3', b'"schema": 1'),
+        "has schema 1, .* reads 3; make the bundle again",
     ),
-    "a newer schema": (lambda content: content.replace(b'"schema": 2', b'"schema": 3'), "has schema 3, .* reads 2; in"),
+    "a newer schema": (lambda content: content.replace(b'"schema": 3', b'"schema": 4'), "has schema 4, .* reads 3; in"),
     "spaces": (lambda content: content.replace(b": ", b":  ", 1), "is damaged or was edited"),
     "line ends": (lambda content: content.replace(b"\n", b"\r\n"), "is damaged or was edited"),
     "another value": (lambda content: content.replace(b"sm86", b"sm87"), "is damaged or was edited"),

@@ -46,3 +46,27 @@ def test_a_forked_process_leaves_it_to_its_parent():
         os._exit(0 if read else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert file.read() == CONTENT
+
+
+def test_a_descriptor_that_was_closed_by_others(place, tmp_path):
+    """And is another file's by now: neither is that taken for this one, nor is it closed."""
+    file = MemoryFile(CONTENT)
+    assert file.intact
+    gone = MemoryFile(CONTENT)
+    descriptor = next(number for number in range(3, 1024) if _leads_to(number, gone))
+    os.close(descriptor)
+    strange = os.open(tmp_path / "strange", os.O_CREAT | os.O_RDWR)
+    assert strange == descriptor
+    assert gone.intact == (place == "disk")
+    del gone
+    gc.collect()
+    os.fstat(strange)
+    os.close(strange)
+    assert file.intact
+
+
+def _leads_to(descriptor: int, file: MemoryFile) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file.path))
+    except OSError:
+        return False

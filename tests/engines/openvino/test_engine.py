@@ -1,5 +1,6 @@
 """The CPU engine: streams, the engines kept in memory and on disk, what an engine's identity is, failures inside."""
 
+import errno
 import gc
 import itertools
 import subprocess
@@ -387,6 +388,54 @@ def test_works_without_a_folder(small_model, own_cache):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fast(batch)  # kept in memory
+
+
+def test_a_program_that_closes_all_descriptors():
+    """As those do that become daemons. The weights are read again, not from what has the number now."""
+    code = """
+import os, torch
+import conformer_fast as cf
+model = cf.create_model("digits", "packaged")
+fast = cf.compile(model, backend="openvino", precision="fp32")
+fast(torch.zeros(1, 3, 64, 64))
+os.closerange(3, 256)
+with torch.no_grad():
+    other = cf.create_model("digits", "packaged")
+    other.trans_cls_head.weight.mul_(3)
+cf.compile(other, backend="openvino", precision="fp32")(torch.zeros(1, 3, 64, 64))  # its weights have that number
+images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+print(torch.allclose(fast(images).logits, model(images).logits, atol=1e-4))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_temporary_folder_without_room(small_model, own_cache, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(ov, "save_model", full)
+    with pytest.raises(cf.EngineError, match=r"write \d+ MB to the temporary folder .*set TMPDIR to another folder"):
+        compiled(small_model)(images(1, 3, 32, 32))
+
+
+def test_weights_that_find_no_room(small_model, monkeypatch):
+    def full(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(engine_module, "MemoryFile", full)
+    with pytest.raises(cf.EngineError, match=r"no room for the weights in memory \(Too many open files\); drop other"):
+        compiled(small_model)(images(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"nonsense\n", b"[1]\nxml"])
+def test_kept_weights_that_are_none(content, small_model, own_cache):
+    """Of another version under the same key: they are written again."""
+    batch = images(1, 3, 32, 32)
+    expected = compiled(small_model)(batch)
+    (entry,) = [entry for entry in cache.cached_engines() if "height" not in entry.fields]
+    cache.cached(entry.fields, lambda: content, refused=(own_cache / f"{entry.key}.engine").read_bytes())
+    assert all(map(torch.equal, compiled(small_model)(batch), expected))
 
 
 def test_failed_build_is_tried_again(small_model, own_cache, monkeypatch):
