@@ -255,7 +255,7 @@ def test_threads_share_the_engine_for_any_size(small_model, loaded, monkeypatch)
     assert len(loaded.sizes) == 2
 
 
-def test_a_size_whose_engine_cannot_be_built_takes_no_place(small_model, loaded, monkeypatch):
+def test_a_size_whose_engine_cannot_be_built_takes_no_place(small_model, own_cache, loaded, monkeypatch):
     monkeypatch.setattr(engine_module, "OWN_SIZES", 1)
     fast = compiled(small_model)
     with monkeypatch.context() as patch:

@@ -146,7 +146,7 @@ def test_the_bundle_says_how_to_make_it_again(machine, small_model, tmp_path):
     ("backend", "options", "message"),
     [
         ("reference", {"shapes": SHAPES}, "backend 'reference' has no option shapes; it has none"),
-        ("openvino", {"shapes": SHAPES}, "backend 'openvino' has no option shapes; it has threads"),
+        ("openvino", {"shapes": SHAPES}, "backend 'openvino' has no option shapes; it has threads, device"),
         ("tensorrt", {"tune": True}, "backend 'tensorrt' has no option tune; it has shapes, flavor, targets"),
         ("triton", {"threads": 2, "shapes": SHAPES}, "backend 'triton' has no option shapes, threads; it has tune"),
     ],
