@@ -187,7 +187,7 @@ class OpenVINO(Backend):
         return rest if rest in native and manifest.runtime == describe(self.device) else self.fastest()[0]
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
-        from .engine import Computed, OpenVINOEngine, engine_file
+        from .engine import Computed, OpenVINOEngine, engine_file, sizes_of
         from .ir import IR, ir_sha256
 
         manifest, precision = bundle.manifest, settings.precision
@@ -203,4 +203,4 @@ class OpenVINO(Backend):
             return bundle.read(name) if name in manifest.files else None
 
         kept = not bundle.signed  # nobody has signed what is in the cache
-        return OpenVINOEngine(ir, computed, self.threads, self.device, stored, kept)
+        return OpenVINOEngine(ir, computed, self.threads, self.device, stored, kept, sizes_of(manifest.files))

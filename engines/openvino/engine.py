@@ -16,10 +16,11 @@ and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x
 from __future__ import annotations
 
 import os
+import re
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -69,6 +70,12 @@ def engine_file(ir_sha256: str, computed: Computed, shape: Input, device: str = 
     return f"{size}-{key_of(engine_fields(ir_sha256, computed, shape, device))}.engine"
 
 
+def sizes_of(files: Iterable[str]) -> set[tuple[int, int]]:
+    """Heights and widths of the engines among a bundle's files, also of those that another CPU loads."""
+    found = (re.fullmatch(r"\d+x(\d+)x(\d+)-[0-9a-f]+\.engine", name) for name in files)
+    return {(int(size[1]), int(size[2])) for size in found if size}
+
+
 def engine_fields(ir_sha256: str, computed: Computed, shape: Input, device: str = CPU) -> dict[str, Any]:
     """What decides an engine, as JSON values."""
     return {
@@ -108,6 +115,7 @@ class OpenVINOEngine:
               it says it can use.
     stored:   returns the engine for an input if it is at hand; asked before the cache
     kept:     whether engines are taken from the disk and kept there
+    sizes:    heights and widths that have engines of their own, before others come first
 
     An engine is kept on disk under the network's hash, the precision, and what this CPU and OpenVINO are.
     """
@@ -120,11 +128,13 @@ class OpenVINOEngine:
         device: str = CPU,
         stored: Callable[[Input], bytes | None] = lambda shape: None,
         kept: bool = True,
+        sizes: Iterable[tuple[int, int]] = (),
     ) -> None:
         self._read, self.computed, self._stored, self._kept_on_disk = ir, computed, stored, kept
         self._threads, self._device = threads or torch.get_num_threads(), device
         self._split_by_measure = threads is None
         self._network: _Network | None = None
+        self._sizes = frozenset(sizes)
         self.start_anew()
         _engines.add(self)
 
@@ -132,7 +142,7 @@ class OpenVINOEngine:
         """With no engine in memory, and no lock taken."""
         self._built: dict[tuple[Input, int], _SizedEngine] = {}  # by the number of streams too
         self._building: dict[tuple[Input, int], threading.Lock] = {}
-        self._own: set[tuple[int, int]] = set()  # sizes, height and width, that have engines of their own
+        self._own = {*self._sizes}  # heights and widths that have engines of their own
         self._lock = threading.Lock()  # of these; held for look-ups only
         self._reading = threading.Lock()
 
@@ -180,7 +190,7 @@ class OpenVINOEngine:
                     engine = self._load(shape, streams)
                 except BaseException:
                     with self._lock:
-                        if not any((other.height, other.width) == size for other, _ in self._built):
+                        if size not in {*self._sizes, *((other.height, other.width) for other, _ in self._built)}:
                             self._own.discard(size)
                     raise
                 with self._lock:

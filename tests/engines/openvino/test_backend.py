@@ -235,6 +235,22 @@ def test_usual_size_is_saved_if_none_ran(name, size, small_config, own_cache, tm
     assert sorted(own_cache.iterdir()) == kept
 
 
+def test_sizes_of_a_bundle_keep_their_engines(small_model, own_cache, tmp_path, monkeypatch):
+    """Whatever other sizes come first."""
+    monkeypatch.setattr(engine_module, "OWN_SIZES", 2)
+    fast, batch = compiled(small_model), images(1, 3, 32, 48)
+    expected = fast(batch)
+    for width in (64, 80):
+        fast(images(1, 3, 32, width))  # the second by an engine for any size
+    folder = fast.save(tmp_path / "bundle")
+    assert engine_sizes(folder) == {"1x32x48", "1x32x64", "1xanyxany"}
+    loaded, kept = cf.load(folder), sorted(own_cache.iterdir())
+    for width in (80, 96):
+        loaded(images(1, 3, 32, width))
+    assert same(loaded(batch), expected)
+    assert sorted(own_cache.iterdir()) == kept
+
+
 def test_another_size_is_built_from_the_network_and_cached(small_model, own_cache, tmp_path):
     folder = saved(tmp_path / "bundle", "openvino", small_model)
     before = len(list(own_cache.glob("*.engine")))
