@@ -46,6 +46,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.held_out $(OUT)/held_out.json
 	$(BIN)/python -m benchmarks.verdicts $(OUT)/verdicts.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
+	$(BIN)/python -m benchmarks.sizes $(OUT)/sizes.json
 
 kernels-report: oldest-triton $(INSTALLED)  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report

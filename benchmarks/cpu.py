@@ -7,7 +7,6 @@ SHAPES. Everything that stands between the products, and every weight and map th
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 
 from conformer_fast.engines.openvino.device import PRECISIONS
 from conformer_fast.engines.openvino.runtime import core, ov
+from conformer_fast.engines.openvino.speed import seconds_together
 from conformer_fast.model.precision import FORMATS
 
 from .gpu import roofline
@@ -105,15 +105,7 @@ def _split(streams: int, threads: int) -> dict[str, str]:
 def _seconds(compiled: ov.CompiledModel, count: int) -> float:
     """The least that so many requests at a time took, after a first time."""
     requests = [compiled.create_infer_request() for _ in range(count)]
-    found = []
-    for _ in range(1 + ROUNDS):
-        start = time.perf_counter()
-        for request in requests:
-            request.start_async()
-        for request in requests:
-            request.wait()
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+    return min([seconds_together(requests) for _ in range(1 + ROUNDS)][1:])
 
 
 if __name__ == "__main__":

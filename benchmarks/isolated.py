@@ -96,7 +96,7 @@ def _serve(pipe: Connection, implementation: str, variant: str, batch: int, thre
             model = cf.create_model(variant)
             run = PEERS[implementation].build(model, images)
             pipe.send(relative_error(run(images).float(), model(images).logits))
-        except Exception as error:
+        except Exception as error:  # whatever a peer fails by is its result
             lines = str(error).strip().splitlines() or [""]
             pipe.send(f"{type(error).__name__}: {lines[-1][:200]}")
             return

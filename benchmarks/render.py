@@ -28,6 +28,7 @@ VERDICTS = FIRST / "verdicts.json"
 INT8 = FIRST / "int8.json"
 HOSTILE = FIRST / "hostile.json"
 PREPROCESSING = FIRST / "preprocessing.json"
+SIZES = RESULTS / "amd-epyc-family-25-model-1" / "sizes.json"
 DOCUMENTS = (
     ROOT / "README.md",
     *(
@@ -262,6 +263,31 @@ def preprocessing() -> str:
     return f"{table}\n\nMilliseconds of one core. {machine}."
 
 
+def sizes() -> str:
+    """What an image size costs on a CPU, a column a variant."""
+    report = json.loads(SIZES.read_text())
+    rows = report["rows"]
+    ratios = {(found["height"], found["width"]): [] for found in rows[0]["any_size"]}
+    for row in rows:
+        for found in row["any_size"]:
+            ratios[found["height"], found["width"]].append(f"{found['times']:.2f}x")
+    lines = [
+        ("a bundle with one size", [f"{row['bundle_bytes'] / 1e6:.0f} MB" for row in rows]),
+        ("`cf.load` to the first answer", [f"{row['load_seconds']:.1f} s" for row in rows]),
+        ("a new size to its first answer, its engine built", [f"{row['built_seconds']:.1f} s" for row in rows]),
+        ("the same, its engine in the cache", [f"{row['kept_seconds']:.1f} s" for row in rows]),
+        *((f"{height}x{width} by the engine for any size", found) for (height, width), found in ratios.items()),
+    ]
+    table = Table(*map(Column, ("", *(row["variant"] for row in rows)))).markdown(
+        (name, *cells) for name, cells in lines
+    )
+    return (
+        f"{table}\n\nfp32 on {report['threads']} threads of an {report['name']} (family {report['family']}, model "
+        f"{report['model']}), OpenVINO {report['openvino']}. The last rows are times over those of an engine of the "
+        "size's own, medians of turns; the others the least of several processes that have imported PyTorch."
+    )
+
+
 def hostile() -> str:
     """What `make hostile` has tried, and what came of it."""
     report = json.loads(HOSTILE.read_text())
@@ -341,6 +367,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "int8": int8,
     "preprocessing": preprocessing,
+    "sizes": sizes,
     "hostile": hostile,
     "floors": floors,
     "floor-parts": floor_parts,

@@ -6,8 +6,8 @@ faster than one wide batch, and an image's result does not depend on its neighbo
 several images at once, which share what each operation and each weight costs.
 
 The first OWN_SIZES image sizes have engines of their own. Each of these takes most of a second to build and a copy of
-the weights in memory, again for each number of streams. So all other sizes share engines for any size, which take 4 to
-18 % longer.
+the weights in memory, again for each number of streams. So all other sizes share engines for any size, which take up to
+a fifth longer.
 
 The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,
 and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x224 image badly, its convolution not.
