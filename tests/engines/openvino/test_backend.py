@@ -25,12 +25,6 @@ device = import_module("conformer_fast.engines.openvino.device")
 ov = engine_module.ov
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "engines"
-
-
 def compiled(model, **options):
     return cf.compile(model, backend="openvino", **{"precision": "fp32", **options})
 

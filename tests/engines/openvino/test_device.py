@@ -139,3 +139,29 @@ def test_an_engine_that_openvino_does_not_build(small_model, monkeypatch, tmp_pa
     monkeypatch.setattr(ov.Core, "compile_model", refuse)
     with pytest.raises(cf.EngineError, match="builds no engine for 1 of 32x48 on CPU: this device has no Gelu"):
         compiled(small_model)(images(1, 3, 32, 48))
+
+
+def test_precisions_are_known_ones():
+    assert devices.native_precisions()[0] == "fp32"
+    assert set(devices.native_precisions()) <= set(devices.PRECISIONS)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precisions"),
+    [(["FP32", "INT8"], ("fp32",)), (["BF16", "FP32"], ("fp32", "bf16")), (["FP16", "FP32"], ("fp32", "fp16"))],
+)
+def test_16_bits_only_where_the_cpu_has_them(capabilities, precisions, monkeypatch):
+    class Core:
+        def get_property(self, *_):
+            return capabilities
+
+    monkeypatch.setattr(devices, "core", Core)
+    assert devices.native_precisions() == precisions
+
+
+def test_description_of_the_cpu_is_json_and_steady():
+    described = devices.describe()
+    assert described == devices.describe()
+    assert described["device"]
+    assert described["capabilities"] == sorted(described["capabilities"])
+    assert described["openvino"] == engine_module.ov.__version__
