@@ -390,6 +390,7 @@ def _pretend_compile() -> None:
         return signature.bind(*args, **kwargs).arguments["model"]
 
     torch.compile = compile
+    torch.compiler.cudagraph_mark_step_begin = lambda: None  # which imports one
 
 
 OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion", "launch_pdl"}
@@ -522,6 +523,9 @@ SMALLER_TESTS = {
 }
 
 
+ALIKE = frozenset({"variant", "seed"})  # parameters whose cases are one here: small networks, and nothing judges values
+
+
 class Changing(PathFinder):
     """Finds the modules of SMALLER and changes them when they are imported."""
 
@@ -541,11 +545,19 @@ class Changing(PathFinder):
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """As a pytest plugin: tests are small too, and one case of each shows whether it notices errors."""
-    if ERROR:
-        items[:] = {item.function: item for item in items}.values()
+    """As a pytest plugin: tests are small too, of cases that are alike one runs, and one case of each test shows
+    whether it notices errors."""
+    items[:] = {item.function if ERROR else _case(item): item for item in items}.values()
     for module in {item.module for item in items}:
         SMALLER_TESTS.get(module.__name__.rpartition(".")[2], lambda module: None)(module)
+
+
+def _case(item: Any) -> Any:
+    """What is the same for cases that are alike."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if ALIKE.isdisjoint(parameters):
+        return item.nodeid
+    return item.function, *((name, id(value)) for name, value in parameters.items() if name not in ALIKE)
 
 
 def _with_modes(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
