@@ -11,10 +11,10 @@ from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization, addend_of, usually_stored
 from conformer_fast.kernels import dispatch, launch
+from conformer_fast.model.blank import outline
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.outputs import LOGITS
 from conformer_fast.model.precision import DTYPES
-from conformer_fast.model.reference import Conformer
 
 IMAGE = 224
 
@@ -50,7 +50,7 @@ def recorded_calls(
 
 @cache
 def _model(config: ConformerConfig, precision: str, outputs: tuple[str, ...], stored: str | None) -> InferenceConformer:
+    reference = outline(config).eval()
     with torch.device("meta"):
-        reference = Conformer(config).eval()
         quantization = usual(lower(reference, outputs), stored) if stored else None
         return lower(reference, outputs, precision, quantization)

@@ -25,8 +25,7 @@ pytestmark = pytest.mark.slow
 POINTS = {"fp32": 0.05, "bf16": 0.05, "fp16": 0.05, "int8": 0.5, "fp8": 0.5}
 LEAST = {"digits": 99, "digit-pairs": 90}  # percent that the reference gets right: less would prove little
 COUNTS = {"digits": 359, "digit-pairs": 2000}
-IN_8_BITS = 600  # pictures at most: 0.5 points are three of them
-CALIBRATED_ON = 256  # pictures, half as many as by default: calibrating takes longer than the rest
+IN_8_BITS = 1000  # pictures at most: 0.5 points are five of them
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -36,7 +35,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def subject(name, tmp_path_factory) -> Trained:
-    return trained(name, tmp_path_factory.mktemp(name), CALIBRATED_ON)
+    return trained(name, tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(scope="module")
