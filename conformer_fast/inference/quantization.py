@@ -10,6 +10,7 @@ follows reads what these lose: measured on two trained models they are among the
 5 % of all, and most of them wait for memory, not for products.
 
 The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear, which TensorRT, OpenVINO and ONNX Runtime share.
+OpenVINO's engines alone have unsigned numbers too, of half the step (engines/openvino/eight_bits.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,12 @@
-"""8-bit products on CPUs without instructions for them (x86 without VNNI): OpenVINO adds products in pairs there, in 16
-bits, and what does not fit is cut off. Results are then wrong, the more the larger the numbers are. So there weights
-are made of which every pair fits.
+"""What of the typed graph's 8 bits is other in an OpenVINO engine.
+
+Values that are never negative, as ReLU leaves them, get all 256 numbers between 0 and their range: the typed graph has
+signed ones, of which they would use half. So they are rounded half as coarsely. x86 multiplies unsigned numbers by
+signed ones, and what is signed must be shifted before and corrected after.
+
+CPUs without instructions for 8-bit products (x86 without VNNI): OpenVINO adds products in pairs there, in 16 bits, and
+what does not fit is cut off. Results are then wrong, the more the larger the numbers are. So there weights are made of
+which every pair fits.
 """
 
 from __future__ import annotations
@@ -15,6 +21,13 @@ from .runtime import ov
 CHANNELS = 64
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
 MOST_OF_A_PAIR = 128  # as inputs are 255 at most, and 255 * 128 < 2 ** 15
+NUMBERS = 256
+NEVER_NEGATIVE = {"Relu", "Softmax"}
+KEEPING_SIGNS = {  # what is below 0 in their results was in their first input
+    *("AvgPool", "Convert", "FakeQuantize", "Identity", "Interpolate", "MaxPool", "Reshape", "Slice", "Squeeze"),
+    *("StridedSlice", "Transpose", "Unsqueeze"),
+}
+FROM_ALL = {"Add", "Concat", "Multiply"}  # the same, in any of their inputs
 
 
 @cache
@@ -42,9 +55,7 @@ def make_pairs_fit(model: ov.Model) -> None:
                 (reader,) = multiply.output(0).get_target_inputs()
                 multiply = reader.get_node()
             shape = multiply.input_value(1).shape  # 1 but for the output channels
-            scale = multiply.input_value(1).get_node()
-            while not _is_constant(scale):  # behind what gives it that shape
-                scale = scale.input_value(0).get_node()
+            scale = _constant(multiply.input_value(1))
             weight = stored.data.astype(np.float32)
             axis = int(np.argmax(shape))
             channels = np.moveaxis(np.abs(weight), axis, 0).reshape(shape[axis], -1)
@@ -53,6 +64,44 @@ def make_pairs_fit(model: ov.Model) -> None:
             smaller = np.rint(weight / factor.reshape(shape)).astype(np.int8)
             _replace(stored, smaller)
             _replace(scale, scale.data * factor.reshape(scale.shape))
+
+
+def use_all_numbers(model: ov.Model) -> int:
+    """Where a value that is never negative is put in signed 8 bits, puts it in unsigned ones of half the step. Returns
+    at how many places."""
+    in_8_bits = [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
+    never_negative = [node for node in in_8_bits if _never_negative(node.input_value(0))]
+    for node in never_negative:
+        top, end = _constant(node.input_value(2)).data, node
+        while end.get_type_name() != "Multiply":  # by the scale, behind conversions and a zero point
+            (reader,) = end.output(0).get_target_inputs()
+            end = reader.get_node()
+        limits = np.zeros_like(top), top
+        stored = ov.opset13.fake_quantize(node.input_value(0), *limits, *limits, NUMBERS)
+        end.output(0).replace(ov.opset13.convert(stored, end.get_output_element_type(0).to_dtype()).output(0))
+    return len(never_negative)
+
+
+def _never_negative(value: ov.Output) -> bool:
+    node = value.get_node()
+    kind, inputs = node.get_type_name(), node.input_values()
+    if kind == "Constant":
+        return bool((node.data >= 0).all())
+    if kind == "Subtract":  # of a zero point
+        return not _constant(inputs[1]).data.any() and _never_negative(inputs[0])
+    if kind in FROM_ALL:
+        return all(map(_never_negative, inputs))
+    if kind == "Pad":  # behind how much it pads, there is what with
+        return all(map(_never_negative, (inputs[0], *inputs[3:])))
+    return kind in NEVER_NEGATIVE or (kind in KEEPING_SIGNS and _never_negative(inputs[0]))
+
+
+def _constant(value: ov.Output) -> ov.Node:
+    """What gives it, behind what gives it another type and shape."""
+    node = value.get_node()
+    while not _is_constant(node):
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _is_constant(node: ov.Node) -> bool:

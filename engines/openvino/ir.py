@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from conformer_fast.errors import ConformerFastError, EngineError, shown
+from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached
+from .eight_bits import use_all_numbers
 from .runtime import core, ov
 
 PRODUCTS = {"Convolution", "GroupConvolution", "MatMul"}
@@ -50,6 +52,7 @@ def cached_ir(graph: Callable[[], bytes], sha256: str, precision: str) -> IR:
         "onnx": sha256,
         "precision": precision,
         "openvino": ov.__version__,
+        **({"numbers": "all of what is never negative"} if precision in FORMATS else {}),
     }
 
     def build() -> bytes:
@@ -79,6 +82,8 @@ def ir_of(graph: bytes, precision: str) -> IR:
     model = core().read_model(graph)
     if precision == "bf16":
         _store_in_bf16(model)
+    if precision in FORMATS:
+        use_all_numbers(model)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.xml")

@@ -1,4 +1,4 @@
-"""8-bit products of CPUs without instructions for them, which cut off what two products are over 16 bits together."""
+"""What is never negative uses all 8-bit numbers; CPUs without 8-bit instructions, which cut off sums over 16 bits."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,21 @@ import torch
 pytest.importorskip("openvino")
 
 import conformer_fast as cf
+from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import TypedGraph
 from conformer_fast.engines.openvino import engine
-from conformer_fast.engines.openvino.eight_bits import MOST_OF_A_PAIR, make_pairs_fit, pairs_are_cut_off
+from conformer_fast.engines.openvino.eight_bits import (
+    MOST_OF_A_PAIR,
+    make_pairs_fit,
+    pairs_are_cut_off,
+    use_all_numbers,
+)
 from conformer_fast.engines.openvino.engine import Computed, Input, engine_fields
 from conformer_fast.engines.openvino.runtime import core, ov
+from conformer_fast.inference.lower import lower
 
 K = 64
+RANGE = 127.0  # of what is in 8 bits: the signed numbers are 1 apart
 
 
 def product(weight: torch.Tensor, scale: torch.Tensor, axis: int = 0) -> bytes:
@@ -89,3 +97,69 @@ def test_an_engine_of_such_a_cpu(small_model, monkeypatch):
     assert not torch.equal(with_fitting, without)
     assert fields != other
     assert engine_fields("0" * 64, Computed("fp32", "fp32"), Input(1, 32, 48)).keys() == other.keys()
+
+
+def unsigned(value) -> bool:
+    """Whether what `value` makes of images uses all numbers, in one place at least."""
+    graph = TypedGraph()
+    images = graph.input("images", torch.float32)
+    graph.node("Identity", [graph.quantized(value(graph, images), torch.tensor(1.0), torch.int8)], output="out")
+    content = graph.model({"images": [1, 4, 8, 8]}, {"out": [None] * 4}).SerializeToString()
+    signed, model = core().read_model(content), core().read_model(content)
+    found = use_all_numbers(model)
+    batch = torch.linspace(-RANGE, RANGE, 256).view(1, 4, 8, 8).numpy()
+    before, after = (core().compile_model(each, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}) for each in (signed, model))
+    assert np.abs(after(batch)[0] - before(batch)[0]).max() < 1
+    return found > 0
+
+
+def relu(graph: TypedGraph, value: str) -> str:
+    return graph.node("Relu", [value])
+
+
+def pooled(graph: TypedGraph, value: str) -> str:
+    value = graph.node("MaxPool", [relu(graph, value)], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    value = graph.node("Pad", [value, [0, 0, 0, 0, 0, 0, 3, 3]])
+    return graph.node("AveragePool", [value], kernel_shape=[2, 2], strides=[2, 2])
+
+
+def stored(graph: TypedGraph, value: str) -> str:
+    """What was in 8 bits before, at another scale."""
+    value = graph.quantized(relu(graph, value), torch.tensor(0.7), torch.int8)
+    return graph.node("Transpose", [value], perm=[0, 1, 3, 2])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (relu, True),
+        (pooled, True),
+        (stored, True),
+        (lambda graph, value: graph.node("Add", [relu(graph, value), stored(graph, value)]), True),
+        (lambda graph, value: graph.node("Concat", [relu(graph, value)] * 2, axis=1), True),
+        (lambda graph, value: graph.node("Softmax", [value]), True),
+        (lambda graph, value: value, False),
+        (lambda graph, value: graph.node("Gelu", [value]), False),
+        (lambda graph, value: graph.node("Add", [relu(graph, value), value]), False),
+        (lambda graph, value: graph.node("Sub", [relu(graph, value), torch.tensor(0.5)]), False),
+        (lambda graph, value: graph.node("Mul", [relu(graph, value), torch.tensor(-1.0)]), False),
+        (lambda graph, value: graph.node("Pad", [relu(graph, value), [0] * 7 + [3], torch.tensor(-1.0)]), False),
+        (lambda graph, value: graph.node("Concat", [relu(graph, value), value], axis=1), False),
+    ],
+)
+def test_what_is_never_negative(value, expected):
+    assert unsigned(value) == expected
+
+
+def test_of_a_network_all_that_is_never_negative(small_model):
+    """Found in the graph as it is found in values."""
+    images = torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    quantization = cf.calibrate(small_model, [images], precision="int8")
+    network = lower(small_model, quantization=quantization)
+    model = core().read_model(onnx_from_model(network, products="conv").SerializeToString())
+    stored = [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
+    model.add_outputs([node.input_value(0) for node in stored])
+    values = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images.numpy())
+    least = [value.min() for value in [*values.values()][len(network.outputs) :]]
+    assert len(least) == len(stored)
+    assert use_all_numbers(model) == sum(value >= 0 for value in least) > len(stored) / 3
