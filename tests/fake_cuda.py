@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -228,6 +227,8 @@ class OutOfMemory(TorchDispatchMode):
 @contextmanager
 def fake_cuda() -> Iterator[FakeCUDA]:
     """Inside, torch.cuda is pretended, and backend "triton" runs the fused model on the CPU."""
+    import pytest  # here, as the many processes with a stand-in go without
+
     cuda = FakeCUDA()
     pools = itertools.count(1)
 
