@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
@@ -73,7 +73,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     as_json = "--json" in arguments
     if isinstance(sys.stdout, TextIOWrapper):  # None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text, and labels where only ASCII is
-    format_of_others, warnings.formatwarning = warnings.formatwarning, _one_line
+    format_of_others, warnings.formatwarning = warnings.formatwarning, _each_once()
     try:
         options = _options(command, arguments)
         _check_outputs(options)
@@ -97,9 +97,18 @@ def _main(arguments: Sequence[str] | None) -> int:
         warnings.formatwarning = format_of_others
 
 
-def _one_line(message: Warning | str, *where: object, **more: object) -> str:
-    """A warning, without the place in the code that gave it."""
-    return f"conformer-fast: {_line(str(message))}\n"
+def _each_once() -> Callable[..., str]:
+    """What is printed of a warning: one line, without the place in the code that gave it; nothing the second time,
+    wherever it comes from."""
+    said = set()
+
+    def line(message: Warning | str, *where: object, **more: object) -> str:
+        text = f"conformer-fast: {_line(str(message))}\n"
+        new = text not in said
+        said.add(text)
+        return text if new else ""
+
+    return line
 
 
 def _line(message: str) -> str:

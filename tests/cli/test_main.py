@@ -53,6 +53,26 @@ def test_it_answers_at_once(arguments):
     assert min(times) < 1
 
 
+REPEATED = """
+import warnings
+from conformer_fast.cli import cache, main
+
+def run(options):
+    warnings.warn("the same")
+    warnings.warn("the same")
+    warnings.warn("another\\nline")
+    return 0
+
+cache.run = run
+main.main(["cache", "list"])
+"""
+
+
+def test_what_is_said_twice_is_printed_once():
+    done = subprocess.run([sys.executable, "-c", REPEATED], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "conformer-fast: the same\nconformer-fast: another line\n"
+
+
 def test_help_lists_the_commands_and_the_statuses(capsys):
     with pytest.raises(SystemExit) as stopped:
         main.main(["--help"])
