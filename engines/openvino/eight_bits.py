@@ -1,8 +1,8 @@
 """What of the typed graph's 8 bits is other in an OpenVINO engine.
 
 Values that are never negative, as ReLU leaves them, get all 256 numbers between 0 and their range: the typed graph has
-signed ones, of which they would use half. So they are rounded half as coarsely. x86 multiplies unsigned numbers by
-signed ones, and what is signed must be shifted before and corrected after.
+signed ones, of which they would use half. So they are rounded half as coarsely. Most x86 CPUs multiply unsigned numbers
+by signed ones, and what is signed must be shifted before and corrected after.
 
 CPUs without instructions for 8-bit products (x86 without VNNI): OpenVINO adds products in pairs there, in 16 bits, and
 what does not fit is cut off. Results are then wrong, the more the larger the numbers are. So there weights are made of
@@ -24,10 +24,11 @@ MOST_OF_A_PAIR = 128  # as inputs are 255 at most, and 255 * 128 < 2 ** 15
 NUMBERS = 256
 NEVER_NEGATIVE = {"Relu", "Softmax"}
 KEEPING_SIGNS = {  # what is below 0 in their results was in their first input
-    *("AvgPool", "Convert", "FakeQuantize", "Identity", "Interpolate", "MaxPool", "Reshape", "Slice", "Squeeze"),
-    *("StridedSlice", "Transpose", "Unsqueeze"),
+    *("AvgPool", "Convert", "FakeQuantize", "Interpolate", "MaxPool", "Reshape", "Squeeze", "Transpose"),
 }
 FROM_ALL = {"Add", "Concat", "Multiply"}  # the same, in any of their inputs
+BETWEEN = {"FakeQuantize", "Convert", "Subtract"}  # a value and its scale, in a pair of QuantizeLinear and Dequantize-
+SHAPING = {"Broadcast", "Convert", "Reshape", "Unsqueeze"}
 
 
 @cache
@@ -56,6 +57,7 @@ def make_pairs_fit(model: ov.Model) -> None:
                 multiply = reader.get_node()
             shape = multiply.input_value(1).shape  # 1 but for the output channels
             scale = _constant(multiply.input_value(1))
+            assert scale, "the scale of a weight is computed"
             weight = stored.data.astype(np.float32)
             axis = int(np.argmax(shape))
             channels = np.moveaxis(np.abs(weight), axis, 0).reshape(shape[axis], -1)
@@ -69,17 +71,16 @@ def make_pairs_fit(model: ov.Model) -> None:
 def use_all_numbers(model: ov.Model) -> int:
     """Where a value that is never negative is put in signed 8 bits, puts it in unsigned ones of half the step. Returns
     at how many places."""
-    in_8_bits = [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
-    never_negative = [node for node in in_8_bits if _never_negative(node.input_value(0))]
-    for node in never_negative:
-        top, end = _constant(node.input_value(2)).data, node
-        while end.get_type_name() != "Multiply":  # by the scale, behind conversions and a zero point
-            (reader,) = end.output(0).get_target_inputs()
-            end = reader.get_node()
-        limits = np.zeros_like(top), top
-        stored = ov.opset13.fake_quantize(node.input_value(0), *limits, *limits, NUMBERS)
-        end.output(0).replace(ov.opset13.convert(stored, end.get_output_element_type(0).to_dtype()).output(0))
-    return len(never_negative)
+    places = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "FakeQuantize" and _never_negative(node.input_value(0)):
+            top, end = _constant(node.input_value(2)), _end_of_pair(node)
+            if top and end:
+                limits = np.zeros_like(top.data), top.data
+                stored = ov.opset13.fake_quantize(node.input_value(0), *limits, *limits, NUMBERS)
+                end.output(0).replace(ov.opset13.convert(stored, end.get_output_element_type(0).to_dtype()).output(0))
+                places += 1
+    return places
 
 
 def _never_negative(value: ov.Output) -> bool:
@@ -88,7 +89,10 @@ def _never_negative(value: ov.Output) -> bool:
     if kind == "Constant":
         return bool((node.data >= 0).all())
     if kind == "Subtract":  # of a zero point
-        return not _constant(inputs[1]).data.any() and _never_negative(inputs[0])
+        zero = _constant(inputs[1])
+        return zero is not None and not zero.data.any() and _never_negative(inputs[0])
+    if kind == "Interpolate" and node.get_attributes()["mode"] != "nearest":  # others overshoot
+        return False
     if kind in FROM_ALL:
         return all(map(_never_negative, inputs))
     if kind == "Pad":  # behind how much it pads, there is what with
@@ -96,12 +100,22 @@ def _never_negative(value: ov.Output) -> bool:
     return kind in NEVER_NEGATIVE or (kind in KEEPING_SIGNS and _never_negative(inputs[0]))
 
 
-def _constant(value: ov.Output) -> ov.Node:
-    """What gives it, behind what gives it another type and shape."""
-    node = value.get_node()
-    while not _is_constant(node):
-        node = node.input_value(0).get_node()
+def _end_of_pair(node: ov.Node) -> ov.Node | None:
+    """The multiplication by the scale, behind conversions and a zero point; None if there is anything else between."""
+    while node.get_type_name() != "Multiply":
+        readers = node.output(0).get_target_inputs()
+        if node.get_type_name() not in BETWEEN or len(readers) != 1:
+            return None
+        node = next(iter(readers)).get_node()
     return node
+
+
+def _constant(value: ov.Output) -> ov.Node | None:
+    """What gives it, behind what gives it another type and shape; None if it is computed."""
+    node = value.get_node()
+    while node.get_type_name() in SHAPING:
+        node = node.input_value(0).get_node()
+    return node if _is_constant(node) else None
 
 
 def _is_constant(node: ov.Node) -> bool:

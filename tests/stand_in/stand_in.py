@@ -523,7 +523,9 @@ SMALLER_TESTS = {
 }
 
 
-ALIKE = frozenset({"variant", "seed"})  # parameters whose cases are one here: small networks, and nothing judges values
+ALIKE = frozenset(
+    {"variant", "seed"}
+)  # parameters whose cases are one here, of each size of patches: networks are small
 
 
 class Changing(PathFinder):
@@ -557,7 +559,10 @@ def _case(item: Any) -> Any:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if ALIKE.isdisjoint(parameters):
         return item.nodeid
-    return item.function, *((name, id(value)) for name, value in parameters.items() if name not in ALIKE)
+    from conformer_fast.model.config import VARIANTS
+
+    patches = VARIANTS[parameters["variant"]].patch_size if "variant" in parameters else None
+    return item.function, patches, *((name, id(value)) for name, value in parameters.items() if name not in ALIKE)
 
 
 def _with_modes(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

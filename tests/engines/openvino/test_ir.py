@@ -1,5 +1,7 @@
 """A network in OpenVINO's own form, and engines that take their weights from it."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ pytest.importorskip("onnx")
 
 import conformer_fast as cf
 from conformer_fast.engines.onnx.export import onnx_from_model
+from conformer_fast.engines.openvino import ir as ir_module
 from conformer_fast.engines.openvino.engine import Computed, OpenVINOEngine
 from conformer_fast.engines.openvino.ir import PRODUCTS, ir_of
 from conformer_fast.engines.openvino.runtime import core, ov
@@ -28,6 +31,20 @@ def nodes(graph: bytes, precision: str, *kinds: str) -> list[ov.Node]:
     ir = ir_of(graph, precision)
     found = core().read_model(ir.xml, bytes(ir.weights)).get_ops()
     return [node for node in found if node.get_type_name() in kinds]
+
+
+def test_an_int8_network_with_signed_numbers_alone_is_made_anew(small_model, tmp_path, monkeypatch):
+    """As the cache may have it, of the same graph."""
+    monkeypatch.setenv("CONFORMER_FAST_CACHE", str(tmp_path))
+    images = torch.randn(4, 3, 32, 32)
+    network = lower(small_model, quantization=cf.calibrate(small_model, [images], precision="int8"))
+    graph = onnx_from_model(network, products="conv").SerializeToString()
+    sha256 = hashlib.sha256(graph).hexdigest()
+    with monkeypatch.context() as before:
+        before.setattr(ir_module, "FORMATS", ())
+        signed = ir_module.cached_ir(lambda: graph, sha256, "int8")
+    found = ir_module.cached_ir(lambda: graph, sha256, "int8")
+    assert found.sha256 == ir_of(graph, "int8").sha256 != signed.sha256
 
 
 def test_no_constant_is_beyond_32_bits(graph):
