@@ -40,28 +40,28 @@ class Trained(NamedTuple):
         return load_batch([self.held_out / picture.name for picture in data.pictures], SIZE), torch.tensor(data.labels)
 
 
-def trained(name: str, folder: Path, pictures: int = CALIBRATION_PICTURES) -> Trained:
-    """ "digits" or "digit-pairs", calibrated on so many pictures; all are written below `folder`."""
-    return {"digits": _digits, "digit-pairs": _digit_pairs}[name](folder, pictures)
+def trained(name: str, folder: Path) -> Trained:
+    """ "digits" or "digit-pairs", calibrated; its pictures are written below `folder`."""
+    return {"digits": _digits, "digit-pairs": _digit_pairs}[name](folder)
 
 
-def _digits(folder: Path, pictures: int) -> Trained:
+def _digits(folder: Path) -> Trained:
     pixels, labels = load_pixels()
     for split, indices in zip(("train", "test"), split_indices(labels), strict=True):
-        for index in indices[:pictures] if split == "train" else indices:
+        for index in indices[:CALIBRATION_PICTURES] if split == "train" else indices:
             file = folder / split / str(labels[index]) / f"{index:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             digit_image(pixels[index]).save(file)
-    return _calibrated(cf.create_model("digits", "packaged"), folder, pictures)
+    return _calibrated(cf.create_model("digits", "packaged"), folder)
 
 
-def _digit_pairs(folder: Path, pictures: int) -> Trained:
-    digit_pairs.write_folder(folder / "train", "train", pictures, seed=0)
+def _digit_pairs(folder: Path) -> Trained:
+    digit_pairs.write_folder(folder / "train", "train", CALIBRATION_PICTURES, seed=0)
     digit_pairs.write_folder(folder / "test", "test", TEST_PICTURES, seed=1)
-    return _calibrated(cf.create_model(digit_pairs.CONFIG, DIGIT_PAIRS), folder, pictures)
+    return _calibrated(cf.create_model(digit_pairs.CONFIG, DIGIT_PAIRS), folder)
 
 
-def _calibrated(model: cf.Conformer, folder: Path, pictures: int) -> Trained:
-    images = images_in(folder / "train", SIZE, pictures)
+def _calibrated(model: cf.Conformer, folder: Path) -> Trained:
+    images = images_in(folder / "train", SIZE, CALIBRATION_PICTURES)
     quantizations = {name: cf.calibrate(model, images, precision=name, cache=folder / "counts") for name in FORMATS}
     return Trained(model, folder / "test", quantizations)

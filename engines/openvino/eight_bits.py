@@ -27,8 +27,8 @@ KEEPING_SIGNS = {  # what is below 0 in their results was in their first input
     *("AvgPool", "Convert", "FakeQuantize", "Interpolate", "MaxPool", "Reshape", "Squeeze", "Transpose"),
 }
 FROM_ALL = {"Add", "Concat", "Multiply"}  # the same, in any of their inputs
-BETWEEN = {"FakeQuantize", "Convert", "Subtract"}  # a value and its scale, in a pair of QuantizeLinear and Dequantize-
-SHAPING = {"Broadcast", "Convert", "Reshape", "Unsqueeze"}
+BETWEEN = {"Constant", "FakeQuantize", "Convert", "Subtract"}  # numbers and their scale: conversions and a zero point
+SHAPING = {"Broadcast", "Convert", "Reshape", "Unsqueeze"}  # what gives a constant another type or shape
 
 
 @cache
@@ -51,13 +51,11 @@ def make_pairs_fit(model: ov.Model) -> None:
     larger scale."""
     for stored in model.get_ops():
         if _is_constant(stored) and stored.get_element_type() == ov.Type.i8 and len(stored.shape) > 1:
-            multiply = stored
-            while multiply.get_type_name() != "Multiply":  # by the scales, behind a conversion and a zero point
-                (reader,) = multiply.output(0).get_target_inputs()
-                multiply = reader.get_node()
+            multiply = _by_scale(stored)
+            assert multiply is not None, f"{stored.get_friendly_name()} has no scale"
             shape = multiply.input_value(1).shape  # 1 but for the output channels
             scale = _constant(multiply.input_value(1))
-            assert scale, "the scale of a weight is computed"
+            assert scale is not None, f"the scale of {stored.get_friendly_name()} is computed"
             weight = stored.data.astype(np.float32)
             axis = int(np.argmax(shape))
             channels = np.moveaxis(np.abs(weight), axis, 0).reshape(shape[axis], -1)
@@ -74,8 +72,8 @@ def use_all_numbers(model: ov.Model) -> int:
     places = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() == "FakeQuantize" and _never_negative(node.input_value(0)):
-            top, end = _constant(node.input_value(2)), _end_of_pair(node)
-            if top and end:
+            top, end = _constant(node.input_value(2)), _by_scale(node)
+            if top is not None and end is not None:
                 limits = np.zeros_like(top.data), top.data
                 stored = ov.opset13.fake_quantize(node.input_value(0), *limits, *limits, NUMBERS)
                 end.output(0).replace(ov.opset13.convert(stored, end.get_output_element_type(0).to_dtype()).output(0))
@@ -100,8 +98,9 @@ def _never_negative(value: ov.Output) -> bool:
     return kind in NEVER_NEGATIVE or (kind in KEEPING_SIGNS and _never_negative(inputs[0]))
 
 
-def _end_of_pair(node: ov.Node) -> ov.Node | None:
-    """The multiplication by the scale, behind conversions and a zero point; None if there is anything else between."""
+def _by_scale(node: ov.Node) -> ov.Node | None:
+    """The multiplication of 8-bit numbers by their scale; None if there is more between than BETWEEN, or if others read
+    what is."""
     while node.get_type_name() != "Multiply":
         readers = node.output(0).get_target_inputs()
         if node.get_type_name() not in BETWEEN or len(readers) != 1:

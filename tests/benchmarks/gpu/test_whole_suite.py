@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,7 +80,15 @@ def test_what_was_tuned_is_measured_again(first):
     assert reasons.count("measured fastest on NVIDIA Stand-In") >= 1
 
 
-@pytest.mark.timeout(600)
+def test_a_second_run_keeps_what_was_checked(first, tmp_path):
+    """Of the same source, which the checkout has and the tuned tree has no more."""
+    *_, earlier, _ = first
+    command = ("-m", "benchmarks.gpu", "check", "--out", tmp_path, "--resume", earlier / "gpu.json")
+    code, output = on_stand_in(*command)
+    assert code == 0, output[-6000:]
+    assert re.search(r"check: (\d+) operations, 0 failed, \1 of them kept", output)
+
+
 def test_a_second_run_goes_on(first, tmp_path):
     *_, earlier, tree = first
     command = ("-m", "benchmarks.gpu", "ceilings", "headline", "--out", tmp_path, "--resume", earlier / "gpu.json")
