@@ -71,6 +71,8 @@ def for_matmul(
             continue
         if element_size == 1 and chip.capability == 90 and m > 16 * warps:
             continue  # each of a warp's two FP8 products would wait for the other's sums
+        if element_size == 1 and row_size == 4 and not chip.reads_shared and n == 128 and warps == 4:
+            continue  # a thread's rows in fp32 and its sums take more registers than there are
         step = k * (m * row_size + n * element_size)
         room = chip.shared - 2048 - (0 if plain else m * k * element_size)  # an operand on its way through registers
         buffers = min(4, room // step)
