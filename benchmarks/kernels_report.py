@@ -1,11 +1,14 @@
 """What the compiler makes of every kernel, for every shape of the four variants on six chips, without a GPU.
 
     python -m benchmarks.kernels_report [--chips 90] [--precision int8 fp8] [--batch 1 128] [--size 224] [--json FILE]
+        [--estimates FILE] [--against FILE]
 
 Each launch of the four inference models (tensors without data) is compiled ahead of time, by the Triton that Python
 finds. Reported per kernel and shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit
 status is 1 if a kernel spills, needs more shared memory than the chip has, multiplies matrices without matrix
 instructions or one by one, or may overwrite what they still read.
+
+Of an H100, what its machine code says is read too, and the time of each network estimated (estimate.py).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -33,6 +37,8 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks import estimate, machine_code
+from benchmarks.machine_code import MachineCode
 from benchmarks.recorded import IMAGE, recorded_calls
 from conformer_fast.kernels import chips as chips_module
 from conformer_fast.kernels import launch as launch_module
@@ -73,7 +79,8 @@ class Row:
     the matrix instruction that its products use, None if it has none; products: whether it multiplies matrices other
     than exactly in fp32, for which there is none. serialized: whether each of Hopper's matrix instructions waits for
     the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next step
-    may overwrite registers that they still read (`launch.must_wait`)."""
+    may overwrite registers that they still read (`launch.must_wait`). blocks: of its grid. iterations: of each
+    of its loops, or one number for all. code: on the chip of estimates alone."""
 
     triton: str
     chip: int
@@ -90,6 +97,9 @@ class Row:
     shared: int
     matrix: str | None
     products: bool
+    blocks: int
+    iterations: tuple[int, ...]
+    code: MachineCode | None
 
     @property
     def faults(self) -> list[str]:
@@ -172,6 +182,7 @@ def compiled(binary: Binary) -> dict[str, Any]:
         "serialized": bool(re.search(SERIALIZED, log.getvalue())),
         "overtaken": bool(from_registers and re.search(r"warp_group_dot_wait .*pendings = [1-9]", ttgir)),
         "shared": result.metadata.shared,
+        "code": machine_code.read(result.asm["cubin"]) if binary.chip == estimate.CHIP.capability else None,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),
         "products": any(not re.match(EXACT, product) for product in re.findall(r"tt\.dot.*", result.asm["ttir"])),
     }
@@ -242,18 +253,24 @@ def report(
 ) -> list[Row]:
     """One row for each different kernel, shape and chip."""
     unique = {
-        (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, size, binary_of(launch, chip))
+        (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, size, launch, binary_of(launch, chip))
         for chip, variant, batch, size, problem, launch in launches(variants, chips, precisions, batches, sizes)
     }
-    binaries = list(dict.fromkeys(binary for _, _, binary in unique.values()))
+    binaries = list(dict.fromkeys(binary for *_, binary in unique.values()))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         progress = tqdm(
             pool.map(compiled, binaries, chunksize=4), "kernels", len(binaries), disable=not sys.stderr.isatty()
         )
         figures = dict(zip(binaries, progress, strict=True))
     return [
-        Row(triton.__version__, chip, variant, batch, size, problem, kernel, tuple(tile), **figures[binary])
-        for (chip, variant, problem, kernel, tile), (batch, size, binary) in unique.items()
+        Row(
+            triton.__version__,
+            *(chip, variant, batch, size, problem, kernel, tuple(tile)),
+            **figures[binary],
+            blocks=math.prod(launch.grid),
+            iterations=machine_code.iterations(launch),
+        )
+        for (chip, variant, problem, kernel, tile), (batch, size, launch, binary) in unique.items()
     ]
 
 
@@ -267,6 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="of images; one each beside 224")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="MODEL")
+    parser.add_argument("--estimates", metavar="FILE", help="write the estimates there")
+    parser.add_argument("--against", metavar="FILE", help="fail if an estimate is above that file's by more than 3 %%")
     options = parser.parse_args(arguments)
     rows = report(options.variants, options.chips, options.precision, options.batch, options.size)
     if options.json:
@@ -278,9 +297,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{name} (sm_{chip}), {shared} bytes of shared memory a block; Triton {triton.__version__}")
         different = {(row.problem, row.tile, row.kernel): row for row in rows if row.chip == chip}.values()
         print("\n".join(ROWS.lines(row.cells for row in sorted(different, key=lambda row: row.problem))))
+    networks = estimate.networks(rows) if estimate.CHIP.capability in options.chips else []
+    for network in networks:
+        print(f"\n{network}")
+    if options.estimates:
+        Path(options.estimates).write_text(json.dumps(estimate.as_json(networks), indent=1) + "\n")
+    grown = estimate.grown(networks, json.loads(Path(options.against).read_text())) if options.against else []
+    print("\n".join(["", *grown]))
     faulty = sum(bool(row.faults) for row in rows)
-    print(f"\n{len(rows)} kernels and shapes, {faulty} with faults")
-    return 1 if faulty else 0
+    print(f"{len(rows)} kernels and shapes, {faulty} with faults")
+    return 1 if faulty or grown else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ VERDICTS = FIRST / "verdicts.json"
 INT8 = FIRST / "int8.json"
 HOSTILE = FIRST / "hostile.json"
 PREPROCESSING = FIRST / "preprocessing.json"
+ESTIMATES = RESULTS / "nvidia-h100" / "estimate.json"
 SIZES = RESULTS / "amd-epyc-family-25-model-1" / "sizes.json"
 DOCUMENTS = (
     ROOT / "README.md",
@@ -329,6 +331,49 @@ def floor_parts() -> str:
     return table.markdown((name, *(shares[variant][name] or "" for variant in VARIANTS)) for name in names)
 
 
+def estimates() -> str:
+    """Computed from the compiled kernels; a measured time of the same network takes the place of its estimate."""
+    report = json.loads(ESTIMATES.read_text())
+    networks = {(row["variant"], row["batch"], row["precision"]): row for row in report["networks"]}
+    measured = {
+        (row["variant"], row["batch"]): row["ms"]
+        for file in sorted(RESULTS.glob("*/gpu.json"))
+        for entry in json.loads(file.read_text())["machines"]
+        if "H100" in machine_line(entry)
+        for row in entry["points"]
+        if row["implementation"] == "ours" and "ms" in row
+    }
+
+    def line(variant: str, batch: int) -> list[object]:
+        row = networks[variant, batch, "fp16"]
+        found = measured.get((variant, batch))
+        estimated = (1e3 * networks[variant, batch, precision]["seconds"] for precision in ("int8", "fp8"))
+        return [
+            f"{variant}, B{batch}",
+            row["kernels"],
+            1e3 * row["floor"],
+            f"{found:.3f} measured" if found else f"{1e3 * row['seconds']:.3f}",
+            1e3 * row["floor"] / found if found else row["floor"] / row["seconds"],
+            *estimated,
+        ]
+
+    table = Table(
+        Column(),
+        Column("kernels", "d"),
+        Column("floor", ".3f"),
+        Column("fp16", ">"),
+        Column("of the floor", ".0%"),
+        Column("int8", ".3f"),
+        Column("fp8", ".3f"),
+    )
+    parts = [table.markdown(line(variant, batch) for variant in VARIANTS for batch in BATCHES)]
+    lines = Table(*starmap(Column, report["headings"].items()))
+    for variant, batch in (("small-p16", 128), ("small-p16", 1)):
+        operations = networks[variant, batch, "fp16"]["operations"]
+        parts.append(f"What loses most of {variant} at batch {batch} in fp16:\n\n{lines.markdown(operations)}")
+    return "\n\n".join([*parts, f"Compiled by Triton {report['triton']}."])
+
+
 def gpus() -> str:
     """A table for each machine in benchmarks/results/*/gpu.json, written by `make gpu`."""
     files = sorted(RESULTS.glob("*/gpu.json"))
@@ -371,6 +416,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "hostile": hostile,
     "floors": floors,
     "floor-parts": floor_parts,
+    "estimates": estimates,
     "gpus": gpus,
 }
 
