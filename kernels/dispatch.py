@@ -24,6 +24,7 @@ from .fcu_up import plan_fcu_up
 from .heads import plan_heads
 from .launch import Plan
 from .linear import plan_linear
+from .linear_norm import plan_linear_norm
 from .patch_embed import plan_patch_embed
 from .pool import plan_pool
 from .stem import plan_stem
@@ -38,6 +39,7 @@ PLANS: dict[str, Callable[..., Plan]] = {
     "fcu_up": plan_fcu_up,
     "heads": plan_heads,
     "linear": plan_linear,
+    "linear_norm": plan_linear_norm,
     "patch_embed": plan_patch_embed,
     "pool": plan_pool,
     "stem": plan_stem,

@@ -1,12 +1,11 @@
-"""out[m, :] = relu(gelu(norm(x[m, :]) weight^T + bias) + residual[m, :]), each part optional.
+"""out[m, :] = relu(gelu(x[m, :] weight^T + bias) + residual[m, :]), each part optional.
 
 x: M rows of K, weight: (N, K), out: M rows of N. It is every product of the network: the token projections
 (`plan_linear`), the 1x1 convolutions (conv1x1.py), FCU-up (fcu_up.py) and the patch embedding (patch_embed.py), which
 differ in where the rows lie (`Rows`) and in what follows the product.
 
-The layer norm is a prologue: each program reads its rows once for their mean and variance, then again, out of the
-cache, and normalizes them in float32 on their way into the product. So are they rounded where the weight is in 8 bits:
-x becomes numbers at the scale of the product's input, the sums are multiplied by both scales, then all is as without.
+Where the weight is in 8 bits, rows are rounded on their way into the product: x becomes numbers at the scale of the
+product's input, the sums are multiplied by both scales, then all is as without.
 """
 
 from __future__ import annotations
@@ -23,9 +22,7 @@ from ._math import (
     add_product,
     gelu,
     inverse_of,
-    normalize,
     relu,
-    row_statistics,
     scaled,
     stored,
     through_8_bits,
@@ -41,8 +38,6 @@ def linear_kernel(
     x_ptr,  # in  rows of K, found by the strides below
     weight_ptr,  # in  (N, K)
     bias_ptr,  # in  (N,)
-    norm_weight_ptr,  # in  (K,), if NORM
-    norm_bias_ptr,  # in  (K,), if NORM
     residual_ptr,  # in  (M, N), if RESIDUAL
     input_scale_ptr,  # in  scalar, if SCALED
     weight_scale_ptr,  # in  (N,), if SCALED
@@ -57,8 +52,6 @@ def linear_kernel(
     stride_row,  # from one line of `width` rows to the next
     stride_column,  # from row to row within a line
     stride_segment,  # from segment to segment of a row's K, if SEGMENT
-    norm_eps,  # added to the variance
-    NORM: tl.constexpr,  # layer norm of the rows first
     GELU: tl.constexpr,  # GELU of product and bias
     RESIDUAL: tl.constexpr,  # then add the residual
     RELU: tl.constexpr,  # then ReLU
@@ -90,8 +83,6 @@ def linear_kernel(
     m_mask = m[:, None] < M
     n_mask = n[None, :] < N
 
-    if NORM:
-        first, mean, rstd = row_statistics(x_ptr + start, m < M, K, norm_eps, BLOCK_K)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
 
@@ -104,8 +95,6 @@ def linear_kernel(
             column = column // SEGMENT * stride_segment + column % SEGMENT
         x = tl.load(x_rows + column[None, :], mask=m_mask & k_mask[None, :], other=0.0)
         weight = tl.load(weight_rows + (k0 + k)[:, None], mask=k_mask[:, None] & n_mask, other=0.0)
-        if NORM:
-            x = normalize(x, first, mean, rstd, norm_weight_ptr, norm_bias_ptr, k0 + k, K)
         if SCALED:
             x = stored(x, inverse, weight.dtype)
         sums = add_product(sums, x.to(weight.dtype), weight, PRECISION)
@@ -163,7 +152,6 @@ def plan_product(
     gelu: bool = False,
     relu: bool = False,
     residual: Tensor | None = None,
-    norm: tuple[Tensor, Tensor, float] | None = None,
     skip_class: bool = False,
     scales: Scales,
 ) -> Plan:
@@ -177,7 +165,7 @@ def plan_product(
         element_size=weight.element_size(),
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
-        plain=rows.dense and not (gelu or norm or residual is not None) and rows.tensor.dtype == weight.dtype,
+        plain=rows.dense and not (gelu or residual is not None) and rows.tensor.dtype == weight.dtype,
     )
 
     def run(tile: Tile) -> Tensor:
@@ -189,8 +177,6 @@ def plan_product(
             x_ptr=rows.tensor,
             weight_ptr=weight.contiguous(),
             bias_ptr=bias.contiguous(),
-            norm_weight_ptr=norm[0].contiguous() if norm else bias,
-            norm_bias_ptr=norm[1].contiguous() if norm else bias,
             residual_ptr=bias if residual is None else residual.contiguous(),
             addend_scale_ptr=bias if scales.addend is None else scales.addend,
             out_ptr=result,
@@ -203,15 +189,13 @@ def plan_product(
             stride_row=rows.stride_row,
             stride_column=rows.stride_column,
             stride_segment=rows.stride_segment,
-            norm_eps=norm[2] if norm else 0.0,
-            NORM=norm is not None,
             GELU=gelu,
             RESIDUAL=residual is not None,
             RELU=relu,
             DENSE=rows.dense,
             ADDEND_SCALED=scales.addend is not None,
             SEGMENT=rows.segment,
-            WAIT=must_wait(weight, norm is not None or rows.tensor.dtype != weight.dtype),
+            WAIT=must_wait(weight, rows.tensor.dtype != weight.dtype),
             SKIP_CLASS=skip_class,
             PRECISION=dot_precision(),
             BLOCK_M=tile.m,
@@ -221,7 +205,7 @@ def plan_product(
         )
         return result
 
-    parts = {"strided": not rows.dense, "norm": norm, "gelu": gelu, "residual": residual is not None, "relu": relu}
+    parts = {"strided": not rows.dense, "gelu": gelu, "residual": residual is not None, "relu": relu}
     words = [operation, product_type(weight, bias), f"M{M} N{N} K{K}", *filter(parts.get, parts)]
     return Plan(" ".join(words), unsupported_dtype(weight, scales), tiles, run)
 
@@ -232,19 +216,12 @@ def plan_linear(
     bias: Tensor,
     gelu: bool = False,
     residual: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.linear."""
     x = x.contiguous()
     M, K = x.numel() // x.shape[-1], x.shape[-1]
-    norm = None
-    if norm_weight is not None:
-        assert norm_bias is not None
-        norm = norm_weight, norm_bias, norm_eps
     return plan_product(
         "linear",
         Rows(x, 1, 1, M, M * K, M * K, K),
@@ -254,6 +231,5 @@ def plan_linear(
         dtype=bias.dtype if residual is None else torch.promote_types(bias.dtype, residual.dtype),
         gelu=gelu,
         residual=residual,
-        norm=norm,
         scales=Scales(input_scale, weight_scale),
     )

@@ -1,6 +1,7 @@
-"""One product per S x S patch of the stem map, behind the class token.
+"""One product per S x S patch of the stem map, behind the class token, and the norm of all of them.
 
-A product whose rows are patches (linear.py): S pieces, one a line of the map, of S * K adjacent elements each.
+A product whose rows are patches (linear.py): S pieces, one a line of the map, of S * K adjacent elements each. A second
+kernel (norm.py) normalizes the tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .launch import Plan, Scales, prepared
 from .linear import Rows, plan_product
+from .norm import Norm, normalized
 from .tiles import Tile
 
 
@@ -17,6 +19,9 @@ def plan_patch_embed(
     cls_token: Tensor,
     weight: Tensor,
     bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> Plan:
@@ -38,9 +43,9 @@ def plan_patch_embed(
         scales=Scales(input_scale, weight_scale),
     )
 
-    def run(tile: Tile) -> Tensor:
-        tokens = product.launch(tile)
+    def run(tile: Tile) -> tuple[Tensor, Tensor]:
+        tokens: Tensor = product.launch(tile)
         tokens[:, :1] = cls_token
-        return tokens
+        return tokens, normalized(tokens, Norm(norm_weight, norm_bias, norm_eps), bias.dtype)
 
     return Plan(product.problem, product.unsupported, product.tiles, run)

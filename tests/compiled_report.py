@@ -16,6 +16,7 @@ OPERATIONS = {
     "fcu_up",
     "heads",
     "linear",
+    "linear_norm",
     "patch_embed",
     "pool",
     "preprocess",

@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import ArgumentError
@@ -92,10 +91,6 @@ def spread(batches: Sequence[Tensor], images: int) -> Iterator[Tensor]:
     return (batches[index * len(batches) // count] for index in range(count))
 
 
-def _linear(x, norm_weight, norm_bias, norm_eps, **_):
-    yield x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
-
-
 def _conv1x1(feature_map, residual, **_):
     yield feature_map
     if residual is not None:
@@ -109,7 +104,8 @@ def _conv3x3(feature_map, token_map=None, token_stride=1, **_):
 # What the product of each operation reads, from the operation's arguments; then what it adds.
 _READ: dict[str, Callable[..., Iterable[Tensor]]] = {
     "stem": lambda images, **_: [images],
-    "linear": _linear,
+    "linear": lambda x, **_: [x],
+    "linear_norm": lambda x, **_: [x],
     "conv1x1": _conv1x1,
     "conv3x3": _conv3x3,
     "conv3x3_pool": _conv3x3,

@@ -8,7 +8,8 @@
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
 6. Only the class row of the last token norm is computed.
 7. Both heads are one operation.
-8. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`smoothed`).
+8. A layer norm is computed by the operation that makes its input, beside it.
+9. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`smoothed`).
 
 The result is a plain module of operators (ops.py) on channels-last maps. Its weights are buffers: nothing trains here.
 """
@@ -166,9 +167,9 @@ class InferenceConformer(nn.Module):
         stem_map = ops.stem(images, *self.stem(), config.stem_stride, **self.stem.scales())  # (B, H / 4, W / 4, 64)
         with beside():
             feature_map = self.conv_1(stem_map)
-        tokens = self.trans_1(
-            ops.patch_embed(stem_map, self.cls_token, *self.patch_embed(), **self.patch_embed.scales())
-        )
+        embed = self.patch_embed
+        tokens, normed = ops.patch_embed(stem_map, self.cls_token, *embed(), *self.trans_1.norm1(), **embed.scales())
+        tokens = self.trans_1(tokens, normed)
         join()
         for index in range(1, config.depth + 1):
             if index > 1:
@@ -282,7 +283,7 @@ class InferenceBottleneck(nn.Module):
 
 
 class InferenceTransformer(nn.Module):
-    """(B, T, C) -> (B, T, C)."""
+    """Tokens (B, T, C) and their `norm1`, which whoever makes them computes -> (B, T, C)."""
 
     def __init__(self, block: TransformerBlock) -> None:
         super().__init__()
@@ -293,11 +294,11 @@ class InferenceTransformer(nn.Module):
         self.fc1 = Weights(block.mlp.fc1.weight, block.mlp.fc1.bias)
         self.fc2 = Weights(block.mlp.fc2.weight, block.mlp.fc2.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        qkv = ops.linear(tokens, *self.qkv(), False, None, *self.norm1(), **self.qkv.scales())  # (B, T, 3C)
+    def forward(self, tokens: Tensor, normed: Tensor) -> Tensor:
+        qkv = ops.linear(normed, *self.qkv(), **self.qkv.scales())  # (B, T, 3C)
         heads = ops.attention(qkv, self.num_heads, 1.0)
-        tokens = ops.linear(heads, *self.proj(), residual=tokens, **self.proj.scales())
-        hidden = ops.linear(tokens, *self.fc1(), True, None, *self.norm2(), **self.fc1.scales())
+        tokens, normed = ops.linear_norm(heads, *self.proj(), tokens, *self.norm2(), **self.proj.scales())
+        hidden = ops.linear(normed, *self.fc1(), gelu=True, **self.fc1.scales())
         return ops.linear(hidden, *self.fc2(), residual=tokens, **self.fc2.scales())
 
     def smooth(self, product: str, factors: Tensor) -> None:
@@ -326,8 +327,8 @@ class InferenceBlock(nn.Module):
         with beside():
             cnn_map = self.cnn_block.expand(inner, feature_map)
             fusion = self.fusion_block.reduce(cnn_map)
-        down = self.down(pooled, tokens)
-        tokens = self.trans_block(down)
+        down, normed = self.down(pooled, tokens, self.trans_block.norm1)
+        tokens = self.trans_block(down, normed)
         up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
         join()
         fusion = self.fusion_block.spatial(fusion, up, self.token_stride)
@@ -335,7 +336,8 @@ class InferenceBlock(nn.Module):
 
 
 class InferenceFCUDown(nn.Module):
-    """The map at token resolution (B, h, w, K) and tokens (B, T, C) -> the transformer block's input (B, T, C)."""
+    """The map at token resolution (B, h, w, K) and tokens (B, T, C) -> the transformer block's input (B, T, C) and
+    its norm."""
 
     def __init__(self, unit: FCUDown) -> None:
         super().__init__()
@@ -343,9 +345,8 @@ class InferenceFCUDown(nn.Module):
         self.project = Weights(*_as_matrix(unit.conv_project.weight, unit.conv_project.bias))
         self.norm = Norm(unit.ln)
 
-    def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
-        scales = self.project.scales()
-        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), stride=1, **scales)
+    def forward(self, pooled: Tensor, tokens: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), 1, *norm(), **self.project.scales())
 
 
 def _fcu_up(unit: FCUUp) -> Weights:

@@ -8,6 +8,7 @@ traced graph, which is what engines/onnx/export.py translates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -71,14 +72,16 @@ def linear(
     bias,
     gelu=False,
     residual=None,
-    norm_weight=None,
-    norm_bias=None,
-    norm_eps=0.0,
     input_scale=None,
     weight_scale=None,
 ):
     dtype = bias.dtype if residual is None else torch.promote_types(bias.dtype, residual.dtype)
     return bias.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+
+
+@_operator
+def linear_norm(x, weight, bias, residual, norm_weight, norm_bias, norm_eps, input_scale=None, weight_scale=None):
+    return _with_norm(residual.shape, bias, residual)
 
 
 @_operator
@@ -89,10 +92,12 @@ def stem(images, weight, bias, multiple, input_scale=None, weight_scale=None):
 
 
 @_operator
-def patch_embed(stem_map, cls_token, weight, bias, input_scale=None, weight_scale=None):
+def patch_embed(
+    stem_map, cls_token, weight, bias, norm_weight, norm_bias, norm_eps, input_scale=None, weight_scale=None
+):
     B, H, W, _ = stem_map.shape
     S = weight.shape[-1]
-    return cls_token.new_empty(B, 1 + (H // S) * (W // S), weight.shape[0])
+    return _with_norm((B, 1 + (H // S) * (W // S), weight.shape[0]), bias, cls_token)
 
 
 @_operator
@@ -128,14 +133,17 @@ def fcu_down(
     tokens,
     weight,
     bias,
+    inner_weight,
+    inner_bias,
+    inner_eps,
+    stride,
     norm_weight,
     norm_bias,
     norm_eps,
-    stride,
     input_scale=None,
     weight_scale=None,
 ):
-    return torch.empty_like(tokens)
+    return _with_norm(tokens.shape, bias, tokens)
 
 
 @_operator
@@ -153,6 +161,11 @@ def pool(feature_map, tokens, norm_weight, norm_bias, norm_eps):
 def heads(feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
     shape = feature_map.shape[0], conv_weight.shape[0]
     return tokens.new_empty(shape), tokens.new_empty(shape), tokens.new_empty(shape)
+
+
+def _with_norm(shape: Sequence[int], bias: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """Of tokens that a product with this bias is `added` to, and of their norm."""
+    return bias.new_empty(shape, dtype=torch.promote_types(bias.dtype, added.dtype)), bias.new_empty(shape)
 
 
 def _halved(size: int) -> int:

@@ -58,19 +58,33 @@ def linear(
     bias: Tensor,
     gelu: bool = False,
     residual: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    norm_eps: float = 0.0,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> Tensor:
-    """act(norm(x) weight^T + bias) + residual; norm is a layer norm if norm_weight is given. (..., K) -> (..., C)."""
-    if norm_weight is not None:
-        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, norm_eps)
+    """act(x weight^T + bias) + residual. (..., K) -> (..., C)."""
     out = _product(F.linear, x, weight, bias, input_scale, weight_scale)
     if gelu:
         out = F.gelu(out)
     return out if residual is None else out + residual
+
+
+def linear_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_eps: float,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out = x weight^T + bias + residual and its layer norm, which the next product reads. (..., K) -> twice (..., C).
+
+    The norm is computed in its weight's dtype and returned in the bias's.
+    """
+    out = linear(x, weight, bias, False, residual, input_scale, weight_scale)
+    return out, _normalized(out, norm_weight, norm_bias, norm_eps, bias.dtype)
 
 
 def stem(
@@ -96,14 +110,21 @@ def patch_embed(
     cls_token: Tensor,
     weight: Tensor,
     bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
-) -> Tensor:
-    """One product per S x S patch, behind the class token. (B, H, W, K), (1, 1, C), (C, K, S, S) -> (B, T, C)."""
+) -> tuple[Tensor, Tensor]:
+    """One product per S x S patch, behind the class token, and the norm of the tokens, as `linear_norm` returns it.
+
+    (B, H, W, K), (1, 1, C), (C, K, S, S) -> twice (B, T, C).
+    """
     S = weight.shape[-1]
     patches = _product(F.conv2d, _nchw(stem_map), weight, bias, input_scale, weight_scale, stride=S)
     patches = patches.flatten(2).transpose(1, 2)  # (B, C, H / S, W / S) -> (B, N, C)
-    return torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+    tokens = torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+    return tokens, _normalized(tokens, norm_weight, norm_bias, norm_eps, bias.dtype)
 
 
 def conv1x1(
@@ -175,22 +196,28 @@ def fcu_down(
     tokens: Tensor,
     weight: Tensor,
     bias: Tensor,
+    inner_weight: Tensor,
+    inner_bias: Tensor,
+    inner_eps: float,
+    stride: int,
     norm_weight: Tensor,
     norm_bias: Tensor,
     norm_eps: float,
-    stride: int,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
-) -> Tensor:
-    """Feature Coupling Unit, CNN to transformer, added to the tokens (paper, section 3.2).
+) -> tuple[Tensor, Tensor]:
+    """Feature Coupling Unit, CNN to transformer, added to the tokens (paper, section 3.2), and the norm of the sum.
 
-    out[:, 1:] = tokens[:, 1:] + gelu(layer_norm(pool(x) weight^T + bias)), and out[:, 0] = 2 tokens[:, 0]: the class
-    token stands in for the missing pooled one. feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> (B, T, C).
+    out[:, 1:] = tokens[:, 1:] + gelu(inner norm(pool(x) weight^T + bias)), and out[:, 0] = 2 tokens[:, 0]: the class
+    token stands in for the missing pooled one. The norm is what the attention reads, as `linear_norm` returns it.
+
+    feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> twice (B, T, C).
     """
     pooled = average(feature_map, stride).flatten(1, 2)  # (B, N, K)
-    projected = _product(F.linear, pooled, weight, bias, input_scale, weight_scale).to(norm_weight.dtype)
-    projected = F.layer_norm(projected, weight.shape[:1], norm_weight, norm_bias, norm_eps)
-    return tokens + torch.cat([tokens[:, :1], F.gelu(projected)], dim=1)
+    projected = _product(F.linear, pooled, weight, bias, input_scale, weight_scale).to(inner_weight.dtype)
+    projected = F.layer_norm(projected, weight.shape[:1], inner_weight, inner_bias, inner_eps)
+    out = torch.cat([tokens[:, :1], F.gelu(projected)], dim=1) + tokens
+    return out, _normalized(out, norm_weight, norm_bias, norm_eps, bias.dtype)
 
 
 def fcu_up(
@@ -229,6 +256,11 @@ def heads(
     conv_logits = F.linear(pooled, conv_weight, conv_bias).to(tokens.dtype)
     trans_logits = F.linear(class_token.to(trans_weight.dtype), trans_weight, trans_bias).to(tokens.dtype)
     return conv_logits, trans_logits, conv_logits + trans_logits
+
+
+def _normalized(tokens: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """The layer norm, in its weight's dtype, as numbers of `dtype`."""
+    return F.layer_norm(tokens, weight.shape, weight, bias, eps).to(dtype)
 
 
 def _product(

@@ -135,16 +135,20 @@ def _linear(
     bias,
     gelu=False,
     residual=None,
-    norm_weight=None,
-    norm_bias=None,
-    norm_eps=0.0,
     input_scale=None,
     weight_scale=None,
 ):
-    if norm_weight is not None:
-        x = _layer_norm(w, x, norm_weight, norm_bias, norm_eps)
     out = w.project(x, weight, bias, input_scale, weight_scale, "Gelu" if gelu else None)
     return out if residual is None else w.add(out, residual)
+
+
+def _linear_norm(w, x, weight, bias, residual, norm_weight, norm_bias, norm_eps, input_scale=None, weight_scale=None):
+    out = _linear(w, x, weight, bias, False, residual, input_scale, weight_scale)
+    return _with_norm(w, out, bias, norm_weight, norm_bias, norm_eps)
+
+
+def _with_norm(w, tokens, product_bias, weight, bias, eps):
+    return tokens, w.cast(_layer_norm(w, tokens, weight, bias, eps), product_bias.dtype)
 
 
 def _layer_norm(w, x, weight, bias, eps):
@@ -176,13 +180,16 @@ def _stem(w, images, weight, bias, multiple, input_scale=None, weight_scale=None
     return w.node("Pad", [out, w.node("Concat", [[0] * 6, missing], axis=0)])
 
 
-def _patch_embed(w, stem_map, cls_token, weight, bias, input_scale=None, weight_scale=None):
+def _patch_embed(
+    w, stem_map, cls_token, weight, bias, norm_weight, norm_bias, norm_eps, input_scale=None, weight_scale=None
+):
     strides = [weight.shape[-1]] * 2
     patches = w.convolve(stem_map, weight, bias, input_scale, weight_scale, strides=strides)
     patches = _map_to_tokens(w, patches, weight.shape[0])
     batch = w.node("Concat", [w.shape(stem_map, end=1), [1, 1]], axis=0)
     class_tokens = w.node("Expand", [cls_token, batch])
-    return w.node("Concat", [class_tokens, w.cast(patches, cls_token.dtype)], axis=1)
+    tokens = w.node("Concat", [class_tokens, w.cast(patches, cls_token.dtype)], axis=1)
+    return _with_norm(w, tokens, bias, norm_weight, norm_bias, norm_eps)
 
 
 def _map_to_tokens(w, feature_map, channels):
@@ -245,10 +252,13 @@ def _fcu_down(
     tokens,
     weight,
     bias,
+    inner_weight,
+    inner_bias,
+    inner_eps,
+    stride,
     norm_weight,
     norm_bias,
     norm_eps,
-    stride,
     input_scale=None,
     weight_scale=None,
 ):
@@ -256,9 +266,9 @@ def _fcu_down(
         feature_map = _average(w, feature_map, stride)
     projected = w.convolve(feature_map, weight, bias, input_scale, weight_scale)  # (B, C, H / S, W / S)
     projected = _map_to_tokens(w, projected, weight.shape[0])
-    patches = w.node("Gelu", [_layer_norm(w, projected, norm_weight, norm_bias, norm_eps)])
+    patches = w.node("Gelu", [_layer_norm(w, projected, inner_weight, inner_bias, inner_eps)])
     squeezed = w.node("Concat", [_rows(w, tokens, 0, 1), patches], axis=1)
-    return w.node("Add", [squeezed, tokens])
+    return _with_norm(w, w.node("Add", [squeezed, tokens]), bias, norm_weight, norm_bias, norm_eps)
 
 
 def _fcu_up(w, tokens, weight, bias, input_scale=None, weight_scale=None):
@@ -289,6 +299,7 @@ def _heads(w, feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight
 _TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "attention": _attention,
     "linear": _linear,
+    "linear_norm": _linear_norm,
     "stem": _stem,
     "patch_embed": _patch_embed,
     "conv1x1": _conv1x1,

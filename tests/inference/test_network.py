@@ -12,7 +12,13 @@ from torch import nn
 
 from conformer_fast.inference.fold import fold_attention_scale, fold_batch_norm
 from conformer_fast.inference.lower import lower
-from conformer_fast.inference.network import InferenceBlock, InferenceBottleneck, InferenceFCUDown, InferenceTransformer
+from conformer_fast.inference.network import (
+    InferenceBlock,
+    InferenceBottleneck,
+    InferenceFCUDown,
+    InferenceTransformer,
+    Norm,
+)
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model import functional as CF
 from conformer_fast.model.config import VARIANTS
@@ -104,8 +110,13 @@ def test_fcu_down_pools_before_it_projects(stride):
     feature_map, tokens = random(2, 5, 3 * stride, 2 * stride), random(2, 1 + 6, 24)
     expected = concat_class_token(tokens[:, :1], unit(feature_map)) + tokens  # as ConvTransBlock.forward
     pooled = nhwc(nn.functional.avg_pool2d(feature_map, stride))
-    assert_same(InferenceFCUDown(unit)(pooled, tokens), expected)
-    assert_same(CF.fcu_down(nhwc(feature_map), tokens, *_fcu_weights(unit), stride), expected)
+    norm = randomized(nn.LayerNorm(24))
+    for found in (
+        InferenceFCUDown(unit)(pooled, tokens, Norm(norm)),
+        CF.fcu_down(nhwc(feature_map), tokens, *_fcu_weights(unit), stride, *Norm(norm)()),
+    ):
+        assert_same(found[0], expected)
+        assert_same(found[1], norm(expected))
 
 
 def _fcu_weights(unit):
@@ -115,8 +126,11 @@ def _fcu_weights(unit):
 def test_fcu_down_doubles_the_class_token_whatever_the_map():
     unit = InferenceFCUDown(randomized(FCUDown(5, 24, 2)))
     tokens = random(3, 1 + 6, 24)
+    norm = randomized(nn.LayerNorm(24))
     for pooled in (random(3, 2, 3, 5), torch.full((3, 2, 3, 5), torch.inf, dtype=DOUBLE)):
-        assert torch.equal(unit(pooled, tokens)[:, 0], 2 * tokens[:, 0])
+        doubled, normed = unit(pooled, tokens, Norm(norm))
+        assert torch.equal(doubled[:, 0], 2 * tokens[:, 0])
+        assert_same(normed[:, 0], norm(2 * tokens[:, 0]))
 
 
 @pytest.mark.parametrize("conv_stride", [1, 2])
@@ -194,7 +208,7 @@ def test_tokens_in_float32_keep_the_doubled_class_token_exact_enough():
 
 def test_transformer_block(small_config):
     block, tokens = randomized(TransformerBlock(small_config)), random(3, 8, 48)
-    assert_same(InferenceTransformer(block)(tokens), block(tokens))
+    assert_same(InferenceTransformer(block)(tokens, block.norm1(tokens)), block(tokens))
 
 
 @pytest.mark.parametrize("index", [2, 3])
@@ -218,8 +232,10 @@ def test_stem_and_patch_embedding(small_config, height, width):
     expected_map, expected_tokens = seen
     stem_map = CF.stem(images, *fold_batch_norm(model.conv1, model.bn1), small_config.stem_stride)
     assert_same(nchw(stem_map), expected_map)
-    patches = CF.patch_embed(stem_map, model.cls_token, model.trans_patch_conv.weight, model.trans_patch_conv.bias)
+    project, norm = model.trans_patch_conv, model.trans_1.norm1
+    patches, normed = CF.patch_embed(stem_map, model.cls_token, project.weight, project.bias, *Norm(norm)())
     assert_same(patches, expected_tokens)
+    assert_same(normed, norm(expected_tokens))
     assert_same(patches[:, 1:], map_to_tokens(model.trans_patch_conv(expected_map)))
 
 

@@ -53,15 +53,16 @@ def shape(*sizes: int) -> Shape:
 
 def _linear_samples() -> list[Sample]:
     rows, weight, bias = shape(3, 5, 24), shape(20, 24), shape(20)
-    norm, residual = (shape(24), shape(24), 1e-6), shape(3, 5, 20)
+    norm, residual = (shape(20), shape(20), 1e-6), shape(3, 5, 20)
     return [
         Sample("plain", "linear", (rows, weight, bias)),
         Sample("gelu", "linear", (rows, weight, bias, True)),
         Sample("residual", "linear", (rows, weight, bias, False, residual)),
-        Sample("norm", "linear", (rows, weight, bias, False, None, *norm)),
-        Sample("everything", "linear", (rows, weight, bias, True, residual, *norm)),
-        Sample("B1-T1", "linear", (shape(1, 1, 24), weight, bias, True, shape(1, 1, 20), *norm)),
+        Sample("everything", "linear", (rows, weight, bias, True, residual)),
+        Sample("B1-T1", "linear", (shape(1, 1, 24), weight, bias, True, shape(1, 1, 20))),
         Sample("matrix", "linear", (shape(5, 24), weight, bias)),
+        Sample("B3-T5", "linear_norm", (rows, weight, bias, residual, *norm)),
+        Sample("matrix", "linear_norm", (shape(1, 24), weight, bias, shape(1, 20), *norm)),
     ]
 
 
@@ -83,7 +84,7 @@ def _conv3x3_samples() -> list[Sample]:
     return plain + coupled
 
 
-HEADS = (shape(24), shape(24), 1e-5)  # the last norm's weight, bias and eps
+NORM = (shape(24), shape(24), 1e-5)  # weight, bias and eps of tokens
 
 SAMPLES = [
     Sample("B3-T5-heads3", "attention", (shape(3, 5, 72), 3, 1.0)),
@@ -93,8 +94,8 @@ SAMPLES = [
     Sample("B3-33x47", "stem", (shape(3, 3, 33, 47), shape(16, 3, 7, 7), shape(16), 4)),
     Sample("B1-exact", "stem", (shape(1, 3, 32, 48), shape(16, 3, 7, 7), shape(16), 4)),
     Sample("B1-gray-1x1", "stem", (shape(1, 1, 1, 1), shape(16, 1, 7, 7), shape(16), 12)),
-    Sample("B3-4x8", "patch_embed", (shape(3, 4, 8, 10), shape(1, 1, 24), shape(24, 10, 4, 4), shape(24))),
-    Sample("B1-one", "patch_embed", (shape(1, 8, 8, 10), shape(1, 1, 24), shape(24, 10, 8, 8), shape(24))),
+    Sample("B3-4x8", "patch_embed", (shape(3, 4, 8, 10), shape(1, 1, 24), shape(24, 10, 4, 4), shape(24), *NORM)),
+    Sample("B1-one", "patch_embed", (shape(1, 8, 8, 10), shape(1, 1, 24), shape(24, 10, 8, 8), shape(24), *NORM)),
     Sample("B3-5x7", "conv1x1", (shape(3, 5, 7, 6), shape(10, 6), shape(10))),
     Sample("linear", "conv1x1", (shape(3, 5, 7, 6), shape(10, 6), shape(10), 1, False)),
     Sample("strided", "conv1x1", (shape(3, 5, 7, 6), shape(10, 6), shape(10), 2, False)),
@@ -114,23 +115,23 @@ SAMPLES = [
         Sample(
             f"B{B}-{h}x{w}-stride{S}",
             "fcu_down",
-            (shape(B, h * S, w * S, 6), shape(B, 1 + h * w, 24), shape(24, 6), shape(24), *HEADS, S),
+            (shape(B, h * S, w * S, 6), shape(B, 1 + h * w, 24), shape(24, 6), shape(24), *NORM, S, *NORM),
         )
         for B, h, w, S in [(3, 2, 3, 4), (1, 3, 1, 2), (3, 2, 2, 1), (1, 1, 1, 8), (1, 1, 2, 3)]
     ),
     Sample("B3-T7", "fcu_up", (shape(3, 7, 24), shape(6, 24), shape(6))),
     Sample("B1-T2", "fcu_up", (shape(1, 2, 24), shape(6, 24), shape(6))),
-    Sample("B3-3x5", "pool", (shape(3, 3, 5, 6), shape(3, 7, 24), *HEADS)),
-    Sample("B1-1x1", "pool", (shape(1, 1, 1, 6), shape(1, 2, 24), *HEADS)),
+    Sample("B3-3x5", "pool", (shape(3, 3, 5, 6), shape(3, 7, 24), *NORM)),
+    Sample("B1-1x1", "pool", (shape(1, 1, 1, 6), shape(1, 2, 24), *NORM)),
     Sample(
         "B3-3x5",
         "heads",
-        (shape(3, 3, 5, 6), shape(3, 7, 24), *HEADS, shape(11, 6), shape(11), shape(11, 24), shape(11)),
+        (shape(3, 3, 5, 6), shape(3, 7, 24), *NORM, shape(11, 6), shape(11), shape(11, 24), shape(11)),
     ),
     Sample(
         "B1-one-class",
         "heads",
-        (shape(1, 1, 1, 6), shape(1, 2, 24), *HEADS, shape(1, 6), shape(1), shape(1, 24), shape(1)),
+        (shape(1, 1, 1, 6), shape(1, 2, 24), *NORM, shape(1, 6), shape(1), shape(1, 24), shape(1)),
     ),
 ]
 EACH = pytest.mark.parametrize("sample", SAMPLES, ids=str)

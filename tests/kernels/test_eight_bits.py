@@ -6,7 +6,7 @@ import pytest
 import torch
 from eight_bits import RANGES, TIES, in_8_bits
 from kernel_checks import DEVICE, check, launches, layouts, make
-from kernel_samples import CONV3X3, FCU_DOWN, LINEAR, STEM, STEM_SMALL
+from kernel_samples import CONV3X3, LINEAR, STEM, STEM_SMALL, WHOLE_ROWS
 
 from benchmarks.judge import outputs, poisoned_memory
 from conformer_fast.inference import ops
@@ -17,9 +17,9 @@ from conformer_fast.kernels.chips import CHIPS, assuming
 from conformer_fast.model import functional as CF
 from conformer_fast.model.precision import FORMATS
 
-SAMPLES = [*LINEAR, *CONV3X3, *FCU_DOWN, *STEM]
+SAMPLES = [*LINEAR, *CONV3X3, *WHOLE_ROWS, *STEM]
 EACH = pytest.mark.parametrize("sample", SAMPLES, ids=str)
-SOME = [SAMPLES[index] for index in (6, 14, 15, 19, 23, 28, 31, 37, -6)]  # small ones, of each operation
+SOME = [SAMPLES[index] for index in (5, 13, 14, 18, 22, 27, 30, 36, 41, -6)]  # small ones, of each operation
 SOME_OF_THEM = pytest.mark.parametrize("sample", SOME, ids=str)
 PRECISION = pytest.mark.parametrize("precision", FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -54,8 +54,8 @@ def test_error_in_fp8(sample):
     check(sample.operation, stored(sample, "fp8"), floor=TIES)
 
 
-@pytest.mark.parametrize("sample", [SAMPLES[5], SAMPLES[8]], ids=str)
-def test_error_after_a_norm_in_fp8(sample):
+@pytest.mark.parametrize("sample", [SAMPLES[4], SAMPLES[7]], ids=str)
+def test_error_of_rows_in_fp32_in_fp8(sample):
     check(sample.operation, stored(sample, "fp8"), floor=TIES)
 
 
@@ -118,7 +118,7 @@ def test_integers_are_summed_as_integers():
         assert plan.launch(tile).item() == 1
 
 
-@pytest.mark.parametrize("sample", [SAMPLES[9], STEM[3]], ids=str)
+@pytest.mark.parametrize("sample", [SAMPLES[8], STEM[3]], ids=str)
 @PRECISION
 def test_nan_reaches_the_result_in_fp8_alone(precision, sample):
     """INT8 has no number for it."""
