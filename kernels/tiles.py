@@ -74,8 +74,11 @@ def for_matmul(
         if element_size == 1 and row_size == 4 and not chip.reads_shared and n == 128 and warps == 4:
             continue  # a thread's rows in fp32 and its sums take more registers than there are
         step = k * (m * row_size + n * element_size)
-        room = chip.shared - 2048 - (0 if plain else m * k * element_size)  # an operand on its way through registers
-        buffers = min(4, room // step)
+        through = 0 if plain else m * k * element_size  # an operand on its way through registers
+        buffers = min(4, (chip.shared - 2048 - through) // step, ceil_div(run, k) * (K // run) + 1)
+        if chip.reads_shared and buffers == 4 and ceil_div(M, m) * ceil_div(N, n) > chip.sms:
+            with_3, with_4 = ((chip.shared + 1024) // (count * step + through + 2048) for count in (3, 4))
+            buffers = 3 if with_3 > with_4 == 1 else 4  # a second block hides more than a fourth step
         stages = buffers if chip.reads_shared else buffers + 1
         tiles.append(Tile(m, n, k, warps, min(4, stages)))
     return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip, element_size, row_size)))
