@@ -9,6 +9,7 @@ What is assumed, beside the ceilings that docs/performance.md names:
 - A step takes as long as the longest of its instructions, its products and what it loads from the L2 cache. One that
   waits for its own products takes its instructions and its products in turn, and 160 cycles of barriers.
 - What stands outside of loops waits for one load and overlaps with nothing of its own block.
+- A multiprocessor loads 64 bytes a cycle, all of them together what the L2 cache gives.
 - Blocks on the same multiprocessor share what it issues, multiplies and loads. All multiprocessors get the same number.
 
 An operation takes no less than its floor (roofline.py), and each of its launches the gap between two kernels more.
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product, starmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import triton
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CLOCK = 1.755e9  # cycles a second
 ISSUED = 4  # instructions a cycle of a multiprocessor
+LOADED = 64  # bytes a cycle of a multiprocessor
 ARRIVES = 700  # cycles
 AWAITED = 160  # cycles of a step whose products are waited for, beside them and its instructions
 REGISTERS, WARPS, BLOCKS = 65536, 64, 32  # of a multiprocessor
@@ -76,8 +78,8 @@ class Estimate:
 
     @property
     def cells(self) -> tuple[Any, ...]:
-        """Of a line of LINES: of the last launch, and of the loop of it that multiplies."""
-        row = self.rows[-1]
+        """Of a line of LINES: of the longest launch, and of the loop of it that multiplies."""
+        row = max(self.rows, key=busy)
         step = step_of(row)
         return (
             row.problem,
@@ -109,27 +111,17 @@ def occupancy(row: Row) -> int:
     return min(REGISTERS // registers, (CHIP.shared + 1024) // (row.shared + 1024), WARPS // warps, BLOCKS)
 
 
-@dataclass(frozen=True)
-class Work:
-    """Of a block, in cycles of its multiprocessor: to issue, to multiply and to load from the L2 cache."""
+class Work(NamedTuple):
+    """Of a block, in cycles of its multiprocessor: to issue, to multiply and to load."""
 
     issuing: float
     multiplying: float
     loading: float
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.issuing + other.issuing, self.multiplying + other.multiplying, self.loading + other.loading)
 
-
-def work_of(part: Part, warps: int, precision: str, times: int = 1) -> Work:
-    flops, loaded = (
-        rate / (CHIP.sms * CLOCK) for rate in (CEILINGS.flops_per_second[precision], CEILINGS.l2_bytes_per_second)
-    )
-    return Work(
-        times * part.instructions * warps / ISSUED,
-        times * part.flops * warps / flops,
-        times * part.loaded * warps / loaded,
-    )
+def work_of(part: Part, warps: int, precision: str) -> Work:
+    flops = CEILINGS.flops_per_second[precision] / (CHIP.sms * CLOCK)
+    return Work(part.instructions * warps / ISSUED, part.flops * warps / flops, part.loaded * warps / LOADED)
 
 
 def busy(row: Row) -> float:
@@ -139,8 +131,8 @@ def busy(row: Row) -> float:
     loops = row.code.loops
     times = row.iterations * len(loops) if len(row.iterations) == 1 else row.iterations
     outside = row.code.outside._replace(loaded=row.code.outside.loaded - row.code.outside.asynchronous)
-    whole = work_of(outside, warps, precision)
-    alone = ARRIVES + max(whole.issuing, 2 * outside.instructions) + whole.multiplying
+    works = [(work_of(outside, warps, precision), 1)]
+    alone = ARRIVES + max(works[0][0].issuing, 2 * outside.instructions) + works[0][0].multiplying
     for part, count in zip(loops, times, strict=True):
         work = work_of(part, warps, precision)
         issuing = max(work.issuing, 2 * part.instructions)
@@ -153,11 +145,11 @@ def busy(row: Row) -> float:
         elif part.loaded:
             step += ARRIVES
         alone += count * step
-        whole += work_of(part, warps, precision, count)
-    held = occupancy(row)
-    blocks = ceil_div(row.blocks, CHIP.sms)
-    shared = blocks * max(whole.issuing, whole.multiplying, whole.loading)
-    return max(ceil_div(blocks, held) * alone, shared) / CLOCK
+        works.append((work, count))
+    issuing, multiplying, loading = (sum(count * work[kind] for work, count in works) for kind in range(3))
+    rounds, blocks = ceil_div(row.blocks, CHIP.sms * occupancy(row)), ceil_div(row.blocks, CHIP.sms)
+    from_cache = row.blocks * loading * LOADED / CEILINGS.l2_bytes_per_second
+    return max(max(rounds * alone, blocks * max(issuing, multiplying, loading)) / CLOCK, from_cache)
 
 
 def precision_of(problem: str) -> str:

@@ -1,4 +1,8 @@
-"""relu(x weight^T + bias + residual) at every stride-th pixel of a map: a product whose rows are pixels (linear.py)."""
+"""relu(x weight^T + bias + residual) at every stride-th pixel of a map: a product whose rows are pixels (linear.py).
+
+FCU-up's token_map (B, H / S * W / S, K') is added on the way out, entry [h // S, w // S] at pixel [h, w]: its upsampled
+form is never written.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ def plan_conv1x1(
     stride: int = 1,
     relu: bool = True,
     residual: Tensor | None = None,
+    token_map: Tensor | None = None,
+    token_stride: int = 1,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     addend_scale: Tensor | None = None,
@@ -34,5 +40,7 @@ def plan_conv1x1(
         dtype=bias.dtype,
         relu=relu,
         residual=residual,
+        token_map=token_map,
+        token_stride=token_stride,
         scales=Scales(input_scale, weight_scale, addend_scale),
     )

@@ -1,8 +1,7 @@
-"""out[b, h, w] = relu(sum over the 9 taps of (x + upsampled token_map)[b, h s + dy, w s + dx] weight[tap]^T + bias).
+"""out[b, h, w] = relu(sum over the 9 taps of x[b, h s + dy, w s + dx] weight[tap]^T + bias).
 
 x: (B, H, W, K), zero outside; weight: (K', 3, 3, K); out: (B, H', W', K'). An implicit matrix product: a row is a pixel
-of out, the sum runs over 9 K. FCU-up's token_map (B, H / S * W / S, K) is read at [h // S, w // S] and added on the way
-into the product, so its upsampled form is never written. Where the weight is in 8 bits, x is rounded there too.
+of out, the sum runs over 9 K. Where the weight is in 8 bits, x is rounded on the way into the product.
 
 With POOL > 1 the rows of the product are ordered by token: POOL * POOL adjacent rows are one token's pixels, and their
 mean leaves as a second output (B, H' / POOL, W' / POOL, K'), which is all that FCU-down needs of the map.
@@ -29,7 +28,6 @@ def conv3x3_kernel(
     bias_ptr,  # in  (N,)
     input_scale_ptr,  # in  scalar, if SCALED
     weight_scale_ptr,  # in  (N,), if SCALED
-    token_map_ptr,  # in  (B, H / TOKEN_STRIDE * W / TOKEN_STRIDE, K), if TOKEN_STRIDE
     out_ptr,  # out (B, height, width, N)
     pooled_ptr,  # out (B, height / POOL, width / POOL, N), if POOL > 1
     M,  # B * height * width
@@ -40,7 +38,6 @@ def conv3x3_kernel(
     height,  # rows of out
     width,  # columns of out
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
-    TOKEN_STRIDE: tl.constexpr,  # S, pixels of x per token side; 0: no token_map
     SCALED: tl.constexpr,  # the weight is in 8 bits
     WAIT: tl.constexpr,  # finish the product of each step before the next (`launch.must_wait`)
     POOL: tl.constexpr,  # pixels of out per token side that are averaged; 1: no second output
@@ -63,8 +60,6 @@ def conv3x3_kernel(
     n_mask = n < N
     x_image = x_ptr + image * H * W * K
     weight_rows = weight_ptr + n[None, :] * (9 * K)
-    if TOKEN_STRIDE > 0:
-        token_image = token_map_ptr + image * (H // TOKEN_STRIDE) * (W // TOKEN_STRIDE) * K
 
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
@@ -79,10 +74,6 @@ def conv3x3_kernel(
         inside = m_mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         x_mask = inside[:, None] & (channel[None, :] < K)
         x = tl.load((x_image + (h * W + w) * K)[:, None] + channel[None, :], mask=x_mask, other=0.0)
-        if TOKEN_STRIDE > 0:
-            entry = h // TOKEN_STRIDE * (W // TOKEN_STRIDE) + w // TOKEN_STRIDE
-            added = tl.load((token_image + entry * K)[:, None] + channel[None, :], mask=x_mask, other=0.0)
-            x = (x.to(tl.float32) + added.to(tl.float32)).to(x.dtype)
         weight_mask = (channel[:, None] < K) & n_mask[None, :]
         weight = tl.load(weight_rows + (tap * K + channel)[:, None], mask=weight_mask, other=0.0)
         if SCALED:
@@ -111,14 +102,12 @@ def plan_conv3x3(
     weight: Tensor,
     bias: Tensor,
     stride: int = 1,
-    token_map: Tensor | None = None,
-    token_stride: int = 1,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.conv3x3."""
     scales = Scales(input_scale, weight_scale)
-    return _plan("conv3x3", feature_map, weight, bias, stride, token_map, token_stride, 1, scales)
+    return _plan("conv3x3", feature_map, weight, bias, stride, 1, scales)
 
 
 def plan_conv3x3_pool(
@@ -132,7 +121,7 @@ def plan_conv3x3_pool(
 ) -> Plan:
     """Arguments and result: functional.conv3x3_pool."""
     scales = Scales(input_scale, weight_scale)
-    return _plan("conv3x3_pool", feature_map, weight, bias, stride, None, 1, pool_stride, scales)
+    return _plan("conv3x3_pool", feature_map, weight, bias, stride, pool_stride, scales)
 
 
 def _plan(
@@ -141,8 +130,6 @@ def _plan(
     weight: Tensor,
     bias: Tensor,
     stride: int,
-    token_map: Tensor | None,
-    token_stride: int,
     pool: int,
     scales: Scales,
 ) -> Plan:
@@ -150,17 +137,16 @@ def _plan(
     (B, H, W, K), N = feature_map.shape, weight.shape[0]
     height, width = ceil_div(H, stride), ceil_div(W, stride)
     M = B * height * width
-    computed = token_map is not None or scales.weight is not None  # on the way into the product
     tiles = tiles_module.for_matmul(
         M,
         N,
         9 * K,
         chip_of(weight.device),
         element_size=weight.element_size(),
-        row_size=feature_map.element_size() * (1 if token_map is None else 2),
+        row_size=feature_map.element_size(),
         run=K,
-        most=32 if scales.weight is not None and token_map is not None else 64,  # registers hold all its pointers
-        plain=pool == 1 and not computed,
+        most=64,  # registers hold all its pointers
+        plain=pool == 1 and scales.weight is None,
     )
     tiles = tuple(tile for tile in tiles if tile.m % pool**2 == 0)
 
@@ -176,7 +162,6 @@ def _plan(
             x_ptr=feature_map,
             weight_ptr=prepared(weight, lambda weight: weight.permute(0, 2, 3, 1).contiguous()),
             bias_ptr=bias.contiguous(),
-            token_map_ptr=bias if token_map is None else token_map.contiguous(),
             out_ptr=out,
             pooled_ptr=pooled,
             M=M,
@@ -187,8 +172,7 @@ def _plan(
             height=height,
             width=width,
             STRIDE=stride,
-            TOKEN_STRIDE=0 if token_map is None else token_stride,
-            WAIT=must_wait(weight, computed),
+            WAIT=must_wait(weight, scales.weight is not None),
             POOL=pool,
             PRECISION=dot_precision(),
             BLOCK_M=tile.m,
@@ -199,7 +183,7 @@ def _plan(
         return out if pooled is out else (out, pooled)
 
     words = [operation, product_type(weight, bias), f"B{B} H{H} W{W} N{N} K{K} stride{stride}"]
-    words += [f"tokens{token_stride}"] * (token_map is not None) + [f"pool{pool}"] * (pool > 1)
+    words += [f"pool{pool}"] * (pool > 1)
     unsupported = unsupported_dtype(weight, scales)
     if operation == "conv3x3_pool":
         unsupported = unsupported or _unsupported_pool(height, width, pool)

@@ -1,7 +1,7 @@
 """Feature Coupling Unit, transformer to CNN, at token resolution: relu(tokens[:, 1:] weight^T + bias).
 
-A product whose rows skip the class tokens (linear.py). The upsampled map is never written: conv3x3 reads entry
-[h // S, w // S] for pixel [h, w].
+A product whose rows skip the class tokens (linear.py). The upsampled map is never written: the 1x1 convolution of the
+fusion block adds entry [h // S, w // S] to its pixel [h, w] (conv1x1.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""out[m, :] = relu(gelu(x[m, :] weight^T + bias) + residual[m, :]), each part optional.
+"""out[m, :] = relu(gelu(x[m, :] weight^T + bias) + residual[m, :]) + token_map[token of m, :], each part optional.
 
 x: M rows of K, weight: (N, K), out: M rows of N. It is every product of the network: the token projections
 (`plan_linear`), the 1x1 convolutions (conv1x1.py), FCU-up (fcu_up.py) and the patch embedding (patch_embed.py), which
@@ -39,6 +39,7 @@ def linear_kernel(
     weight_ptr,  # in  (N, K)
     bias_ptr,  # in  (N,)
     residual_ptr,  # in  (M, N), if RESIDUAL
+    token_map_ptr,  # in  (images, rows_per_image / TOKEN_STRIDE ** 2, N), if TOKEN_STRIDE
     input_scale_ptr,  # in  scalar, if SCALED
     weight_scale_ptr,  # in  (N,), if SCALED
     addend_scale_ptr,  # in  scalar, if ADDEND_SCALED
@@ -55,6 +56,7 @@ def linear_kernel(
     GELU: tl.constexpr,  # GELU of product and bias
     RESIDUAL: tl.constexpr,  # then add the residual
     RELU: tl.constexpr,  # then ReLU
+    TOKEN_STRIDE: tl.constexpr,  # then add the token map, rows (pixels) per token side; 0: there is none
     DENSE: tl.constexpr,  # row m starts at m * stride_column
     SCALED: tl.constexpr,  # the weight is in 8 bits
     ADDEND_SCALED: tl.constexpr,  # round the residual to 8 bits
@@ -112,6 +114,13 @@ def linear_kernel(
         acc += residual.to(tl.float32)
     if RELU:
         acc = relu(acc)
+    if TOKEN_STRIDE > 0:
+        pixel = row % rows_per_image
+        across = width // TOKEN_STRIDE
+        token = row // rows_per_image * (rows_per_image // (TOKEN_STRIDE * TOKEN_STRIDE))
+        token += pixel // width // TOKEN_STRIDE * across + pixel % width // TOKEN_STRIDE
+        entry = token_map_ptr + token[:, None] * N + n[None, :]
+        acc += tl.load(entry, mask=m_mask & n_mask, other=0.0).to(tl.float32)
     if SKIP_CLASS:
         row += row // rows_per_image + 1
     tl.store(out_ptr + row[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
@@ -152,6 +161,8 @@ def plan_product(
     gelu: bool = False,
     relu: bool = False,
     residual: Tensor | None = None,
+    token_map: Tensor | None = None,
+    token_stride: int = 1,
     skip_class: bool = False,
     scales: Scales,
 ) -> Plan:
@@ -165,7 +176,9 @@ def plan_product(
         element_size=weight.element_size(),
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
-        plain=rows.dense and not (gelu or residual is not None) and rows.tensor.dtype == weight.dtype,
+        plain=rows.dense
+        and not (gelu or residual is not None or token_map is not None)
+        and rows.tensor.dtype == weight.dtype,
     )
 
     def run(tile: Tile) -> Tensor:
@@ -178,6 +191,7 @@ def plan_product(
             weight_ptr=weight.contiguous(),
             bias_ptr=bias.contiguous(),
             residual_ptr=bias if residual is None else residual.contiguous(),
+            token_map_ptr=bias if token_map is None else token_map.contiguous(),
             addend_scale_ptr=bias if scales.addend is None else scales.addend,
             out_ptr=result,
             M=M,
@@ -192,6 +206,7 @@ def plan_product(
             GELU=gelu,
             RESIDUAL=residual is not None,
             RELU=relu,
+            TOKEN_STRIDE=0 if token_map is None else token_stride,
             DENSE=rows.dense,
             ADDEND_SCALED=scales.addend is not None,
             SEGMENT=rows.segment,
@@ -207,6 +222,7 @@ def plan_product(
 
     parts = {"strided": not rows.dense, "gelu": gelu, "residual": residual is not None, "relu": relu}
     words = [operation, product_type(weight, bias), f"M{M} N{N} K{K}", *filter(parts.get, parts)]
+    words += [f"tokens{token_stride}"] * (token_map is not None)
     return Plan(" ".join(words), unsupported_dtype(weight, scales), tiles, run)
 
 

@@ -11,6 +11,13 @@ def patch_embed_sample(label: str, stem_map: tuple[int, int, int, int], C: int, 
     return Sample(label, "patch_embed", arguments)
 
 
+def coupled_sample(B: int, h: int, w: int, S: int, K: int, N: int, stride: int = 1) -> Sample:
+    """A map of h x w tokens, to which their entries are added."""
+    feature_map = shape(B, h * S * stride, w * S * stride, K)
+    arguments = feature_map, shape(N, K), shape(N), stride, True, None, shape(B, h * w, N), S
+    return Sample(f"B{B}-{h}x{w}-tokens{S}-K{K}-stride{stride}", "conv1x1", arguments)
+
+
 LINEAR = [
     Sample("plain", "linear", (shape(3, 5, 24), shape(20, 24), shape(20))),
     Sample("one-row", "linear", (shape(1, 1, 24), shape(20, 24), shape(20))),
@@ -30,6 +37,11 @@ LINEAR = [
     Sample("strided", "conv1x1", (shape(3, 5, 7, 40), shape(33, 40), shape(33), 2, False)),
     Sample("residual", "conv1x1", (shape(3, 8, 8, 16), shape(64, 16), shape(64), 1, True, shape(3, 8, 8, 64))),
     Sample("strided-residual", "conv1x1", (shape(3, 5, 8, 6), shape(10, 6), shape(10), 2, True, shape(3, 3, 4, 10))),
+    coupled_sample(3, 2, 3, 4, 24, 33),
+    coupled_sample(1, 3, 1, 2, 40, 20),
+    coupled_sample(3, 1, 1, 1, 16, 16),
+    coupled_sample(1, 1, 2, 8, 6, 10),
+    coupled_sample(2, 2, 1, 3, 6, 10, stride=2),
     Sample("N9", "fcu_up", (fine(3, 10, 48), shape(20, 48), shape(20))),
     Sample("N1", "fcu_up", (shape(1, 2, 24), shape(6, 24), shape(6))),
     patch_embed_sample("4x4", (2, 8, 12, 10), 24, 4),
@@ -41,12 +53,6 @@ LINEAR = [
 def _plain(B, H, W, K, N, stride):
     label = f"B{B}-{H}x{W}-K{K}-N{N}-stride{stride}"
     return Sample(label, "conv3x3", (shape(B, H, W, K), shape(N, K, 3, 3), shape(N), stride))
-
-
-def _coupled(B, h, w, S, K, N, stride):
-    label = f"B{B}-{h}x{w}-tokens{S}-K{K}-stride{stride}"
-    arguments = (shape(B, h * S, w * S, K), shape(N, K, 3, 3), shape(N), stride, shape(B, h * w, K), S)
-    return Sample(label, "conv3x3", arguments)
 
 
 def _pooled(B, h, w, S, K, N, stride):
@@ -61,11 +67,6 @@ CONV3X3 = [
     _plain(3, 5, 7, 6, 10, 2),
     _plain(1, 4, 9, 33, 40, 2),
     _plain(1, 6, 6, 96, 70, 1),
-    _coupled(3, 2, 3, 4, 24, 33, 1),
-    _coupled(1, 3, 1, 2, 40, 20, 2),
-    _coupled(3, 1, 1, 1, 16, 16, 1),
-    _coupled(1, 1, 2, 8, 6, 10, 1),
-    _coupled(1, 2, 1, 3, 6, 10, 2),
     _pooled(3, 2, 3, 4, 24, 20, 1),
     _pooled(1, 1, 3, 8, 6, 10, 1),
     _pooled(3, 3, 5, 2, 40, 70, 1),

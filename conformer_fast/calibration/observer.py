@@ -1,5 +1,5 @@
-"""What the products of an inference model read, as they multiply it: after the layer norm, with FCU-up's map added,
-pooled for FCU-down. The heads and what attention multiplies are not among them."""
+"""What the products of an inference model read, as they multiply it. The heads and what attention multiplies are not
+among them."""
 
 from __future__ import annotations
 
@@ -97,18 +97,14 @@ def _conv1x1(feature_map, residual, **_):
         yield residual
 
 
-def _conv3x3(feature_map, token_map=None, token_stride=1, **_):
-    yield feature_map if token_map is None else functional.with_token_map(feature_map, token_map, token_stride)
-
-
 # What the product of each operation reads, from the operation's arguments; then what it adds.
 _READ: dict[str, Callable[..., Iterable[Tensor]]] = {
     "stem": lambda images, **_: [images],
     "linear": lambda x, **_: [x],
     "linear_norm": lambda x, **_: [x],
     "conv1x1": _conv1x1,
-    "conv3x3": _conv3x3,
-    "conv3x3_pool": _conv3x3,
+    "conv3x3": lambda feature_map, **_: [feature_map],
+    "conv3x3_pool": lambda feature_map, **_: [feature_map],
     "patch_embed": lambda stem_map, **_: [stem_map],
     "fcu_down": lambda feature_map, stride, **_: [functional.average(feature_map, stride)],
     "fcu_up": lambda tokens, **_: [tokens[:, 1:]],

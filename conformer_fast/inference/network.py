@@ -3,7 +3,8 @@
 1. Batch norms are folded into the convolution before them (`fold_batch_norm`).
 2. FCU-down pools before its 1x1 projection: both are linear, so they commute, and S * S fewer products remain. The
    convolution before it returns its map pooled too.
-3. FCU-up projects and activates at token resolution; no upsampled map is written, conv3x3 reads [h // S, w // S].
+3. FCU-up projects and activates at token resolution; no upsampled map is written: the 1x1 convolution that makes the
+   map which it is added to reads its entry [h // S, w // S] for pixel [h, w].
 4. The attention scale is folded into the query rows of the joint projection (`fold_attention_scale`).
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
 6. Only the class row of the last token norm is computed.
@@ -261,11 +262,12 @@ class InferenceBottleneck(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         return self.expand(self.spatial(self.reduce(feature_map)), feature_map)
 
-    def reduce(self, feature_map: Tensor) -> Tensor:
-        return ops.conv1x1(feature_map, *self.conv1(), **self.conv1.scales())
+    def reduce(self, feature_map: Tensor, token_map: Tensor | None = None, token_stride: int = 1) -> Tensor:
+        weights, scales = self.conv1(), self.conv1.scales()
+        return ops.conv1x1(feature_map, *weights, token_map=token_map, token_stride=token_stride, **scales)
 
-    def spatial(self, inner: Tensor, token_map: Tensor | None = None, token_stride: int = 1) -> Tensor:
-        return ops.conv3x3(inner, *self.conv2(), self.stride, token_map, token_stride, **self.conv2.scales())
+    def spatial(self, inner: Tensor) -> Tensor:
+        return ops.conv3x3(inner, *self.conv2(), self.stride, **self.conv2.scales())
 
     def spatial_and_pooled(self, inner: Tensor, token_stride: int) -> tuple[Tensor, Tensor]:
         """`spatial` and its mean over each token's pixels, which FCU-down reads."""
@@ -326,13 +328,12 @@ class InferenceBlock(nn.Module):
         inner, pooled = self.cnn_block.spatial_and_pooled(inner, self.token_stride)
         with beside():
             cnn_map = self.cnn_block.expand(inner, feature_map)
-            fusion = self.fusion_block.reduce(cnn_map)
         down, normed = self.down(pooled, tokens, self.trans_block.norm1)
         tokens = self.trans_block(down, normed)
         up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
         join()
-        fusion = self.fusion_block.spatial(fusion, up, self.token_stride)
-        return self.fusion_block.expand(fusion, cnn_map), tokens, down, up
+        fusion = self.fusion_block.reduce(cnn_map, up, self.token_stride)
+        return self.fusion_block.expand(self.fusion_block.spatial(fusion), cnn_map), tokens, down, up
 
 
 class InferenceFCUDown(nn.Module):

@@ -108,6 +108,8 @@ def conv1x1(
     stride=1,
     relu=True,
     residual=None,
+    token_map=None,
+    token_stride=1,
     input_scale=None,
     weight_scale=None,
     addend_scale=None,
@@ -116,7 +118,7 @@ def conv1x1(
 
 
 @_operator
-def conv3x3(feature_map, weight, bias, stride=1, token_map=None, token_stride=1, input_scale=None, weight_scale=None):
+def conv3x3(feature_map, weight, bias, stride=1, input_scale=None, weight_scale=None):
     return _convolved(feature_map, weight, stride)
 
 

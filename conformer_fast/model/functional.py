@@ -134,15 +134,22 @@ def conv1x1(
     stride: int = 1,
     relu: bool = True,
     residual: Tensor | None = None,
+    token_map: Tensor | None = None,
+    token_stride: int = 1,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     addend_scale: Tensor | None = None,
 ) -> Tensor:
-    """relu(x weight^T + bias + residual) at every stride-th pixel. (B, H, W, K), (K', K) -> (B, H', W', K')."""
+    """relu(x weight^T + bias + residual) + upsampled token_map at every stride-th pixel.
+
+    (B, H, W, K), (K', K) -> (B, H', W', K'). token_map (B, N, K'), N = H' / S * W' / S, is what FCU-up makes: its entry
+    [h // S, w // S] is added at pixel [h, w], S = token_stride.
+    """
     out = _product(F.linear, feature_map[:, ::stride, ::stride], weight, bias, input_scale, weight_scale)
     if residual is not None:
         out = out + (residual if addend_scale is None else through_8_bits(residual, addend_scale, weight.dtype))
-    return F.relu(out) if relu else out
+    out = F.relu(out) if relu else out
+    return out if token_map is None else _with_token_map(out, token_map, token_stride)
 
 
 def conv3x3(
@@ -150,21 +157,15 @@ def conv3x3(
     weight: Tensor,
     bias: Tensor,
     stride: int = 1,
-    token_map: Tensor | None = None,
-    token_stride: int = 1,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
 ) -> Tensor:
-    """relu(conv(x + upsampled token_map) + bias), padding 1. (B, H, W, K), (K', K, 3, 3) -> (B, H', W', K').
-
-    token_map (B, N, K), N = H / S * W / S, adds its entry [h // S, w // S] at pixel [h, w], S = token_stride.
-    """
-    x = feature_map if token_map is None else with_token_map(feature_map, token_map, token_stride)
-    out = _product(F.conv2d, _nchw(x), weight, bias, input_scale, weight_scale, stride=stride, padding=1)
+    """relu(conv(x) + bias), padding 1. (B, H, W, K), (K', K, 3, 3) -> (B, H', W', K')."""
+    out = _product(F.conv2d, _nchw(feature_map), weight, bias, input_scale, weight_scale, stride=stride, padding=1)
     return _nhwc(F.relu(out))
 
 
-def with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:
+def _with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:
     """feature_map (B, H, W, K) plus, at each pixel, its token's entry of token_map (B, N, K)."""
     B, H, W, K = feature_map.shape
     S = stride
@@ -182,7 +183,7 @@ def conv3x3_pool(
     weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """conv3x3 and its average over S x S pixels, which FCU-down reads: (B, H', W', K'), (B, H' / S, W' / S, K')."""
-    out = conv3x3(feature_map, weight, bias, stride, None, 1, input_scale, weight_scale)
+    out = conv3x3(feature_map, weight, bias, stride, input_scale, weight_scale)
     return out, average(out, pool_stride)
 
 
@@ -228,7 +229,7 @@ def fcu_up(
     weight_scale: Tensor | None = None,
 ) -> Tensor:
     """Feature Coupling Unit, transformer to CNN, at token resolution: relu(tokens weight^T + bias) without the class
-    token; its consumer (conv3x3) repeats each entry. (B, T, C), (K, C) -> (B, N, K)."""
+    token; its consumer (conv1x1) repeats each entry. (B, T, C), (K, C) -> (B, N, K)."""
     return F.relu(_product(F.linear, tokens[:, 1:], weight, bias, input_scale, weight_scale))
 
 

@@ -205,6 +205,8 @@ def _conv1x1(
     stride=1,
     relu=True,
     residual=None,
+    token_map=None,
+    token_stride=1,
     input_scale=None,
     weight_scale=None,
     addend_scale=None,
@@ -212,33 +214,33 @@ def _conv1x1(
     out = w.convolve(feature_map, weight, bias, input_scale, weight_scale, strides=[stride, stride])
     if residual is not None:
         out = w.add(out, w.quantized(residual, addend_scale, weight.dtype))
-    return w.node("Relu", [out]) if relu else out
+    out = w.node("Relu", [out]) if relu else out
+    return out if token_map is None else _with_token_map(w, out, token_map, token_stride, weight.shape[0])
 
 
-def _conv3x3(
-    w, feature_map, weight, bias, stride=1, token_map=None, token_stride=1, input_scale=None, weight_scale=None
-):
-    if token_map is not None:
-        S = token_stride
-        grid = w.node("Div", [w.shape(feature_map, start=2, end=4), [S]])  # H / S, W / S
-        shape = w.node("Concat", [[0, weight.shape[1]], grid], axis=0)
-        addition = w.node("Reshape", [w.node("Transpose", [token_map], perm=[0, 2, 1]), shape])  # (B, K, H / S, W / S)
-        if S > 1:
-            scales = torch.tensor([1.0, 1.0, S, S], dtype=torch.float32, device="cpu")
-            addition = w.node(
-                "Resize",
-                [addition, "", scales],
-                mode="nearest",
-                coordinate_transformation_mode="asymmetric",
-                nearest_mode="floor",
-            )
-        feature_map = w.node("Add", [feature_map, addition])
+def _with_token_map(w, feature_map, token_map, stride, channels):
+    grid = w.node("Div", [w.shape(feature_map, start=2, end=4), [stride]])  # H / S, W / S
+    shape = w.node("Concat", [[0, channels], grid], axis=0)
+    addition = w.node("Reshape", [w.node("Transpose", [token_map], perm=[0, 2, 1]), shape])  # (B, K, H / S, W / S)
+    if stride > 1:
+        scales = torch.tensor([1.0, 1.0, stride, stride], dtype=torch.float32, device="cpu")
+        addition = w.node(
+            "Resize",
+            [addition, "", scales],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+    return w.node("Add", [feature_map, addition])
+
+
+def _conv3x3(w, feature_map, weight, bias, stride=1, input_scale=None, weight_scale=None):
     options = {"strides": [stride, stride], "pads": [1, 1, 1, 1]}
     return w.node("Relu", [w.convolve(feature_map, weight, bias, input_scale, weight_scale, **options)])
 
 
 def _conv3x3_pool(w, feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
-    out = _conv3x3(w, feature_map, weight, bias, stride, None, 1, input_scale, weight_scale)
+    out = _conv3x3(w, feature_map, weight, bias, stride, input_scale, weight_scale)
     return out, _average(w, out, pool_stride)
 
 

@@ -145,7 +145,7 @@ def test_fcu_up_stays_at_token_resolution(token_stride, conv_stride, grid):
     token_map = CF.fcu_up(tokens, weight.flatten(1), bias)
     assert token_map.shape == (2, h * w, 6)
     ours = InferenceBottleneck(bottleneck)
-    inner = ours.spatial(ours.reduce(nhwc(feature_map)), token_map, S)
+    inner = ours.spatial(ours.reduce(nhwc(feature_map), token_map, S))
     assert_same(nchw(inner), expected_inner)
     assert_same(nchw(ours.expand(inner, nhwc(feature_map))), expected_map)
 

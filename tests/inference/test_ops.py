@@ -68,20 +68,26 @@ def _linear_samples() -> list[Sample]:
 
 def _conv3x3_samples() -> list[Sample]:
     weight, bias = shape(10, 6, 3, 3), shape(10)
-    plain = [
+    return [
         Sample(f"B{B}-{H}x{W}-stride{stride}", "conv3x3", (shape(B, H, W, 6), weight, bias, stride))
         for B, H, W in [(3, 5, 7), (1, 1, 1), (1, 4, 9)]
         for stride in (1, 2)
     ]
-    coupled = [
+
+
+def _coupled_samples() -> list[Sample]:
+    """Of the 1x1 convolution that adds FCU-up's map."""
+    return [
         Sample(
             f"B{B}-{h}x{w}-tokens-{S}-stride{stride}",
-            "conv3x3",
-            (shape(B, h * S, w * S, 6), weight, bias, stride, shape(B, h * w, 6), S),
+            "conv1x1",
+            (
+                shape(B, h * S * stride, w * S * stride, 6),
+                *(shape(10, 6), shape(10), stride, True, None, shape(B, h * w, 10), S),
+            ),
         )
         for B, h, w, S, stride in [(3, 2, 3, 4, 1), (1, 3, 1, 2, 2), (3, 1, 1, 1, 1), (1, 1, 2, 8, 1), (1, 2, 1, 3, 2)]
     ]
-    return plain + coupled
 
 
 NORM = (shape(24), shape(24), 1e-5)  # weight, bias and eps of tokens
@@ -102,6 +108,7 @@ SAMPLES = [
     Sample("residual", "conv1x1", (shape(1, 5, 7, 6), shape(10, 6), shape(10), 1, True, shape(1, 5, 7, 10))),
     Sample("strided-residual", "conv1x1", (shape(3, 5, 8, 6), shape(10, 6), shape(10), 2, True, shape(3, 3, 4, 10))),
     Sample("B1-1x1", "conv1x1", (shape(1, 1, 1, 6), shape(10, 6), shape(10), 2)),
+    *_coupled_samples(),
     *_conv3x3_samples(),
     *(
         Sample(

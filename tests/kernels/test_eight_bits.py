@@ -19,7 +19,7 @@ from conformer_fast.model.precision import FORMATS
 
 SAMPLES = [*LINEAR, *CONV3X3, *WHOLE_ROWS, *STEM]
 EACH = pytest.mark.parametrize("sample", SAMPLES, ids=str)
-SOME = [SAMPLES[index] for index in (5, 13, 14, 18, 22, 27, 30, 36, 41, -6)]  # small ones, of each operation
+SOME = [SAMPLES[index] for index in (5, 13, 17, 19, 23, 27, 30, 36, 41, -6)]  # small ones, of each operation
 SOME_OF_THEM = pytest.mark.parametrize("sample", SOME, ids=str)
 PRECISION = pytest.mark.parametrize("precision", FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

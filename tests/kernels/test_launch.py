@@ -81,11 +81,14 @@ def test_hopper_waits_for_products_of_computed_operands(chip):
     rows, weight, bias = shape(64, 64), shape(64, 64), shape(64)
     feature_map, kernel, tokens = shape(1, 8, 8, 16), shape(16, 16, 3, 3), shape(1, 16, 16)
     computed = [
-        Sample("", "linear", (rows, weight, bias, False, None, shape(64), shape(64), 1e-6)),
         Sample("", "linear", (fine(64, 64), weight, bias)),
-        Sample("", "conv3x3", (feature_map, kernel, shape(16), 1, tokens, 2)),
+        Sample("", "fcu_up", (fine(1, 5, 64), weight, bias)),
     ]
-    read = [Sample("", "linear", (rows, weight, bias)), Sample("", "conv3x3", (feature_map, kernel, shape(16), 1))]
+    read = [
+        Sample("", "linear", (rows, weight, bias)),
+        Sample("", "conv1x1", (feature_map, shape(16, 16), shape(16), 1, True, None, tokens, 2)),
+        Sample("", "conv3x3", (feature_map, kernel, shape(16), 1)),
+    ]
     with assuming(CHIPS[chip]):
         waits = [launches(s.operation, make(s, torch.float16))[0].arguments["WAIT"] for s in (*computed, *read)]
-    assert waits == [chip == 90] * 3 + [False] * 2
+    assert waits == [chip == 90] * len(computed) + [False] * len(read)
