@@ -45,10 +45,11 @@ def conv3x3_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PIECE: tl.constexpr,  # channels that are multiplied, and leave, at a time: a power of two that divides BLOCK_N
 ):
     blocks_n = tl.cdiv(N, BLOCK_N)
     m = tl.program_id(0) // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_n = tl.program_id(0) % blocks_n * BLOCK_N
     k = tl.arange(0, BLOCK_K)
     token = m // (POOL * POOL)
     across = width // POOL
@@ -57,13 +58,14 @@ def conv3x3_kernel(
     column = token % across * POOL + m % POOL
     image = image.to(tl.int64)
     m_mask = m < M
-    n_mask = n < N
     x_image = x_ptr + image * H * W * K
-    weight_rows = weight_ptr + n[None, :] * (9 * K)
 
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
-    sums = zero_sums(BLOCK_M, BLOCK_N, weight_ptr.dtype.element_ty)
+    PIECES: tl.constexpr = BLOCK_N // PIECE
+    sums: tl.tuple = ()
+    for _ in tl.static_range(PIECES):
+        sums += (zero_sums(BLOCK_M, PIECE, weight_ptr.dtype.element_ty),)
     steps = tl.cdiv(K, BLOCK_K)
     tl.assume(steps > 0)  # as in linear.py
     for step in range(9 * steps):
@@ -74,27 +76,35 @@ def conv3x3_kernel(
         inside = m_mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         x_mask = inside[:, None] & (channel[None, :] < K)
         x = tl.load((x_image + (h * W + w) * K)[:, None] + channel[None, :], mask=x_mask, other=0.0)
-        weight_mask = (channel[:, None] < K) & n_mask[None, :]
-        weight = tl.load(weight_rows + (tap * K + channel)[:, None], mask=weight_mask, other=0.0)
         if SCALED:
-            x = stored(x, inverse, weight.dtype)
-        sums = add_product(sums, x, weight, PRECISION)
-        if WAIT:
-            sums = tl.where(step < 9 * steps, sums, 0)
+            x = stored(x, inverse, weight_ptr.dtype.element_ty)
+        added: tl.tuple = ()
+        for i in tl.static_range(PIECES):
+            n = first_n + i * PIECE + tl.arange(0, PIECE)
+            weight_mask = (channel[:, None] < K) & (n < N)[None, :]
+            weight_rows = weight_ptr + n[None, :] * (9 * K)
+            weight = tl.load(weight_rows + (tap * K + channel)[:, None], mask=weight_mask, other=0.0)
+            piece = add_product(sums[i], x, weight, PRECISION)
+            if WAIT:
+                piece = tl.where(step < 9 * steps, piece, 0)
+            added += (piece,)
+        sums = added
 
-    acc = scaled(sums, input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums
-    acc += tl.load(bias_ptr + n, mask=n_mask, other=0.0).to(tl.float32)[None, :]
-    acc = relu(acc)
     pixel = (image * height + row) * width + column
-    mask = m_mask[:, None] & n_mask[None, :]
-    tl.store(out_ptr + pixel[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
-    if POOL > 1:
-        TOKENS: tl.constexpr = BLOCK_M // (POOL * POOL)
-        pooled = tl.sum(tl.reshape(acc, (TOKENS, POOL * POOL, BLOCK_N)), 1) / (POOL * POOL)
-        t = tl.program_id(0) // blocks_n * TOKENS + tl.arange(0, TOKENS)
-        mask = (t[:, None] < M // (POOL * POOL)) & n_mask[None, :]
-        t_row = t.to(tl.int64)[:, None] * N
-        tl.store(pooled_ptr + t_row + n[None, :], pooled.to(pooled_ptr.dtype.element_ty), mask=mask)
+    TOKENS: tl.constexpr = BLOCK_M // (POOL * POOL)
+    for i in tl.static_range(PIECES):
+        n = first_n + i * PIECE + tl.arange(0, PIECE)
+        acc = scaled(sums[i], input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums[i]
+        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        acc = relu(acc)
+        mask = m_mask[:, None] & (n < N)[None, :]
+        tl.store(out_ptr + pixel[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+        if POOL > 1:
+            pooled = tl.sum(tl.reshape(acc, (TOKENS, POOL * POOL, PIECE)), 1) / (POOL * POOL)
+            t = tl.program_id(0) // blocks_n * TOKENS + tl.arange(0, TOKENS)
+            mask = (t[:, None] < M // (POOL * POOL)) & (n < N)[None, :]
+            t_row = t.to(tl.int64)[:, None] * N
+            tl.store(pooled_ptr + t_row + n[None, :], pooled.to(pooled_ptr.dtype.element_ty), mask=mask)
 
 
 def plan_conv3x3(
@@ -146,7 +156,8 @@ def _plan(
         row_size=feature_map.element_size(),
         run=K,
         most=64,  # registers hold all its pointers
-        plain=pool == 1 and scales.weight is None,
+        computed=scales.weight is not None,
+        wide=((256, 64), (256, 96), (256, 128), (128, 192)) + ((128, 256),) * (pool == 1),
     )
     tiles = tuple(tile for tile in tiles if tile.m % pool**2 == 0)
 
@@ -178,6 +189,7 @@ def _plan(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
+            PIECE=tile.n & -tile.n,
             **scales.arguments(instead=bias),
         )
         return out if pooled is out else (out, pooled)

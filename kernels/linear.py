@@ -67,11 +67,12 @@ def linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PIECE: tl.constexpr,  # columns that are multiplied, and leave, at a time: a power of two that divides BLOCK_N
 ):
     # Blocks of one line of rows run next to each other, so that they share those rows in the cache.
     blocks_n = tl.cdiv(N, BLOCK_N)
     m = tl.program_id(0) // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_n = tl.program_id(0) % blocks_n * BLOCK_N
     k = tl.arange(0, BLOCK_K)
     row = m.to(tl.int64)
     if DENSE:
@@ -81,49 +82,61 @@ def linear_kernel(
         start = row // rows_per_image * stride_image
         start += pixel // width * stride_row + pixel % width * stride_column
     x_rows = x_ptr + start[:, None]
-    weight_rows = weight_ptr + n.to(tl.int64)[None, :] * K
     m_mask = m[:, None] < M
-    n_mask = n[None, :] < N
 
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
 
     tl.assume(K > 0)  # else Hopper's products wait for each other: a loop that may not run shares their registers
-    sums = zero_sums(BLOCK_M, BLOCK_N, weight_ptr.dtype.element_ty)
+    PIECES: tl.constexpr = BLOCK_N // PIECE
+    sums: tl.tuple = ()
+    for _ in tl.static_range(PIECES):
+        sums += (zero_sums(BLOCK_M, PIECE, weight_ptr.dtype.element_ty),)
     for k0 in range(0, K, BLOCK_K):
         k_mask = k < K - k0
         column = k0 + k
         if SEGMENT > 0:
             column = column // SEGMENT * stride_segment + column % SEGMENT
         x = tl.load(x_rows + column[None, :], mask=m_mask & k_mask[None, :], other=0.0)
-        weight = tl.load(weight_rows + (k0 + k)[:, None], mask=k_mask[:, None] & n_mask, other=0.0)
         if SCALED:
-            x = stored(x, inverse, weight.dtype)
-        sums = add_product(sums, x.to(weight.dtype), weight, PRECISION)
-        if WAIT:
-            sums = tl.where(k0 < K, sums, 0)
+            x = stored(x, inverse, weight_ptr.dtype.element_ty)
+        x = x.to(weight_ptr.dtype.element_ty)
+        added: tl.tuple = ()
+        for i in tl.static_range(PIECES):
+            n = first_n + i * PIECE + tl.arange(0, PIECE)
+            weight_rows = weight_ptr + n.to(tl.int64)[None, :] * K
+            weight = tl.load(weight_rows + (k0 + k)[:, None], mask=k_mask[:, None] & (n < N)[None, :], other=0.0)
+            piece = add_product(sums[i], x, weight, PRECISION)
+            if WAIT:
+                piece = tl.where(k0 < K, piece, 0)
+            added += (piece,)
+        sums = added
 
-    acc = scaled(sums, input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums
-    acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    if GELU:
-        acc = gelu(acc)
-    if RESIDUAL:
-        residual = tl.load(residual_ptr + row[:, None] * N + n[None, :], mask=m_mask & n_mask, other=0.0)
-        if ADDEND_SCALED:
-            residual = through_8_bits(residual, addend_scale_ptr, weight_ptr.dtype.element_ty)
-        acc += residual.to(tl.float32)
-    if RELU:
-        acc = relu(acc)
-    if TOKEN_STRIDE > 0:
-        pixel = row % rows_per_image
-        across = width // TOKEN_STRIDE
-        token = row // rows_per_image * (rows_per_image // (TOKEN_STRIDE * TOKEN_STRIDE))
-        token += pixel // width // TOKEN_STRIDE * across + pixel % width // TOKEN_STRIDE
-        entry = token_map_ptr + token[:, None] * N + n[None, :]
-        acc += tl.load(entry, mask=m_mask & n_mask, other=0.0).to(tl.float32)
+    out_row = row
     if SKIP_CLASS:
-        row += row // rows_per_image + 1
-    tl.store(out_ptr + row[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
+        out_row += row // rows_per_image + 1
+    for i in tl.static_range(PIECES):
+        n = first_n + i * PIECE + tl.arange(0, PIECE)
+        n_mask = n[None, :] < N
+        acc = scaled(sums[i], input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums[i]
+        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        if GELU:
+            acc = gelu(acc)
+        if RESIDUAL:
+            residual = tl.load(residual_ptr + row[:, None] * N + n[None, :], mask=m_mask & n_mask, other=0.0)
+            if ADDEND_SCALED:
+                residual = through_8_bits(residual, addend_scale_ptr, weight_ptr.dtype.element_ty)
+            acc += residual.to(tl.float32)
+        if RELU:
+            acc = relu(acc)
+        if TOKEN_STRIDE > 0:
+            pixel = row % rows_per_image
+            across = width // TOKEN_STRIDE
+            token = row // rows_per_image * (rows_per_image // (TOKEN_STRIDE * TOKEN_STRIDE))
+            token += pixel // width // TOKEN_STRIDE * across + pixel % width // TOKEN_STRIDE
+            entry = token_map_ptr + token[:, None] * N + n[None, :]
+            acc += tl.load(entry, mask=m_mask & n_mask, other=0.0).to(tl.float32)
+        tl.store(out_ptr + out_row[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
 
 
 class Rows(NamedTuple):
@@ -168,6 +181,8 @@ def plan_product(
 ) -> Plan:
     """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`."""
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
+    computed = rows.tensor.dtype != weight.dtype
+    adding = residual is not None or token_map is not None
     tiles = tiles_module.for_matmul(
         M,
         N,
@@ -176,9 +191,8 @@ def plan_product(
         element_size=weight.element_size(),
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
-        plain=rows.dense
-        and not (gelu or residual is not None or token_map is not None)
-        and rows.tensor.dtype == weight.dtype,
+        computed=computed,
+        wide=((128, 192), (128, 256)),
     )
 
     def run(tile: Tile) -> Tensor:
@@ -210,12 +224,13 @@ def plan_product(
             DENSE=rows.dense,
             ADDEND_SCALED=scales.addend is not None,
             SEGMENT=rows.segment,
-            WAIT=must_wait(weight, rows.tensor.dtype != weight.dtype),
+            WAIT=must_wait(weight, computed),
             SKIP_CLASS=skip_class,
             PRECISION=dot_precision(),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
+            PIECE=64 if tile.n == 192 or (tile.n == 256 and adding) else tile.n,
             **scales.arguments(instead=bias),
         )
         return result

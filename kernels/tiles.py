@@ -29,7 +29,6 @@ def power_of_two(size: int, least: int = 16) -> int:
 
 # (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
 _SIDES = ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (64, 16, 4))
-_WIDE = (128, 256, 8)  # half of them: for kernels that hold little else, where operands stay in shared memory
 _SIDES_FP32 = (
     (64, 64, 8),
     (64, 32, 4),
@@ -48,19 +47,21 @@ def for_matmul(
     row_size: int | None = None,
     run: int | None = None,
     most: int = 128,
-    plain: bool = False,
+    computed: bool,
+    wide: tuple[tuple[int, int], ...] = (),
 ) -> tuple[Tile, ...]:
     """Tiles of an (M, K) by (N, K) product of `element_size` bytes, the one with the smallest estimated time first.
 
     row_size: bytes that one element of the first operand has in memory, with what is added to it on the way
     run:      adjacent elements of the sum, which a step along it does not cross
     most:     elements of a step along the sum, at most
-    plain:    nothing is computed on the way into the product and nothing but bias and ReLU on the way out
+    computed: the first operand is computed on its way into the product
+    wide:     (m, n) of larger blocks, half of whose registers are for the sums
     """
     row_size, run = row_size or element_size, run or K
     sides = _SIDES if element_size <= 2 else _SIDES_FP32
-    if plain and element_size == 2 and chip.reads_shared:
-        sides = (_WIDE, *sides)
+    if element_size == 2 and chip.reads_shared and not computed:  # operands stay in shared memory
+        sides = (*((m, n, 8) for m, n in wide if N % n == 0 or n & (n - 1) == 0), *sides)
     least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
     k = min(128 // element_size, most, power_of_two(run, least))
     while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
@@ -74,7 +75,7 @@ def for_matmul(
         if element_size == 1 and row_size == 4 and not chip.reads_shared and n == 128 and warps == 4:
             continue  # a thread's rows in fp32 and its sums take more registers than there are
         step = k * (m * row_size + n * element_size)
-        through = 0 if plain else m * k * element_size  # an operand on its way through registers
+        through = m * k * element_size if computed else 0  # on its way through registers
         buffers = min(4, (chip.shared - 2048 - through) // step, ceil_div(run, k) * (K // run) + 1)
         if chip.reads_shared and buffers == 4 and ceil_div(M, m) * ceil_div(N, n) > chip.sms:
             with_3, with_4 = ((chip.shared + 1024) // (count * step + through + 2048) for count in (3, 4))
@@ -85,15 +86,19 @@ def for_matmul(
 
 
 def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip, element_size: int, row_size: int) -> float:
-    """Estimated cycles: the busiest multiprocessor's blocks, each bound by products or by operands from the L2 cache.
+    """Estimated cycles: of the busiest multiprocessor, whose blocks are bound by products or by loading, or of the L2
+    cache.
 
-    2048 multiply-adds (fp16) and 24 bytes from the L2 cache a cycle are an H100's; 8 stored elements a cycle and 400
-    cycles a block are guesses: no GPU was at hand. In 8 bits products are twice as fast, and some 8 instructions round
-    each element of the first operand, 128 at a time: a guess too.
+    2048 multiply-adds (fp16) and 24 bytes from the L2 cache a cycle are an H100's for each multiprocessor, which can
+    load 64 if others load less; 8 stored elements a cycle and 400 cycles a block are guesses: no GPU was at hand. In 8
+    bits products are twice as fast, and some 8 instructions round each element of the first operand, 128 at a time: a
+    guess too.
     """
-    blocks = ceil_div(ceil_div(M, tile.m) * ceil_div(N, tile.n), chip.sms)
+    blocks = ceil_div(M, tile.m) * ceil_div(N, tile.n)
+    steps, loaded = ceil_div(K, tile.k) * tile.k, tile.m * row_size + tile.n * element_size
     if element_size == 1:
-        step = max(tile.m * tile.n / 4096, (tile.m * row_size + tile.n) / 24) + tile.m * 8 / 128
+        step = max(tile.m * tile.n / 4096, loaded / 64) + tile.m * 8 / 128
     else:
-        step = max(tile.m * tile.n / 2048, (tile.m + tile.n) * 2 / 24)
-    return blocks * (ceil_div(K, tile.k) * tile.k * step + tile.m * tile.n / 8 + 400)
+        step = max(tile.m * tile.n / 2048, loaded / 64)
+    alone = steps * step + tile.m * tile.n / 8 + 400
+    return max(ceil_div(blocks, chip.sms) * alone, blocks * steps * loaded / (24 * chip.sms))

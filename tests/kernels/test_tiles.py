@@ -18,7 +18,7 @@ def test_small_products_get_small_tiles_and_large_ones_large():
     chip = CHIPS[90]
 
     def rule(M, N, K):
-        return for_matmul(M, N, K, chip, element_size=2)[0]
+        return for_matmul(M, N, K, chip, element_size=2, computed=False)[0]
 
     assert rule(197, 384, 1536).m * rule(197, 384, 1536).n < 64 * 64  # one image's tokens: many programs
     assert (rule(128 * 197, 1152, 384).m, rule(128 * 197, 1152, 384).n) == (128, 128)
@@ -27,10 +27,11 @@ def test_small_products_get_small_tiles_and_large_ones_large():
 
 @EACH_CHIP
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize(("row_size", "plain"), [(None, True), (None, False), (4, False)])
-def test_tiles_fit_the_chip(chip, size, row_size, plain):
+@pytest.mark.parametrize(("row_size", "computed"), [(None, False), (None, True), (4, True)])
+def test_tiles_fit_the_chip(chip, size, row_size, computed):
+    wide = ((256, 96), (256, 128), (128, 192), (128, 256))
     for M, N, K in [(1, 1, 1), (197, 384, 1536), (25216, 1152, 384), (401408, 16, 64), (6272, 384, 3456)]:
-        tiles = for_matmul(M, N, K, chip, element_size=size, row_size=row_size, plain=plain)
+        tiles = for_matmul(M, N, K, chip, element_size=size, row_size=row_size, computed=computed, wide=wide)
         assert tiles
         assert len(set(tiles)) == len(tiles)
         for tile in tiles:
@@ -40,10 +41,33 @@ def test_tiles_fit_the_chip(chip, size, row_size, plain):
             assert tile.m * tile.n / (32 * tile.warps) <= 128  # accumulators a thread
 
 
-def test_steps_do_not_cross_runs():
-    assert for_matmul(3136, 96, 864, CHIPS[90], element_size=2, run=96)[0].k == 32
-    assert for_matmul(3136, 64, 576, CHIPS[90], element_size=2, run=64)[0].k == 64
-    assert for_matmul(3136, 16, 144, CHIPS[90], element_size=2, run=16)[0].k == 16
+@pytest.mark.parametrize(("run", "k"), [(96, 32), (64, 64), (16, 16)])
+def test_steps_do_not_cross_runs(run, k):
+    assert for_matmul(3136, run, 9 * run, CHIPS[90], element_size=2, run=run, computed=False)[0].k == k
+
+
+def test_wide_blocks_are_of_operands_in_shared_memory_and_waste_no_columns():
+    wide = ((128, 192), (128, 256))
+
+    def found(capability, N, **rest):
+        tiles = for_matmul(25216, N, 384, CHIPS[capability], wide=wide, **rest)
+        return {(tile.m, tile.n) for tile in tiles} & set(wide)
+
+    assert found(90, 1152, element_size=2, computed=False) == set(wide)
+    assert found(90, 1024, element_size=2, computed=False) == {(128, 256)}
+    assert not found(90, 1152, element_size=2, computed=True)
+    assert not found(90, 1152, element_size=1, computed=False)
+    assert not found(80, 1152, element_size=2, computed=False)
+
+
+def test_a_second_block_is_worth_more_than_a_fourth_stage():
+    def stages(M, K):
+        tiles = for_matmul(M, 1024, K, CHIPS[90], element_size=2, computed=False)
+        return next(tile.stages for tile in tiles if (tile.m, tile.n) == (128, 128))
+
+    assert stages(25088, 384) == 3
+    assert stages(196, 384) == 4  # there are too few blocks for two on a multiprocessor
+    assert stages(25088, 64) == 2  # of one step
 
 
 def test_plans_without_a_gpu_are_made_for_the_assumed_chip():
