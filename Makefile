@@ -49,7 +49,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.sizes $(OUT)/sizes.json
 
 kernels-report: oldest-triton $(INSTALLED)  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
-	$(BIN)/python -m benchmarks.kernels_report
+	$(BIN)/python -m benchmarks.kernels_report --against benchmarks/results/nvidia-h100/estimate.json
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.kernels_report
 
 gpu: OUT = benchmarks/results/gpu

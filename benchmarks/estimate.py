@@ -193,8 +193,8 @@ def networks(rows: Sequence[Row]) -> list[Network]:
     for row in rows:
         if row.chip == CHIP.capability and row.size == IMAGE:
             launches.setdefault((row.variant, row.problem), []).append(row)
-    points = {(row.variant, row.batch) for row in rows}
-    in_order = [point for point in product(steps.VARIANTS, sorted({batch for _, batch in points})) if point in points]
+    points, variants = {(row.variant, row.batch) for row in rows}, list(dict.fromkeys(row.variant for row in rows))
+    in_order = sorted(points, key=lambda point: (variants.index(point[0]), point[1]))
     found = []
     for (variant, batch), precision in product(in_order, PRECISIONS):
         operations = roofline.network(variant, batch, precision)

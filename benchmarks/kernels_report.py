@@ -8,7 +8,8 @@ finds. Reported per kernel and shape: registers a thread, bytes spilled, shared 
 status is 1 if a kernel spills, needs more shared memory than the chip has, multiplies matrices without matrix
 instructions or one by one, or may overwrite what they still read.
 
-Of an H100, what its machine code says is read too, and the time of each network estimated (estimate.py).
+Of an H100, what its machine code says is read too, and the time of each network estimated (estimate.py). The status is
+1 as well if a product in 16 bits waits in each step, or an estimate grew.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ EXACT = r"tt\.dot (?!.*inputPrecision = tf32).*: tensor<\w+xf32> \*"  # in Trito
 SERIALIZED = r"\(C751[45]\)"  # ptxas: "wgmma.mma_async instructions are serialized"
 SPILLED = 8  # bytes that are no fault: one value parked across a loop, to fit one more block on a multiprocessor
 SPILLED_EXACT = 20  # of products in exact fp32, which hold more: up to five values, parked across the loop too
+WAITING = ("attention", "fcu_up", "stem")  # a softmax, rows in fp32, a pool of each line: waits are in their nature
 MATRIX = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",
@@ -105,8 +107,8 @@ class Row:
     def faults(self) -> list[str]:
         limit = chips_module.CHIPS[self.chip].shared
         found = []
-        exact = self.problem.split()[1:2] == ["fp32"]
-        if self.spilled > (SPILLED_EXACT if exact else SPILLED):
+        operation, precision = self.problem.split()[:2]
+        if self.spilled > (SPILLED_EXACT if precision == "fp32" else SPILLED):
             found.append(f"spills {self.spilled} bytes a thread")
         if self.shared > limit:
             found.append(f"needs {self.shared} bytes of shared memory, there are {limit}")
@@ -114,9 +116,16 @@ class Row:
             found.append("its matrix instructions wait for each other")
         if self.overtaken:
             found.append("its matrix instructions may read registers that were overwritten")
+        if self.waits and not (operation in WAITING or precision not in ("fp16", "bf16")):
+            found.append("waits for each of its matrix instructions")
         if self.products and self.matrix is None:
             found.append("multiplies matrices without matrix instructions")
         return found
+
+    @property
+    def waits(self) -> bool:
+        """Whether a loop waits for its own products in each step, so that nothing else goes on beside them."""
+        return self.code is not None and any(part.flops and part.awaited for part in self.code.loops)
 
     @property
     def cells(self) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ from . import tiles as tiles_module
 from ._math import add_product, inverse_of, relu, scaled, stored, zero_sums
 from .chips import chip_of
 from .launch import Plan, Scales, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
-from .tiles import Tile, ceil_div
+from .tiles import Tile, ceil_div, piece_of
 
 
 @triton.jit(do_not_specialize=["M", "H", "W", "height", "width"])  # one binary for all batches and image sizes
@@ -189,7 +189,7 @@ def _plan(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
-            PIECE=tile.n & -tile.n,
+            PIECE=piece_of(tile.n),
             **scales.arguments(instead=bias),
         )
         return out if pooled is out else (out, pooled)

@@ -30,7 +30,7 @@ from ._math import (
 )
 from .chips import chip_of
 from .launch import Plan, Scales, dot_precision, launch, must_wait, product_type, unsupported_dtype
-from .tiles import Tile, ceil_div
+from .tiles import Tile, ceil_div, piece_of
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_image", "width"])  # one binary for all batches and image sizes
@@ -182,7 +182,6 @@ def plan_product(
     """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`."""
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
     computed = rows.tensor.dtype != weight.dtype
-    adding = residual is not None or token_map is not None
     tiles = tiles_module.for_matmul(
         M,
         N,
@@ -230,7 +229,7 @@ def plan_product(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
-            PIECE=64 if tile.n == 192 or (tile.n == 256 and adding) else tile.n,
+            PIECE=piece_of(tile.n, residual is not None or token_map is not None),
             **scales.arguments(instead=bias),
         )
         return result

@@ -27,6 +27,12 @@ def power_of_two(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
+def piece_of(n: int, adding: bool = False) -> int:
+    """The columns of a block of n that are summed, and leave, at a time: a power of two. Wide blocks leave in parts if
+    they are `adding` something on the way out, which takes registers too."""
+    return 64 if adding and n > 128 else n & -n
+
+
 # (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
 _SIDES = ((128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (128, 16, 4), (64, 16, 4))
 _SIDES_FP32 = (

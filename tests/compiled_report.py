@@ -32,7 +32,7 @@ def report(folder, *options, environment=os.environ):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
     assert (folder / "rows.json").exists(), done.stderr
     rows = json.loads((folder / "rows.json").read_text())
-    assert done.returncode == any(row["faults"] for row in rows)
+    assert done.returncode == any(row["faults"] for row in rows), done.stdout[-2000:]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The 3x3 convolution kernel: both strides, FCU-up's addition on the way in, FCU-down's averages on the way out."""
+"""The 3x3 convolution kernel: both strides, FCU-down's averages on the way out."""
 
 import pytest
 import torch
@@ -25,6 +25,12 @@ def test_error(sample, dtype):
 def test_small_tiles(sample):
     pooled = sample.arguments[-1] ** 2 if sample.operation == "conv3x3_pool" else 1
     check(sample.operation, make(sample, torch.float16), SMALL._replace(m=max(16, pooled)))
+
+
+@EACH
+def test_blocks_in_pieces(sample):
+    pooled = sample.arguments[-1] ** 2 if sample.operation == "conv3x3_pool" else 1
+    check(sample.operation, make(sample, torch.float16), SMALL._replace(m=max(16, pooled), n=48))
 
 
 @EACH

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import DTYPES, check, layouts, make
+from kernel_checks import DTYPES, Sample, check, fine, layouts, make, shape
 from kernel_samples import LINEAR
 
 from benchmarks.judge import outputs, poisoned_memory
@@ -25,6 +25,24 @@ def test_error(sample, dtype):
 @DTYPES
 def test_small_tiles(sample, dtype):
     check(sample.operation, make(sample, dtype), SMALL)
+
+
+@EACH
+def test_blocks_in_pieces(sample):
+    check(sample.operation, make(sample, torch.float16), Tile(16, 48, 16, 4, 2))
+
+
+@pytest.mark.parametrize("operation", ["linear", "conv1x1"])
+def test_wide_blocks_in_pieces(operation):
+    """Those of 192 columns, and of 256 that add something on their way out."""
+    if operation == "linear":
+        sample = Sample("", "linear", (shape(40, 24), shape(400, 24), shape(400), True, fine(40, 400)))
+    else:
+        sample = Sample(
+            "", "conv1x1", (shape(1, 6, 6, 24), shape(400, 24), shape(400), 1, True, None, shape(1, 4, 400), 3)
+        )
+    for n in (192, 256):
+        check(operation, make(sample, torch.float16), Tile(32, n, 16, 4, 2))
 
 
 @EACH
