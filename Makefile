@@ -49,7 +49,8 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.sizes $(OUT)/sizes.json
 
 kernels-report: oldest-triton $(INSTALLED)  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
-	$(BIN)/python -m benchmarks.kernels_report --against benchmarks/results/nvidia-h100/estimate.json
+	$(BIN)/python -m benchmarks.kernels_report --chips 80 86 89 100 120
+	$(BIN)/python -m benchmarks.kernels_report --chips 90 --against benchmarks/results/nvidia-h100/estimate.json
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m benchmarks.kernels_report
 
 gpu: OUT = benchmarks/results/gpu

@@ -8,8 +8,8 @@ finds. Reported per kernel and shape: registers a thread, bytes spilled, shared 
 status is 1 if a kernel spills, needs more shared memory than the chip has, multiplies matrices without matrix
 instructions or one by one, or may overwrite what they still read.
 
-Of an H100, what its machine code says is read too, and the time of each network estimated (estimate.py). The status is
-1 as well if a product in 16 bits waits in each step, or an estimate grew.
+For estimates of an H100 (estimate.py) their machine code is read. The status is then 1 as well if a product in 16 bits
+waits in each step, or an estimate is above FILE's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Row:
     than exactly in fp32, for which there is none. serialized: whether each of Hopper's matrix instructions waits for
     the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next step
     may overwrite registers that they still read (`launch.must_wait`). blocks: of its grid. iterations: of each
-    of its loops, or one number for all. code: on the chip of estimates alone."""
+    of its loops, or one number for all. code: if it was read."""
 
     triton: str
     chip: int
@@ -172,8 +173,8 @@ def binary_of(launch: launch_module.Launch, chip: int) -> Binary:
     return Binary(*names, tuple(signature), tuple(constants), tuple(divisible), chip, tile.warps, tile.stages)
 
 
-def compiled(binary: Binary) -> dict[str, Any]:
-    """Registers, spilled bytes, shared memory and matrix instruction of a binary."""
+def compiled(binary: Binary, disassembled: bool = False) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and matrix instruction of a binary, and what its machine code says."""
     module = __import__(binary.module, fromlist=[binary.kernel])
     attributes = {(index,): [["tt.divisibility", 16]] for index in binary.divisible}
     kernel = getattr(module, binary.kernel)
@@ -191,7 +192,7 @@ def compiled(binary: Binary) -> dict[str, Any]:
         "serialized": bool(re.search(SERIALIZED, log.getvalue())),
         "overtaken": bool(from_registers and re.search(r"warp_group_dot_wait .*pendings = [1-9]", ttgir)),
         "shared": result.metadata.shared,
-        "code": machine_code.read(result.asm["cubin"]) if binary.chip == estimate.CHIP.capability else None,
+        "code": machine_code.read(result.asm["cubin"]) if disassembled else None,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),
         "products": any(not re.match(EXACT, product) for product in re.findall(r"tt\.dot.*", result.asm["ttir"])),
     }
@@ -259,8 +260,9 @@ def report(
     precisions: Sequence[str],
     batches: Sequence[int],
     sizes: Sequence[int],
+    disassembled: bool = False,
 ) -> list[Row]:
-    """One row for each different kernel, shape and chip."""
+    """One row for each different kernel, shape and chip. disassembled: with its machine code, half a second each."""
     unique = {
         (chip, variant, problem, launch.kernel.fn.__name__, launch.tile): (batch, size, launch, binary_of(launch, chip))
         for chip, variant, batch, size, problem, launch in launches(variants, chips, precisions, batches, sizes)
@@ -268,7 +270,9 @@ def report(
     binaries = list(dict.fromkeys(binary for *_, binary in unique.values()))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         progress = tqdm(
-            pool.map(compiled, binaries, chunksize=4), "kernels", len(binaries), disable=not sys.stderr.isatty()
+            pool.map(partial(compiled, disassembled=disassembled), binaries, chunksize=4),
+            *("kernels", len(binaries)),
+            disable=not sys.stderr.isatty(),
         )
         figures = dict(zip(binaries, progress, strict=True))
     return [
@@ -296,7 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--estimates", metavar="FILE", help="write the estimates there")
     parser.add_argument("--against", metavar="FILE", help="fail if an estimate is above that file's by more than 3 %%")
     options = parser.parse_args(arguments)
-    rows = report(options.variants, options.chips, options.precision, options.batch, options.size)
+    estimated = bool(options.estimates or options.against)
+    points = options.precision, options.batch, options.size
+    if estimated and options.chips != [estimate.CHIP.capability]:
+        parser.error(f"estimates are of sm_{estimate.CHIP.capability}; add --chips {estimate.CHIP.capability}")
+    rows = report(options.variants, options.chips, *points, disassembled=estimated)
     if options.json:
         Path(options.json).write_text(
             json.dumps([{**asdict(row), "faults": row.faults} for row in rows], indent=1) + "\n"
@@ -306,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{name} (sm_{chip}), {shared} bytes of shared memory a block; Triton {triton.__version__}")
         different = {(row.problem, row.tile, row.kernel): row for row in rows if row.chip == chip}.values()
         print("\n".join(ROWS.lines(row.cells for row in sorted(different, key=lambda row: row.problem))))
-    networks = estimate.networks(rows) if estimate.CHIP.capability in options.chips else []
+    networks = estimate.networks(rows) if estimated else []
     for network in networks:
         print(f"\n{network}")
     if options.estimates:
