@@ -232,7 +232,15 @@ def as_json(found: Iterable[Network]) -> dict[str, Any]:
 
 
 def grown(found: Iterable[Network], stored: dict[str, Any]) -> list[str]:
-    """A line for each network whose estimate is above the stored one by more than GROWTH, or that is not stored."""
+    """A line for each network whose estimate is above the stored one by more than GROWTH, or that is not stored; one if
+    there is none to compare, or they were stored by another Triton."""
+    found = list(found)
+    if not found:
+        return ["there is no estimate to compare: the launches of no network are complete"]
+    if stored["triton"] != triton.__version__:
+        return [
+            f"the stored estimates are of Triton {stored['triton']}, these of {triton.__version__}; store them anew"
+        ]
     before = {(row["variant"], row["batch"], row["precision"]): row["seconds"] for row in stored["networks"]}
     lines = []
     for network in found:

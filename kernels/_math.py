@@ -6,10 +6,11 @@ import triton.language as tl
 
 @triton.jit
 def gelu(x):
-    """x times the normal distribution's share below x, of float32, within 2.5e-7: half of what x / 2 * (1 + erf) errs.
+    """x times the normal distribution's share below x, of float32, within 2.5e-7: x / 2 (1 + erf) errs by 4.5e-7.
 
     Below 0 it is x 2^q(-x), with the share as a power of two: q, of degree 8, is fitted to its logarithm up to 6.5,
     where 3e-10 is left. Above it is x less as much. In half the instructions of erf, which took longer than products.
+    Of minus infinity it is 0, the limit, where PyTorch multiplies it by 0.
     """
     a = tl.minimum(tl.abs(x), 6.5)
     q = -6.002874783916923e-07 * a + 1.0106025911227334e-05

@@ -189,7 +189,7 @@ def _plan(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
-            PIECE=piece_of(tile.n),
+            PIECE=piece_of(tile, adding=pool > 1),
             **scales.arguments(instead=bias),
         )
         return out if pooled is out else (out, pooled)

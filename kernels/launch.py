@@ -21,7 +21,7 @@ from .tiles import Tile
 class Plan:
     """How one call of an operation would run.
 
-    problem:     what decides its speed, as a key of the tuned tables: "linear fp16 M25216 N1152 K384 norm"
+    problem:     what decides its speed, as a key of the tuned tables: "linear fp16 M25216 N1536 K384 gelu"
     unsupported: why the kernel cannot take this call, or None; PyTorch runs it then
     tiles:       the tiles worth measuring; the first is the rule's choice
     launch:      runs the kernel with a tile and returns the operation's output

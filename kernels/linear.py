@@ -229,7 +229,7 @@ def plan_product(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
-            PIECE=piece_of(tile.n, residual is not None or token_map is not None),
+            PIECE=piece_of(tile, adding=residual is not None or token_map is not None),
             **scales.arguments(instead=bias),
         )
         return result

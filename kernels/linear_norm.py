@@ -43,6 +43,6 @@ def plan_linear_norm(
         out: Tensor = split.launch(tile)
         return out, normalized(out, norm, bias.dtype)
 
-    many = 32 * chip_of(weight.device).sms  # rows that give half of the multiprocessors 64 of them
+    many = 32 * chip_of(weight.device).sms  # rows: half of the multiprocessors have 64 each
     tiles = (*whole.tiles, *split.tiles) if many <= M else (*split.tiles, *whole.tiles)
     return Plan(problem, split.unsupported, tiles, run)

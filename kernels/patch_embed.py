@@ -6,6 +6,7 @@ kernel (norm.py) normalizes the tokens.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .launch import Plan, Scales, prepared
@@ -38,7 +39,7 @@ def plan_patch_embed(
         matrix,
         bias,
         (B, 1 + height * width, C),
-        dtype=cls_token.dtype,
+        dtype=torch.promote_types(bias.dtype, cls_token.dtype),
         skip_class=True,
         scales=Scales(input_scale, weight_scale),
     )

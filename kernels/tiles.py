@@ -27,10 +27,11 @@ def power_of_two(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def piece_of(n: int, adding: bool = False) -> int:
-    """The columns of a block of n that are summed, and leave, at a time: a power of two. Wide blocks leave in parts if
-    they are `adding` something on the way out, which takes registers too."""
-    return 64 if adding and n > 128 else n & -n
+def piece_of(tile: Tile, adding: bool) -> int:
+    """The columns of a block that are summed, and leave, at a time: a power of two. Blocks beyond 128x128 leave in
+    narrow pieces if something is added or pooled on the way out, which takes registers too."""
+    piece = tile.n & -tile.n
+    return min(piece, 64) if adding and tile.m * tile.n > 128 * 128 else piece
 
 
 # (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
@@ -58,15 +59,15 @@ def for_matmul(
 ) -> tuple[Tile, ...]:
     """Tiles of an (M, K) by (N, K) product of `element_size` bytes, the one with the smallest estimated time first.
 
-    row_size: bytes that one element of the first operand has in memory, with what is added to it on the way
+    row_size: bytes that one element of the first operand has in memory
     run:      adjacent elements of the sum, which a step along it does not cross
     most:     elements of a step along the sum, at most
     computed: the first operand is computed on its way into the product
-    wide:     (m, n) of larger blocks, half of whose registers are for the sums
+    wide:     (m, n) of larger blocks, half of whose registers are for the sums; none for rows whose pieces are ragged
     """
     row_size, run = row_size or element_size, run or K
     sides = _SIDES if element_size <= 2 else _SIDES_FP32
-    if element_size == 2 and chip.reads_shared and not computed:  # operands stay in shared memory
+    if element_size == 2 and chip.reads_shared and not computed and run % 16 == 0:  # operands stay in shared memory
         sides = (*((m, n, 8) for m, n in wide if N % n == 0 or n & (n - 1) == 0), *sides)
     least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
     k = min(128 // element_size, most, power_of_two(run, least))

@@ -218,10 +218,11 @@ PIECE = 64  # channels
 def _tiles(M: int, C: int, K: int, S: int, element_size: int, row_size: int, chip: Chip) -> tuple[Tile, ...]:
     """Tiles of m whole rows of C (n is 0: unused), the one with the smallest estimated time first; none for long rows.
 
-    element_size, row_size: bytes of an element of the weight, and of the map
+    element_size, row_size: bytes of an element of the weight, and of x
 
-    The estimate is the traffic of the busiest multiprocessor: each program reads all weights once, and its tokens and
-    the result are 4 bytes an element each. So one image gets many programs, a large batch few readings of the weights.
+    The estimate is the traffic of the busiest multiprocessor: each program reads all weights once, and the residual and
+    the result are 4 bytes an element each; the norm is left out. So one image gets many programs, a large batch few
+    readings of the weights.
     """
     columns = ceil_div(C, PIECE) * PIECE
     rows = []  # and warps: those whose products and what follows them fit the registers

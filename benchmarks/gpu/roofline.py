@@ -182,7 +182,8 @@ def floors(config: str | ConformerConfig, batch: int, precision: str, ceilings: 
 def _fused(made: Sequence[Operation], ceilings: Ceilings) -> float:
     """The sum of floors if a 3x3 convolution of the first two stages, the 1x1 that projects the residual where there is
     one, the 1x1 that adds it and the next bottleneck's first 1x1 are one kernel. The map between the first two is then
-    neither written nor read, nor is the projected residual; and what the last one reads is only written."""
+    neither written nor read, nor is the projected residual; and what the last one reads is only written. A first 1x1
+    that adds FCU-up's map is left out: the transformer block stands between."""
     alone = dict(enumerate(made))
     total = 0.0
     for index, first in enumerate(made):
@@ -190,11 +191,13 @@ def _fused(made: Sequence[Operation], ceilings: Ceilings) -> float:
             continue
         following = [other for other in range(index + 1, len(made)) if made[other].name == "conv1x1"]
         last = next(place for place, other in enumerate(following) if _reduces(made[other]))
+        *before, expand, reduce = (made[member].arguments for member in following[: last + 1])
         group = [index, *following[: last + 1]]
-        *_, expand, reduce = (made[member].arguments for member in group)
-        spared = 2 * _size(expand["feature_map"]) + _size(reduce["feature_map"])
-        if len(group) == 4:
-            spared += 2 * _size(expand["residual"])
+        spared = 2 * _size(expand["feature_map"]) + 2 * _size(expand["residual"]) * len(before)
+        if reduce["token_map"] is None:
+            spared += _size(reduce["feature_map"])
+        else:
+            group.pop()
         taken = [alone.pop(member) for member in group]
         activations = sum(operation.activations for operation in taken) - spared
         moving = ceilings.seconds(sum(operation.weights for operation in taken), activations)

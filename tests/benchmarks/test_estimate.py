@@ -125,7 +125,9 @@ def test_an_estimate_that_grows_is_told():
     stored["networks"][0]["seconds"] /= 1.002
     (line,) = grown([network], stored)
     assert line.startswith("digits, batch 1, fp16: the estimate grew from ")
-    assert grown([network], {"networks": []}) == ["digits, batch 1, fp16: no estimate is stored"]
+    assert grown([network], stored | {"networks": []}) == ["digits, batch 1, fp16: no estimate is stored"]
+    assert "no estimate to compare" in grown([], stored)[0]
+    assert "of Triton 1.0, these" in grown([network], stored | {"triton": "1.0"})[0]
 
 
 def test_the_chip_is_the_one_of_the_ceilings():

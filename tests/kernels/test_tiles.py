@@ -58,6 +58,7 @@ def test_wide_blocks_are_of_operands_in_shared_memory_and_waste_no_columns():
     assert not found(90, 1152, element_size=2, computed=True)
     assert not found(90, 1152, element_size=1, computed=False)
     assert not found(80, 1152, element_size=2, computed=False)
+    assert not found(90, 1152, element_size=2, computed=False, run=24)  # what is left of a step would spill
 
 
 def test_a_second_block_is_worth_more_than_a_fourth_stage():
