@@ -73,10 +73,10 @@ def test_floors_of_the_network(variant):
 @pytest.mark.parametrize("variant", steps.VARIANTS)
 def test_what_fused_bottlenecks_spare(variant):
     """By hand, in elements an image: of 7 bottlenecks at 56x56 and 8 at 28x28 the map between their last two
-    convolutions, twice, and their result, which is 4 times as wide, once; of the first of both the projected residual,
-    twice. Seen in the floors of a machine that multiplies at no cost."""
+    convolutions, twice, and of 4 of each, which no coupling unit follows, the result, which is 4 times as wide, once;
+    of the first of both the projected residual, twice. Seen in the floors of a machine that multiplies at no cost."""
     inner = {"tiny-p16": 16, "small-p32": 64, "small-p16": 64, "base-p16": 96}[variant]  # channels, then twice as many
-    spared = 56**2 * inner * (7 * (2 + 4) + 2 * 4) + 28**2 * 2 * inner * (8 * (2 + 4) + 2 * 4)
+    spared = 56**2 * inner * (7 * 2 + 4 * 4 + 2 * 4) + 28**2 * 2 * inner * (8 * 2 + 4 * 4 + 2 * 4)
     ceilings = Ceilings(1e9, 0, 1e9, dict.fromkeys(("fp32", "fp16"), math.inf), 0, None)
     one, two = (roofline.floors(variant, batch, "fp32", ceilings) for batch in (1, 2))
     assert ((two.floor - one.floor) - (two.fused - one.fused)) * 1e9 == pytest.approx(4 * spared)
