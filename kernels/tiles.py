@@ -83,12 +83,13 @@ def for_matmul(
             continue  # a thread's rows in fp32 and its sums take more registers than there are
         step = k * (m * row_size + n * element_size)
         through = m * k * element_size if computed else 0  # on its way through registers
-        buffers = min(4, (chip.shared - 2048 - through) // step, ceil_div(run, k) * (K // run) + 1)
+        most_stages = min(4, ceil_div(run, k) * (K // run) + 1)  # no more than steps, and one
+        buffers = min(most_stages, (chip.shared - 2048 - through) // step)
         if chip.reads_shared and buffers == 4 and ceil_div(M, m) * ceil_div(N, n) > chip.sms:
             with_3, with_4 = ((chip.shared + 1024) // (count * step + through + 2048) for count in (3, 4))
             buffers = 3 if with_3 > with_4 == 1 else 4  # a second block hides more than a fourth step
         stages = buffers if chip.reads_shared else buffers + 1
-        tiles.append(Tile(m, n, k, warps, min(4, stages)))
+        tiles.append(Tile(m, n, k, warps, min(most_stages, stages)))
     return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip, element_size, row_size)))
 
 
