@@ -304,6 +304,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     points = options.precision, options.batch, options.size
     if estimated and options.chips != [estimate.CHIP.capability]:
         parser.error(f"estimates are of sm_{estimate.CHIP.capability}; add --chips {estimate.CHIP.capability}")
+    stored = None
+    if options.against:
+        try:
+            stored = json.loads(Path(options.against).read_text())
+        except (OSError, ValueError) as error:
+            parser.error(f"--against {options.against} holds no estimates: {error}; write them with --estimates")
     rows = report(options.variants, options.chips, *points, disassembled=estimated)
     if options.json:
         Path(options.json).write_text(
@@ -319,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{network}")
     if options.estimates:
         Path(options.estimates).write_text(json.dumps(estimate.as_json(networks), indent=1) + "\n")
-    grown = estimate.grown(networks, json.loads(Path(options.against).read_text())) if options.against else []
+    grown = estimate.grown(networks, stored) if stored is not None else []
     print("\n".join(["", *grown]))
     faulty = sum(bool(row.faults) for row in rows)
     print(f"{len(rows)} kernels and shapes, {faulty} with faults")

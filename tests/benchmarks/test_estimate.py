@@ -55,6 +55,9 @@ def test_iterations(kernel, arguments, expected):
     assert machine_code.iterations(launch) == expected
 
 
+CODE = MachineCode(Part(500, 0, 512, 0, 1, 1), (Part(100, 2**18, 1024, 1024, 0, 2),))
+
+
 @dataclass(frozen=True)
 class Launch:
     """What an estimate reads of a row of the report."""
@@ -65,7 +68,7 @@ class Launch:
     blocks: int = 1320
     iterations: tuple[int, ...] = (6,)
     problem: str = "linear fp16 M1 N1 K1"
-    code: MachineCode = MachineCode(Part(500, 0, 512, 0, 1, 1), (Part(100, 2**18, 1024, 1024, 0, 2),))  # noqa: RUF009
+    code: MachineCode = CODE
     chip: int = 90
     size: int = 224
     variant: str = "digits"

@@ -1,9 +1,12 @@
 """Kernels, compiled for two GPUs without one: no spills, within shared memory, on matrix instructions, no slower than
 they were estimated.
 
-Here two batches of one variant in fp16, for Hopper and Blackwell; tests/kernels/test_oldest_triton.py has other
-precisions, and for the least shared memory other sizes and variants. `make kernels-report` compiles all of them.
+Here fp16: of one variant two batches for Hopper, of two variants one for Blackwell. tests/kernels/test_oldest_triton.py
+has other precisions, and for the least shared memory other sizes and variants. `make kernels-report` compiles all.
 """
+
+import subprocess
+import sys
 
 import pytest
 import triton
@@ -15,11 +18,12 @@ ESTIMATES = ROOT / "benchmarks" / "results" / "nvidia-h100" / "estimate.json"
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    options = ("--variants", "base-p16", "--precision", "fp16", "--size", "224")
-    estimated = ("--chips", "90", "--batch", "1", "128", "--against", str(ESTIMATES))
+    options = ("--precision", "fp16", "--size", "224")
+    hopper = ("--chips", "90", "--variants", "base-p16", "--batch", "1", "128", "--against", str(ESTIMATES))
+    blackwell = ("--chips", "100", "--variants", "base-p16", "small-p16", "--batch", "128")
     return [
-        *report(tmp_path_factory.mktemp("hopper"), *options, *estimated),
-        *report(tmp_path_factory.mktemp("blackwell"), *options, "--chips", "100", "--batch", "128"),
+        *report(tmp_path_factory.mktemp("hopper"), *options, *hopper),
+        *report(tmp_path_factory.mktemp("blackwell"), *options, *blackwell),
     ]
 
 
@@ -40,3 +44,16 @@ def test_large_products_use_the_chips_own_matrix_instructions(rows):
     assert {row["chip"] for row in large} == set(CHIPS)
     others = [row for row in large if row["matrix"] != own[row["chip"]]]
     assert not others, [(row["chip"], row["problem"], row["tile"], row["matrix"]) for row in others]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--chips", "90"), "holds no estimates"), (("--chips", "100"), "estimates are of sm_90; add --chips 90")],
+    ids=["damaged", "another-chip"],
+)
+def test_what_cannot_be_compared_is_refused_at_once(options, message, tmp_path):
+    (tmp_path / "estimate.json").write_text("{")
+    command = [sys.executable, "-m", "benchmarks.kernels_report", *options, "--against", tmp_path / "estimate.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr
