@@ -9,6 +9,7 @@ What is assumed, beside the ceilings that docs/performance.md names:
 - A step takes as long as the longest of its instructions, its products and what it loads from the L2 cache. One that
   waits for its own products takes its instructions and its products in turn, and 160 cycles of barriers.
 - What stands outside of loops waits for one load and overlaps with nothing of its own block.
+- Products take as long as the longer of their arithmetic and of what they read from shared memory, 128 bytes a cycle.
 - A multiprocessor loads 64 bytes a cycle, all of them together what the L2 cache gives.
 - Blocks on the same multiprocessor share what it issues, multiplies and loads. All multiprocessors get the same number.
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 CLOCK = 1.755e9  # cycles a second
 ISSUED = 4  # instructions a cycle of a multiprocessor
 LOADED = 64  # bytes a cycle of a multiprocessor
+SHARED = 128  # bytes a cycle of its shared memory
 ARRIVES = 700  # cycles
 AWAITED = 160  # cycles of a step whose products are waited for, beside them and its instructions
 REGISTERS, WARPS, BLOCKS = 65536, 64, 32  # of a multiprocessor
@@ -121,7 +123,8 @@ class Work(NamedTuple):
 
 def work_of(part: Part, warps: int, precision: str) -> Work:
     flops = CEILINGS.flops_per_second[precision] / (CHIP.sms * CLOCK)
-    return Work(part.instructions * warps / ISSUED, part.flops * warps / flops, part.loaded * warps / LOADED)
+    multiplying = max(part.flops / flops, part.operands / SHARED) * warps
+    return Work(part.instructions * warps / ISSUED, multiplying, part.loaded * warps / LOADED)
 
 
 def busy(row: Row) -> float:

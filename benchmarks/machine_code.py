@@ -18,7 +18,8 @@ from conformer_fast.kernels.launch import Launch
 from conformer_fast.kernels.tiles import ceil_div
 
 LANES = 32  # threads of a warp
-SHAPED = re.compile(r"[HIQ]GMMA\.(?:SP\.)?(\d+)x(\d+)x(\d+)")  # Hopper's products, of four warps together
+SHAPED = re.compile(r"[HIQ]GMMA\.(?:SP\.)?(\d+)x(\d+)x(\d+)\S* R\d+, (gdesc)?")  # Hopper's, of four warps together
+SUMMED = 32  # bytes of a row that one of them sums
 PACKED = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "16832": 16 * 8 * 32}  # multiply-adds of a warp's, by name
 SYNCHRONOUS = re.compile(r"[HIQ]MMA\.(\d+)")
 LOAD = re.compile(r"LDG(STS)?\.\S*")
@@ -43,6 +44,7 @@ class Part(NamedTuple):
     """A loop's body without the loops inside, or what stands outside of all loops. All of one warp.
 
     flops:        of its matrix instructions
+    operands:     bytes that Hopper's read from shared memory: the right operand and, if it is no register, the left
     loaded:       bytes from global memory, by all lanes
     asynchronous: of those bytes, what arrives beside the program (cp.async)
     awaited:      waits until all of Hopper's products are done
@@ -51,6 +53,7 @@ class Part(NamedTuple):
 
     instructions: int
     flops: int
+    operands: int
     loaded: int
     asynchronous: int
     awaited: int
@@ -103,6 +106,7 @@ def _part(instructions: list[str]) -> Part:
     return Part(
         len(instructions),
         sum(map(_flops, instructions)),
+        sum(map(_operands, instructions)),
         sum(_bytes(load[0]) for load in loads),
         sum(_bytes(load[0]) for load in loads if load[1]),
         sum("WARPGROUP.DEPBAR.LE gsb0, 0x0" in text for text in instructions),
@@ -112,11 +116,16 @@ def _part(instructions: list[str]) -> Part:
 
 def _flops(instruction: str) -> int:
     if found := SHAPED.search(instruction):
-        m, n, k = map(int, found.groups())
+        m, n, k = map(int, found.groups()[:3])
         return 2 * m * n * k // 4
     if found := SYNCHRONOUS.search(instruction):
         return 2 * PACKED[found[1]]
     return 0
+
+
+def _operands(instruction: str) -> int:
+    found = SHAPED.search(instruction)
+    return SUMMED * (int(found[2]) + int(found[1]) * bool(found[4])) // 4 if found else 0
 
 
 def _bytes(load: str) -> int:

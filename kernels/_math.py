@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+ROUNDED = tl.constexpr(12582912.0)  # 3 * 2^22: float32 has integers alone there
+
 
 @triton.jit
 def gelu(x):
@@ -37,16 +39,29 @@ def relu(x):
 
 @triton.jit
 def stored(x, inverse, dtype: tl.constexpr):
-    """x / scale as numbers of `dtype`, INT8 or FP8: rounded half to even, and held within its range.
+    """x / scale as numbers of `dtype`, INT8 or FP8: rounded half to even, and held within its range. x may be those
+    numbers already.
 
     inverse: 1 / scale. Beside a division the product with it moves a number that is within 2^-15 of a tie at most.
     """
-    x = x.to(tl.float32) * inverse
-    if dtype == tl.int8:
-        x = tl.clamp(x, -128.0, 127.0) + 12582912.0  # 3 * 2^22: the last bits are now the nearest integer's
-        return x.to(tl.int32, bitcast=True).to(tl.int8)
+    if x.dtype == dtype:
+        return x
     else:
-        return tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
+        x = x.to(tl.float32) * inverse
+        if dtype == tl.int8:
+            x = tl.clamp(x + ROUNDED, ROUNDED - 128, ROUNDED + 127)  # the last bits are now the nearest integer's
+            return x.to(tl.int32, bitcast=True).to(tl.int8)
+        else:
+            return tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
+
+
+@triton.jit
+def as_read(x, scale_ptr, dtype: tl.constexpr):
+    """x in `dtype` as what reads it takes it: if that is INT8 or FP8, the numbers at the scale in memory."""
+    if dtype == tl.int8 or dtype == tl.float8e4nv:
+        return stored(x, inverse_of(scale_ptr), dtype)
+    else:
+        return x.to(dtype)
 
 
 @triton.jit

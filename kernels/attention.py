@@ -17,14 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import as_read
 from .chips import Chip, chip_of
-from .launch import Plan, dot_precision, launch, product_type, unsupported_dtype
+from .launch import Kept, Plan, dot_precision, launch, product_type, unsupported_dtype, words_of_8_bits
 from .tiles import Tile, ceil_div, power_of_two
 
 
 @triton.jit
 def one_pass_kernel(
     qkv_ptr,  # in  (B, T, 3C)
+    out_scale_ptr,  # in  scalar, if out is in 8 bits
     out_ptr,  # out (B, T, C)
     T,  # tokens
     num_heads,
@@ -50,12 +52,13 @@ def one_pass_kernel(
         p = tl.exp2(scores * scale - peak[:, None])
         total = tl.sum(p, 1)
         out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        _store(out_head, t, C, out * (1 / total)[:, None], T, D, BLOCK_D)
+        _store(out_head, out_scale_ptr, t, C, out * (1 / total)[:, None], T, D, BLOCK_D)
 
 
 @triton.jit
 def streaming_kernel(
     qkv_ptr,  # in  (B, T, 3C)
+    out_scale_ptr,  # in  scalar, if out is in 8 bits
     out_ptr,  # out (B, T, C)
     T,  # tokens
     num_heads,
@@ -85,7 +88,7 @@ def streaming_kernel(
         total = total * shrink + tl.sum(p, 1)
         v = _load(q_head + 2 * C, s, 3 * C, T, D, BLOCK_D)
         out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
-    _store(out_head, t, C, out * (1 / total)[:, None], T, D, BLOCK_D)
+    _store(out_head, out_scale_ptr, t, C, out * (1 / total)[:, None], T, D, BLOCK_D)
 
 
 @triton.jit
@@ -109,12 +112,12 @@ def _load(head_ptr, t, stride, T, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _store(head_ptr, t, stride, rows, T, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The reverse of `_load`."""
+def _store(head_ptr, scale_ptr, t, stride, rows, T, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The reverse of `_load`, as what reads it takes it."""
     d = tl.arange(0, BLOCK_D)[None, :]
     tl.store(
         head_ptr + t[:, None] * stride + d,
-        rows.to(head_ptr.dtype.element_ty),
+        as_read(rows, scale_ptr, head_ptr.dtype.element_ty),
         mask=(t[:, None] < T) & (d < D),
     )
 
@@ -123,7 +126,13 @@ LARGEST_HEAD = 128
 ONE_PASS = 256  # tokens
 
 
-def plan_attention(qkv: Tensor, num_heads: int, scale: float) -> Plan:
+def plan_attention(
+    qkv: Tensor,
+    num_heads: int,
+    scale: float,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Plan:
     """Arguments and result: functional.attention.
 
     Tiles: m queries and n keys at a time, k blocks of queries to a program. One pass if n covers all keys, else k is 1.
@@ -138,13 +147,14 @@ def plan_attention(qkv: Tensor, num_heads: int, scale: float) -> Plan:
         unsupported = f"the attention kernel takes scales above 0, got {scale}"
 
     def run(tile: Tile) -> Tensor:
-        out = torch.empty((B, T, C), dtype=qkv.dtype, device=qkv.device)
+        out = torch.empty((B, T, C), dtype=out_dtype or qkv.dtype, device=qkv.device)
         one_pass = tile.n >= T
         launch(
             one_pass_kernel if one_pass else streaming_kernel,
             (B * num_heads * ceil_div(T, tile.m * tile.k),),
             tile,
             qkv_ptr=qkv.contiguous(),
+            out_scale_ptr=qkv if out_scale is None else out_scale,
             out_ptr=out,
             T=T,
             num_heads=num_heads,
@@ -158,8 +168,9 @@ def plan_attention(qkv: Tensor, num_heads: int, scale: float) -> Plan:
         )
         return out
 
+    words = words_of_8_bits(out=Kept(out_scale, out_dtype))
     return Plan(
-        f"attention {product_type(qkv)} B{B} T{T} H{num_heads} D{D}",
+        " ".join([f"attention {product_type(qkv)} B{B} T{T} H{num_heads} D{D}", *words]),
         unsupported,
         attention_tiles(B * num_heads, T, power_of_two(D), qkv.element_size(), chip_of(qkv.device)),
         run,

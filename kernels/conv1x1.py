@@ -6,9 +6,10 @@ form is never written.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .launch import Plan, Scales
+from .launch import Kept, Plan, Scales
 from .linear import Rows, plan_product
 from .tiles import ceil_div
 
@@ -25,6 +26,8 @@ def plan_conv1x1(
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     addend_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.conv1x1."""
     feature_map = feature_map.contiguous()
@@ -43,4 +46,5 @@ def plan_conv1x1(
         token_map=token_map,
         token_stride=token_stride,
         scales=Scales(input_scale, weight_scale, addend_scale),
+        kept=Kept(out_scale, out_dtype),
     )

@@ -15,9 +15,20 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles as tiles_module
-from ._math import add_product, inverse_of, relu, scaled, stored, zero_sums
+from ._math import add_product, as_read, inverse_of, relu, scaled, stored, zero_sums
 from .chips import chip_of
-from .launch import Plan, Scales, dot_precision, launch, must_wait, prepared, product_type, unsupported_dtype
+from .launch import (
+    Kept,
+    Plan,
+    Scales,
+    dot_precision,
+    launch,
+    must_wait,
+    prepared,
+    product_type,
+    unsupported_dtype,
+    words_of_8_bits,
+)
 from .tiles import Tile, ceil_div, piece_of
 
 
@@ -28,6 +39,8 @@ def conv3x3_kernel(
     bias_ptr,  # in  (N,)
     input_scale_ptr,  # in  scalar, if SCALED
     weight_scale_ptr,  # in  (N,), if SCALED
+    out_scale_ptr,  # in  scalar, if out is in 8 bits
+    pooled_scale_ptr,  # in  scalar, if pooled is in 8 bits
     out_ptr,  # out (B, height, width, N)
     pooled_ptr,  # out (B, height / POOL, width / POOL, N), if POOL > 1
     M,  # B * height * width
@@ -98,13 +111,15 @@ def conv3x3_kernel(
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         acc = relu(acc)
         mask = m_mask[:, None] & (n < N)[None, :]
-        tl.store(out_ptr + pixel[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+        value = as_read(acc, out_scale_ptr, out_ptr.dtype.element_ty)
+        tl.store(out_ptr + pixel[:, None] * N + n[None, :], value, mask=mask)
         if POOL > 1:
             pooled = tl.sum(tl.reshape(acc, (TOKENS, POOL * POOL, PIECE)), 1) / (POOL * POOL)
             t = tl.program_id(0) // blocks_n * TOKENS + tl.arange(0, TOKENS)
             mask = (t[:, None] < M // (POOL * POOL)) & (n < N)[None, :]
             t_row = t.to(tl.int64)[:, None] * N
-            tl.store(pooled_ptr + t_row + n[None, :], pooled.to(pooled_ptr.dtype.element_ty), mask=mask)
+            value = as_read(pooled, pooled_scale_ptr, pooled_ptr.dtype.element_ty)
+            tl.store(pooled_ptr + t_row + n[None, :], value, mask=mask)
 
 
 def plan_conv3x3(
@@ -114,10 +129,12 @@ def plan_conv3x3(
     stride: int = 1,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.conv3x3."""
-    scales = Scales(input_scale, weight_scale)
-    return _plan("conv3x3", feature_map, weight, bias, stride, 1, scales)
+    scales, kept = Scales(input_scale, weight_scale), Kept(out_scale, out_dtype)
+    return _plan("conv3x3", feature_map, weight, bias, stride, 1, scales, kept, Kept())
 
 
 def plan_conv3x3_pool(
@@ -128,10 +145,14 @@ def plan_conv3x3_pool(
     pool_stride: int,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    pooled_scale: Tensor | None = None,
+    pooled_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.conv3x3_pool."""
-    scales = Scales(input_scale, weight_scale)
-    return _plan("conv3x3_pool", feature_map, weight, bias, stride, pool_stride, scales)
+    scales, kept = Scales(input_scale, weight_scale), (Kept(out_scale, out_dtype), Kept(pooled_scale, pooled_dtype))
+    return _plan("conv3x3_pool", feature_map, weight, bias, stride, pool_stride, scales, *kept)
 
 
 def _plan(
@@ -142,8 +163,11 @@ def _plan(
     stride: int,
     pool: int,
     scales: Scales,
+    kept: Kept,
+    kept_pooled: Kept,
 ) -> Plan:
     feature_map = feature_map.contiguous()
+    computed = feature_map.dtype != weight.dtype
     (B, H, W, K), N = feature_map.shape, weight.shape[0]
     height, width = ceil_div(H, stride), ceil_div(W, stride)
     M = B * height * width
@@ -155,17 +179,18 @@ def _plan(
         element_size=weight.element_size(),
         row_size=feature_map.element_size(),
         run=K,
-        most=64,  # registers hold all its pointers
-        computed=scales.weight is not None,
+        most=64 if computed else 128,  # registers hold all its pointers
+        computed=computed,
         wide=((256, 64), (256, 96), (256, 128), (128, 192)) + ((128, 256),) * (pool == 1),
     )
     tiles = tuple(tile for tile in tiles if tile.m % pool**2 == 0)
 
     def run(tile: Tile) -> Tensor | tuple[Tensor, Tensor]:
-        out = torch.empty((B, height, width, N), dtype=bias.dtype, device=weight.device)
+        out = torch.empty((B, height, width, N), dtype=kept.dtype or bias.dtype, device=weight.device)
         pooled = out
         if operation == "conv3x3_pool":
-            pooled = torch.empty((B, height // pool, width // pool, N), dtype=bias.dtype, device=weight.device)
+            shape = B, height // pool, width // pool, N
+            pooled = torch.empty(shape, dtype=kept_pooled.dtype or bias.dtype, device=weight.device)
         launch(
             conv3x3_kernel,
             (ceil_div(M, tile.m) * ceil_div(N, tile.n),),
@@ -173,6 +198,8 @@ def _plan(
             x_ptr=feature_map,
             weight_ptr=prepared(weight, lambda weight: weight.permute(0, 2, 3, 1).contiguous()),
             bias_ptr=bias.contiguous(),
+            out_scale_ptr=bias if kept.scale is None else kept.scale,
+            pooled_scale_ptr=bias if kept_pooled.scale is None else kept_pooled.scale,
             out_ptr=out,
             pooled_ptr=pooled,
             M=M,
@@ -183,19 +210,19 @@ def _plan(
             height=height,
             width=width,
             STRIDE=stride,
-            WAIT=must_wait(weight, scales.weight is not None),
+            WAIT=must_wait(weight, computed),
             POOL=pool,
             PRECISION=dot_precision(),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
-            PIECE=piece_of(tile, adding=pool > 1),
+            PIECE=piece_of(tile, pool > 1, integers=64 if weight.dtype == torch.int8 else None),
             **scales.arguments(instead=bias),
         )
         return out if pooled is out else (out, pooled)
 
     words = [operation, product_type(weight, bias), f"B{B} H{H} W{W} N{N} K{K} stride{stride}"]
-    words += [f"pool{pool}"] * (pool > 1)
+    words += [f"pool{pool}"] * (pool > 1) + words_of_8_bits(feature_map, out=kept, pooled=kept_pooled)
     unsupported = unsupported_dtype(weight, scales)
     if operation == "conv3x3_pool":
         unsupported = unsupported or _unsupported_pool(height, width, pool)

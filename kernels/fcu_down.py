@@ -7,9 +7,10 @@ whole rows (whole_rows.py). All T rows of an image are rows of the product. The 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .launch import Plan, Scales, product_type
+from .launch import Kept, Plan, Scales, product_type, words_of_8_bits
 from .norm import Norm
 from .whole_rows import plan_whole_rows
 
@@ -28,17 +29,21 @@ def plan_fcu_down(
     norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    normed_scale: Tensor | None = None,
+    normed_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.fcu_down."""
-    (B, T, C), K = tokens.shape, feature_map.shape[-1]
+    (B, T, C), K, kept = tokens.shape, feature_map.shape[-1], Kept(normed_scale, normed_dtype)
+    problem = f"fcu_down {product_type(weight, bias)} M{B * T} C{C} K{K} S{stride}"
     return plan_whole_rows(
-        f"fcu_down {product_type(weight, bias)} M{B * T} C{C} K{K} S{stride}",
+        " ".join([problem, *words_of_8_bits(feature_map, normed=kept)]),
         feature_map,
         tokens,
         weight,
         bias,
         Norm(norm_weight, norm_bias, norm_eps),
         Scales(input_scale, weight_scale),
+        kept,
         Norm(inner_weight, inner_bias, inner_eps),
         stride,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .launch import Plan, Scales
+from .launch import Kept, Plan, Scales
 from .linear import Rows, plan_product
 
 
@@ -32,4 +32,5 @@ def plan_fcu_up(
         dtype=bias.dtype,
         relu=True,
         scales=Scales(input_scale, weight_scale),
+        kept=Kept(),
     )

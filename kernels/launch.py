@@ -107,6 +107,19 @@ class Scales(NamedTuple):
         }
 
 
+class Kept(NamedTuple):
+    """A result that is kept as its readers take it: numbers of `dtype` at `scale`. None: in its own type."""
+
+    scale: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+
+def words_of_8_bits(x: Tensor | None = None, **results: Kept) -> list[str]:
+    """What a problem says of operands that are in 8 bits in memory: "reads8" of x, "out8" of a result `out`."""
+    reads = x is not None and x.dtype in STORED
+    return ["reads8"] * reads + [f"{name}8" for name, kept in results.items() if kept.dtype]
+
+
 def unsupported_dtype(weight: Tensor, scales: Scales | None = None) -> str | None:
     """Why no kernel takes products of this dtype, or None."""
     if scales is None or scales.weight is None:

@@ -4,8 +4,9 @@ x: M rows of K, weight: (N, K), out: M rows of N. It is every product of the net
 (`plan_linear`), the 1x1 convolutions (conv1x1.py), FCU-up (fcu_up.py) and the patch embedding (patch_embed.py), which
 differ in where the rows lie (`Rows`) and in what follows the product.
 
-Where the weight is in 8 bits, rows are rounded on their way into the product: x becomes numbers at the scale of the
-product's input, the sums are multiplied by both scales, then all is as without.
+Where the weight is in 8 bits, so are the rows: they are numbers already, at the scale of the product's input, or become
+so on their way into the product. The sums are multiplied by both scales, then all is as without. out may be the numbers
+that its reader takes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from . import tiles as tiles_module
 from ._math import (
     add_product,
+    as_read,
     gelu,
     inverse_of,
     relu,
@@ -29,7 +31,17 @@ from ._math import (
     zero_sums,
 )
 from .chips import chip_of
-from .launch import Plan, Scales, dot_precision, launch, must_wait, product_type, unsupported_dtype
+from .launch import (
+    Kept,
+    Plan,
+    Scales,
+    dot_precision,
+    launch,
+    must_wait,
+    product_type,
+    unsupported_dtype,
+    words_of_8_bits,
+)
 from .tiles import Tile, ceil_div, piece_of
 
 
@@ -43,6 +55,7 @@ def linear_kernel(
     input_scale_ptr,  # in  scalar, if SCALED
     weight_scale_ptr,  # in  (N,), if SCALED
     addend_scale_ptr,  # in  scalar, if ADDEND_SCALED
+    out_scale_ptr,  # in  scalar, if out is in 8 bits
     out_ptr,  # out (M, N); with SKIP_CLASS (images, 1 + rows_per_image, N) without the first row of each image
     M,  # rows
     N,  # columns
@@ -136,7 +149,11 @@ def linear_kernel(
             token += pixel // width // TOKEN_STRIDE * across + pixel % width // TOKEN_STRIDE
             entry = token_map_ptr + token[:, None] * N + n[None, :]
             acc += tl.load(entry, mask=m_mask & n_mask, other=0.0).to(tl.float32)
-        tl.store(out_ptr + out_row[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
+        tl.store(
+            out_ptr + out_row[:, None] * N + n[None, :],
+            as_read(acc, out_scale_ptr, out_ptr.dtype.element_ty),
+            mask=m_mask & n_mask,
+        )
 
 
 class Rows(NamedTuple):
@@ -178,10 +195,13 @@ def plan_product(
     token_stride: int = 1,
     skip_class: bool = False,
     scales: Scales,
+    kept: Kept,
 ) -> Plan:
-    """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`."""
+    """The plan of a product of `rows` with weight (N, K), whose output has shape `out` and `dtype`, or is `kept`."""
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
     computed = rows.tensor.dtype != weight.dtype
+    integers = weight.dtype == torch.int8
+    adding = residual is not None or token_map is not None or (gelu and integers)
     tiles = tiles_module.for_matmul(
         M,
         N,
@@ -191,11 +211,13 @@ def plan_product(
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
         computed=computed,
-        wide=((128, 192), (128, 256)),
+        wide=()
+        if gelu and integers
+        else ((128, 192), (128, 256)),  # GELU takes as long as the sums: two blocks overlap
     )
 
     def run(tile: Tile) -> Tensor:
-        result = torch.empty(out, dtype=dtype, device=weight.device)
+        result = torch.empty(out, dtype=kept.dtype or dtype, device=weight.device)
         launch(
             linear_kernel,
             (ceil_div(M, tile.m) * ceil_div(N, tile.n),),
@@ -206,6 +228,7 @@ def plan_product(
             residual_ptr=bias if residual is None else residual.contiguous(),
             token_map_ptr=bias if token_map is None else token_map.contiguous(),
             addend_scale_ptr=bias if scales.addend is None else scales.addend,
+            out_scale_ptr=bias if kept.scale is None else kept.scale,
             out_ptr=result,
             M=M,
             N=N,
@@ -229,14 +252,14 @@ def plan_product(
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,
-            PIECE=piece_of(tile, adding=residual is not None or token_map is not None),
+            PIECE=piece_of(tile, adding, integers=32 if integers else None),
             **scales.arguments(instead=bias),
         )
         return result
 
     parts = {"strided": not rows.dense, "gelu": gelu, "residual": residual is not None, "relu": relu}
     words = [operation, product_type(weight, bias), f"M{M} N{N} K{K}", *filter(parts.get, parts)]
-    words += [f"tokens{token_stride}"] * (token_map is not None)
+    words += [f"tokens{token_stride}"] * (token_map is not None) + words_of_8_bits(rows.tensor, out=kept)
     return Plan(" ".join(words), unsupported_dtype(weight, scales), tiles, run)
 
 
@@ -248,6 +271,8 @@ def plan_linear(
     residual: Tensor | None = None,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.linear."""
     x = x.contiguous()
@@ -262,4 +287,5 @@ def plan_linear(
         gelu=gelu,
         residual=residual,
         scales=Scales(input_scale, weight_scale),
+        kept=Kept(out_scale, out_dtype),
     )

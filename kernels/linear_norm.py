@@ -6,10 +6,11 @@ a program: their product is split by columns too (linear.py), and a second kerne
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .chips import chip_of
-from .launch import Plan, Scales, product_type
+from .launch import Kept, Plan, Scales, product_type, words_of_8_bits
 from .linear import plan_linear
 from .norm import Norm, normalized
 from .tiles import Tile
@@ -26,22 +27,24 @@ def plan_linear_norm(
     norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    normed_scale: Tensor | None = None,
+    normed_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.linear_norm.
 
     Tiles: n is 0 where programs hold whole rows.
     """
-    norm = Norm(norm_weight, norm_bias, norm_eps)
+    norm, kept = Norm(norm_weight, norm_bias, norm_eps), Kept(normed_scale, normed_dtype)
     M, (C, K) = residual.numel() // residual.shape[-1], weight.shape
-    problem = f"linear_norm {product_type(weight, bias)} M{M} C{C} K{K}"
-    whole = plan_whole_rows(problem, x, residual, weight, bias, norm, Scales(input_scale, weight_scale))
+    problem = " ".join([f"linear_norm {product_type(weight, bias)} M{M} C{C} K{K}", *words_of_8_bits(x, normed=kept)])
+    whole = plan_whole_rows(problem, x, residual, weight, bias, norm, Scales(input_scale, weight_scale), kept)
     split = plan_linear(x, weight, bias, False, residual, input_scale, weight_scale)
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         if not tile.n:
             return whole.launch(tile)
         out: Tensor = split.launch(tile)
-        return out, normalized(out, norm, bias.dtype)
+        return out, normalized(out, norm, bias.dtype, kept)
 
     many = 32 * chip_of(weight.device).sms  # rows: half of the multiprocessors have 64 each
     tiles = (*whole.tiles, *split.tiles) if many <= M else (*split.tiles, *whole.tiles)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
+from ._math import as_read
+from .launch import Kept, launch
 from .tiles import Tile, ceil_div, power_of_two
 
 
@@ -26,6 +27,7 @@ def norm_kernel(
     x_ptr,  # in  (M, C)
     norm_weight_ptr,  # in  (C,)
     norm_bias_ptr,  # in  (C,)
+    normed_scale_ptr,  # in  scalar, if normed is in 8 bits
     normed_ptr,  # out (M, C)
     M,  # rows
     C,  # channels
@@ -43,16 +45,17 @@ def norm_kernel(
     rstd = (1 / tl.sqrt(squares / C + norm_eps))[:, None]
     weight = tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     bias = tl.load(norm_bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(normed_ptr + offset, (x * rstd * weight + bias).to(normed_ptr.dtype.element_ty), mask=mask)
+    normed = as_read(x * rstd * weight + bias, normed_scale_ptr, normed_ptr.dtype.element_ty)
+    tl.store(normed_ptr + offset, normed, mask=mask)
 
 
-def normalized(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
-    """The layer norm of contiguous rows (..., C), in `dtype`."""
+def normalized(x: Tensor, norm: Norm, dtype: torch.dtype, kept: Kept) -> Tensor:
+    """The layer norm of contiguous rows (..., C), in `dtype` or as it is `kept`."""
     C = x.shape[-1]
     M = x.numel() // C
     block = power_of_two(C)
     tile = Tile(max(1, ROW_ELEMENTS // block), block, 0, 4, 1)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=kept.dtype or dtype, device=x.device)
     launch(
         norm_kernel,
         (ceil_div(M, tile.m),),
@@ -60,6 +63,7 @@ def normalized(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
         x_ptr=x,
         norm_weight_ptr=norm.weight.contiguous(),
         norm_bias_ptr=norm.bias.contiguous(),
+        normed_scale_ptr=x if kept.scale is None else kept.scale,
         normed_ptr=out,
         M=M,
         C=C,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .launch import Plan, Scales, prepared
+from .launch import Kept, Plan, Scales, prepared, words_of_8_bits
 from .linear import Rows, plan_product
 from .norm import Norm, normalized
 from .tiles import Tile
@@ -25,9 +25,12 @@ def plan_patch_embed(
     norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    normed_scale: Tensor | None = None,
+    normed_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.patch_embed."""
     stem_map = stem_map.contiguous()
+    kept = Kept(normed_scale, normed_dtype)
     B, H, W, K = stem_map.shape
     C, S = weight.shape[0], weight.shape[-1]
     height, width = H // S, W // S
@@ -42,11 +45,13 @@ def plan_patch_embed(
         dtype=torch.promote_types(bias.dtype, cls_token.dtype),
         skip_class=True,
         scales=Scales(input_scale, weight_scale),
+        kept=Kept(),
     )
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         tokens: Tensor = product.launch(tile)
         tokens[:, :1] = cls_token
-        return tokens, normalized(tokens, Norm(norm_weight, norm_bias, norm_eps), bias.dtype)
+        return tokens, normalized(tokens, Norm(norm_weight, norm_bias, norm_eps), bias.dtype, kept)
 
-    return Plan(product.problem, product.unsupported, product.tiles, run)
+    problem = " ".join([product.problem, *words_of_8_bits(normed=kept)])
+    return Plan(problem, product.unsupported, product.tiles, run)

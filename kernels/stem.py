@@ -28,9 +28,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import inverse_of, maximum, relu, scaled, stored, zero_sums
+from ._math import as_read, inverse_of, maximum, relu, scaled, stored, zero_sums
 from .chips import Chip, chip_of
-from .launch import Plan, Scales, dot_precision, launch, prepared, product_type, unsupported_dtype
+from .launch import (
+    Kept,
+    Plan,
+    Scales,
+    dot_precision,
+    launch,
+    prepared,
+    product_type,
+    unsupported_dtype,
+    words_of_8_bits,
+)
 from .tiles import Tile, ceil_div, power_of_two
 
 SQUARE = 16  # elements of a square: 2 lines, 2 columns, 4 channels
@@ -78,6 +88,7 @@ def stem_kernel(
     bias_ptr,  # in  (K,)
     input_scale_ptr,  # in  scalar, if SCALED
     weight_scale_ptr,  # in  (K,), if SCALED
+    out_scale_ptr,  # in  scalar, if out is in 8 bits
     out_ptr,  # out (B, height, width, K)
     pixels,  # B * width: a line of out, of all images
     height,  # of out
@@ -137,7 +148,7 @@ def stem_kernel(
             if step > 0:
                 row = first_row + step // 2 - 1
                 bias = tl.load(bias_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-                even, odd = _columns(relu(highest + bias[None, :]).to(out_ptr.dtype.element_ty))
+                even, odd = _columns(as_read(relu(highest + bias[None, :]), out_scale_ptr, out_ptr.dtype.element_ty))
                 left = tl.gather(odd, neighbor, 0).to(tl.float32)
                 pooled = maximum(even.to(tl.float32), odd.to(tl.float32))
                 pooled = tl.where((column > 0)[:, None], maximum(pooled, left), pooled)
@@ -162,6 +173,8 @@ def plan_stem(
     multiple: int,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Plan:
     """Arguments and result: functional.stem."""
     scales = Scales(input_scale, weight_scale)
@@ -193,7 +206,7 @@ def plan_stem(
             SQUARE=SQUARE,
             BLOCK=block,
         )
-        out = torch.empty((B, height, width, K), dtype=bias.dtype, device=weight.device)
+        out = torch.empty((B, height, width, K), dtype=out_dtype or bias.dtype, device=weight.device)
         launch(
             stem_kernel,
             (ceil_div(B * width, tile.n // 2 - 1) * ceil_div(height, tile.m),),
@@ -201,6 +214,7 @@ def plan_stem(
             packed_ptr=packed,
             weight_ptr=prepared(weight, _pack_weight),
             bias_ptr=bias.contiguous(),
+            out_scale_ptr=bias if out_scale is None else out_scale,
             out_ptr=out,
             pixels=B * width,
             height=height,
@@ -223,8 +237,9 @@ def plan_stem(
     unsupported = unsupported_dtype(weight, scales) or _unsupported_sizes(images, height, width, K)
     if not (tiles or unsupported):
         unsupported = f"no tile fits the {chip.shared} bytes of shared memory of {chip.name}"
-    dtype = product_type(weight, bias)
-    return Plan(f"stem {dtype} B{B} H{H} W{W} K{K} multiple{multiple}", unsupported, tiles, run)
+    words = ["stem", product_type(weight, bias), f"B{B} H{H} W{W} K{K} multiple{multiple}"]
+    words += words_of_8_bits(out=Kept(out_scale, out_dtype))
+    return Plan(" ".join(words), unsupported, tiles, run)
 
 
 def _pack_weight(weight: Tensor) -> Tensor:

@@ -27,11 +27,17 @@ def power_of_two(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def piece_of(tile: Tile, adding: bool) -> int:
+def piece_of(tile: Tile, adding: bool, integers: int | None = None) -> int:
     """The columns of a block that are summed, and leave, at a time: a power of two. Blocks beyond 128x128 leave in
-    narrow pieces if something is added or pooled on the way out, which takes registers too."""
-    piece = tile.n & -tile.n
-    return min(piece, 64) if adding and tile.m * tile.n > 128 * 128 else piece
+    narrow pieces if something is added or pooled on the way out, which takes registers too.
+
+    integers: the columns of such a piece of blocks of 128x128 too, if sums are integers: they become float32 beside
+    themselves, and the registers that are left let a second block run
+    """
+    piece, size = tile.n & -tile.n, tile.m * tile.n
+    if adding and integers is not None and size == 128 * 128:
+        return min(piece, integers)
+    return min(piece, 64) if adding and size > 128 * 128 else piece
 
 
 # (m, n, warps) of a program's block. The accumulator takes m * n / (32 * warps) registers of a thread's 255.
@@ -67,7 +73,9 @@ def for_matmul(
     """
     row_size, run = row_size or element_size, run or K
     sides = _SIDES if element_size <= 2 else _SIDES_FP32
-    if element_size == 2 and chip.reads_shared and not computed and run % 16 == 0:  # operands stay in shared memory
+    if element_size <= 2 and chip.reads_shared and not computed and run % 16 == 0:  # operands stay in shared memory
+        if element_size == 1:  # sums are kept twice: integers beside float32, FP8's of a step beside all of them
+            wide = ((128, 192),) if (128, 192) in wide and chip.capability == 90 else ()
         sides = (*((m, n, 8) for m, n in wide if N % n == 0 or n & (n - 1) == 0), *sides)
     least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
     k = min(128 // element_size, most, power_of_two(run, least))
@@ -79,7 +87,7 @@ def for_matmul(
             continue
         if element_size == 1 and chip.capability == 90 and m > 16 * warps:
             continue  # each of a warp's two FP8 products would wait for the other's sums
-        if element_size == 1 and row_size == 4 and not chip.reads_shared and n == 128 and warps == 4:
+        if element_size == 1 and row_size == 4 and chip.capability != 90 and n == 128 and warps == 4:
             continue  # a thread's rows in fp32 and its sums take more registers than there are
         step = k * (m * row_size + n * element_size)
         through = m * k * element_size if computed else 0  # on its way through registers
@@ -90,22 +98,22 @@ def for_matmul(
             buffers = 3 if with_3 > with_4 == 1 else 4  # a second block hides more than a fourth step
         stages = buffers if chip.reads_shared else buffers + 1
         tiles.append(Tile(m, n, k, warps, min(most_stages, stages)))
-    return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip, element_size, row_size)))
+    return tuple(sorted(tiles, key=lambda tile: _cycles(M, N, K, tile, chip, element_size, row_size, computed)))
 
 
-def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip, element_size: int, row_size: int) -> float:
+def _cycles(M: int, N: int, K: int, tile: Tile, chip: Chip, element_size: int, row_size: int, computed: bool) -> float:
     """Estimated cycles: of the busiest multiprocessor, whose blocks are bound by products or by loading, or of the L2
     cache.
 
     2048 multiply-adds (fp16) and 24 bytes from the L2 cache a cycle are an H100's for each multiprocessor, which can
     load 64 if others load less; 8 stored elements a cycle and 400 cycles a block are guesses: no GPU was at hand. In 8
-    bits products are twice as fast, and some 8 instructions round each element of the first operand, 128 at a time: a
-    guess too.
+    bits products are twice as fast, but waited for in each step, and some 8 instructions round each element of a first
+    operand that is not in 8 bits yet, 128 at a time: guesses too.
     """
     blocks = ceil_div(M, tile.m) * ceil_div(N, tile.n)
     steps, loaded = ceil_div(K, tile.k) * tile.k, tile.m * row_size + tile.n * element_size
     if element_size == 1:
-        step = max(tile.m * tile.n / 4096, loaded / 64) + tile.m * 8 / 128
+        step = max(tile.m * tile.n / 4096, loaded / 64) + (tile.m * 8 / 128 if computed else 160 / tile.k)
     else:
         step = max(tile.m * tile.n / 2048, loaded / 64)
     alone = steps * step + tile.m * tile.n / 8 + 400

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._math import add_product, gelu, inverse_of, scaled, stored, zero_sums
+from ._math import add_product, as_read, gelu, inverse_of, scaled, stored, zero_sums
 from .chips import Chip, chip_of
-from .launch import Plan, Scales, dot_precision, launch, unsupported_dtype
+from .launch import STORED, Kept, Plan, Scales, dot_precision, launch, unsupported_dtype
 from .norm import Norm
 from .tiles import Tile, ceil_div, power_of_two
 
@@ -35,6 +35,7 @@ def whole_rows_kernel(
     inner_bias_ptr,  # in  (C,), if COUPLED
     norm_weight_ptr,  # in  (C,)
     norm_bias_ptr,  # in  (C,)
+    normed_scale_ptr,  # in  scalar, if normed is in 8 bits
     out_ptr,  # out (M, C)
     normed_ptr,  # out (M, C)
     M,  # rows
@@ -122,7 +123,7 @@ def whole_rows_kernel(
         mask = in_range[:, None] & (c < C)[None, :]
         offset = row.to(tl.int64)[:, None] * C + c[None, :]
         normed = (out[i] - mean) * rstd * _vector(norm_weight_ptr, c, C) + _vector(norm_bias_ptr, c, C)
-        tl.store(normed_ptr + offset, normed.to(normed_ptr.dtype.element_ty), mask=mask)
+        tl.store(normed_ptr + offset, as_read(normed, normed_scale_ptr, normed_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -155,10 +156,12 @@ def plan_whole_rows(
     bias: Tensor,
     norm: Norm,
     scales: Scales,
+    kept: Kept,
     inner: Norm | None = None,
     stride: int = 1,
 ) -> Plan:
-    """residual + x weight^T + bias, and its `norm` in the bias's dtype. residual: (..., C); x: rows of K in that order.
+    """residual + x weight^T + bias, and its `norm` in the bias's dtype or as it is `kept`. residual: (..., C); x: rows
+    of K in that order.
 
     inner: if given, x is a map (B, H, W, K) and the rows are tokens, each of stride x stride pixels, behind a class
     token. The norm and a GELU of the product are added, and the class token to itself.
@@ -170,7 +173,7 @@ def plan_whole_rows(
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(bias.dtype, residual.dtype)
         out = torch.empty(residual.shape, dtype=dtype, device=weight.device)
-        normed = torch.empty(residual.shape, dtype=bias.dtype, device=weight.device)
+        normed = torch.empty(residual.shape, dtype=kept.dtype or bias.dtype, device=weight.device)
         launch(
             whole_rows_kernel,
             (ceil_div(M, tile.m),),
@@ -183,6 +186,7 @@ def plan_whole_rows(
             inner_bias_ptr=(inner or norm).bias.contiguous(),
             norm_weight_ptr=norm.weight.contiguous(),
             norm_bias_ptr=norm.bias.contiguous(),
+            normed_scale_ptr=bias if kept.scale is None else kept.scale,
             out_ptr=out,
             normed_ptr=normed,
             M=M,
@@ -207,6 +211,8 @@ def plan_whole_rows(
     chip = chip_of(weight.device)
     tiles = _tiles(M, C, K, stride, weight.element_size(), x.element_size(), chip)
     unsupported = unsupported_dtype(weight, scales)
+    if x.dtype in STORED and stride > 1:
+        unsupported = "the kernel averages no numbers of 8 bits"
     if not (tiles or unsupported):
         unsupported = f"whole rows of {C} channels do not fit a program on {chip.name}"
     return Plan(problem, unsupported, tiles, run)
@@ -230,9 +236,10 @@ def _tiles(M: int, C: int, K: int, S: int, element_size: int, row_size: int, chi
         rows += [(16, 8)]
     if element_size <= 2 and columns <= 768:
         rows += [(32, 8)]
-    if element_size == 2 and columns <= 576 and S == 1:  # averages or 8 bits made in registers are no operand for them
-        rows += {90: [(64, 8), (64, 16)], 100: [(64, 8)]}.get(chip.capability, [])
-    steps = (128, 64, 32) if element_size == 1 else (64, 32, 16)
+    if row_size == element_size <= 2 and columns <= 576 and S == 1:  # what is made in registers is no operand for them
+        several = {90: [(64, 8), (64, 16)], 100: [(64, 8)]}.get(chip.capability, [])
+        rows += several if element_size == 2 else several[1:]  # integers become float32 beside themselves
+    steps = (128, 64) if element_size == 1 else (64, 32, 16)
     tiles = []
     for m, warps in rows:
         for k in sorted(steps, key=lambda k: (ceil_div(K, k) * k, -k)):  # least padding, then fewest steps

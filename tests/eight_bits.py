@@ -30,6 +30,21 @@ def in_8_bits(operation: str, arguments: list[Any], quantization: Quantization) 
     return list(call.arguments.values())
 
 
+def passed_on(operation: str, arguments: list[Any], quantization: Quantization) -> list[Any]:
+    """The same call in 8 bits, of what is in them already, its results kept as readers take them."""
+    call = inspect.signature(getattr(CF, operation)).bind(*in_8_bits(operation, arguments, quantization))
+    given = call.arguments
+    first = next(iter(given))
+    made_on_the_way = operation == "stem" or (operation == "fcu_down" and given["stride"] > 1)  # a mean of values is
+    for name, scale in ((first, "input_scale"), ("residual", "addend_scale")):
+        if given.get(name) is not None and given.get(scale) is not None and not made_on_the_way:
+            given[name] = CF.stored(given[name].float() / given[scale].float(), quantization.dtype)
+    for name in [name for name in given if name.endswith("_dtype")]:
+        scale = quantization.scale("input", given["bias"].dtype).to(given["bias"].device)
+        given |= {name: quantization.dtype, name.replace("_dtype", "_scale"): scale}
+    return list(given.values())
+
+
 def largest_inputs(model: InferenceConformer, batches: Iterable[Tensor]) -> dict[str, float]:
     """The largest magnitude that each product reads, and that bottlenecks add: ranges that clip nothing, in any format.
 

@@ -11,6 +11,7 @@
 7. Both heads are one operation.
 8. A layer norm is computed by the operation that makes its input, beside it.
 9. If asked for, a layer norm's channels are divided by factors that its product's weight takes (`smoothed`).
+10. What is only read in 8 bits, and by all that read it as the same numbers, is made so by the operation that makes it.
 
 The result is a plain module of operators (ops.py) on channels-last maps. Its weights are buffers: nothing trains here.
 """
@@ -20,7 +21,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ from .streams import beside, join
 Module = TypeVar("Module", bound=nn.Module)
 
 READ_A_NORM = ("qkv", "fc1")  # products of a transformer block
+AS_IT_IS: Mapping[str, Any] = MappingProxyType({})  # no keywords: a result in its own type
 
 
 class InferenceConformer(nn.Module):
@@ -165,16 +168,25 @@ class InferenceConformer(nn.Module):
             if name in wanted:
                 found[name] = value
 
-        stem_map = ops.stem(images, *self.stem(), config.stem_stride, **self.stem.scales())  # (B, H / 4, W / 4, 64)
+        def map_as_read(index: int) -> Mapping[str, Any]:
+            """How block `index` makes its map, which the next one reads."""
+            if index == config.depth or {f"{index}.map", f"{index}.pooled"} & wanted:
+                return AS_IT_IS
+            return self._coupled(index + 1).cnn_block.as_read()
+
+        embed, scales = self.patch_embed, self.stem.scales()
+        kept = self.conv_1.as_read(embed.reads)
+        stem_map = ops.stem(images, *self.stem(), config.stem_stride, **scales, **kept)  # (B, H / 4, W / 4, 64)
         with beside():
-            feature_map = self.conv_1(stem_map)
-        embed = self.patch_embed
-        tokens, normed = ops.patch_embed(stem_map, self.cls_token, *embed(), *self.trans_1.norm1(), **embed.scales())
+            feature_map = self.conv_1(stem_map, map_as_read(1))
+        scales = {**embed.scales(), **self.trans_1.qkv.as_read("normed")}
+        tokens, normed = ops.patch_embed(stem_map, self.cls_token, *embed(), *self.trans_1.norm1(), **scales)
         tokens = self.trans_1(tokens, normed)
         join()
         for index in range(1, config.depth + 1):
             if index > 1:
-                feature_map, tokens, down, up = self.get_submodule(f"conv_trans_{index}")(feature_map, tokens)
+                block = self._coupled(index)
+                feature_map, tokens, down, up = block(feature_map, tokens, map_as_read(index))
                 keep(f"{index}.fcu_down", down)
                 keep(f"{index}.fcu_up", up)
                 del down, up  # their memory is free for the next block
@@ -192,6 +204,11 @@ class InferenceConformer(nn.Module):
             keep(SUM, both)
         return tuple(found[name] for name in self.outputs)
 
+    def _coupled(self, index: int) -> InferenceBlock:
+        block = self.get_submodule(f"conv_trans_{index}")
+        assert isinstance(block, InferenceBlock)
+        return block
+
 
 def _copy(part: Module) -> Module:
     """A copy of a module and all inside it. It shares the weights' memory, and casts or moves leave the module alone;
@@ -202,20 +219,45 @@ def _copy(part: Module) -> Module:
     return other
 
 
+class Numbers(NamedTuple):
+    """What stands for values in 8 bits. range: the magnitude that they cover."""
+
+    range: float
+    dtype: torch.dtype
+
+
 class Weights(nn.Module):
-    """A product's weight and bias; calling it returns both. In 8 bits it has `scales` too, else none."""
+    """A product's weight and bias; calling it returns both. In 8 bits it has `scales` too, else none.
+
+    reads: the numbers that it makes of its input; adds: of what is added to it. None if it does not.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Buffer(weight.detach().clone()), nn.Buffer(bias.detach().clone())
         self._scales: tuple[str, ...] = ()
+        self.reads: Numbers | None = None
+        self.adds: Numbers | None = None
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.bias
 
-    def scales(self) -> dict[str, Tensor]:
+    def scales(self) -> dict[str, Any]:
         """The operators' keywords of a product in 8 bits: "input_scale", "weight_scale" and maybe "addend_scale"."""
         return {name: self.get_buffer(name) for name in self._scales}
+
+    def as_read(self, result: str = "out", *others: Numbers | None) -> Mapping[str, Any]:
+        """The operators' keywords that make a `result` the numbers that this product reads; none if it reads none, or
+        `others` that read the result do not read the same."""
+        if self.reads is None or any(numbers != self.reads for numbers in others):
+            return AS_IT_IS
+        return {f"{result}_scale": self.get_buffer("input_scale"), f"{result}_dtype": self.reads.dtype}
+
+    def as_added(self) -> Mapping[str, Any]:
+        """The keywords that make a result the numbers that this product adds to itself; none if it adds none."""
+        if self.adds is None:
+            return AS_IT_IS
+        return {"out_scale": self.get_buffer("addend_scale"), "out_dtype": self.adds.dtype}
 
     def quantize(self, name: str, quantization: Quantization) -> None:
         """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ArgumentError if it is
@@ -232,6 +274,9 @@ class Weights(nn.Module):
         for scale_name, value in scales.items():
             self.register_buffer(scale_name, value.to(device))
         self._scales = tuple(scales)
+        self.reads = Numbers(quantization.ranges[name], quantization.dtype)
+        if addend_of(name) in quantization.ranges:
+            self.adds = Numbers(quantization.ranges[addend_of(name)], quantization.dtype)
 
 
 class Norm(nn.Module):
@@ -259,29 +304,38 @@ class InferenceBottleneck(nn.Module):
         if block.project:
             self.residual = Weights(*_as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
 
-    def forward(self, feature_map: Tensor) -> Tensor:
-        return self.expand(self.spatial(self.reduce(feature_map)), feature_map)
+    def forward(self, feature_map: Tensor, kept: Mapping[str, Any] = AS_IT_IS) -> Tensor:
+        return self.expand(self.spatial(self.reduce(feature_map)), feature_map, kept)
+
+    def as_read(self, *others: Numbers | None) -> Mapping[str, Any]:
+        """The keywords that make a map the numbers that this bottleneck, and `others`, read."""
+        added = self.conv3.adds if self.residual is None else self.residual.reads
+        return self.conv1.as_read("out", added, *others)
 
     def reduce(self, feature_map: Tensor, token_map: Tensor | None = None, token_stride: int = 1) -> Tensor:
-        weights, scales = self.conv1(), self.conv1.scales()
-        return ops.conv1x1(feature_map, *weights, token_map=token_map, token_stride=token_stride, **scales)
+        scales = {**self.conv1.scales(), **self.conv2.as_read()}
+        return ops.conv1x1(feature_map, *self.conv1(), token_map=token_map, token_stride=token_stride, **scales)
 
-    def spatial(self, inner: Tensor) -> Tensor:
-        return ops.conv3x3(inner, *self.conv2(), self.stride, **self.conv2.scales())
+    def spatial(self, inner: Tensor, *others: Numbers | None) -> Tensor:
+        """others: what reads the result beside `expand`, and as which numbers."""
+        scales = {**self.conv2.scales(), **self.conv3.as_read("out", *others)}
+        return ops.conv3x3(inner, *self.conv2(), self.stride, **scales)
 
-    def spatial_and_pooled(self, inner: Tensor, token_stride: int) -> tuple[Tensor, Tensor]:
-        """`spatial` and its mean over each token's pixels, which FCU-down reads."""
+    def spatial_and_pooled(self, inner: Tensor, token_stride: int, reader: Weights) -> tuple[Tensor, Tensor]:
+        """`spatial` and its mean over each token's pixels, which `reader` of FCU-down reads."""
         if token_stride > 1:
-            return ops.conv3x3_pool(inner, *self.conv2(), self.stride, token_stride, **self.conv2.scales())
-        inner = self.spatial(inner)
+            scales = {**self.conv2.scales(), **self.conv3.as_read(), **reader.as_read("pooled")}
+            return ops.conv3x3_pool(inner, *self.conv2(), self.stride, token_stride, **scales)
+        inner = self.spatial(inner, reader.reads)
         return inner, inner
 
-    def expand(self, inner: Tensor, feature_map: Tensor) -> Tensor:
+    def expand(self, inner: Tensor, feature_map: Tensor, kept: Mapping[str, Any] = AS_IT_IS) -> Tensor:
+        """kept: how the result is made, as its readers' `as_read` says."""
         residual = feature_map
         if self.residual is not None:
-            scales = self.residual.scales()
+            scales = {**self.residual.scales(), **self.conv3.as_added()}
             residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False, **scales)
-        return ops.conv1x1(inner, *self.conv3(), residual=residual, **self.conv3.scales())
+        return ops.conv1x1(inner, *self.conv3(), residual=residual, **self.conv3.scales(), **kept)
 
 
 class InferenceTransformer(nn.Module):
@@ -298,9 +352,10 @@ class InferenceTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, normed: Tensor) -> Tensor:
         qkv = ops.linear(normed, *self.qkv(), **self.qkv.scales())  # (B, T, 3C)
-        heads = ops.attention(qkv, self.num_heads, 1.0)
-        tokens, normed = ops.linear_norm(heads, *self.proj(), tokens, *self.norm2(), **self.proj.scales())
-        hidden = ops.linear(normed, *self.fc1(), gelu=True, **self.fc1.scales())
+        heads = ops.attention(qkv, self.num_heads, 1.0, **self.proj.as_read())
+        scales = {**self.proj.scales(), **self.fc1.as_read("normed")}
+        tokens, normed = ops.linear_norm(heads, *self.proj(), tokens, *self.norm2(), **scales)
+        hidden = ops.linear(normed, *self.fc1(), gelu=True, **self.fc1.scales(), **self.fc2.as_read())
         return ops.linear(hidden, *self.fc2(), residual=tokens, **self.fc2.scales())
 
     def smooth(self, product: str, factors: Tensor) -> None:
@@ -323,17 +378,20 @@ class InferenceBlock(nn.Module):
         self.token_stride = block.expand_block.stride
         self.fusion_block = InferenceBottleneck(block.fusion_block)
 
-    def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, feature_map: Tensor, tokens: Tensor, kept: Mapping[str, Any] = AS_IT_IS
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """kept: how the map is made, as its readers' `as_read` says."""
         inner = self.cnn_block.reduce(feature_map)
-        inner, pooled = self.cnn_block.spatial_and_pooled(inner, self.token_stride)
+        inner, pooled = self.cnn_block.spatial_and_pooled(inner, self.token_stride, self.down.project)
         with beside():
-            cnn_map = self.cnn_block.expand(inner, feature_map)
-        down, normed = self.down(pooled, tokens, self.trans_block.norm1)
+            cnn_map = self.cnn_block.expand(inner, feature_map, self.fusion_block.as_read())
+        down, normed = self.down(pooled, tokens, self.trans_block.norm1, self.trans_block.qkv.as_read("normed"))
         tokens = self.trans_block(down, normed)
         up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
         join()
         fusion = self.fusion_block.reduce(cnn_map, up, self.token_stride)
-        return self.fusion_block.expand(self.fusion_block.spatial(fusion), cnn_map), tokens, down, up
+        return self.fusion_block.expand(self.fusion_block.spatial(fusion), cnn_map, kept), tokens, down, up
 
 
 class InferenceFCUDown(nn.Module):
@@ -346,8 +404,12 @@ class InferenceFCUDown(nn.Module):
         self.project = Weights(*_as_matrix(unit.conv_project.weight, unit.conv_project.bias))
         self.norm = Norm(unit.ln)
 
-    def forward(self, pooled: Tensor, tokens: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), 1, *norm(), **self.project.scales())
+    def forward(
+        self, pooled: Tensor, tokens: Tensor, norm: Norm, kept: Mapping[str, Any] = AS_IT_IS
+    ) -> tuple[Tensor, Tensor]:
+        """kept: how the norm is made, as its reader's `as_read` says."""
+        scales = {**self.project.scales(), **kept}
+        return ops.fcu_down(pooled, tokens, *self.project(), *self.norm(), 1, *norm(), **scales)
 
 
 def _fcu_up(unit: FCUUp) -> Weights:

@@ -61,8 +61,8 @@ def operation_of(node: fx.Node) -> str:
 
 
 @_operator
-def attention(qkv, num_heads, scale):
-    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+def attention(qkv, num_heads, scale, out_scale=None, out_dtype=None):
+    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3, dtype=out_dtype)
 
 
 @_operator
@@ -74,30 +74,54 @@ def linear(
     residual=None,
     input_scale=None,
     weight_scale=None,
+    out_scale=None,
+    out_dtype=None,
 ):
     dtype = bias.dtype if residual is None else torch.promote_types(bias.dtype, residual.dtype)
-    return bias.new_empty(*x.shape[:-1], weight.shape[0], dtype=dtype)
+    return bias.new_empty(*x.shape[:-1], weight.shape[0], dtype=out_dtype or dtype)
 
 
 @_operator
-def linear_norm(x, weight, bias, residual, norm_weight, norm_bias, norm_eps, input_scale=None, weight_scale=None):
-    return _with_norm(residual.shape, bias, residual)
+def linear_norm(
+    x,
+    weight,
+    bias,
+    residual,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    input_scale=None,
+    weight_scale=None,
+    normed_scale=None,
+    normed_dtype=None,
+):
+    return _with_norm(residual.shape, bias, residual, normed_dtype)
 
 
 @_operator
-def stem(images, weight, bias, multiple, input_scale=None, weight_scale=None):
+def stem(images, weight, bias, multiple, input_scale=None, weight_scale=None, out_scale=None, out_dtype=None):
     B, _, H, W = images.shape
     H, W = (-(-_halved(_halved(size)) // multiple) * multiple for size in (H, W))
-    return bias.new_empty(B, H, W, weight.shape[0])
+    return bias.new_empty(B, H, W, weight.shape[0], dtype=out_dtype)
 
 
 @_operator
 def patch_embed(
-    stem_map, cls_token, weight, bias, norm_weight, norm_bias, norm_eps, input_scale=None, weight_scale=None
+    stem_map,
+    cls_token,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    input_scale=None,
+    weight_scale=None,
+    normed_scale=None,
+    normed_dtype=None,
 ):
     B, H, W, _ = stem_map.shape
     S = weight.shape[-1]
-    return _with_norm((B, 1 + (H // S) * (W // S), weight.shape[0]), bias, cls_token)
+    return _with_norm((B, 1 + (H // S) * (W // S), weight.shape[0]), bias, cls_token, normed_dtype)
 
 
 @_operator
@@ -113,20 +137,34 @@ def conv1x1(
     input_scale=None,
     weight_scale=None,
     addend_scale=None,
+    out_scale=None,
+    out_dtype=None,
 ):
-    return _convolved(feature_map, weight, stride)
+    return _convolved(feature_map, weight, bias, stride, out_dtype)
 
 
 @_operator
-def conv3x3(feature_map, weight, bias, stride=1, input_scale=None, weight_scale=None):
-    return _convolved(feature_map, weight, stride)
+def conv3x3(feature_map, weight, bias, stride=1, input_scale=None, weight_scale=None, out_scale=None, out_dtype=None):
+    return _convolved(feature_map, weight, bias, stride, out_dtype)
 
 
 @_operator
-def conv3x3_pool(feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
-    out = _convolved(feature_map, weight, stride)
+def conv3x3_pool(
+    feature_map,
+    weight,
+    bias,
+    stride,
+    pool_stride,
+    input_scale=None,
+    weight_scale=None,
+    out_scale=None,
+    out_dtype=None,
+    pooled_scale=None,
+    pooled_dtype=None,
+):
+    out = _convolved(feature_map, weight, bias, stride, out_dtype)
     B, H, W, K = out.shape
-    return out, out.new_empty(B, H // pool_stride, W // pool_stride, K)
+    return out, bias.new_empty(B, H // pool_stride, W // pool_stride, K, dtype=pooled_dtype)
 
 
 @_operator
@@ -144,8 +182,10 @@ def fcu_down(
     norm_eps,
     input_scale=None,
     weight_scale=None,
+    normed_scale=None,
+    normed_dtype=None,
 ):
-    return _with_norm(tokens.shape, bias, tokens)
+    return _with_norm(tokens.shape, bias, tokens, normed_dtype)
 
 
 @_operator
@@ -165,9 +205,10 @@ def heads(feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, co
     return tokens.new_empty(shape), tokens.new_empty(shape), tokens.new_empty(shape)
 
 
-def _with_norm(shape: Sequence[int], bias: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+def _with_norm(shape: Sequence[int], bias: Tensor, added: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """Of tokens that a product with this bias is `added` to, and of their norm."""
-    return bias.new_empty(shape, dtype=torch.promote_types(bias.dtype, added.dtype)), bias.new_empty(shape)
+    tokens = bias.new_empty(shape, dtype=torch.promote_types(bias.dtype, added.dtype))
+    return tokens, bias.new_empty(shape, dtype=dtype)
 
 
 def _halved(size: int) -> int:
@@ -175,6 +216,6 @@ def _halved(size: int) -> int:
     return (size + 1) // 2
 
 
-def _convolved(feature_map: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _convolved(feature_map: Tensor, weight: Tensor, bias: Tensor, stride: int, dtype: torch.dtype | None) -> Tensor:
     B, H, W, _ = feature_map.shape
-    return feature_map.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, weight.shape[0])
+    return bias.new_empty(B, (H - 1) // stride + 1, (W - 1) // stride + 1, weight.shape[0], dtype=dtype)

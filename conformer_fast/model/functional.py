@@ -16,6 +16,10 @@ the norms' weights and of the class token (InferenceConformer.in_precision).
 as sum * (input_scale * weight_scale) + bias, in the bias's dtype, which maps then have. `addend_scale`: what a
 bottleneck adds is rounded to 8 bits as well. Sums here are in float32: exact up to 2^24 (1040 products of INT8 at
 their largest) and within 2^-24 of each partial sum beyond, where kernels and engines sum INT8 in integers.
+
+A result that is only read in 8 bits is made so where `out_scale` and `out_dtype` are given (of a second result
+`normed_` or `pooled_scale` and `_dtype`): it is then the numbers that its readers would have made of it, and they take
+them as they are.
 """
 
 from __future__ import annotations
@@ -38,18 +42,25 @@ def stored(scaled: Tensor, dtype: torch.dtype) -> Tensor:
     return (limited if dtype.is_floating_point else limited.round()).to(dtype)
 
 
-def through_8_bits(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What remains of x in numbers of `dtype` at this scale: ONNX's QuantizeLinear, then DequantizeLinear."""
-    numbers, scale = _numbers(x, scale, dtype)
-    return (numbers * scale).to(x.dtype)
+def through_8_bits(x: Tensor, scale: Tensor, dtype: torch.dtype, out: torch.dtype) -> Tensor:
+    """What remains of x in numbers of `dtype` at this scale, in the type `out`: ONNX's QuantizeLinear, then
+    DequantizeLinear. x may be those numbers already."""
+    numbers, scale = _numbers(x, scale, dtype, out)
+    return (numbers * scale).to(out)
 
 
-def attention(qkv: Tensor, num_heads: int, scale: float) -> Tensor:
+def attention(
+    qkv: Tensor,
+    num_heads: int,
+    scale: float,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
     """softmax(q k^T * scale) v for each head. qkv: (B, T, 3C), ordered q, k, v, then head -> (B, T, C)."""
     B, T, C3 = qkv.shape
     q, k, v = qkv.view(B, T, 3, num_heads, C3 // 3 // num_heads).permute(2, 0, 3, 1, 4)  # each (B, heads, T, D)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.transpose(1, 2).reshape(B, T, C3 // 3)  # (B, heads, T, D) -> (B, T, C)
+    return _as_read(out.transpose(1, 2).reshape(B, T, C3 // 3), out_scale, out_dtype)  # (B, heads, T, D) -> (B, T, C)
 
 
 def linear(
@@ -60,12 +71,14 @@ def linear(
     residual: Tensor | None = None,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """act(x weight^T + bias) + residual. (..., K) -> (..., C)."""
     out = _product(F.linear, x, weight, bias, input_scale, weight_scale)
     if gelu:
         out = F.gelu(out)
-    return out if residual is None else out + residual
+    return _as_read(out if residual is None else out + residual, out_scale, out_dtype)
 
 
 def linear_norm(
@@ -78,13 +91,15 @@ def linear_norm(
     norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    normed_scale: Tensor | None = None,
+    normed_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out = x weight^T + bias + residual and its layer norm, which the next product reads. (..., K) -> twice (..., C).
 
     The norm is computed in its weight's dtype and returned in the bias's.
     """
     out = linear(x, weight, bias, False, residual, input_scale, weight_scale)
-    return out, _normalized(out, norm_weight, norm_bias, norm_eps, bias.dtype)
+    return out, _as_read(_normalized(out, norm_weight, norm_bias, norm_eps, bias.dtype), normed_scale, normed_dtype)
 
 
 def stem(
@@ -94,6 +109,8 @@ def stem(
     multiple: int,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """7x7 convolution of stride 2, ReLU, 3x3 max-pool of stride 2, zeros to a multiple of `multiple` pixels.
 
@@ -102,7 +119,7 @@ def stem(
     stem_map = _product(F.conv2d, images, weight, bias, input_scale, weight_scale, stride=2, padding=3)
     stem_map = F.max_pool2d(F.relu(stem_map), 3, stride=2, padding=1)
     H, W = stem_map.shape[-2:]
-    return _nhwc(F.pad(stem_map, (0, -W % multiple, 0, -H % multiple)))
+    return _as_read(_nhwc(F.pad(stem_map, (0, -W % multiple, 0, -H % multiple))), out_scale, out_dtype)
 
 
 def patch_embed(
@@ -115,6 +132,8 @@ def patch_embed(
     norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    normed_scale: Tensor | None = None,
+    normed_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One product per S x S patch, behind the class token, and the norm of the tokens, as `linear_norm` returns it.
 
@@ -124,7 +143,9 @@ def patch_embed(
     patches = _product(F.conv2d, _nchw(stem_map), weight, bias, input_scale, weight_scale, stride=S)
     patches = patches.flatten(2).transpose(1, 2)  # (B, C, H / S, W / S) -> (B, N, C)
     tokens = torch.cat([cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
-    return tokens, _normalized(tokens, norm_weight, norm_bias, norm_eps, bias.dtype)
+    return tokens, _as_read(
+        _normalized(tokens, norm_weight, norm_bias, norm_eps, bias.dtype), normed_scale, normed_dtype
+    )
 
 
 def conv1x1(
@@ -139,6 +160,8 @@ def conv1x1(
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     addend_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """relu(x weight^T + bias + residual) + upsampled token_map at every stride-th pixel.
 
@@ -147,9 +170,12 @@ def conv1x1(
     """
     out = _product(F.linear, feature_map[:, ::stride, ::stride], weight, bias, input_scale, weight_scale)
     if residual is not None:
-        out = out + (residual if addend_scale is None else through_8_bits(residual, addend_scale, weight.dtype))
+        if addend_scale is not None:
+            residual = through_8_bits(residual, addend_scale, weight.dtype, out.dtype)
+        out = out + residual
     out = F.relu(out) if relu else out
-    return out if token_map is None else _with_token_map(out, token_map, token_stride)
+    out = out if token_map is None else _with_token_map(out, token_map, token_stride)
+    return _as_read(out, out_scale, out_dtype)
 
 
 def conv3x3(
@@ -159,10 +185,12 @@ def conv3x3(
     stride: int = 1,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """relu(conv(x) + bias), padding 1. (B, H, W, K), (K', K, 3, 3) -> (B, H', W', K')."""
     out = _product(F.conv2d, _nchw(feature_map), weight, bias, input_scale, weight_scale, stride=stride, padding=1)
-    return _nhwc(F.relu(out))
+    return _as_read(_nhwc(F.relu(out)), out_scale, out_dtype)
 
 
 def _with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:
@@ -181,10 +209,15 @@ def conv3x3_pool(
     pool_stride: int,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    pooled_scale: Tensor | None = None,
+    pooled_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """conv3x3 and its average over S x S pixels, which FCU-down reads: (B, H', W', K'), (B, H' / S, W' / S, K')."""
     out = conv3x3(feature_map, weight, bias, stride, input_scale, weight_scale)
-    return out, average(out, pool_stride)
+    pooled = _as_read(average(out, pool_stride), pooled_scale, pooled_dtype)
+    return _as_read(out, out_scale, out_dtype), pooled
 
 
 def average(feature_map: Tensor, stride: int) -> Tensor:
@@ -206,6 +239,8 @@ def fcu_down(
     norm_eps: float,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
+    normed_scale: Tensor | None = None,
+    normed_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Feature Coupling Unit, CNN to transformer, added to the tokens (paper, section 3.2), and the norm of the sum.
 
@@ -214,11 +249,11 @@ def fcu_down(
 
     feature_map (B, H, W, K), weight (C, K), tokens (B, T, C) -> twice (B, T, C).
     """
-    pooled = average(feature_map, stride).flatten(1, 2)  # (B, N, K)
+    pooled = (average(feature_map, stride) if stride > 1 else feature_map).flatten(1, 2)  # (B, N, K)
     projected = _product(F.linear, pooled, weight, bias, input_scale, weight_scale).to(inner_weight.dtype)
     projected = F.layer_norm(projected, weight.shape[:1], inner_weight, inner_bias, inner_eps)
     out = torch.cat([tokens[:, :1], F.gelu(projected)], dim=1) + tokens
-    return out, _normalized(out, norm_weight, norm_bias, norm_eps, bias.dtype)
+    return out, _as_read(_normalized(out, norm_weight, norm_bias, norm_eps, bias.dtype), normed_scale, normed_dtype)
 
 
 def fcu_up(
@@ -276,17 +311,30 @@ def _product(
     """multiply(x, weight, bias, **options) in the weight's dtype; of 8-bit numbers, as the module's docstring says."""
     if input_scale is None or weight_scale is None:
         return multiply(x.to(weight.dtype), weight, bias, **options)
-    numbers, scale = _numbers(x, input_scale, weight.dtype)
+    numbers, scale = _numbers(x, input_scale, weight.dtype, bias.dtype)
     sums = multiply(numbers, weight.to(numbers.dtype), None, **options)
-    scale, shift = (value.view(-1, *[1] * (weight.ndim - 2)) for value in (scale * weight_scale, bias))
+    scale = scale * weight_scale.to(scale.dtype)  # in 16 bits it might be subnormal
+    scale, shift = (value.view(-1, *[1] * (weight.ndim - 2)) for value in (scale, bias))
     return (sums * scale + shift).to(bias.dtype)
 
 
-def _numbers(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The numbers of `dtype` that x is stored as, and their scale: both in float32, or finer if x is."""
-    fine = torch.promote_types(x.dtype, torch.float32)
+def _numbers(x: Tensor, scale: Tensor, dtype: torch.dtype, around: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The numbers of `dtype` that x is stored as, or is already, and their scale: both in float32, or finer if the type
+    `around` them or x is."""
+    fine = torch.promote_types(around, torch.float32)
+    if x.dtype == dtype:
+        return x.to(fine), scale.to(fine)
+    fine = torch.promote_types(fine, x.dtype)
     scale = scale.to(fine)
-    return stored(x / scale, dtype).to(fine), scale
+    return stored(x.to(fine) / scale, dtype).to(fine), scale  # a scale alone would leave the quotient in 16 bits
+
+
+def _as_read(x: Tensor, scale: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    """The numbers of `dtype` at this scale that a product would make of x, as it reads it; x if none is given."""
+    if scale is None or dtype is None:
+        return x
+    fine = torch.promote_types(x.dtype, torch.float32)
+    return stored(x.to(fine) / scale.to(fine), dtype)
 
 
 def _nchw(feature_map: Tensor) -> Tensor:

@@ -51,13 +51,18 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
         else:
             arguments = fx.node.map_arg(node.args, values.__getitem__)
             keywords = dict(fx.node.map_arg(node.kwargs, values.__getitem__))
+            as_read = {name: keywords.pop(name) for name in _AS_READ & keywords.keys()}
             if operation_of(node) == "stem":
-                keywords["map_scale"] = _scale_of_readers(node, model)
+                keywords["map_scale"] = as_read.get("out_scale")
             values[node] = _TRANSLATIONS[operation_of(node)](writer, *arguments, **keywords)
     for name, value in zip(model.outputs, results, strict=True):
         writer.node("Identity", [writer.cast(value, torch.float32)], output=name)
     images = ["batch", model.config.in_channels, "height", "width"]
     return writer.model({IMAGES: images}, {name: _shape(name) for name in model.outputs})
+
+
+# How the numbers are made that readers take. In the graph each reader has a pair of its own, which engines place.
+_AS_READ = {f"{result}_{what}" for result in ("out", "normed", "pooled") for what in ("scale", "dtype")}
 
 
 class _Writer(TypedGraph):
@@ -112,14 +117,6 @@ class _Writer(TypedGraph):
         if weight.dtype != torch.float8_e4m3fn:
             return self.node("Conv", [feature_map, kernel, bias], **attributes)
         return self.node("Add", [self.node("Conv", [feature_map, kernel], **attributes), bias[:, None, None]])
-
-
-def _scale_of_readers(node: fx.Node, model: InferenceConformer) -> Tensor | None:
-    """The scale at which all that read a node's result in the graph put it in 8 bits, if it is the same."""
-    readers = [reader.kwargs.get("input_scale") for reader in node.users]
-    scales = [model.get_buffer(str(scale.target)) for scale in readers if isinstance(scale, fx.Node)]
-    same = len(scales) == len(readers) and len({scale.item() for scale in scales}) == 1
-    return scales[0] if same else None
 
 
 def _shape(output: str) -> list[str]:

@@ -177,9 +177,13 @@ def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Inferenc
     heads, norm = "conv_head.weight" in tensors, "norm.weight" in tensors
     model = blank(manifest.config, manifest.outputs, around(manifest.precision), heads=heads, norm=norm)
     if manifest.precision in FORMATS:
-        scaled = (name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
-        added = (name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale"))
-        model = model.quantized(Quantization(manifest.precision, dict.fromkeys((*scaled, *added), 1.0)))
+        scales = {name: tensor.item() for name, tensor in tensors.items() if tensor.numel() == 1}
+        products = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
+        added = [name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale")]
+        # In place of ranges: what decides here is which are equal.
+        ranges = {name: scales.get(f"{name}.input_scale", 1.0) for name in products}
+        ranges |= {name: scales.get(f"{name}_scale", 1.0) for name in added}
+        model = model.quantized(Quantization(manifest.precision, ranges))
     expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:

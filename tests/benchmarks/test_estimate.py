@@ -35,10 +35,15 @@ ASSEMBLY = """
 def test_parts_of_a_program():
     """A loop within a loop; what stands behind the end is no part."""
     code = machine_code.parse(ASSEMBLY)
-    assert code.outside == Part(4, 0, 2 * 512, 512, 1, 0)
+    assert code.outside == Part(4, 0, 0, 2 * 512, 512, 1, 0)
     outer, inner = code.loops
-    assert outer == Part(3, 2 * 16 * 8 * 32, 64, 0, 0, 0)
-    assert inner == Part(5, 2 * 64 * 128 * 16 // 4, 512, 512, 0, 1)
+    assert outer == Part(3, 2 * 16 * 8 * 32, 0, 64, 0, 0, 0)
+    assert inner == Part(5, 2 * 64 * 128 * 16 // 4, (64 + 128) * 32 // 4, 512, 512, 0, 1)
+
+
+def test_a_left_operand_in_registers_is_not_read_from_shared_memory():
+    code = machine_code.parse(ASSEMBLY.replace("R24, gdesc[UR8], R24", "R24, R8, gdesc[UR8], R24"))
+    assert code.loops[1].operands == 128 * 32 // 4
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,7 @@ def test_iterations(kernel, arguments, expected):
     assert machine_code.iterations(launch) == expected
 
 
-CODE = MachineCode(Part(500, 0, 512, 0, 1, 1), (Part(100, 2**18, 1024, 1024, 0, 2),))
+CODE = MachineCode(Part(500, 0, 0, 512, 0, 1, 1), (Part(100, 2**18, 2**12, 1024, 1024, 0, 2),))
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,12 @@ def test_what_takes_longer():
     assert busy(Launch(iterations=(7,))) > plain
     assert busy(changed(awaited=1)) > plain
     assert busy(changed(asynchronous=0)) > plain
-    for work in ({"instructions": 10**4}, {"flops": 10**7}, {"loaded": 10**6, "asynchronous": 10**6}):
+    for work in (
+        {"instructions": 10**4},
+        {"flops": 10**7},
+        {"operands": 10**6},
+        {"loaded": 10**6, "asynchronous": 10**6},
+    ):
         assert busy(changed(**work)) > 2 * plain
 
 

@@ -164,7 +164,7 @@ def test_bottleneck(stride, project, size):
 @pytest.mark.parametrize("token_stride", [1, 2, 3, 4])
 def test_bottleneck_pools_what_fcu_down_reads(token_stride):
     ours, inner = InferenceBottleneck(randomized(Bottleneck(24, 24))), random(2, 2 * token_stride, 3 * token_stride, 6)
-    spatial, pooled = ours.spatial_and_pooled(inner, token_stride)
+    spatial, pooled = ours.spatial_and_pooled(inner, token_stride, ours.conv3)
     assert_same(spatial, ours.spatial(inner))
     assert_same(nchw(pooled), nn.functional.avg_pool2d(nchw(spatial), token_stride))
 

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 import torch
-from eight_bits import RANGES, TIES, in_8_bits
-from kernel_checks import DEVICE, check, launches, layouts, make
+from eight_bits import RANGES, TIES, in_8_bits, passed_on
+from kernel_checks import DEVICE, Sample, check, launches, layouts, make, shape
 from kernel_samples import CONV3X3, LINEAR, STEM, STEM_SMALL, WHOLE_ROWS
 
 from benchmarks.judge import outputs, poisoned_memory
@@ -14,6 +14,7 @@ from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels import launch as launch_module
 from conformer_fast.kernels.chips import CHIPS, assuming
+from conformer_fast.kernels.tiles import Tile
 from conformer_fast.model import functional as CF
 from conformer_fast.model.precision import FORMATS
 
@@ -25,8 +26,16 @@ PRECISION = pytest.mark.parametrize("precision", FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
+NORMED = ("linear_norm", "fcu_down", "patch_embed")  # operations whose second result is a norm
+
+
 def stored(sample, precision, dtype=torch.float16):
     return in_8_bits(sample.operation, make(sample, dtype), Quantization(precision, RANGES))
+
+
+def between(sample, precision, dtype=torch.float16):
+    """In the midst of a network in 8 bits: numbers come in and go out."""
+    return passed_on(sample.operation, make(sample, dtype), Quantization(precision, RANGES))
 
 
 def small(sample, arguments):
@@ -57,6 +66,45 @@ def test_error_in_fp8(sample):
 @pytest.mark.parametrize("sample", [SAMPLES[4], SAMPLES[7]], ids=str)
 def test_error_of_rows_in_fp32_in_fp8(sample):
     check(sample.operation, stored(sample, "fp8"), floor=TIES)
+
+
+@EACH
+def test_error_between_others_in_int8(sample):
+    check(sample.operation, between(sample, "int8"), floor=TIES)
+
+
+@pytest.mark.parametrize("sample", [*SOME[:-1], *STEM], ids=str)
+def test_error_between_others_in_fp8(sample):
+    check(sample.operation, between(sample, "fp8"), floor=TIES)
+
+
+@SOME_OF_THEM
+@PRECISION
+def test_small_tiles_and_any_strides_between_others(sample, precision):
+    for arguments in layouts(between(sample, precision)):
+        check(sample.operation, arguments, small(sample, arguments), floor=TIES)
+
+
+@SOME_OF_THEM
+@PRECISION
+def test_numbers_are_what_their_reader_would_have_made(sample, precision):
+    """In PyTorch: the same numbers, bit by bit, whether a product makes them on its way in or who makes its input."""
+    arguments = stored(sample, precision)
+    call = inspect.signature(getattr(CF, sample.operation)).bind(*between(sample, precision))
+    made = outputs(getattr(CF, sample.operation)(*call.arguments.values()))
+    plain = {
+        name: value for name, value in call.arguments.items() if not name.startswith(("out_", "normed_", "pooled"))
+    }
+    first = next(iter(plain))
+    plain[first] = arguments[0]
+    if plain.get("residual") is not None:
+        plain["residual"] = dict(zip(call.arguments, arguments, strict=False))["residual"]
+    values = outputs(getattr(CF, sample.operation)(**plain))
+    for value, number in zip(values, made, strict=True):
+        if number.dtype == FORMATS[precision]:
+            scale = Quantization(precision, RANGES).scale("input", torch.float16).float().to(value.device)
+            value = CF.stored(value.float() / scale, number.dtype)
+        assert torch.equal(value.float(), number.float())
 
 
 @SOME_OF_THEM
@@ -116,6 +164,40 @@ def test_integers_are_summed_as_integers():
     plan = dispatch.PLANS["linear"](ones, numbers, zero, input_scale=one, weight_scale=one[None])
     for tile in (plan.tiles[0], plan.tiles[0]._replace(k=32)):
         assert plan.launch(tile).item() == 1
+
+
+@PRECISION
+@pytest.mark.parametrize("tile", [Tile(16, 256, 1, 4, 1), Tile(32, 32, 1, 4, 2)], ids=["one-pass", "streaming"])
+def test_attention_leaves_what_its_projection_reads(precision, tile):
+    qkv = make(Sample("", "attention", (shape(2, 50, 3 * 2 * 24),)), torch.float16)[0]
+    scale = torch.tensor(2.0**-6, dtype=torch.float16, device=DEVICE)
+    check("attention", [qkv, 2, 0.2, scale, FORMATS[precision]], tile, floor=TIES)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+@PRECISION
+def test_products_of_numbers_wait_for_no_rounding(precision, chip):
+    for sample in SAMPLES:
+        arguments = between(sample, precision)
+        numbers = arguments[0].dtype == FORMATS[precision]
+        with assuming(chip):
+            found = launches(sample.operation, arguments)[0]
+        assert found.arguments.get("WAIT", False) == (
+            chip.capability == 90 and sample.operation == "fcu_up" and not numbers
+        )
+        words = dispatch.PLANS[sample.operation](*arguments).problem.split()
+        assert ("reads8" in words) == numbers
+        kept = [word for word in words if word in ("out8", "normed8", "pooled8")]
+        if sample.operation in NORMED:
+            assert kept == ["normed8"]
+        else:
+            assert kept == ["out8", "pooled8"][: {"fcu_up": 0, "conv3x3_pool": 2}.get(sample.operation, 1)]
+
+
+def test_a_mean_of_numbers_is_refused():
+    arguments = between(next(sample for sample in SAMPLES if str(sample) == "fcu_down-S2"), "int8")
+    arguments[0] = arguments[0].to(torch.int8)
+    assert "8 bits" in dispatch.PLANS["fcu_down"](*arguments).unsupported
 
 
 @pytest.mark.parametrize("sample", [SAMPLES[8], STEM[3]], ids=str)

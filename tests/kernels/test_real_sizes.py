@@ -3,13 +3,12 @@
 import lookalikes
 import pytest
 import torch
-from eight_bits import RANGES, TIES, in_8_bits
+from eight_bits import TIES
 from kernel_checks import check
 
 import conformer_fast as cf
 from benchmarks.gpu.roofline import filled, network
 from benchmarks.judge import finest, poisoned_memory
-from conformer_fast.inference.quantization import Quantization
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.chips import chip_of
 from conformer_fast.kernels.tiles import Tile
@@ -34,17 +33,20 @@ LARGE = {
 }
 
 
-def check_calls(variant, batch, seed, precision="fp16", stored=None):
-    """Each as the network would run it here: by the tuned tile if there is one. stored: "int8" or "fp8"."""
+def check_calls(variant, batch, seed, precision="fp16"):
+    """Each as the network would run it here: by the tuned tile if there is one."""
     wrong = []
     for operation in network(variant, batch, precision):
         try:
             arguments = filled(operation.arguments, "cuda", seed)
-            if stored and "weight_scale" in operation.arguments:
-                arguments = in_8_bits(operation.name, arguments, Quantization(stored, RANGES))
             plan = dispatch.PLANS[operation.name](*arguments)
             choice, _ = dispatch.choose(plan, chip_of(torch.device("cuda")).name)
-            check(operation.name, arguments, choice if isinstance(choice, Tile) else None, TIES if stored else 0.0)
+            check(
+                operation.name,
+                arguments,
+                choice if isinstance(choice, Tile) else None,
+                TIES if precision in FORMATS else 0.0,
+            )
         except Exception as failure:  # the others are checked all the same
             wrong.append(f"{operation.problem}: {type(failure).__name__}: {failure}")
     assert not wrong, "\n".join(wrong)
@@ -82,7 +84,7 @@ def test_calls_in_other_precisions(variant, precision):
 def test_calls_in_8_bits(variant, precision, batch):
     if precision == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no products in FP8")
-    check_calls(variant, batch, seed=0, stored=precision)
+    check_calls(variant, batch, seed=0, precision=precision)
 
 
 @pytest.mark.parametrize("operation", LARGE)

@@ -56,7 +56,9 @@ def test_wide_blocks_are_of_operands_in_shared_memory_and_waste_no_columns():
     assert found(90, 1152, element_size=2, computed=False) == set(wide)
     assert found(90, 1024, element_size=2, computed=False) == {(128, 256)}
     assert not found(90, 1152, element_size=2, computed=True)
-    assert not found(90, 1152, element_size=1, computed=False)
+    assert found(90, 1152, element_size=1, computed=False) == {(128, 192)}
+    assert not found(90, 1152, element_size=1, computed=True)
+    assert not found(100, 1152, element_size=1, computed=False)
     assert not found(80, 1152, element_size=2, computed=False)
     assert not found(90, 1152, element_size=2, computed=False, run=24)  # what is left of a step would spill
 

@@ -8,6 +8,7 @@ from gpu_suite_samples import CEILINGS
 
 from benchmarks.gpu import roofline, steps
 from benchmarks.gpu.roofline import Ceilings, Operation
+from conformer_fast.kernels.launch import STORED
 from conformer_fast.model import functional
 
 # GMAC, megabytes of weights, and of activations an image in one precision: computed by hand for one kernel a product,
@@ -89,7 +90,7 @@ def test_8_bits_are_counted():
     assert sum(o.count for o in fp8 if o.precision == "fp16") == sum(o.count for o in int8 if o.precision == "fp16") + 5
     weights = total(int8, "weights") / total(fp16, "weights")
     assert 0.5 < weights < 0.55
-    assert total(int8, "activations") == total(fp16, "activations")
+    assert total(int8, "activations") < 0.7 * total(fp16, "activations")  # all but tokens and attention's input
     assert total(int8, "flops") == total(fp16, "flops")
     in_8_bits = sum(o.count * o.flops for o in int8 if o.precision == "int8")
     assert {o.name for o in int8 if o.precision == "fp16"} == {"attention", "heads"}
@@ -124,7 +125,8 @@ def test_random_arguments_in_8_bits_give_results_near_1(precision):
             given = roofline.filled(operation.arguments, "cpu", 0)
             result = getattr(functional, operation.name)(*given)
             for values in result if isinstance(result, tuple) else [result]:
-                assert 0.1 < values.float().std() < 10, operation.problem
+                step = 2**-5 if values.dtype in STORED else 1.0  # as `filled` fills scales
+                assert 0.1 < step * values.float().std() < 10, operation.problem
 
 
 @pytest.mark.parametrize("variant", steps.VARIANTS)
