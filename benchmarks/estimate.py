@@ -13,7 +13,8 @@ What is assumed, beside the ceilings that docs/performance.md names:
 - A multiprocessor loads 64 bytes a cycle, all of them together what the L2 cache gives.
 - Blocks on the same multiprocessor share what it issues, multiplies and loads. All multiprocessors get the same number.
 
-An operation takes no less than its floor (roofline.py), and each of its launches the gap between two kernels more.
+An operation takes no less than its floor (roofline.py), and each of its launches the gap that programmatic dependent
+launch leaves between two kernels (dependent.py) more.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def networks(rows: Sequence[Row]) -> list[Network]:
 
 def _estimate(operation: roofline.Operation, launches: Sequence[Row]) -> Estimate:
     floor = operation.floor(CEILINGS)
-    seconds = max(floor, sum(map(busy, launches))) + len(launches) * CEILINGS.gap
+    seconds = max(floor, sum(map(busy, launches))) + len(launches) * CEILINGS.dependent_gap
     return Estimate(tuple(launches), operation.count, floor, seconds)
 
 

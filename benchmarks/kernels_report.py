@@ -6,7 +6,7 @@
 Each launch of the four inference models (tensors without data) is compiled ahead of time, by the Triton that Python
 finds. Reported per kernel and shape: registers a thread, bytes spilled, shared memory, matrix instructions. The exit
 status is 1 if a kernel spills, needs more shared memory than the chip has, multiplies matrices without matrix
-instructions or one by one, or may overwrite what they still read.
+instructions or one by one, may overwrite what they still read, or touches memory before the kernel before it is done.
 
 For estimates of an H100 (estimate.py) their machine code is read. The status is then 1 as well if a product in 16 bits
 waits in each step, or an estimate is above FILE's.
@@ -82,7 +82,8 @@ class Row:
     the matrix instruction that its products use, None if it has none; products: whether it multiplies matrices other
     than exactly in fp32, for which there is none. serialized: whether each of Hopper's matrix instructions waits for
     the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next step
-    may overwrite registers that they still read (`launch.must_wait`). blocks: of its grid. iterations: of each
+    may overwrite registers that they still read (`launch.must_wait`). early: whether it may touch memory before the
+    kernel before it is done (dependent.py). blocks: of its grid. iterations: of each
     of its loops, or one number for all. code: if it was read."""
 
     triton: str
@@ -97,6 +98,7 @@ class Row:
     spilled: int
     serialized: bool
     overtaken: bool
+    early: bool
     shared: int
     matrix: str | None
     products: bool
@@ -117,6 +119,8 @@ class Row:
             found.append("its matrix instructions wait for each other")
         if self.overtaken:
             found.append("its matrix instructions may read registers that were overwritten")
+        if self.early:
+            found.append("touches memory before the kernel before it is done")
         if self.waits and not (operation in WAITING or precision not in ("fp16", "bf16")):
             found.append("waits for each of its matrix instructions")
         if self.products and self.matrix is None:
@@ -191,6 +195,7 @@ def compiled(binary: Binary, disassembled: bool = False) -> dict[str, Any]:
         "spilled": int(_found(r"(\d+) bytes spill stores", log)),
         "serialized": bool(re.search(SERIALIZED, log.getvalue())),
         "overtaken": bool(from_registers and re.search(r"warp_group_dot_wait .*pendings = [1-9]", ttgir)),
+        "early": dict(binary.constants)["DEPENDENT"] and machine_code.touches_memory_early(ptx),
         "shared": result.metadata.shared,
         "code": machine_code.read(result.asm["cubin"]) if disassembled else None,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),

@@ -1,4 +1,5 @@
-"""What a kernel's machine code does: of each loop and of what stands outside of them, what one warp runs.
+"""What a kernel's machine code does: of each loop and of what stands outside of them, what one warp runs. And whether
+it waits first for the kernel before it.
 
 How often a loop runs is no part of it: that follows from the launch's arguments.
 """
@@ -131,6 +132,17 @@ def _operands(instruction: str) -> int:
 def _bytes(load: str) -> int:
     found = BITS.search(load)
     return LANES * (int(found[1]) // 8 if found else 4)
+
+
+MEMORY = re.compile(r"\b(?:ld|st|atom|red)\.(?!param|shared)|\bcp\.|\bprefetch")  # in PTX: not the block's own
+
+
+def touches_memory_early(ptx: str) -> bool:
+    """Whether a kernel may touch memory before it waits for the one before it (dependent.py), or never waits."""
+    before, waits, _ = ptx.partition("griddepcontrol.wait")
+    if not waits or MEMORY.search(before):
+        return True
+    return any(f"{label}:" not in before for label in re.findall(r"\bbra(?:\.uni)?\s+(\S+);", before))  # around it
 
 
 def iterations(launch: Launch) -> tuple[int, ...]:

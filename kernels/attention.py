@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._math import as_read
 from .chips import Chip, chip_of
+from .dependent import wait_for_earlier
 from .launch import Kept, Plan, dot_precision, launch, product_type, unsupported_dtype, words_of_8_bits
 from .tiles import Tile, ceil_div, power_of_two
 
@@ -31,6 +32,7 @@ def one_pass_kernel(
     T,  # tokens
     num_heads,
     scale,  # of the scores, times log2(e); above 0
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     D: tl.constexpr,  # channels of a head, exact
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_T: tl.constexpr,  # queries at a time
@@ -41,6 +43,7 @@ def one_pass_kernel(
     q_head, out_head, block = _find(qkv_ptr, out_ptr, tl.cdiv(T, QUERY_BLOCKS * BLOCK_T), T, num_heads, D)
     C = num_heads * D
     s = tl.arange(0, BLOCK_KEYS)
+    wait_for_earlier(DEPENDENT)
     k = _load(q_head + C, s, 3 * C, T, D, BLOCK_D)
     v = _load(q_head + 2 * C, s, 3 * C, T, D, BLOCK_D)
     for i in range(QUERY_BLOCKS):
@@ -63,6 +66,7 @@ def streaming_kernel(
     T,  # tokens
     num_heads,
     scale,  # of the scores, times log2(e); above 0
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     D: tl.constexpr,  # channels of a head, exact
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_T: tl.constexpr,  # queries of a program
@@ -72,6 +76,7 @@ def streaming_kernel(
     q_head, out_head, block = _find(qkv_ptr, out_ptr, tl.cdiv(T, BLOCK_T), T, num_heads, D)
     C = num_heads * D
     t = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    wait_for_earlier(DEPENDENT)
     q = _load(q_head, t, 3 * C, T, D, BLOCK_D)
     peak = tl.full((BLOCK_T,), float("-inf"), tl.float32)  # the largest score so far; what follows is relative to it
     total = tl.zeros((BLOCK_T,), tl.float32)

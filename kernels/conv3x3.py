@@ -17,6 +17,7 @@ from torch import Tensor
 from . import tiles as tiles_module
 from ._math import add_product, as_read, inverse_of, relu, scaled, stored, zero_sums
 from .chips import chip_of
+from .dependent import wait_for_earlier
 from .launch import (
     Kept,
     Plan,
@@ -50,6 +51,7 @@ def conv3x3_kernel(
     W,  # columns of x
     height,  # rows of out
     width,  # columns of out
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
     SCALED: tl.constexpr,  # the weight is in 8 bits
     WAIT: tl.constexpr,  # finish the product of each step before the next (`launch.must_wait`)
@@ -73,6 +75,7 @@ def conv3x3_kernel(
     m_mask = m < M
     x_image = x_ptr + image * H * W * K
 
+    wait_for_earlier(DEPENDENT)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
     PIECES: tl.constexpr = BLOCK_N // PIECE

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ._math import normalize, row_statistics
 from .chips import Chip, chip_of
+from .dependent import wait_for_earlier
 from .launch import Plan, dot_precision, launch, product_type, unsupported_dtype
 from .pool import class_rows
 from .tiles import Tile, ceil_div, power_of_two
@@ -44,12 +45,14 @@ def heads_kernel(
     C,  # channels of a token
     stride_tokens,  # elements from one image's class token to the next
     norm_eps,  # added to the variance
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_B: tl.constexpr,  # images of a program
     BLOCK_N: tl.constexpr,  # classes of a program
     BLOCK_P: tl.constexpr,  # pixels at a time
     BLOCK_K: tl.constexpr,  # channels at a time
 ):
+    wait_for_earlier(DEPENDENT)
     # Blocks of the same images run next to each other, so that they share them in the cache.
     blocks_n = tl.cdiv(N, BLOCK_N)
     b = tl.program_id(0) // blocks_n * BLOCK_B + tl.arange(0, BLOCK_B)

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import dependent
 from .chips import chip_of
 from .tiles import Tile
 
@@ -60,13 +61,20 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
-    """Runs `kernel` on `grid` with the warps and stages of `tile`, on the current stream of the tensors' device."""
+    """Runs `kernel` on `grid` with the warps and stages of `tile`, on the current stream of the tensors' device.
+
+    `arguments` are all but DEPENDENT.
+    """
     recorded = _recorded.get()
-    if recorded is not None:
-        recorded.append(Launch(kernel, grid, tile, arguments))
-        return
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, **OPTIONS}
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    able = chip_of(device).capability >= dependent.CAPABILITY
+    if recorded is not None:
+        recorded.append(Launch(kernel, grid, tile, {**arguments, "DEPENDENT": able}))
+        return
+    arguments["DEPENDENT"] = able and device.type == "cuda"  # the interpreter has no such launch
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, **OPTIONS}
+    if arguments["DEPENDENT"]:
+        options["launch_pdl"] = True
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](**arguments, **options)

@@ -31,6 +31,7 @@ from ._math import (
     zero_sums,
 )
 from .chips import chip_of
+from .dependent import wait_for_earlier
 from .launch import (
     Kept,
     Plan,
@@ -66,6 +67,7 @@ def linear_kernel(
     stride_row,  # from one line of `width` rows to the next
     stride_column,  # from row to row within a line
     stride_segment,  # from segment to segment of a row's K, if SEGMENT
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     GELU: tl.constexpr,  # GELU of product and bias
     RESIDUAL: tl.constexpr,  # then add the residual
     RELU: tl.constexpr,  # then ReLU
@@ -91,12 +93,13 @@ def linear_kernel(
     if DENSE:
         start = row * stride_column
     else:
-        pixel = row % rows_per_image
-        start = row // rows_per_image * stride_image
-        start += pixel // width * stride_row + pixel % width * stride_column
+        pixel = m % rows_per_image
+        start = (m // rows_per_image).to(tl.int64) * stride_image
+        start += (pixel // width).to(tl.int64) * stride_row + pixel % width * stride_column
     x_rows = x_ptr + start[:, None]
     m_mask = m[:, None] < M
 
+    wait_for_earlier(DEPENDENT)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
 
@@ -127,7 +130,7 @@ def linear_kernel(
 
     out_row = row
     if SKIP_CLASS:
-        out_row += row // rows_per_image + 1
+        out_row += m // rows_per_image + 1
     for i in tl.static_range(PIECES):
         n = first_n + i * PIECE + tl.arange(0, PIECE)
         n_mask = n[None, :] < N
@@ -143,9 +146,9 @@ def linear_kernel(
         if RELU:
             acc = relu(acc)
         if TOKEN_STRIDE > 0:
-            pixel = row % rows_per_image
+            pixel = m % rows_per_image
             across = width // TOKEN_STRIDE
-            token = row // rows_per_image * (rows_per_image // (TOKEN_STRIDE * TOKEN_STRIDE))
+            token = (m // rows_per_image).to(tl.int64) * (rows_per_image // (TOKEN_STRIDE * TOKEN_STRIDE))
             token += pixel // width // TOKEN_STRIDE * across + pixel % width // TOKEN_STRIDE
             entry = token_map_ptr + token[:, None] * N + n[None, :]
             acc += tl.load(entry, mask=m_mask & n_mask, other=0.0).to(tl.float32)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._math import as_read
+from .dependent import wait_for_earlier
 from .launch import Kept, launch
 from .tiles import Tile, ceil_div, power_of_two
 
@@ -32,6 +33,7 @@ def norm_kernel(
     M,  # rows
     C,  # channels
     norm_eps,  # added to the variance
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,  # power of two >= C
 ):
@@ -39,6 +41,7 @@ def norm_kernel(
     c = tl.arange(0, BLOCK_C)
     mask = (m < M)[:, None] & (c < C)[None, :]
     offset = m.to(tl.int64)[:, None] * C + c[None, :]
+    wait_for_earlier(DEPENDENT)
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     x -= (tl.sum(x, 1) / C)[:, None]
     squares = tl.sum(tl.where(mask, x * x, 0.0), 1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._math import normalize, row_statistics
 from .chips import Chip, chip_of
+from .dependent import wait_for_earlier
 from .launch import Plan, launch, product_type, unsupported_dtype
 from .tiles import Tile, ceil_div, power_of_two
 
@@ -30,10 +31,12 @@ def pool_kernel(
     C,  # channels of a token
     stride_tokens,  # elements from one image's class token to the next
     norm_eps,  # added to the variance
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     BLOCK_P: tl.constexpr,  # pixels at a time
     BLOCK_K: tl.constexpr,  # channels of the map at a time
     BLOCK_C: tl.constexpr,  # channels of a token at a time
 ):
+    wait_for_earlier(DEPENDENT)
     blocks = tl.cdiv(K, BLOCK_K)
     image = (tl.program_id(0) // (blocks + 1)).to(tl.int64)
     block = tl.program_id(0) % (blocks + 1)

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .dependent import wait_for_earlier
 from .launch import launch
 from .tiles import Tile, ceil_div
 
@@ -48,11 +49,13 @@ def pass_kernel(
     tables_ptr,  # in  int32, starts and weights
     values_ptr,  # in  (3, 256) of out's type, if NORMALIZE
     out_ptr,  # out the results, one behind the other
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     FIELDS: tl.constexpr,  # of a Pass
     PRECISION_BITS: tl.constexpr,  # weights are multiples of 2 to the minus this
     NORMALIZE: tl.constexpr,  # write values, not levels
     BLOCK: tl.constexpr,  # elements of a program
 ):
+    wait_for_earlier(DEPENDENT)
     fields = passes_ptr + tl.program_id(1) * FIELDS
     source = tl.load(fields)
     source_row = tl.load(fields + 1)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ._math import as_read, inverse_of, maximum, relu, scaled, stored, zero_sums
 from .chips import Chip, chip_of
+from .dependent import wait_for_earlier
 from .launch import (
     Kept,
     Plan,
@@ -61,6 +62,7 @@ def pack_kernel(
     stride_c,  # from channel to channel
     stride_h,  # from line to line
     stride_w,  # from pixel to pixel
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     SCALED: tl.constexpr,  # packed is in 8 bits
     SQUARE: tl.constexpr,  # elements of a square
     BLOCK: tl.constexpr,  # squares
@@ -74,6 +76,7 @@ def pack_kernel(
     c = part % 4
     inside = (c < channels) & (y >= 0) & (y < H) & (x >= 0) & (x < W)
     pixels = images_ptr + image * stride_b + (c * stride_c + y * stride_h + x * stride_w)
+    wait_for_earlier(DEPENDENT)
     values = tl.load(pixels, mask=inside, other=0.0).to(tl.float32)
     if SCALED:
         values = stored(values, inverse_of(input_scale_ptr), packed_ptr.dtype.element_ty)
@@ -97,6 +100,7 @@ def stem_kernel(
     map_width,
     K,  # channels of out
     rows,  # lines of out that a program computes
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     SCALED: tl.constexpr,  # packed and weight are in 8 bits
     SQUARE: tl.constexpr,  # elements of a square
     TAPS: tl.constexpr,  # elements of 4 squares
@@ -122,6 +126,7 @@ def stem_kernel(
     packed_ptr += first_image.to(tl.int64) * stride_image
 
     k = tl.arange(0, BLOCK_K)
+    wait_for_earlier(DEPENDENT)
     weights: tl.tuple = ()
     for i in tl.static_range(4):
         weight = weight_ptr + (i * K + k)[None, :] * TAPS + tap[:, None]

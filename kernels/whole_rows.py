@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._math import add_product, as_read, gelu, inverse_of, scaled, stored, zero_sums
 from .chips import Chip, chip_of
+from .dependent import wait_for_earlier
 from .launch import STORED, Kept, Plan, Scales, dot_precision, launch, unsupported_dtype
 from .norm import Norm
 from .tiles import Tile, ceil_div, power_of_two
@@ -46,6 +47,7 @@ def whole_rows_kernel(
     stride_row,  # and from one line of pixels to the next
     inner_eps,  # added to the variance of y
     norm_eps,  # added to the variance of out
+    DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
     C: tl.constexpr,  # channels
     S: tl.constexpr,  # pixels per token side, if COUPLED
     COUPLED: tl.constexpr,  # rows are tokens, the first of an image is the class token; y = gelu(inner norm(y))
@@ -71,6 +73,7 @@ def whole_rows_kernel(
     acc: tl.tuple = ()
     for _ in tl.static_range(PIECES):
         acc += (zero_sums(BLOCK_M, BLOCK_C, weight_ptr.dtype.element_ty),)
+    wait_for_earlier(DEPENDENT)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)
 
@@ -209,7 +212,7 @@ def plan_whole_rows(
         return out, normed
 
     chip = chip_of(weight.device)
-    tiles = _tiles(M, C, K, stride, weight.element_size(), x.element_size(), chip)
+    tiles = _tiles(M, C, K, stride, inner is not None, weight.element_size(), x.element_size(), chip)
     unsupported = unsupported_dtype(weight, scales)
     if x.dtype in STORED and stride > 1:
         unsupported = "the kernel averages no numbers of 8 bits"
@@ -221,9 +224,12 @@ def plan_whole_rows(
 PIECE = 64  # channels
 
 
-def _tiles(M: int, C: int, K: int, S: int, element_size: int, row_size: int, chip: Chip) -> tuple[Tile, ...]:
+def _tiles(
+    M: int, C: int, K: int, S: int, coupled: bool, element_size: int, row_size: int, chip: Chip
+) -> tuple[Tile, ...]:
     """Tiles of m whole rows of C (n is 0: unused), the one with the smallest estimated time first; none for long rows.
 
+    coupled:                whether a norm and a GELU come before the sum
     element_size, row_size: bytes of an element of the weight, and of x
 
     The estimate is the traffic of the busiest multiprocessor: each program reads all weights once, and the residual and
@@ -238,7 +244,9 @@ def _tiles(M: int, C: int, K: int, S: int, element_size: int, row_size: int, chi
         rows += [(32, 8)]
     if row_size == element_size <= 2 and columns <= 576 and S == 1:  # what is made in registers is no operand for them
         several = {90: [(64, 8), (64, 16)], 100: [(64, 8)]}.get(chip.capability, [])
-        rows += several if element_size == 2 else several[1:]  # integers become float32 beside themselves
+        if element_size == 1:  # sums are kept twice: integers beside float32, FP8's of a step beside all of them
+            several = several[1:] if columns <= 384 or not coupled else []
+        rows += several
     steps = (128, 64) if element_size == 1 else (64, 32, 16)
     tiles = []
     for m, warps in rows:

@@ -221,13 +221,14 @@ def _faults(call: Call, candidates: Iterable[Choice]) -> dict[Choice, str]:
     """Why some of the candidates must not run this call: they fail, or err more than `verify` would allow them."""
     exact = _outputs(_with_tensors(call, _finest)())
     eager = _outputs(call.pytorch())
-    floors = [8 * torch.finfo(value.dtype).eps for value in eager]  # some roundings, where PyTorch happens to be exact
+    # Some roundings, where PyTorch happens to be exact. Numbers of 8 bits are made of values in 16.
+    floors = [8 * torch.finfo(torch.float16 if value.element_size() == 1 else value.dtype).eps for value in eager]
     bounds = [ALLOWANCE * error + floor for error, floor in zip(_errors(eager, exact), floors, strict=True)]
     faults: dict[Choice, str] = {}
     if not all(map(math.isfinite, bounds)):
         return dict.fromkeys(candidates, "PyTorch's own result is not finite, so nothing can be compared with it")
     for candidate in candidates:
-        poison = [torch.full_like(value, torch.nan) for value in eager]
+        poison = [torch.full_like(value, 127 if value.dtype == torch.int8 else torch.nan) for value in eager]
         del poison  # its memory is probably what the kernel gets next: an element that is not written shows
         try:
             errors = _errors(_outputs(call.run(candidate)), exact)

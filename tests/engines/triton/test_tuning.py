@@ -43,14 +43,14 @@ def test_no_tile_is_dropped(dtype):
     assert [tuned.dropped for tuned in found.values()] == [{}, {}]
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["in-16", "kept"])
 @pytest.mark.parametrize("precision", FORMATS)
-def test_no_tile_of_a_product_in_8_bits_is_dropped(precision):
+def test_no_tile_of_a_product_in_8_bits_is_dropped(precision, kept):
     """Candidates are compared with the same numbers summed in float64."""
     quantization, model = Quantization(precision, {"second": 3.0}), Net()
     model.second.quantize("second", quantization)
-    model.forward = lambda images: ops.conv1x1(
-        images.permute(0, 2, 3, 1).contiguous(), *model.second(), **model.second.scales()
-    )
+    keywords = {**model.second.scales(), **(model.second.as_read() if kept else {})}
+    model.forward = lambda images: ops.conv1x1(images.permute(0, 2, 3, 1).contiguous(), *model.second(), **keywords)
     (tuned,) = tune(model, tuning.random_images(model, 3, 5, 7), timer=FakeTimer()).values()
     assert tuned.problem.startswith(f"conv1x1 {precision}-fp16 ")
     assert tuned.dropped == {}

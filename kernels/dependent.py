@@ -1,0 +1,21 @@
+"""Programmatic dependent launch: a kernel is launched while the one before it still runs, and waits for it to end.
+
+Every kernel waits before it touches memory, so each sees all that was written before it: the one before it had waited
+in turn. What goes on meanwhile is the launch, and finding out where the program's part lies. It is there from compute
+capability 9.0 on (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"); the report
+(benchmarks/kernels_report.py) proves the order in the compiled code.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+CAPABILITY = 90
+
+
+@triton.jit
+def wait_for_earlier(DEPENDENT: tl.constexpr):
+    """Before a kernel's first access to memory. DEPENDENT: whether it may be launched before the one before it ends."""
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
