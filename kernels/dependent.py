@@ -1,16 +1,23 @@
 """Programmatic dependent launch: a kernel is launched while the one before it still runs, and waits for it to end.
 
 Every kernel waits before it touches memory, so each sees all that was written before it: the one before it had waited
-in turn. What goes on meanwhile is the launch, and finding out where the program's part lies. It is there from compute
-capability 9.0 on (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization"); the report
+in turn. What goes on meanwhile is the launch, and finding out where the program's part lies. The report
 (benchmarks/kernels_report.py) proves the order in the compiled code.
+
+Source: CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-CAPABILITY = 90
+from .chips import Chip
+
+
+def can_be_dependent(chip: Chip) -> bool:
+    """From compute capability 9.0 on, but not on 12.0, where recording a CUDA graph with it has failed for others
+    (sgl-project/sglang#18596)."""
+    return 90 <= chip.capability < 120
 
 
 @triton.jit

@@ -13,8 +13,8 @@ import triton
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import dependent
 from .chips import chip_of
+from .dependent import can_be_dependent
 from .tiles import Tile
 
 
@@ -67,7 +67,7 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
     """
     recorded = _recorded.get()
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    able = chip_of(device).capability >= dependent.CAPABILITY
+    able = can_be_dependent(chip_of(device))
     if recorded is not None:
         recorded.append(Launch(kernel, grid, tile, {**arguments, "DEPENDENT": able}))
         return

@@ -10,7 +10,7 @@ from kernel_checks import Sample, launches, make, shape
 
 from benchmarks.machine_code import touches_memory_early
 from conformer_fast import kernels
-from conformer_fast.kernels import dependent, launch, linear
+from conformer_fast.kernels import launch, linear
 from conformer_fast.kernels.chips import CHIPS, Chip, assuming
 from conformer_fast.kernels.tiles import Tile
 
@@ -47,10 +47,10 @@ def test_every_kernel_waits_once_before_it_touches_memory():
 def test_gpus_that_can(chip):
     with assuming(CHIPS[chip]):
         (recorded,) = launches(SAMPLE.operation, make(SAMPLE, torch.float16))
-    assert recorded.arguments["DEPENDENT"] is (chip >= 90)
+    assert recorded.arguments["DEPENDENT"] is (chip in (90, 100))
 
 
-@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("capability", [89, 90, 103, 120])
 def test_a_launch_says_so_too(capability, monkeypatch):
     class Kernel:
         def __getitem__(self, grid):
@@ -63,7 +63,7 @@ def test_a_launch_says_so_too(capability, monkeypatch):
     monkeypatch.setattr(launch, "chip_of", lambda device: Chip("a GPU", capability, 100, 100_000))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     launch.launch(Kernel(), (1,), Tile(16, 16, 16, 4, 2), x_ptr=torch.zeros(1).as_subclass(OnGPU))
-    assert given["DEPENDENT"] is given.get("launch_pdl", False) is (capability >= dependent.CAPABILITY)
+    assert given["DEPENDENT"] is given.get("launch_pdl", False) is (capability in (90, 103))
 
 
 def test_the_interpreter_has_no_such_launch(monkeypatch):
