@@ -211,7 +211,7 @@ def networks(rows: Sequence[Row]) -> list[Network]:
 
 def _estimate(operation: roofline.Operation, launches: Sequence[Row]) -> Estimate:
     floor = operation.floor(CEILINGS)
-    seconds = max(floor, sum(map(busy, launches))) + len(launches) * CEILINGS.dependent_gap
+    seconds = max(floor, sum(map(busy, launches))) + len(launches) * CEILINGS.least_gap
     return Estimate(tuple(launches), operation.count, floor, seconds)
 
 

@@ -119,6 +119,8 @@ def _flops(instruction: str) -> int:
     if found := SHAPED.search(instruction):
         m, n, k = map(int, found.groups()[:3])
         return 2 * m * n * k // 4
+    if "GMMA" in instruction:
+        raise ValueError(f"the operands of {instruction!r} are unknown")
     if found := SYNCHRONOUS.search(instruction):
         return 2 * PACKED[found[1]]
     return 0
@@ -134,13 +136,15 @@ def _bytes(load: str) -> int:
     return LANES * (int(found[1]) // 8 if found else 4)
 
 
-MEMORY = re.compile(r"\b(?:ld|st|atom|red)\.(?!param|shared)|\bcp\.|\bprefetch")  # in PTX: not the block's own
+TOUCHES_OR_LEAVES = re.compile(  # in PTX; the block's own memory is no matter
+    r"\b(?:(?:ld|st|atom|red)\.(?!param\b|shared(?!::))|ldu\.|cp\.|prefetch|tex\.|multimem|ret;|exit;|call\b|brx)"
+)
 
 
 def touches_memory_early(ptx: str) -> bool:
     """Whether a kernel may touch memory before it waits for the one before it (dependent.py), or never waits."""
     before, waits, _ = ptx.partition("griddepcontrol.wait")
-    if not waits or MEMORY.search(before):
+    if not waits or TOUCHES_OR_LEAVES.search(before) or re.search(r"@\S+\s*$", before):  # or only some wait
         return True
     return any(f"{label}:" not in before for label in re.findall(r"\bbra(?:\.uni)?\s+(\S+);", before))  # around it
 

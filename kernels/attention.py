@@ -177,13 +177,17 @@ def plan_attention(
     return Plan(
         " ".join([f"attention {product_type(qkv)} B{B} T{T} H{num_heads} D{D}", *words]),
         unsupported,
-        attention_tiles(B * num_heads, T, power_of_two(D), qkv.element_size(), chip_of(qkv.device)),
+        attention_tiles(B * num_heads, T, power_of_two(D), qkv.element_size(), chip_of(qkv.device), out_dtype),
         run,
     )
 
 
-def attention_tiles(heads: int, T: int, D: int, element_size: int, chip: Chip) -> tuple[Tile, ...]:
+def attention_tiles(
+    heads: int, T: int, D: int, element_size: int, chip: Chip, stored: torch.dtype | None = None
+) -> tuple[Tile, ...]:
     """The tiles of plan_attention for `heads` heads, those of all images, the rule's choice first.
+
+    stored: the type of a result in 8 bits
 
     The rule: the most work to a program, so that less is read twice, that leaves every multiprocessor two programs, of
     which one computes while the other loads; or else the least.
@@ -198,7 +202,8 @@ def attention_tiles(heads: int, T: int, D: int, element_size: int, chip: Chip) -
         order = [Tile(128, 64, 1, 8, 2), Tile(64, 64, 1, 4, 2)]
         others = [Tile(128, 128, 1, 8, 2)] if chip.reads_shared else []
     else:
-        several = [Tile(64, keys, blocks, 4, 1) for blocks in (4, 2, 1)]
+        warps = 8 if stored and chip.capability == 100 else 4  # rounding takes more registers than 4 have left there
+        several = [Tile(64, keys, blocks, warps, 1) for blocks in (4, 2, 1)]
         streaming = [Tile(64, 64, 1, 4, 2)]
         order = several if chip.reads_shared else streaming
         order += [Tile(m, keys, 1, 4, 1) for m in (32, 16)]

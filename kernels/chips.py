@@ -13,12 +13,14 @@ import triton
 
 @dataclass(frozen=True)
 class Chip:
-    """capability: 10 * major + minor. sms: multiprocessors. shared: bytes of shared memory that one block may have."""
+    """capability: 10 * major + minor. sms: multiprocessors. shared: bytes of shared memory that one block may have.
+    driver: the newest CUDA that its driver knows, as 1000 * major + 10 * minor."""
 
     name: str
     capability: int
     sms: int
     shared: int
+    driver: int = 13000
 
     @property
     def reads_shared(self) -> bool:
@@ -63,4 +65,5 @@ def chip_of(device: torch.device) -> Chip:
 def _chip(index: int) -> Chip:
     properties = torch.cuda.get_device_properties(index)
     shared = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
-    return Chip(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count, shared)
+    capability, driver = 10 * properties.major + properties.minor, torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    return Chip(properties.name, capability, properties.multi_processor_count, shared, driver)

@@ -174,15 +174,16 @@ def _plan(
     (B, H, W, K), N = feature_map.shape, weight.shape[0]
     height, width = ceil_div(H, stride), ceil_div(W, stride)
     M = B * height * width
+    chip = chip_of(weight.device)
     tiles = tiles_module.for_matmul(
         M,
         N,
         9 * K,
-        chip_of(weight.device),
+        chip,
         element_size=weight.element_size(),
         row_size=feature_map.element_size(),
         run=K,
-        most=64 if computed else 128,  # registers hold all its pointers
+        most=128 if chip.capability == 90 and not computed else 64,  # registers hold all its pointers
         computed=computed,
         wide=((256, 64), (256, 96), (256, 128), (128, 192)) + ((128, 256),) * (pool == 1),
     )

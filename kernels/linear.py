@@ -204,7 +204,8 @@ def plan_product(
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
     computed = rows.tensor.dtype != weight.dtype
     integers = weight.dtype == torch.int8
-    adding = residual is not None or token_map is not None or (gelu and integers)
+    gelu_of_integers = gelu and integers  # takes as long as the sums: better two blocks, of which one multiplies
+    adding = residual is not None or token_map is not None or gelu_of_integers
     tiles = tiles_module.for_matmul(
         M,
         N,
@@ -214,9 +215,7 @@ def plan_product(
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
         computed=computed,
-        wide=()
-        if gelu and integers
-        else ((128, 192), (128, 256)),  # GELU takes as long as the sums: two blocks overlap
+        wide=() if gelu_of_integers else ((128, 192), (128, 256)),
     )
 
     def run(tile: Tile) -> Tensor:

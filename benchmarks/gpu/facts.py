@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from conformer_fast.engines.cuda import CAPABILITY_FP8
+from conformer_fast.kernels.chips import chip_of
+from conformer_fast.kernels.dependent import can_be_dependent, wait_for_earlier
 from conformer_fast.model.distance import relative_error
 
 from . import clock
@@ -41,9 +42,8 @@ def empty_kernel():
 
 @triton.jit
 def dependent_kernel():
-    """Lets the next one start at once, and waits for the end of the one before."""
-    gdc_launch_dependents()
-    gdc_wait()
+    """Waits for the end of the one before, as all of ours do, and does nothing."""
+    wait_for_earlier(True)
 
 
 def first() -> Iterator[dict[str, Any]]:
@@ -72,7 +72,7 @@ def measure() -> Iterator[dict[str, Any]]:
     yield {"products": rates}
     found = {"ceilings": {**ceilings(rates), "dependent_gap": None}, "products": rates}
     yield found
-    if gpu.major >= 9:
+    if can_be_dependent(chip_of(torch.device(DEVICE))):
         launches = [lambda: dependent_kernel[(1,)](launch_pdl=True)] * LAUNCHES
         found["ceilings"]["dependent_gap"] = clock.of_graph(launches)
         yield found

@@ -78,7 +78,7 @@ def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
     with dispatch.calls() as made:
         launches[0]()
     seconds, pytorch = clock.of_graph(launches), clock.of_graph([partial(_by_pytorch, launch) for launch in launches])
-    floor = max(operation.floor(ceilings), ceilings.gap)
+    floor = max(operation.floor(ceilings), ceilings.least_gap)
     return {
         "problem": operation.problem,
         "count": operation.count,

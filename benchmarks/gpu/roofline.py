@@ -51,6 +51,11 @@ class Ceilings:
     gap: float
     dependent_gap: float | None
 
+    @property
+    def least_gap(self) -> float:
+        """Between two of our kernels, which are launched dependently where that is possible."""
+        return self.gap if self.dependent_gap is None else self.dependent_gap
+
     def seconds(self, weights: float, activations: float) -> float:
         """To move so many bytes."""
         rate = self.l2_bytes_per_second if activations <= self.l2_bytes else self.bytes_per_second
@@ -83,7 +88,7 @@ class Operation:
         return max(self._moving(ceilings), self._multiplying(ceilings))
 
     def bound(self, ceilings: Ceilings) -> str:
-        if self.floor(ceilings) < ceilings.gap:
+        if self.floor(ceilings) < ceilings.least_gap:
             return "launch"
         return "memory" if self._moving(ceilings) == self.floor(ceilings) else "products"
 

@@ -134,7 +134,7 @@ class InferenceConformer(nn.Module):
 
     def quantized(self, quantization: Quantization) -> InferenceConformer:
         """A copy whose products that `quantization` has ranges of are computed in 8 bits (functional.py), the weight
-        stored in them beside its scales. The others stay as they are, and maps stay in the type that they have.
+        stored in them beside its scales. The others stay as they are, and so does what is not only read in 8 bits.
 
         What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
         Weights that stay as they are share this model's memory.
@@ -170,7 +170,7 @@ class InferenceConformer(nn.Module):
 
         def map_as_read(index: int) -> Mapping[str, Any]:
             """How block `index` makes its map, which the next one reads."""
-            if index == config.depth or {f"{index}.map", f"{index}.pooled"} & wanted:
+            if index == config.depth or {f"{index}.map", f"{index}.pooled", f"{index}.class_token"} & wanted:
                 return AS_IT_IS
             return self._coupled(index + 1).cnn_block.as_read()
 
@@ -220,9 +220,9 @@ def _copy(part: Module) -> Module:
 
 
 class Numbers(NamedTuple):
-    """What stands for values in 8 bits. range: the magnitude that they cover."""
+    """What stands for values in 8 bits: numbers of `dtype` at `scale`, as it is stored."""
 
-    range: float
+    scale: float
     dtype: torch.dtype
 
 
@@ -274,9 +274,17 @@ class Weights(nn.Module):
         for scale_name, value in scales.items():
             self.register_buffer(scale_name, value.to(device))
         self._scales = tuple(scales)
-        self.reads = Numbers(quantization.ranges[name], quantization.dtype)
-        if addend_of(name) in quantization.ranges:
-            self.adds = Numbers(quantization.ranges[addend_of(name)], quantization.dtype)
+        self._remember(scales)
+
+    def _remember(self, scales: Mapping[str, Tensor]) -> None:
+        """What its scales say of what it reads and adds."""
+        known = {name: scale for name, scale in scales.items() if scale.ndim == 0 and not scale.is_meta}
+        numbers = {name: Numbers(scale.item(), self.weight.dtype) for name, scale in known.items()}
+        self.reads, self.adds = numbers.get("input_scale"), numbers.get("addend_scale")
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._remember(self.scales())
 
 
 class Norm(nn.Module):

@@ -74,7 +74,7 @@ class Quantization:
 
     def scale(self, point: str, dtype: torch.dtype) -> Tensor:
         """The scale of values at `point`, a scalar in their `dtype`; 1 if they were always zero."""
-        return _scale(torch.tensor(self.ranges[point], dtype=torch.float32), self.dtype, dtype)
+        return _scale(torch.tensor(self.ranges[point], dtype=torch.float32, device="cpu"), self.dtype, dtype)
 
     def weight(self, weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """The stored numbers and their scales, one for each channel along `axis`, in the weight's own type.

@@ -19,7 +19,7 @@ their largest) and within 2^-24 of each partial sum beyond, where kernels and en
 
 A result that is only read in 8 bits is made so where `out_scale` and `out_dtype` are given (of a second result
 `normed_` or `pooled_scale` and `_dtype`): it is then the numbers that its readers would have made of it, and they take
-them as they are.
+them as they are. Kernels make them of float32, without a rounding to 16 bits on the way.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class Triton(Backend):
         precision, gpu, versions = settings.precision, tuning.gpu_name(torch.device(settings.device)), tuning.versions()
         parts = {"products and maps": precision, "tokens and norms": "fp32"}
         if precision in FORMATS:
-            parts = {"products": precision, "attention, maps, heads": around(precision), "tokens and norms": "fp32"}
+            rest = around(precision)
+            parts = {"products, and what only they read": precision, "attention, heads": rest, "tokens, norms": "fp32"}
         network = _network(reference, settings, outputs)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
         tiles = json.dumps({gpu: dict(tuning.dispatch.table(gpu))}, indent=1) + "\n"
@@ -177,13 +178,9 @@ def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> Inferenc
     heads, norm = "conv_head.weight" in tensors, "norm.weight" in tensors
     model = blank(manifest.config, manifest.outputs, around(manifest.precision), heads=heads, norm=norm)
     if manifest.precision in FORMATS:
-        scales = {name: tensor.item() for name, tensor in tensors.items() if tensor.numel() == 1}
-        products = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
-        added = [name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale")]
-        # In place of ranges: what decides here is which are equal.
-        ranges = {name: scales.get(f"{name}.input_scale", 1.0) for name in products}
-        ranges |= {name: scales.get(f"{name}_scale", 1.0) for name in added}
-        model = model.quantized(Quantization(manifest.precision, ranges))
+        scaled = (name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
+        added = (name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale"))
+        model = model.quantized(Quantization(manifest.precision, dict.fromkeys((*scaled, *added), 1.0)))
     expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
     found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     if found != expected:

@@ -122,7 +122,7 @@ def test_a_network_is_the_sum_of_its_calls():
     (network,) = network_of(operations)
     assert not network_of(operations[1:])  # a part is none
     assert (network.variant, network.batch, network.precision) == ("digits", 1, "fp16")
-    one = busy(Launch()) + estimate.CEILINGS.dependent_gap
+    one = busy(Launch()) + estimate.CEILINGS.least_gap
     assert network.kernels == sum(operation.count for operation in operations)
     assert network.seconds == pytest.approx(network.kernels * one)
     assert network.floor == pytest.approx(sum(o.count * o.floor(estimate.CEILINGS) for o in operations))

@@ -50,8 +50,9 @@ def test_gpus_that_can(chip):
     assert recorded.arguments["DEPENDENT"] is (chip in (90, 100))
 
 
+@pytest.mark.parametrize("driver", [12020, 12030])
 @pytest.mark.parametrize("capability", [89, 90, 103, 120])
-def test_a_launch_says_so_too(capability, monkeypatch):
+def test_a_launch_says_so_too(capability, driver, monkeypatch):
     class Kernel:
         def __getitem__(self, grid):
             return lambda **arguments: given.update(arguments)
@@ -60,10 +61,10 @@ def test_a_launch_says_so_too(capability, monkeypatch):
         device = torch.device("cuda", 0)
 
     given = {}
-    monkeypatch.setattr(launch, "chip_of", lambda device: Chip("a GPU", capability, 100, 100_000))
+    monkeypatch.setattr(launch, "chip_of", lambda device: Chip("a GPU", capability, 100, 100_000, driver))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     launch.launch(Kernel(), (1,), Tile(16, 16, 16, 4, 2), x_ptr=torch.zeros(1).as_subclass(OnGPU))
-    assert given["DEPENDENT"] is given.get("launch_pdl", False) is (capability in (90, 103))
+    assert given["DEPENDENT"] is given.get("launch_pdl", False) is (capability in (90, 103) and driver == 12030)
 
 
 def test_the_interpreter_has_no_such_launch(monkeypatch):
@@ -96,6 +97,9 @@ WAITING = """
         "ld.volatile.global.b32 %r1, [%rd1];",
         "@%p1 bra $L__BB0_2;",
         "bra.uni $L__BB0_2;",
+        "@%p1 ret;",
+        "call.uni (retval0), vprintf, (param0, param1);",
+        "ld.shared::cluster.b32 %r1, [%r2];",
     ],
 )
 def test_what_may_not_stand_before_the_wait(first):
@@ -103,3 +107,4 @@ def test_what_may_not_stand_before_the_wait(first):
     assert not touches_memory_early("@%p1 bra $L__BB0_1;\n$L__BB0_1:\n" + WAITING)  # of a long division
     assert touches_memory_early(first + WAITING)
     assert touches_memory_early(WAITING.replace("griddepcontrol.wait", "griddepcontrol.launch_dependents"))
+    assert touches_memory_early(WAITING.replace("griddepcontrol.wait", "@%p1 griddepcontrol.wait"))

@@ -367,6 +367,7 @@ def _pretend_cuda() -> Any:
         setattr(torch.cuda, name, value)
     torch.version.cuda = "13.0"
     torch._C._host_emptyCache = lambda: None
+    torch._C._cuda_getDriverVersion = lambda: 13000
     JITFunction.run = _launched
     shared = {"max_shared_mem": 227 * 1024}
     utils = type("Utils", (), {"get_device_properties": lambda _, index: shared})()

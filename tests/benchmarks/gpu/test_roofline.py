@@ -1,6 +1,7 @@
 """What the networks must do at least, as the GPU suite counts it, and the floors that follow."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,10 @@ def test_floors():
         operation = Operation("", "", {}, 2, *given)
         assert operation.bound(ceilings) == bound
         assert operation.floor(ceilings) == pytest.approx(seconds)
+
+    between = Operation("", "", {}, 1, "fp16", 70, 0, 10)  # 0.7 s, between both gaps
+    assert between.bound(ceilings) == "memory"
+    assert between.bound(replace(ceilings, dependent_gap=None)) == "launch"
 
 
 @pytest.mark.parametrize("variant", steps.VARIANTS)
