@@ -185,7 +185,7 @@ def _plan(
         run=K,
         most=128 if chip.capability == 90 and not computed else 64,  # registers hold all its pointers
         computed=computed,
-        wide=((256, 64), (256, 96), (256, 128), (128, 192)) + ((128, 256),) * (pool == 1),
+        wide=((256, 64, 8), (256, 96, 8), (256, 128, 8), (128, 192, 8)) + ((128, 256, 8),) * (pool == 1),
     )
     tiles = tuple(tile for tile in tiles if tile.m % pool**2 == 0)
 

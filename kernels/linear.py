@@ -204,18 +204,24 @@ def plan_product(
     M, (N, K) = rows.images * rows.height * rows.width, weight.shape
     computed = rows.tensor.dtype != weight.dtype
     integers = weight.dtype == torch.int8
-    gelu_of_integers = gelu and integers  # takes as long as the sums: better two blocks, of which one multiplies
-    adding = residual is not None or token_map is not None or gelu_of_integers
+    adding = residual is not None or token_map is not None or (gelu and integers)
+    wide: tuple[tuple[int, int, int], ...] = ((128, 192, 8), (128, 256, 8))
+    if gelu and integers:  # takes as long as the sums: better two blocks, of which one multiplies
+        wide = ()
+    elif not (adding or rows.segment):
+        wide += ((256, 192, 16),)
+    chip = chip_of(weight.device)
     tiles = tiles_module.for_matmul(
         M,
         N,
         K,
-        chip_of(weight.device),
+        chip,
         element_size=weight.element_size(),
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
+        most=64 if computed and chip.capability == 100 else 128,  # its products in 8 bits read registers
         computed=computed,
-        wide=() if gelu_of_integers else ((128, 192), (128, 256)),
+        wide=wide,
     )
 
     def run(tile: Tile) -> Tensor:

@@ -61,7 +61,7 @@ def for_matmul(
     run: int | None = None,
     most: int = 128,
     computed: bool,
-    wide: tuple[tuple[int, int], ...] = (),
+    wide: tuple[tuple[int, int, int], ...] = (),
 ) -> tuple[Tile, ...]:
     """Tiles of an (M, K) by (N, K) product of `element_size` bytes, the one with the smallest estimated time first.
 
@@ -69,14 +69,17 @@ def for_matmul(
     run:      adjacent elements of the sum, which a step along it does not cross
     most:     elements of a step along the sum, at most
     computed: the first operand is computed on its way into the product
-    wide:     (m, n) of larger blocks, half of whose registers are for the sums; none for rows whose pieces are ragged
+    wide:     (m, n, warps) of larger blocks, most of whose registers are for the sums; none for rows whose pieces are
+              ragged; 16 warps for Hopper alone
     """
     row_size, run = row_size or element_size, run or K
     sides = _SIDES if element_size <= 2 else _SIDES_FP32
     if element_size <= 2 and chip.reads_shared and not computed and run % 16 == 0:  # operands stay in shared memory
         if element_size == 1:  # sums are kept twice: integers beside float32, FP8's of a step beside all of them
-            wide = ((128, 192),) if (128, 192) in wide and chip.capability == 90 else ()
-        sides = (*((m, n, 8) for m, n in wide if N % n == 0 or n & (n - 1) == 0), *sides)
+            wide = tuple(side for side in wide if side == (128, 192, 8) and chip.capability == 90)
+        elif chip.capability != 90:
+            wide = tuple(side for side in wide if side[2] == 8)
+        sides = (*((m, n, warps) for m, n, warps in wide if N % n == 0 or n & (n - 1) == 0), *sides)
     least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
     k = min(128 // element_size, most, power_of_two(run, least))
     while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
@@ -87,8 +90,9 @@ def for_matmul(
             continue
         if element_size == 1 and chip.capability == 90 and m > 16 * warps:
             continue  # each of a warp's two FP8 products would wait for the other's sums
-        if element_size == 1 and row_size == 4 and chip.capability != 90 and n == 128 and warps == 4:
-            continue  # a thread's rows in fp32 and its sums take more registers than there are
+        few = chip.capability == 100 or (chip.capability != 90 and row_size == 4)
+        if element_size == 1 and few and n == 128 and warps == 4:
+            continue  # a thread's sums and its rows in fp32, or what is rounded, take more registers than there are
         step = k * (m * row_size + n * element_size)
         through = m * k * element_size if computed else 0  # on its way through registers
         most_stages = min(4, ceil_div(run, k) * (K // run) + 1)  # no more than steps, and one

@@ -254,7 +254,7 @@ def _tiles(
             room = chip.shared - (m * k if element_size == 1 else 0)  # 8 bits on their way from registers
             held = room // ((m * row_size + columns * element_size) * k)  # steps
             stages = held if m == 64 else held + 1  # products of 64 rows read one step as the next arrives
-            if m == 32 and k == 128 and chip.shared < 128 * 1024:
+            if m == 32 and k == 128 and chip.capability != 90:
                 continue  # where two blocks might run, the assembler spills to let them
             if k * element_size <= 128 and stages >= 2:
                 tiles.append(Tile(m, 0, k, warps, min(4, max(2, ceil_div(K, k)), stages)))

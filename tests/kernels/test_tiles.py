@@ -29,7 +29,7 @@ def test_small_products_get_small_tiles_and_large_ones_large():
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("row_size", "computed"), [(None, False), (None, True), (4, True)])
 def test_tiles_fit_the_chip(chip, size, row_size, computed):
-    wide = ((256, 96), (256, 128), (128, 192), (128, 256))
+    wide = ((256, 96, 8), (256, 128, 8), (128, 192, 8), (128, 256, 8), (256, 192, 16))
     for M, N, K in [(1, 1, 1), (197, 384, 1536), (25216, 1152, 384), (401408, 16, 64), (6272, 384, 3456)]:
         tiles = for_matmul(M, N, K, chip, element_size=size, row_size=row_size, computed=computed, wide=wide)
         assert tiles
@@ -47,16 +47,17 @@ def test_steps_do_not_cross_runs(run, k):
 
 
 def test_wide_blocks_are_of_operands_in_shared_memory_and_waste_no_columns():
-    wide = ((128, 192), (128, 256))
+    wide = ((128, 192, 8), (128, 256, 8), (256, 192, 16))
 
     def found(capability, N, **rest):
         tiles = for_matmul(25216, N, 384, CHIPS[capability], wide=wide, **rest)
-        return {(tile.m, tile.n) for tile in tiles} & set(wide)
+        return {(tile.m, tile.n, tile.warps) for tile in tiles} & set(wide)
 
     assert found(90, 1152, element_size=2, computed=False) == set(wide)
-    assert found(90, 1024, element_size=2, computed=False) == {(128, 256)}
+    assert found(100, 1152, element_size=2, computed=False) == set(wide[:2])
+    assert found(90, 1024, element_size=2, computed=False) == {(128, 256, 8)}
     assert not found(90, 1152, element_size=2, computed=True)
-    assert found(90, 1152, element_size=1, computed=False) == {(128, 192)}
+    assert found(90, 1152, element_size=1, computed=False) == {(128, 192, 8)}
     assert not found(90, 1152, element_size=1, computed=True)
     assert not found(100, 1152, element_size=1, computed=False)
     assert not found(80, 1152, element_size=2, computed=False)
