@@ -233,8 +233,8 @@ def launches(
                         call.run(call.choice)
                     for launch in made:
                         yield chip, variant, batch, size, call.plan.problem, launch
-        for problem, launch in preprocessing():
-            yield chip, variant, batch, size, problem, launch
+            for problem, launch in preprocessing():
+                yield chip, variant, batch, size, problem, launch
 
 
 @contextmanager

@@ -57,3 +57,16 @@ def test_what_cannot_be_compared_is_refused_at_once(options, message, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+DEPENDENT = """
+from benchmarks.kernels_report import launches
+for chip in (80, 89, 90, 100, 120):
+    found = {launch.arguments["DEPENDENT"] for *_, launch in launches(["tiny-p16"], [chip], ["fp16"], [1], [224])}
+    assert found == {chip in (90, 100)}, chip
+"""
+
+
+def test_launches_are_those_of_the_chip():
+    """All of them: other chips cannot wait for the kernel before, and their assembler refuses it."""
+    subprocess.run([sys.executable, "-c", DEPENDENT], cwd=ROOT, check=True, timeout=120)
