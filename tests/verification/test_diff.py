@@ -105,11 +105,12 @@ def test_kernels_and_exported_graph(small_model):
 
 def test_kernels_in_8_bits_err_as_simulated(small_model):
     chosen = quantization(small_model, "int8")
-    simulated, kernels = diff(small_model, images(1, 3, 32, 32), [("kernels", "int8")], quantization=chosen).columns
+    several = images(2, 3, 64, 64)  # of a single pixel, values beside ties would decide
+    simulated, kernels = diff(small_model, several, [("kernels", "int8")], quantization=chosen).columns
     assert kernels.by_pytorch == 0  # a kernel ran every call
     for name in BLOCKS:
         assert kernels.rows[name].within
-        assert kernels.rows[name].error == pytest.approx(simulated.rows[name].error, rel=0.35)
+        assert kernels.rows[name].error == pytest.approx(simulated.rows[name].error, rel=0.1)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
