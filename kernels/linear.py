@@ -219,7 +219,7 @@ def plan_product(
         element_size=weight.element_size(),
         row_size=rows.tensor.element_size(),
         run=rows.segment or K,
-        most=64 if computed and chip.capability == 100 else 128,  # its products in 8 bits read registers
+        most=64 if computed and chip.capability in (80, 100) else 128,  # their products in 8 bits read registers
         computed=computed,
         wide=wide,
     )
