@@ -212,7 +212,8 @@ def plan_whole_rows(
         return out, normed
 
     chip = chip_of(weight.device)
-    tiles = _tiles(M, C, K, stride, inner is not None, weight.element_size(), x.element_size(), chip)
+    crowded = inner is not None or weight.dtype == torch.float8_e4m3fn
+    tiles = _tiles(M, C, K, stride, crowded, weight.element_size(), x.element_size(), chip)
     unsupported = unsupported_dtype(weight, scales)
     if x.dtype in STORED and stride > 1:
         unsupported = "the kernel averages no numbers of 8 bits"
@@ -225,11 +226,11 @@ PIECE = 64  # channels
 
 
 def _tiles(
-    M: int, C: int, K: int, S: int, coupled: bool, element_size: int, row_size: int, chip: Chip
+    M: int, C: int, K: int, S: int, crowded: bool, element_size: int, row_size: int, chip: Chip
 ) -> tuple[Tile, ...]:
     """Tiles of m whole rows of C (n is 0: unused), the one with the smallest estimated time first; none for long rows.
 
-    coupled:                whether a norm and a GELU come before the sum
+    crowded:                whether a norm and a GELU come before the sum, or FP8 keeps sums of a step beside all
     element_size, row_size: bytes of an element of the weight, and of x
 
     The estimate is the traffic of the busiest multiprocessor: each program reads all weights once, and the residual and
@@ -245,7 +246,7 @@ def _tiles(
     if row_size == element_size <= 2 and columns <= 576 and S == 1:  # what is made in registers is no operand for them
         several = {90: [(64, 8), (64, 16)], 100: [(64, 8)]}.get(chip.capability, [])
         if element_size == 1:  # sums are kept twice: integers beside float32, FP8's of a step beside all of them
-            several = several[1:] if columns <= 384 or not coupled else []
+            several = several[1:] if columns <= 384 or not crowded else []
         rows += several
     steps = (128, 64) if element_size == 1 else (64, 32, 16)
     tiles = []
