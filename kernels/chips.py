@@ -65,5 +65,6 @@ def chip_of(device: torch.device) -> Chip:
 def _chip(index: int) -> Chip:
     properties = torch.cuda.get_device_properties(index)
     shared = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
-    capability, driver = 10 * properties.major + properties.minor, torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    capability = 10 * properties.major + properties.minor
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # PyTorch's stubs leave it out
     return Chip(properties.name, capability, properties.multi_processor_count, shared, driver)
