@@ -59,7 +59,12 @@ EXACT = r"tt\.dot (?!.*inputPrecision = tf32).*: tensor<\w+xf32> \*"  # in Trito
 SERIALIZED = r"\(C751[45]\)"  # ptxas: "wgmma.mma_async instructions are serialized"
 SPILLED = 8  # bytes that are no fault: one value parked across a loop, to fit one more block on a multiprocessor
 SPILLED_EXACT = 20  # of products in exact fp32, which hold more: up to five values, parked across the loop too
-WAITING = ("attention", "fcu_up", "stem")  # a softmax, rows in fp32, a pool of each line: waits are in their nature
+WAITING = (  # in their nature: a softmax, a product of what another one made, rows in fp32, a pool of each line
+    "attention",
+    "conv1x1_pair",
+    "fcu_up",
+    "stem",
+)
 MATRIX = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",

@@ -28,6 +28,7 @@ BITS = re.compile(r"\.[US]?(8|16|64|128)\b")
 
 _STEPS: dict[str, Callable[[Mapping[str, Any]], tuple[int, ...]]] = {
     "linear_kernel": lambda a: (ceil_div(a["K"], a["BLOCK_K"]),),
+    "conv1x1_pair_kernel": lambda a: (ceil_div(a["N"], a["BLOCK_N"]),),
     "conv3x3_kernel": lambda a: (9 * ceil_div(a["K"], a["BLOCK_K"]),),
     "whole_rows_kernel": lambda a: (ceil_div(a["K"], a["BLOCK_K"]),),
     "stem_kernel": lambda a: (2 * a["rows"] + 1,),

@@ -100,6 +100,14 @@ def scaled(sums, input_scale_ptr, weight_scale_ptr, n, N):
 
 
 @triton.jit
+def token_of(m, rows_per_image, width, S: tl.constexpr):
+    """The row of a map of tokens, S x S pixels each, that pixel m lies in; `width` pixels are a line."""
+    pixel = m % rows_per_image
+    token = (m // rows_per_image).to(tl.int64) * (rows_per_image // (S * S))
+    return token + pixel // width // S * (width // S) + pixel % width // S
+
+
+@triton.jit
 def row_statistics(rows, in_range, C, norm_eps, BLOCK_C: tl.constexpr):
     """Of the rows of C that start at the pointers `rows`: their first element, the mean of what they exceed it by, and
     1 / sqrt(variance + norm_eps). Sums of x - first do not cancel where x is large beside its variance."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from .attention import plan_attention
 from .chips import chip_of
 from .conv1x1 import plan_conv1x1
+from .conv1x1_pair import plan_conv1x1_pair
 from .conv3x3 import plan_conv3x3, plan_conv3x3_pool
 from .fcu_down import plan_fcu_down
 from .fcu_up import plan_fcu_up
@@ -33,6 +34,7 @@ from .tiles import Tile
 PLANS: dict[str, Callable[..., Plan]] = {
     "attention": plan_attention,
     "conv1x1": plan_conv1x1,
+    "conv1x1_pair": plan_conv1x1_pair,
     "conv3x3": plan_conv3x3,
     "conv3x3_pool": plan_conv3x3_pool,
     "fcu_down": plan_fcu_down,

@@ -28,6 +28,7 @@ from ._math import (
     scaled,
     stored,
     through_8_bits,
+    token_of,
     zero_sums,
 )
 from .chips import chip_of
@@ -146,10 +147,7 @@ def linear_kernel(
         if RELU:
             acc = relu(acc)
         if TOKEN_STRIDE > 0:
-            pixel = m % rows_per_image
-            across = width // TOKEN_STRIDE
-            token = (m // rows_per_image).to(tl.int64) * (rows_per_image // (TOKEN_STRIDE * TOKEN_STRIDE))
-            token += pixel // width // TOKEN_STRIDE * across + pixel % width // TOKEN_STRIDE
+            token = token_of(m, rows_per_image, width, TOKEN_STRIDE)
             entry = token_map_ptr + token[:, None] * N + n[None, :]
             acc += tl.load(entry, mask=m_mask & n_mask, other=0.0).to(tl.float32)
         tl.store(

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 OPERATIONS = {
     "attention",
     "conv1x1",
+    "conv1x1_pair",
     "conv3x3",
     "conv3x3_pool",
     "fcu_down",

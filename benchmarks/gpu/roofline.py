@@ -29,6 +29,7 @@ from conformer_fast.model import functional as CF
 from conformer_fast.model.config import ConformerConfig, get_config
 from conformer_fast.model.precision import DTYPES
 
+PAIR = "conv1x1_pair"
 LEAST_FUSED = IMAGE // 8  # rows of a map of the second stage
 
 
@@ -187,22 +188,26 @@ def floors(config: str | ConformerConfig, batch: int, precision: str, ceilings: 
 def _fused(made: Sequence[Operation], ceilings: Ceilings) -> float:
     """The sum of floors if a 3x3 convolution of the first two stages, the 1x1 that projects the residual where there is
     one, the 1x1 that adds it and the next bottleneck's first 1x1 are one kernel. The map between the first two is then
-    neither written nor read, nor is the projected residual; and what the last one reads is only written. A first 1x1
-    that adds FCU-up's map is left out: the transformer block stands between."""
+    neither written nor read, nor is the projected residual; and what the last one reads is only written, as that of a
+    pair is in any case. A first 1x1 that adds FCU-up's map is left out, and so is all of such a pair: the transformer
+    block stands between."""
     alone = dict(enumerate(made))
     total = 0.0
     for index, first in enumerate(made):
         if not first.name.startswith("conv3x3") or _out_height(first) < LEAST_FUSED:
             continue
-        following = [other for other in range(index + 1, len(made)) if made[other].name == "conv1x1"]
+        following = [other for other in range(index + 1, len(made)) if made[other].name.startswith("conv1x1")]
         last = next(place for place, other in enumerate(following) if _reduces(made[other]))
-        *before, expand, reduce = (made[member].arguments for member in following[: last + 1])
         group = [index, *following[: last + 1]]
+        paired, added = made[group[-1]].name == PAIR, made[group[-1]].arguments["token_map"] is not None
+        if paired and added:
+            continue
+        *before, expand = (made[member].arguments for member in (group[1:] if paired else group[1:-1]))
         spared = 2 * _size(expand["feature_map"]) + 2 * _size(expand["residual"]) * len(before)
-        if reduce["token_map"] is None:
-            spared += _size(reduce["feature_map"])
-        else:
+        if added:
             group.pop()
+        elif not paired:
+            spared += _size(made[group[-1]].arguments["feature_map"])
         taken = [alone.pop(member) for member in group]
         activations = sum(operation.activations for operation in taken) - spared
         moving = ceilings.seconds(sum(operation.weights for operation in taken), activations)
@@ -216,8 +221,9 @@ def _out_height(convolution: Operation) -> int:
 
 
 def _reduces(convolution: Operation) -> bool:
-    """Whether it is the first 1x1 of a bottleneck."""
-    return convolution.arguments["relu"] and convolution.arguments["residual"] is None
+    """Whether it is the first 1x1 of a bottleneck, or has it in it."""
+    arguments = convolution.arguments
+    return convolution.name == PAIR or (arguments["relu"] and arguments["residual"] is None)
 
 
 def filled(arguments: Mapping[str, Any], device: str, seed: int) -> list[Any]:

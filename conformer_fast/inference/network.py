@@ -33,7 +33,7 @@ from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FC
 from . import ops
 from .fold import _as_matrix, fold_attention_scale, fold_batch_norm
 from .quantization import Quantization, addend_of
-from .streams import beside, join
+from .streams import TWO_STREAMS, beside, join
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -170,23 +170,25 @@ class InferenceConformer(nn.Module):
 
         def map_as_read(index: int) -> Mapping[str, Any]:
             """How block `index` makes its map, which the next one reads."""
-            if index == config.depth or {f"{index}.map", f"{index}.pooled", f"{index}.class_token"} & wanted:
+            if {f"{index}.map", f"{index}.pooled", f"{index}.class_token"} & wanted:
                 return AS_IT_IS
-            return self._coupled(index + 1).cnn_block.as_read()
+            reader = self._reader(index)
+            return reader.as_read() if reader else AS_IT_IS
 
         embed, scales = self.patch_embed, self.stem.scales()
         kept = self.conv_1.as_read(embed.reads)
         stem_map = ops.stem(images, *self.stem(), config.stem_stride, **scales, **kept)  # (B, H / 4, W / 4, 64)
         with beside():
-            feature_map = self.conv_1(stem_map, map_as_read(1))
+            inner = self.conv_1.spatial(self.conv_1.reduce(stem_map))
+            feature_map, reduced = self.conv_1.expand_for(self._coupled(2).cnn_block, inner, stem_map, map_as_read(1))
         scales = {**embed.scales(), **self.trans_1.qkv.as_read("normed")}
         tokens, normed = ops.patch_embed(stem_map, self.cls_token, *embed(), *self.trans_1.norm1(), **scales)
         tokens = self.trans_1(tokens, normed)
         join()
         for index in range(1, config.depth + 1):
             if index > 1:
-                block = self._coupled(index)
-                feature_map, tokens, down, up = block(feature_map, tokens, map_as_read(index))
+                block, reader = self._coupled(index), self._reader(index)
+                feature_map, reduced, tokens, down, up = block(feature_map, reduced, tokens, reader, map_as_read(index))
                 keep(f"{index}.fcu_down", down)
                 keep(f"{index}.fcu_up", up)
                 del down, up  # their memory is free for the next block
@@ -203,6 +205,10 @@ class InferenceConformer(nn.Module):
             keep("trans_logits", trans)
             keep(SUM, both)
         return tuple(found[name] for name in self.outputs)
+
+    def _reader(self, index: int) -> InferenceBottleneck | None:
+        """The bottleneck that reads the map of block `index`, if one does."""
+        return self._coupled(index + 1).cnn_block if index < self.config.depth else None
 
     def _coupled(self, index: int) -> InferenceBlock:
         block = self.get_submodule(f"conv_trans_{index}")
@@ -339,11 +345,35 @@ class InferenceBottleneck(nn.Module):
 
     def expand(self, inner: Tensor, feature_map: Tensor, kept: Mapping[str, Any] = AS_IT_IS) -> Tensor:
         """kept: how the result is made, as its readers' `as_read` says."""
-        residual = feature_map
-        if self.residual is not None:
-            scales = {**self.residual.scales(), **self.conv3.as_added()}
-            residual = ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False, **scales)
+        residual = self._added(feature_map)
         return ops.conv1x1(inner, *self.conv3(), residual=residual, **self.conv3.scales(), **kept)
+
+    def expand_for(
+        self,
+        reader: InferenceBottleneck,
+        inner: Tensor,
+        feature_map: Tensor,
+        kept: Mapping[str, Any] = AS_IT_IS,
+        token_map: Tensor | None = None,
+        token_stride: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """`expand`, and `reader.reduce` of what it makes: by one kernel where that is faster."""
+        if not self.is_a_pair_with(reader, inner):
+            out = self.expand(inner, feature_map, kept)
+            return out, reader.reduce(out, token_map, token_stride)
+        residual = self._added(feature_map)
+        return ops.conv1x1_pair(inner, *self.conv3(), residual, *reader.conv1(), token_map, token_stride)
+
+    def is_a_pair_with(self, reader: InferenceBottleneck, inner: Tensor) -> bool:
+        """Whether `expand_for` this reader is one kernel, which knows no 8 bits."""
+        return reader.conv2.reads is None and ops.as_a_pair(inner, self.conv3.weight, reader.conv1.weight)
+
+    def _added(self, feature_map: Tensor) -> Tensor:
+        """What is added to conv3's result: the map, or its projection."""
+        if self.residual is None:
+            return feature_map
+        scales = {**self.residual.scales(), **self.conv3.as_added()}
+        return ops.conv1x1(feature_map, *self.residual(), self.stride, relu=False, **scales)
 
 
 class InferenceTransformer(nn.Module):
@@ -375,7 +405,8 @@ class InferenceTransformer(nn.Module):
 
 
 class InferenceBlock(nn.Module):
-    """(B, H, W, K), (B, T, C) -> the same of the next block, and what the two coupling units passed on."""
+    """(B, H, W, K), what the first 1x1 convolution makes of it, (B, T, C) -> the same of the next block, and what the
+    two coupling units passed on."""
 
     def __init__(self, block: ConvTransBlock) -> None:
         super().__init__()
@@ -387,19 +418,32 @@ class InferenceBlock(nn.Module):
         self.fusion_block = InferenceBottleneck(block.fusion_block)
 
     def forward(
-        self, feature_map: Tensor, tokens: Tensor, kept: Mapping[str, Any] = AS_IT_IS
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """kept: how the map is made, as its readers' `as_read` says."""
-        inner = self.cnn_block.reduce(feature_map)
-        inner, pooled = self.cnn_block.spatial_and_pooled(inner, self.token_stride, self.down.project)
-        with beside():
-            cnn_map = self.cnn_block.expand(inner, feature_map, self.fusion_block.as_read())
+        self,
+        feature_map: Tensor,
+        reduced: Tensor,
+        tokens: Tensor,
+        reader: InferenceBottleneck | None,
+        kept: Mapping[str, Any] = AS_IT_IS,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """reader: what reads the map, if anything does. kept: how the map is made, as its readers' `as_read` says."""
+        cnn, fusion, stride = self.cnn_block, self.fusion_block, self.token_stride
+        inner, pooled = cnn.spatial_and_pooled(reduced, stride, self.down.project)
+        apart = not cnn.is_a_pair_with(fusion, inner) or inner.shape[0] <= TWO_STREAMS
+        if apart:
+            with beside():
+                cnn_map = cnn.expand(inner, feature_map, fusion.as_read())
         down, normed = self.down(pooled, tokens, self.trans_block.norm1, self.trans_block.qkv.as_read("normed"))
         tokens = self.trans_block(down, normed)
         up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
-        join()
-        fusion = self.fusion_block.reduce(cnn_map, up, self.token_stride)
-        return self.fusion_block.expand(self.fusion_block.spatial(fusion), cnn_map, kept), tokens, down, up
+        if apart:
+            join()
+            inner = fusion.reduce(cnn_map, up, stride)
+        else:
+            cnn_map, inner = cnn.expand_for(fusion, inner, feature_map, AS_IT_IS, up, stride)
+        inner = fusion.spatial(inner)
+        if reader is None:
+            return fusion.expand(inner, cnn_map, kept), None, tokens, down, up
+        return *fusion.expand_for(reader, inner, cnn_map, kept), tokens, down, up
 
 
 class InferenceFCUDown(nn.Module):

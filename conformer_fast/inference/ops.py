@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 from torch.library import CustomOpDef, custom_op
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ..model import functional as CF
 
@@ -41,6 +41,19 @@ def on_kernels() -> TorchDispatchMode:
     """Inside, in this thread, the operators are their kernels on any device: on the CPU for Triton's interpreter, on
     meta tensors to record what would be launched. What the kernels themselves call is left alone."""
     return _OnKernels()
+
+
+def as_a_pair(feature_map: Tensor, weight: Tensor, next_weight: Tensor) -> bool:
+    """Whether `conv1x1_pair` of these would be one kernel that is faster than the two of `conv1x1`. Never where the
+    operators are not kernels, nor where the map is unknown (trace.py): other engines fuse what they like."""
+    modes = _get_current_dispatch_mode_stack()
+    if not isinstance(feature_map, Tensor) or not (
+        feature_map.is_cuda or any(isinstance(mode, _OnKernels) for mode in modes)
+    ):
+        return False
+    from ..kernels.conv1x1_pair import pays
+
+    return pays(feature_map, weight, next_weight)
 
 
 class _OnKernels(TorchDispatchMode):
@@ -141,6 +154,12 @@ def conv1x1(
     out_dtype=None,
 ):
     return _convolved(feature_map, weight, bias, stride, out_dtype)
+
+
+@_operator
+def conv1x1_pair(feature_map, weight, bias, residual, next_weight, next_bias, token_map=None, token_stride=1):
+    out = _convolved(feature_map, weight, bias, 1, None)
+    return out, _convolved(out, next_weight, next_bias, 1, None)
 
 
 @_operator

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 
 import torch
 
+TWO_STREAMS = 8  # the largest batch whose independent branches run side by side: a larger one fills the GPU by itself
+
 _side: ContextVar[torch.cuda.Stream | None] = ContextVar("side", default=None)
 
 

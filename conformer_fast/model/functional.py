@@ -178,6 +178,24 @@ def conv1x1(
     return _as_read(out, out_scale, out_dtype)
 
 
+def conv1x1_pair(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    next_weight: Tensor,
+    next_bias: Tensor,
+    token_map: Tensor | None = None,
+    token_stride: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """A bottleneck's result, out = conv1x1(x, ..., residual), and what the next makes of it first, conv1x1(out, ...).
+
+    (B, H, W, K), (N, K), (L, N) -> (B, H, W, N), (B, H, W, L). The token map is added to the second, as in `conv1x1`.
+    """
+    out = conv1x1(feature_map, weight, bias, residual=residual)
+    return out, conv1x1(out, next_weight, next_bias, token_map=token_map, token_stride=token_stride)
+
+
 def conv3x3(
     feature_map: Tensor,
     weight: Tensor,

@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 
 from conformer_fast.inference.network import InferenceConformer
-from conformer_fast.inference.streams import side_stream
+from conformer_fast.inference.streams import TWO_STREAMS, side_stream
 from conformer_fast.model.precision import tf32_as_asked
 
 from ..cuda import OUT_OF_MEMORY, RECORDING, GPUMemoryError, bucket
 
 GRAPHS_KEPT = 32  # of one engine; then the least recently used is dropped
-TWO_STREAMS = 8  # the largest bucket whose independent branches run side by side: a larger one fills the GPU by itself
 
 Outputs = tuple[Tensor, ...]
 Key = tuple[int, int, int]  # bucket, height, width

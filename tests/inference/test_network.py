@@ -217,8 +217,12 @@ def test_coupled_block(small_config, index):
     size = [2 * small_config.token_stride(index - 1), 3 * small_config.token_stride(index - 1)]
     feature_map, tokens = random(2, small_config.map_channels(index - 1), *size), random(2, 1 + 6, 48)
     expected_map, expected_tokens = block(feature_map, tokens)
-    result, result_tokens, _, _ = InferenceBlock(block)(nhwc(feature_map), tokens)
-    assert_same(nchw(result), expected_map)
+    fused, reader = InferenceBlock(block), InferenceBottleneck(block.fusion_block)
+    reduced = fused.cnn_block.reduce(nhwc(feature_map))
+    for following in (None, reader):
+        result, passed_on, result_tokens, _, _ = fused(nhwc(feature_map), reduced, tokens, following)
+        assert_same(nchw(result), expected_map)
+    assert torch.equal(passed_on, reader.reduce(result))
     assert_same(result_tokens, expected_tokens)
 
 
@@ -308,7 +312,7 @@ def test_what_a_block_computed_goes_when_the_next_is_done(small_config):
         alive: list[int] = []
 
         def count(module, inputs, results) -> None:
-            made.extend(map(weakref.ref, results))
+            made.extend(weakref.ref(result) for result in results if result is not None)
             alive.append(sum(tensor() is not None for tensor in made))
 
         model = fused.with_outputs(outputs)
@@ -317,9 +321,9 @@ def test_what_a_block_computed_goes_when_the_next_is_done(small_config):
         model(goldens.image(1, 32, 32))
         return alive
 
-    assert alive_after_each_block(["logits"]) == [4, 6, 6, 6, 6]  # what it returns, and the two that it read
+    assert alive_after_each_block(["logits"]) == [5, 8, 8, 8, 7]  # what it returns, and the three that it read
     asked = [f"{index}.fcu_down" for index in range(2, 7)]
-    assert alive_after_each_block(asked) == [4, 7, 8, 9, 10]
+    assert alive_after_each_block(asked) == [5, 9, 10, 11, 11]
 
 
 def test_features_only(small_config):

@@ -90,6 +90,22 @@ def _coupled_samples() -> list[Sample]:
     ]
 
 
+def _pair_samples() -> list[Sample]:
+    """Of 1x1 convolutions that follow each other, without and with FCU-up's map."""
+    weights = (shape(10, 6), shape(10)), (shape(7, 10), shape(7))
+    return [
+        Sample(
+            f"B{B}-{h}x{w}-tokens-{S}",
+            "conv1x1_pair",
+            (
+                *(shape(B, h * S, w * S, 6), *weights[0], shape(B, h * S, w * S, 10), *weights[1]),
+                *((shape(B, h * w, 7), S) if tokens else ()),
+            ),
+        )
+        for B, h, w, S, tokens in [(3, 2, 3, 4, True), (1, 3, 1, 1, True), (3, 5, 7, 1, False), (1, 1, 1, 1, False)]
+    ]
+
+
 NORM = (shape(24), shape(24), 1e-5)  # weight, bias and eps of tokens
 
 SAMPLES = [
@@ -109,6 +125,7 @@ SAMPLES = [
     Sample("strided-residual", "conv1x1", (shape(3, 5, 8, 6), shape(10, 6), shape(10), 2, True, shape(3, 3, 4, 10))),
     Sample("B1-1x1", "conv1x1", (shape(1, 1, 1, 6), shape(10, 6), shape(10), 2)),
     *_coupled_samples(),
+    *_pair_samples(),
     *_conv3x3_samples(),
     *(
         Sample(

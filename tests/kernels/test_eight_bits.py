@@ -50,7 +50,7 @@ def small(sample, arguments):
 def test_every_operation_that_multiplies_weights_is_here():
     taking = {name for name in ops.OPS if "weight_scale" in inspect.signature(getattr(CF, name)).parameters}
     assert taking == {sample.operation for sample in SOME} == {sample.operation for sample in SAMPLES}
-    assert set(ops.OPS) - taking == {"attention", "pool", "heads"}
+    assert set(ops.OPS) - taking == {"attention", "conv1x1_pair", "pool", "heads"}
 
 
 @EACH

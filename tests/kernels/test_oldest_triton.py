@@ -15,7 +15,8 @@ FOLDER = os.environ.get("OLDEST_TRITON")
 IN_8_BITS = {"conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "linear_norm", "patch_embed"}
 MULTIPLYING = OPERATIONS - {"pool", "preprocess"}
 MULTIPLIED = {  # in each precision but bf16, whose kernels are those of fp16
-    **dict.fromkeys(("fp16", "fp32", "tf32"), MULTIPLYING),
+    "fp16": MULTIPLYING,
+    **dict.fromkeys(("fp32", "tf32"), MULTIPLYING - {"conv1x1_pair"}),
     "int8-fp16": IN_8_BITS | {"stem"},
     "fp8-fp16": IN_8_BITS,
 }
