@@ -137,8 +137,8 @@ def _bytes(load: str) -> int:
     return LANES * (int(found[1]) // 8 if found else 4)
 
 
-TOUCHES_OR_LEAVES = re.compile(  # in PTX; the block's own memory is no matter
-    r"\b(?:(?:ld|st|atom|red)\.(?!param\b|shared(?!::))|ldu\.|cp\.|prefetch|tex\.|multimem|ret;|exit;|call\b|brx)"
+TOUCHES_OR_LEAVES = re.compile(  # in PTX; the block's own memory is no matter, nor is what is only prefetched
+    r"\b(?:(?:ld|st|atom|red)\.(?!param\b|shared(?!::))|ldu\.|cp\.|tex\.|multimem|ret;|exit;|call\b|brx)"
 )
 
 

@@ -206,8 +206,8 @@ def attention_tiles(
         several = [Tile(64, keys, blocks, warps, 1) for blocks in (4, 2, 1)]
         streaming = [Tile(64, 64, 1, 4, 2)]
         order = several if chip.reads_shared else streaming
-        order += [Tile(m, keys, 1, 4, 1) for m in (32, 16)]
-        others = [Tile(16, keys, 1, 8, 1), Tile(128, 64, 1, 8, 2), *streaming] if chip.reads_shared else []
+        order += [Tile(32, keys, 1, 4, 1), Tile(16, keys, 1, 8 if chip.reads_shared else 4, 1)]
+        others = [Tile(16, keys, 1, 4, 1), Tile(128, 64, 1, 8, 2), *streaming] if chip.reads_shared else []
     order = [tile for tile in order if tile.m * tile.k < 2 * T] or order[-1:]
     choice = next((tile for tile in order if heads * ceil_div(T, tile.m * tile.k) >= 2 * chip.sms), order[-1])
     return tuple(dict.fromkeys([choice, *order, *(tile for tile in others if tile.m < 2 * T)]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import tiles as tiles_module
 from ._math import add_product, as_read, inverse_of, relu, scaled, stored, zero_sums
 from .chips import chip_of
-from .dependent import wait_for_earlier
+from .dependent import fetch_weight, wait_for_earlier
 from .launch import (
     Kept,
     Plan,
@@ -52,6 +52,7 @@ def conv3x3_kernel(
     height,  # rows of out
     width,  # columns of out
     DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
+    ALONE: tl.constexpr,  # and fetches the weight before that, as programs have a multiprocessor each
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
     SCALED: tl.constexpr,  # the weight is in 8 bits
     WAIT: tl.constexpr,  # finish the product of each step before the next (`launch.must_wait`)
@@ -75,6 +76,7 @@ def conv3x3_kernel(
     m_mask = m < M
     x_image = x_ptr + image * H * W * K
 
+    fetch_weight(weight_ptr, N * 9 * K, ALONE)
     wait_for_earlier(DEPENDENT)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,15 +64,18 @@ def recording() -> Iterator[list[Launch]]:
 def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
     """Runs `kernel` on `grid` with the warps and stages of `tile`, on the current stream of the tensors' device.
 
-    `arguments` are all but DEPENDENT.
+    `arguments` are all but DEPENDENT and, of kernels that fetch their weight before they wait, ALONE.
     """
     recorded = _recorded.get()
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-    able = can_be_dependent(chip_of(device))
+    chip = chip_of(device)
+    able = can_be_dependent(chip) and (recorded is not None or device.type == "cuda")  # the interpreter is not
+    arguments["DEPENDENT"] = able
+    if "ALONE" in kernel.arg_names:
+        arguments["ALONE"] = able and math.prod(grid) <= chip.sms
     if recorded is not None:
-        recorded.append(Launch(kernel, grid, tile, {**arguments, "DEPENDENT": able}))
+        recorded.append(Launch(kernel, grid, tile, arguments))
         return
-    arguments["DEPENDENT"] = able and device.type == "cuda"  # the interpreter has no such launch
     options = {"num_warps": tile.warps, "num_stages": tile.stages, **OPTIONS}
     if arguments["DEPENDENT"]:
         options["launch_pdl"] = True

@@ -32,7 +32,7 @@ from ._math import (
     zero_sums,
 )
 from .chips import chip_of
-from .dependent import wait_for_earlier
+from .dependent import fetch_weight, wait_for_earlier
 from .launch import (
     Kept,
     Plan,
@@ -69,6 +69,7 @@ def linear_kernel(
     stride_column,  # from row to row within a line
     stride_segment,  # from segment to segment of a row's K, if SEGMENT
     DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
+    ALONE: tl.constexpr,  # and fetches the weight before that, as programs have a multiprocessor each
     GELU: tl.constexpr,  # GELU of product and bias
     RESIDUAL: tl.constexpr,  # then add the residual
     RELU: tl.constexpr,  # then ReLU
@@ -100,6 +101,7 @@ def linear_kernel(
     x_rows = x_ptr + start[:, None]
     m_mask = m[:, None] < M
 
+    fetch_weight(weight_ptr, N * K, ALONE)
     wait_for_earlier(DEPENDENT)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)

@@ -81,13 +81,16 @@ def for_matmul(
             wide = tuple(side for side in wide if side[2] == 8)
         sides = (*((m, n, warps) for m, n, warps in wide if N % n == 0 or n & (n - 1) == 0), *sides)
     least = 32 if element_size == 1 else 16  # the sum's part of a matrix instruction
-    k = min(128 // element_size, most, power_of_two(run, least))
-    while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
-        k //= 2
     tiles = []
     for m, n, warps in sides:
         if (n > 16 and n >= 2 * N) or (m > 64 and m >= 2 * M):
             continue
+        alone = warps == 4 and element_size <= 2 and ceil_div(M, m) * ceil_div(N, n) <= chip.sms
+        if alone:  # on its multiprocessor: twice as many warps issue twice as much, and steps are half as many
+            warps = 8
+        k = min((256 if alone else 128) // element_size, most, power_of_two(run, least))
+        while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
+            k //= 2
         if element_size == 1 and chip.capability == 90 and m > 16 * warps:
             continue  # each of a warp's two FP8 products would wait for the other's sums
         few = chip.capability == 100 or (chip.capability != 90 and row_size == 4)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._math import add_product, as_read, gelu, inverse_of, scaled, stored, zero_sums
 from .chips import Chip, chip_of
-from .dependent import wait_for_earlier
+from .dependent import fetch_weight, wait_for_earlier
 from .launch import STORED, Kept, Plan, Scales, dot_precision, launch, unsupported_dtype
 from .norm import Norm
 from .tiles import Tile, ceil_div, power_of_two
@@ -48,6 +48,7 @@ def whole_rows_kernel(
     inner_eps,  # added to the variance of y
     norm_eps,  # added to the variance of out
     DEPENDENT: tl.constexpr,  # launched before the kernel before it ends (dependent.py)
+    ALONE: tl.constexpr,  # and fetches the weight before that, as programs have a multiprocessor each
     C: tl.constexpr,  # channels
     S: tl.constexpr,  # pixels per token side, if COUPLED
     COUPLED: tl.constexpr,  # rows are tokens, the first of an image is the class token; y = gelu(inner norm(y))
@@ -73,6 +74,7 @@ def whole_rows_kernel(
     acc: tl.tuple = ()
     for _ in tl.static_range(PIECES):
         acc += (zero_sums(BLOCK_M, BLOCK_C, weight_ptr.dtype.element_ty),)
+    fetch_weight(weight_ptr, C * K, ALONE)
     wait_for_earlier(DEPENDENT)
     if SCALED:
         inverse = inverse_of(input_scale_ptr)

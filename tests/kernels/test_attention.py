@@ -94,7 +94,7 @@ def rule(chip: int, B: int, T: int, heads: int = 6, D: int = 64, dtype: torch.dt
 
 
 def test_one_image_is_spread_over_programs_and_a_batch_reads_its_keys_once():
-    assert rule(90, 1, 197) == Tile(16, 256, 1, 4, 1)
+    assert rule(90, 1, 197) == Tile(16, 256, 1, 8, 1)
     assert rule(90, 128, 197) == Tile(64, 256, 4, 4, 1)
     assert rule(90, 128, 50) == Tile(64, 64, 1, 4, 1)
 

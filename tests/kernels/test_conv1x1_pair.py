@@ -4,7 +4,6 @@ import pytest
 import torch
 from kernel_checks import DEVICE, Sample, check, layouts, make, shape
 
-from benchmarks.gpu.roofline import network
 from benchmarks.judge import poisoned_memory
 from conformer_fast.inference import network as network_module
 from conformer_fast.inference import ops
@@ -91,32 +90,6 @@ def test_what_it_cannot_take_is_named():
     assert plan(torch.float16, K=256) is None
     assert "256 channels" in plan(torch.float16, K=256, chip=80)
     assert "384 channels" in plan(torch.float16, K=384)
-
-
-def pairs(batch, precision="fp16", variant="small-p16"):
-    """L, and whether FCU-up's map is added, of each pair; how many other 1x1 convolutions there are."""
-    made = network(variant, batch, precision)
-    found = [
-        (len(operation.arguments["next_weight"]), operation.arguments["token_map"] is not None)
-        for operation in made
-        if operation.name == PAIR
-        for _ in range(operation.count)
-    ]
-    return found, sum(operation.count for operation in made if operation.name == "conv1x1")
-
-
-def test_which_of_the_network_are_pairs():
-    """Where programs of 128 pixels fill the GPU. In small batches what adds FCU-up's map is apart, as the map before it
-    is made beside the transformer."""
-    assert pairs(1) == ([], 50)
-    assert pairs(8) == ([(64, False)] * 3 + [(128, False)], 50 - 2 * 4)
-    found, others = pairs(128)
-    assert sorted(found) == sorted(
-        [(64, False), (64, True)] * 3 + [(128, False)] + [(128, False)] * 3 + [(128, True)] * 4 + [(256, False)]
-        + [(256, False)] * 3 + [(256, True)] * 4
-    )  # fmt: skip
-    assert others == 50 - 2 * len(found)
-    assert pairs(128, "int8") == pairs(128, "fp32") == ([], 50)
 
 
 def small_network(small_model, monkeypatch, dtype):

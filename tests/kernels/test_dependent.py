@@ -54,6 +54,8 @@ def test_gpus_that_can(chip):
 @pytest.mark.parametrize("capability", [89, 90, 103, 120])
 def test_a_launch_says_so_too(capability, driver, monkeypatch):
     class Kernel:
+        arg_names = ("x_ptr", "DEPENDENT")
+
         def __getitem__(self, grid):
             return lambda **arguments: given.update(arguments)
 
@@ -65,6 +67,24 @@ def test_a_launch_says_so_too(capability, driver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     launch.launch(Kernel(), (1,), Tile(16, 16, 16, 4, 2), x_ptr=torch.zeros(1).as_subclass(OnGPU))
     assert given["DEPENDENT"] is given.get("launch_pdl", False) is (capability in (90, 103) and driver == 12030)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_small_grids_fetch_their_weight_before_they_wait(chip):
+    """Where a program has a multiprocessor for itself; where none waits, there is nothing to be before."""
+    convolved, normed = shape(2, 8, 8, 24), (shape(2, 5, 20), shape(20), shape(20), 1e-5)
+    small = [
+        SAMPLE,
+        Sample("", "conv3x3", (convolved, shape(20, 24, 3, 3), shape(20))),
+        Sample("", "linear_norm", (shape(2, 5, 24), shape(20, 24), shape(20), *normed)),
+    ]
+    large = Sample("", "conv1x1", (shape(8, 56, 56, 24), shape(20, 24), shape(20)))
+    with assuming(CHIPS[chip]):
+        alone = [launches(sample.operation, make(sample, torch.float16))[0].arguments["ALONE"] for sample in small]
+        (crowded,) = launches(large.operation, make(large, torch.float16))
+    assert alone == [chip in (90, 100)] * len(small)
+    assert crowded.arguments["ALONE"] is False
+    assert crowded.arguments["DEPENDENT"] is (chip in (90, 100))
 
 
 def test_the_interpreter_has_no_such_launch(monkeypatch):
@@ -104,6 +124,7 @@ WAITING = """
 )
 def test_what_may_not_stand_before_the_wait(first):
     assert not touches_memory_early(WAITING)
+    assert not touches_memory_early("@wanted prefetch.global.L2 [%rd1];" + WAITING)  # reads nothing
     assert not touches_memory_early("@%p1 bra $L__BB0_1;\n$L__BB0_1:\n" + WAITING)  # of a long division
     assert touches_memory_early(first + WAITING)
     assert touches_memory_early(WAITING.replace("griddepcontrol.wait", "griddepcontrol.launch_dependents"))

@@ -74,6 +74,22 @@ def test_a_second_block_is_worth_more_than_a_fourth_stage():
     assert stages(25088, 64) == 2  # of one step
 
 
+@EACH_CHIP
+def test_blocks_that_are_alone_on_a_multiprocessor_have_more_warps_and_longer_steps(chip):
+    """A block of 4 warps would issue in every second cycle at most."""
+
+    def tiles(M, **rest):
+        found = for_matmul(M, 384, 1536, chip, computed=False, **rest)
+        return {(tile.m, tile.n): (tile.k, tile.warps) for tile in found}
+
+    one, many = tiles(197, element_size=2), tiles(32 * 197, element_size=2)
+    assert (one[64, 32], many[64, 32]) == ((128, 8), (64, 4))
+    assert one[128, 128] == many[128, 128] == (64, 8)
+    assert tiles(197, element_size=2, most=64)[64, 32] == (64, 8)
+    assert tiles(197, element_size=1)[64, 32] == (128, 8)
+    assert tiles(197, element_size=4) == tiles(32 * 197, element_size=4)
+
+
 def test_plans_without_a_gpu_are_made_for_the_assumed_chip():
     assert chip_of(torch.device("cpu")) is CHIPS[90]
     with assuming(CHIPS[80]):

@@ -102,6 +102,32 @@ def test_8_bits_are_counted():
     assert 0.9 < in_8_bits / total(int8, "flops") < 1
 
 
+def pairs(batch, precision="fp16", variant="small-p16"):
+    """L, and whether FCU-up's map is added, of each pair; how many other 1x1 convolutions there are."""
+    made = roofline.network(variant, batch, precision)
+    found = [
+        (len(operation.arguments["next_weight"]), operation.arguments["token_map"] is not None)
+        for operation in made
+        if operation.name == roofline.PAIR
+        for _ in range(operation.count)
+    ]
+    return found, sum(operation.count for operation in made if operation.name == "conv1x1")
+
+
+def test_which_of_the_network_are_pairs():
+    """Where programs of 128 pixels fill the GPU. In small batches what adds FCU-up's map is apart, as the map before it
+    is made beside the transformer."""
+    assert pairs(1) == ([], 50)
+    assert pairs(8) == ([(64, False)] * 3 + [(128, False)], 50 - 2 * 4)
+    found, others = pairs(128)
+    assert sorted(found) == sorted(
+        [(64, False), (64, True)] * 3 + [(128, False)] + [(128, False)] * 3 + [(128, True)] * 4 + [(256, False)]
+        + [(256, False)] * 3 + [(256, True)] * 4
+    )  # fmt: skip
+    assert others == 50 - 2 * len(found)
+    assert pairs(128, "int8") == pairs(128, "fp32") == ([], 50)
+
+
 def test_strided_operations_read_what_they_need():
     operations = roofline.network("tiny-p16", 1)
     strided = next(o for o in operations if o.name == "conv1x1" and o.arguments["stride"] == 2)
