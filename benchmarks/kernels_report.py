@@ -88,8 +88,8 @@ class Row:
     than exactly in fp32, for which there is none. serialized: whether each of Hopper's matrix instructions waits for
     the one before it, because the assembler could not keep their registers apart. overtaken: whether a loop's next step
     may overwrite registers that they still read (`launch.must_wait`). early: whether it may touch memory before the
-    kernel before it is done (dependent.py). blocks: of its grid. iterations: of each
-    of its loops, or one number for all. code: if it was read."""
+    kernel before it is done (dependent.py); late: whether one in a small grid does not fetch its weight before. blocks:
+    of its grid. iterations: of each of its loops, or one number for all. code: if it was read."""
 
     triton: str
     chip: int
@@ -104,6 +104,7 @@ class Row:
     serialized: bool
     overtaken: bool
     early: bool
+    late: bool
     shared: int
     matrix: str | None
     products: bool
@@ -126,6 +127,8 @@ class Row:
             found.append("its matrix instructions may read registers that were overwritten")
         if self.early:
             found.append("touches memory before the kernel before it is done")
+        if self.late:
+            found.append("fetches no weight before the kernel before it is done")
         if self.waits and not (operation in WAITING or precision not in ("fp16", "bf16")):
             found.append("waits for each of its matrix instructions")
         if self.products and self.matrix is None:
@@ -194,13 +197,15 @@ def compiled(binary: Binary, disassembled: bool = False) -> dict[str, Any]:
     with redirect_stdout(io.StringIO()) as log:
         result = triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
     ptx, ttgir = result.asm["ptx"], result.asm["ttgir"]
+    constants = dict(binary.constants)
     from_registers = re.search(r"warp_group_dot .*opIdx = 0", ttgir)
     return {
         "registers": int(_found(r"Used (\d+) registers", log)),
         "spilled": int(_found(r"(\d+) bytes spill stores", log)),
         "serialized": bool(re.search(SERIALIZED, log.getvalue())),
         "overtaken": bool(from_registers and re.search(r"warp_group_dot_wait .*pendings = [1-9]", ttgir)),
-        "early": dict(binary.constants)["DEPENDENT"] and machine_code.touches_memory_early(ptx),
+        "early": constants["DEPENDENT"] and machine_code.touches_memory_early(ptx),
+        "late": constants.get("ALONE", False) and not machine_code.fetches_early(ptx),
         "shared": result.metadata.shared,
         "code": machine_code.read(result.asm["cubin"]) if disassembled else None,
         "matrix": next((name for name, pattern in MATRIX.items() if re.search(pattern, ptx)), None),

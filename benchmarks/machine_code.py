@@ -150,6 +150,11 @@ def touches_memory_early(ptx: str) -> bool:
     return any(f"{label}:" not in before for label in re.findall(r"\bbra(?:\.uni)?\s+(\S+);", before))  # around it
 
 
+def fetches_early(ptx: str) -> bool:
+    """Whether a kernel has something fetched into the L2 cache before it waits for the one before it."""
+    return "prefetch.global.L2" in ptx.partition("griddepcontrol.wait")[0]
+
+
 def iterations(launch: Launch) -> tuple[int, ...]:
     """Of each loop of its kernel in order, or one number for all; none for kernels whose loops are not counted."""
     steps = _STEPS.get(launch.kernel.fn.__name__)

@@ -5,7 +5,8 @@ next[m, :] = relu(out[m, :] next_weight^T + next_bias) + token_map[token of m, :
 
 x: M rows (pixels) of K, weight: (N, K), next_weight: (L, N). A program makes its rows of out a few columns at a time
 and multiplies these with the next weight while it has them: out, four times as wide as x, is written and never read.
-That is a third of what large maps move. In 8 bits it would not pay: programs take longer to round than memory to move.
+That spares over a quarter of what the two would move. In 8 bits it would not pay: programs take longer to round than
+memory to move.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def plan_conv1x1_pair(
 
     words = ["conv1x1_pair", product_type(weight), f"M{M} N{N} K{K} L{L}"]
     words += [f"tokens{token_stride}"] * (token_map is not None)
-    return Plan(" ".join(words), _unsupported(weight, next_weight, tiles), tiles, run)
+    tensors = feature_map, weight, bias, residual, next_weight, next_bias, *([] if token_map is None else [token_map])
+    return Plan(" ".join(words), _unsupported(tiles, *tensors), tiles, run)
 
 
 def pays(feature_map: Tensor, weight: Tensor, next_weight: Tensor) -> bool:
@@ -154,16 +156,16 @@ def pays(feature_map: Tensor, weight: Tensor, next_weight: Tensor) -> bool:
     K, (L, N) = feature_map.shape[-1], next_weight.shape
     chip = chip_of(weight.device)
     tiles = _tiles(K, N, L, chip)
-    if _unsupported(weight, next_weight, tiles):
+    if _unsupported(tiles, feature_map, weight, next_weight):
         return False
     return feature_map.numel() // K >= tiles[0].m * chip.sms
 
 
-def _unsupported(weight: Tensor, next_weight: Tensor, tiles: tuple[Tile, ...]) -> str | None:
-    if weight.dtype not in TYPES or next_weight.dtype != weight.dtype:
-        return f"the pair is computed in fp16 or bf16, the weights are {weight.dtype} and {next_weight.dtype}"
-    widest = max(weight.shape[1], len(next_weight))
-    return None if tiles else f"what the pair keeps of {widest} channels does not fit a program"
+def _unsupported(tiles: tuple[Tile, ...], *tensors: Tensor) -> str | None:
+    types = dict.fromkeys(tensor.dtype for tensor in tensors)
+    if len(types) > 1 or not types.keys() <= set(TYPES):
+        return f"the pair is computed in fp16 or in bf16, all of it, got {' and '.join(map(str, types))}"
+    return None if tiles else "what the pair keeps of its rows does not fit a program"
 
 
 def _piece(size: int) -> int:

@@ -25,8 +25,9 @@ def can_be_dependent(chip: Chip) -> bool:
 
 @triton.jit
 def fetch_weight(weight_ptr, elements, ALONE: tl.constexpr):
-    """Before the wait: brings a weight of so many elements into the L2 cache, a share of it by each program. Nothing is
-    read, so it does not matter who is still writing. ALONE: whether to, as programs have a multiprocessor each."""
+    """Before the wait: brings a weight of so many elements into the L2 cache, a share of it by each program. That is
+    32 KB at most: of a large weight, where programs are few, the rest is left. Nothing is read, so it does not matter
+    who is still writing. ALONE: whether to, as programs have a multiprocessor each."""
     if ALONE:
         LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
         line = tl.program_id(0) + tl.num_programs(0) * tl.arange(0, 256)

@@ -85,12 +85,13 @@ def for_matmul(
     for m, n, warps in sides:
         if (n > 16 and n >= 2 * N) or (m > 64 and m >= 2 * M):
             continue
+        # On a multiprocessor of its own twice as many warps issue twice as much, and steps may be half as many.
         alone = warps == 4 and element_size <= 2 and ceil_div(M, m) * ceil_div(N, n) <= chip.sms
-        if alone:  # on its multiprocessor: twice as many warps issue twice as much, and steps are half as many
-            warps = 8
         k = min((256 if alone else 128) // element_size, most, power_of_two(run, least))
         while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
             k //= 2
+        if alone and n * k * element_size >= 32 * 8 * 4:  # a thread loads no less than 4 bytes at a time, or it waits
+            warps = 8
         if element_size == 1 and chip.capability == 90 and m > 16 * warps:
             continue  # each of a warp's two FP8 products would wait for the other's sums
         few = chip.capability == 100 or (chip.capability != 90 and row_size == 4)

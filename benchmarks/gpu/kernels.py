@@ -86,6 +86,7 @@ def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
         "reason": made[0].reason,
         "us": 1e6 * seconds,
         "pytorch_us": 1e6 * pytorch,
+        **({"apart_us": 1e6 * clock.of_graph(list(map(_apart, launches)))} if operation.name == roofline.PAIR else {}),
         "gbs": operation.bytes / seconds / 1e9,
         "tflops": operation.flops / seconds / 1e12,
         "floor_us": 1e6 * floor,
@@ -94,12 +95,23 @@ def _row(operation: Operation, ceilings: Ceilings) -> dict[str, Any]:
     }
 
 
+def _apart(launch: partial[Any]) -> Callable[[], Any]:
+    """A pair of 1x1 convolutions as two kernels."""
+    _, (x, weight, bias, residual, next_weight, next_bias, token_map, token_stride) = launch.args
+
+    def run() -> Any:
+        out = _run("conv1x1", [x, weight, bias, 1, True, residual])
+        return out, _run("conv1x1", [out, next_weight, next_bias, 1, True, None, token_map, token_stride])
+
+    return run
+
+
 def _by_pytorch(launch: Callable[[], Any]) -> Any:
     with dispatch.deciding(lambda call: dispatch.PYTORCH):
         return launch()
 
 
-def launches_of(operation: Operation) -> list[Callable[[], Any]]:
+def launches_of(operation: Operation) -> list[partial[Any]]:
     """The operation on the same activations and, each time, other weights, together twice as large as the L2 cache."""
     weights = {name: value for name, value in operation.arguments.items() if roofline.is_weight(name)}
     cache = torch.cuda.get_device_properties().L2_cache_size

@@ -61,6 +61,7 @@ ABOUT = {
     "build_seconds": "from the fp32 model to the third call",
     "us, floor_us, times_floor": "an operation, its floor (the gap at least), and the quotient",
     "pytorch_us": "the same call by PyTorch, in a CUDA graph too",
+    "apart_us": "a pair of 1x1 convolutions as two of our kernels",
     "choice": "the tile m, n, k, warps, stages of our kernel, or pytorch",
 }
 

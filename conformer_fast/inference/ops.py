@@ -9,12 +9,13 @@ traced graph, which is what engines/onnx/export.py translates.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from functools import partial
 
 import torch
 from torch import Tensor, fx
 from torch.library import CustomOpDef, custom_op
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..model import functional as CF
 
@@ -46,17 +47,25 @@ def on_kernels() -> TorchDispatchMode:
 def as_a_pair(feature_map: Tensor, weight: Tensor, next_weight: Tensor) -> bool:
     """Whether `conv1x1_pair` of these would be one kernel that is faster than the two of `conv1x1`. Never where the
     operators are not kernels, nor where the map is unknown (trace.py): other engines fuse what they like."""
-    modes = _get_current_dispatch_mode_stack()
-    if not isinstance(feature_map, Tensor) or not (
-        feature_map.is_cuda or any(isinstance(mode, _OnKernels) for mode in modes)
-    ):
+    if not isinstance(feature_map, Tensor) or not (feature_map.is_cuda or _on_kernels.get()):
         return False
     from ..kernels.conv1x1_pair import pays
 
     return pays(feature_map, weight, next_weight)
 
 
+_on_kernels: ContextVar[bool] = ContextVar("on_kernels", default=False)
+
+
 class _OnKernels(TorchDispatchMode):
+    def __enter__(self):
+        self._before = _on_kernels.set(True)
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        _on_kernels.reset(self._before)
+        super().__exit__(*raised)
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first call imports it, which takes seconds

@@ -54,7 +54,7 @@ class Kernels(Runner):
         unsupported: list[str] = []
 
         def decide(call: dispatch.Call) -> dispatch.Choice:
-            progress.update()
+            progress.update(2 if call.operation == "conv1x1_pair" else 1)  # of what the trace has apart
             if call.plan.unsupported:
                 unsupported.append(call.plan.unsupported)
                 return dispatch.PYTORCH

@@ -56,7 +56,9 @@ def test_small_tiles(sample, dtype):
 def test_every_tile(sample, chip):
     with assuming(CHIPS[chip]):
         arguments = make(sample, torch.float16)
-        for tile in dispatch.PLANS[PAIR](*arguments).tiles:
+        tiles = dispatch.PLANS[PAIR](*arguments).tiles
+        assert tiles
+        for tile in tiles:
             check(PAIR, arguments, tile)
 
 
@@ -77,9 +79,9 @@ def test_relu_of_nan_is_nan():
 
 
 def test_what_it_cannot_take_is_named():
-    def plan(dtype, K=16, next_dtype=None, chip=90):
+    def plan(dtype, K=16, next_dtype=None, residual=None, chip=90):
         with torch.device("meta"), assuming(CHIPS[chip]):
-            x, out = torch.empty(1, 4, 4, K, dtype=dtype), torch.empty(1, 4, 4, 64, dtype=dtype)
+            x, out = torch.empty(1, 4, 4, K, dtype=dtype), torch.empty(1, 4, 4, 64, dtype=residual or dtype)
             weight, bias = torch.empty(64, K, dtype=dtype), torch.empty(64, dtype=dtype)
             following = torch.empty(16, 64, dtype=next_dtype or dtype), torch.empty(16, dtype=dtype)
             return dispatch.PLANS[PAIR](x, weight, bias, out, *following).unsupported
@@ -87,9 +89,10 @@ def test_what_it_cannot_take_is_named():
     assert plan(torch.float16) is None
     assert "torch.float32" in plan(torch.float32)
     assert "torch.bfloat16" in plan(torch.float16, next_dtype=torch.bfloat16)
+    assert "torch.float16 and torch.float32" in plan(torch.float16, residual=torch.float32)
     assert plan(torch.float16, K=256) is None
-    assert "256 channels" in plan(torch.float16, K=256, chip=80)
-    assert "384 channels" in plan(torch.float16, K=384)
+    for K, chip in ((256, 80), (384, 90)):
+        assert "does not fit" in plan(torch.float16, K=K, chip=chip)
 
 
 def small_network(small_model, monkeypatch, dtype):
@@ -133,9 +136,20 @@ def test_8_bits_are_no_pair(small_model, monkeypatch):
     for names in ((), *zip(inside, strict=True), ("conv_trans_2.trans_block.fc1",)):
         quantization = Quantization("int8", dict.fromkeys(names, 3.0))
         typed = fused.quantized(quantization).with_outputs(LOGITS)
-        with ops.on_kernels(), dispatch.calls() as made:
-            typed(images)
-        counts.append([call.operation for call in made].count(PAIR))
+        made = []
+
+        def by_pytorch(call, made=made):
+            made.append(call.operation)
+            return dispatch.PYTORCH
+
+        with ops.on_kernels(), dispatch.deciding(by_pytorch):
+            paired = typed(images)
+            counts.append(made.count(PAIR))
+            with monkeypatch.context() as patch:
+                patch.setattr(conv1x1_pair, "pays", lambda *arguments: False)
+                apart = typed(images)
+        for value, same in zip(paired, apart, strict=True):
+            assert torch.equal(value, same)
     whole, *divided, beside = counts
     assert divided == [whole - 1] * 3
     assert beside == whole

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernel_checks import Sample, launches, make, shape
 
-from benchmarks.machine_code import touches_memory_early
+from benchmarks.machine_code import fetches_early, touches_memory_early
 from conformer_fast import kernels
 from conformer_fast.kernels import launch, linear
 from conformer_fast.kernels.chips import CHIPS, Chip, assuming
@@ -124,7 +124,9 @@ WAITING = """
 )
 def test_what_may_not_stand_before_the_wait(first):
     assert not touches_memory_early(WAITING)
-    assert not touches_memory_early("@wanted prefetch.global.L2 [%rd1];" + WAITING)  # reads nothing
+    prefetch = "@wanted prefetch.global.L2 [%rd1];"
+    assert not touches_memory_early(prefetch + WAITING)  # it reads nothing
+    assert (fetches_early(prefetch + WAITING), fetches_early(WAITING + prefetch)) == (True, False)
     assert not touches_memory_early("@%p1 bra $L__BB0_1;\n$L__BB0_1:\n" + WAITING)  # of a long division
     assert touches_memory_early(first + WAITING)
     assert touches_memory_early(WAITING.replace("griddepcontrol.wait", "griddepcontrol.launch_dependents"))

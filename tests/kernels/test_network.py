@@ -21,7 +21,7 @@ from conformer_fast.model.precision import FORMATS, tf32_as_asked
 from conformer_fast.model.reference import Conformer
 from conformer_fast.verification.implementations import Job, run
 
-ALONE = set(ops.OPS) - {"conv1x1_pair"}  # which large maps have; test_conv1x1_pair.py makes small ones take it
+USUAL = set(ops.OPS) - {"conv1x1_pair"}  # which large maps have; test_conv1x1_pair.py makes small ones take it
 
 
 def by_pytorch():
@@ -50,7 +50,7 @@ def check_network(config, images, dtype, **kind):
 @DTYPES
 def test_every_output_of_a_small_network(small_config, dtype):
     used = check_network(small_config, torch.randn(3, 3, 64, 48, device=DEVICE), dtype)
-    assert used == ALONE
+    assert used == USUAL
     assert set(dispatch.PLANS) == set(ops.OPS)
 
 
@@ -119,7 +119,7 @@ def test_surroundings_change_nothing(surroundings, small_model):
     fused, images = lower(small_model.to(DEVICE)), torch.randn(1, 3, 32, 32, device=DEVICE)
     with surroundings(), ops.on_kernels(), poisoned_memory(), dispatch.calls() as made:
         found = fused(images)
-    assert {call.operation for call in made} == ALONE - {"pool"}
+    assert {call.operation for call in made} == USUAL - {"pool"}
     with by_pytorch(), tf32_as_asked(torch.float32):
         for value, same in zip(found, fused(images), strict=True):
             torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-4)

@@ -88,6 +88,8 @@ def test_blocks_that_are_alone_on_a_multiprocessor_have_more_warps_and_longer_st
     assert tiles(197, element_size=2, most=64)[64, 32] == (64, 8)
     assert tiles(197, element_size=1)[64, 32] == (128, 8)
     assert tiles(197, element_size=4) == tiles(32 * 197, element_size=4)
+    narrow = for_matmul(3136, 16, 9 * 16, chip, element_size=2, run=16, computed=False)
+    assert all(tile.n * tile.k * 2 >= 32 * tile.warps * 4 for tile in narrow)
 
 
 def test_plans_without_a_gpu_are_made_for_the_assumed_chip():

@@ -141,6 +141,18 @@ def test_launches_share_all_but_the_weights(no_gpu_needed):
     assert set(zip(gelu, residual, strict=True)) == {(True, None)}
 
 
+def test_a_pair_is_measured_apart_too(no_gpu_needed, monkeypatch):
+    monkeypatch.setattr(kernels.dispatch, "choose", lambda plan, gpu: (kernels.dispatch.PYTORCH, "for this test"))
+    sizes = (2, 8, 8, 24), (96, 24), (96,), (2, 8, 8, 96), (40, 96), (40,), (2, 4, 40)
+    arguments = [*(torch.randn(size) for size in sizes), 4]
+    whole = functools.partial(kernels._run, roofline.PAIR, arguments)
+    with kernels.dispatch.calls() as made:
+        found = kernels._apart(whole)()
+    assert [call.operation for call in made] == ["conv1x1", "conv1x1"]
+    for value, same in zip(found, whole(), strict=True):
+        assert torch.equal(value, same)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_a_table_of_kernels(precision, no_gpu_needed, monkeypatch):
     monkeypatch.setattr(kernels.dispatch, "choose", lambda plan, gpu: (kernels.dispatch.PYTORCH, "for this test"))
