@@ -33,7 +33,9 @@ from .launch import (
 from .tiles import Tile, ceil_div, piece_of
 
 
-@triton.jit(do_not_specialize=["M", "H", "W", "height", "width"])  # one binary for all batches and image sizes
+@triton.jit(
+    do_not_specialize=["M", "H", "W", "height", "width"]
+)  # two binaries for all batches and image sizes, by ALONE
 def conv3x3_kernel(
     x_ptr,  # in  (B, H, W, K)
     weight_ptr,  # in  (N, 3, 3, K), N = K' output channels

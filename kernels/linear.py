@@ -47,7 +47,9 @@ from .launch import (
 from .tiles import Tile, ceil_div, piece_of
 
 
-@triton.jit(do_not_specialize=["M", "rows_per_image", "width"])  # one binary for all batches and image sizes
+@triton.jit(
+    do_not_specialize=["M", "rows_per_image", "width"]
+)  # two binaries for all batches and image sizes, by ALONE
 def linear_kernel(
     x_ptr,  # in  rows of K, found by the strides below
     weight_ptr,  # in  (N, K)

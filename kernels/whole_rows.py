@@ -24,7 +24,7 @@ from .norm import Norm
 from .tiles import Tile, ceil_div, power_of_two
 
 
-@triton.jit(do_not_specialize=["M", "T", "width"])  # one binary for all batches and image sizes
+@triton.jit(do_not_specialize=["M", "T", "width"])  # two binaries for all batches and image sizes, by ALONE
 def whole_rows_kernel(
     x_ptr,  # in  M rows of K; if COUPLED the map (B, H, W, K)
     weight_ptr,  # in  (C, K)
