@@ -42,6 +42,7 @@ from triton.compiler import ASTSource
 from benchmarks import estimate, machine_code
 from benchmarks.machine_code import MachineCode
 from benchmarks.recorded import IMAGE, recorded_calls
+from conformer_fast.engines.cuda import CAPABILITY_FP8
 from conformer_fast.kernels import chips as chips_module
 from conformer_fast.kernels import launch as launch_module
 from conformer_fast.kernels.preprocess import Pass, launch_preprocess
@@ -227,9 +228,12 @@ def launches(
     sizes: Sequence[int],
 ) -> Iterator[tuple[int, str, int, int, str, launch_module.Launch]]:
     """(chip, variant, batch, size, problem, launch) of every kernel of these variants, and of preprocessing. Around
-    products in 8 bits it is fp16. Batches are of images of 224x224; of any other size there is one image."""
+    products in 8 bits it is fp16, and chips without products in fp8 are left out of that. Batches are of images of
+    224x224; of any other size there is one image."""
     points = [(batch, size) for size in sizes for batch in (batches if size == IMAGE else (1,))]
     for variant, chip, precision, (batch, size) in itertools.product(variants, chips, precisions, points):
+        if precision == "fp8" and divmod(chip, 10) < CAPABILITY_FP8:
+            continue
         config, stored = VARIANTS[variant], precision if precision in FORMATS else None
         rest = "fp32" if precision == "tf32" else around(precision)
         pooled = tuple(f"{block}.pooled" for block in config.feature_blocks)  # as mmpretrain's backbone returns them

@@ -184,7 +184,7 @@ def _tiles(K: int, N: int, L: int, chip: Chip) -> tuple[Tile, ...]:
     widest = max(rows, columns)
     sides: tuple[tuple[int, int, int], ...]
     if chip.reads_shared:
-        sides = ((128, 64, 8), (128, 32, 8)) if widest <= 256 else ()
+        sides = ((128, 64, 8), (128, 32, 8))[widest < 64 :] if widest <= 256 else ()
     elif widest <= 128:
         sides = ((128, 32, 8), (64, 32, 4))
     else:

@@ -46,6 +46,12 @@ def test_large_products_use_the_chips_own_matrix_instructions(rows):
     assert not others, [(row["chip"], row["problem"], row["tile"], row["matrix"]) for row in others]
 
 
+def test_chips_without_products_in_fp8_have_none(tmp_path):
+    """Nor kernels that would make its numbers: the compiler refuses them there."""
+    options = ("--precision", "fp8", "--variants", "tiny-p16", "--batch", "1", "--size", "224")
+    assert report(tmp_path, "--chips", "80", "86", *options) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [(("--chips", "90"), "holds no estimates"), (("--chips", "100"), "estimates are of sm_90; add --chips 90")],
