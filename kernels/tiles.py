@@ -85,8 +85,10 @@ def for_matmul(
     for m, n, warps in sides:
         if (n > 16 and n >= 2 * N) or (m > 64 and m >= 2 * M):
             continue
-        # On a multiprocessor of its own twice as many warps issue twice as much, and steps may be half as many.
-        alone = warps == 4 and element_size <= 2 and ceil_div(M, m) * ceil_div(N, n) <= chip.sms
+        # On a multiprocessor of its own twice as many warps issue twice as much, and steps may be half as many. In 8
+        # bits, where operands lie in registers, Triton 3.6 spilled some, so that more blocks could run than there are.
+        alone = warps == 4 and (element_size == 2 or (element_size == 1 and chip.reads_shared))
+        alone = alone and ceil_div(M, m) * ceil_div(N, n) <= chip.sms
         k = min((256 if alone else 128) // element_size, most, power_of_two(run, least))
         while k > least and ceil_div(run, k) * k > ceil_div(run, k // 2) * (k // 2) * 1.2:
             k //= 2
