@@ -61,8 +61,7 @@ def conv1x1_pair_kernel(
     rows: tl.tuple = ()
     for j in tl.static_range(STEPS):
         k = j * PIECE_K + tl.arange(0, PIECE_K)
-        x = tl.load(x_ptr + row * K + k[None, :], mask=m_mask & (k < K)[None, :], other=0.0)
-        rows += (x.to(weight_ptr.dtype.element_ty),)
+        rows += (tl.load(x_ptr + row * K + k[None, :], mask=m_mask & (k < K)[None, :], other=0.0),)
 
     tl.assume(N > 0)  # else Hopper's products wait for each other: a loop that may not run shares their registers
     for n0 in range(0, N, BLOCK_N):
@@ -84,7 +83,7 @@ def conv1x1_pair_kernel(
             c = i * PIECE_L + tl.arange(0, PIECE_L)
             weight_rows = next_weight_ptr + c.to(tl.int64)[None, :] * N
             weight = tl.load(weight_rows + n[:, None], mask=n_mask[:, None] & (c < L)[None, :], other=0.0)
-            added += (add_product(sums[i], out.to(weight.dtype), weight, "ieee"),)
+            added += (add_product(sums[i], out, weight, "ieee"),)
         sums = added
 
     for i in tl.static_range(PIECES):
