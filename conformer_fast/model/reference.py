@@ -158,13 +158,18 @@ class ConvTransBlock(nn.Module):
         self.fusion_block = Bottleneck(channels, channels, stride=2 if closes_network else 1, project=closes_network)
 
     def forward(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        feature_map, inner = self.cnn_block(feature_map)
-        # The class token stands in for the missing pooled one, so this addition doubles it.
-        squeezed = concat_class_token(tokens[:, :1], self.squeeze_block(inner))
-        tokens = self.trans_block(squeezed + tokens)
+        feature_map, inner, coupled = self.couple(feature_map, tokens)
+        tokens = self.trans_block(coupled)
         from_tokens = self.expand_block(tokens, inner.shape[-2], inner.shape[-1])
         feature_map, _ = self.fusion_block(feature_map, from_tokens)
         return feature_map, tokens
+
+    def couple(self, feature_map: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first bottleneck's map and inner map, and what the transformer block reads: the tokens and FCU-down's."""
+        feature_map, inner = self.cnn_block(feature_map)
+        # The class token stands in for the missing pooled one, so this addition doubles it.
+        squeezed = concat_class_token(tokens[:, :1], self.squeeze_block(inner))
+        return feature_map, inner, squeezed + tokens
 
 
 class Conformer(nn.Module):
