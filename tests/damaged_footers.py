@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from conformer_fast.datasets.dataset import open_dataset
+from conformer_fast.datasets.dataset import open_dataset, open_pictures
 from conformer_fast.errors import DatasetError
 
 warnings.simplefilter("ignore")
@@ -20,5 +20,6 @@ for place in range(footer, len(whole) - 8):
     content = bytearray(whole)
     content[place] ^= 1
     file.write_bytes(content)
-    with suppress(DatasetError):
-        open_dataset(file).read(0)
+    for opened in (open_dataset, open_pictures):
+        with suppress(DatasetError):
+            opened(file).read(0)

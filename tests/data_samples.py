@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from conformer_fast.datasets.dataset import Dataset, open_dataset
+from conformer_fast.datasets.dataset import Dataset, PictureSet, open_dataset
 from conformer_fast.errors import DatasetError
 
 
@@ -20,7 +20,7 @@ def picture(shade: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
     return file.getvalue()
 
 
-def shade(dataset: Dataset, index: int) -> int:
+def shade(dataset: PictureSet, index: int) -> int:
     return Image.open(io.BytesIO(dataset.read(index))).convert("RGB").getpixel((3, 3))[0]
 
 

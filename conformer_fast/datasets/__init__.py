@@ -1,1 +1,1 @@
-"""Labeled pictures, one by one or in batches."""
+"""Pictures, with labels or without, one by one or in batches."""

@@ -1,4 +1,4 @@
-"""Labeled pictures to evaluate on: a folder, tar files or parquet files, read where they are, in a fixed order."""
+"""Pictures, with labels or without, in a folder, tar files or parquet files, read where they are, in a fixed order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +17,9 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError, DatasetError, a_path, first_few, several, shown, whole
 from ..model.recipe import USUAL, Recipe
 from ..storage.regular import open_regular
-from .classes import classes_of, own_names
+from .classes import Names, classes_of, own_names
 from .folders import list_folder
-from .labels import Picture, labels_from_file
+from .labels import Listed, Picture, labels_from_file
 from .parquet_files import ParquetRows, list_parquet
 from .tar_files import list_tar
 
@@ -29,21 +29,17 @@ SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}.*\.parquet")  # how Hugging Face calls 
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Labeled pictures in a fixed order. Any of them can be read, by any process that has a copy of this.
+class PictureSet:
+    """Pictures in a fixed order. Any of them can be read, by any process that has a copy of this.
 
     source:   what was opened
     kind:     "folder", "tar" or "parquet"
     pictures: where each one's bytes are
-    labels:   each one's class
-    names:    what the data call their classes, and which of the model's they were taken for; None: by numbers or labels
     """
 
     source: str
     kind: str
     pictures: tuple[Picture, ...]
-    labels: tuple[int, ...]
-    names: Mapping[str, int] | None = None
     _rows: ParquetRows = field(default_factory=ParquetRows, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -78,6 +74,32 @@ class Dataset:
         except OSError as error:
             raise ImageError(f"{name}: cannot be read ({error.strerror}); get the file again") from error
 
+    def sha256(self) -> str:
+        """A digest of every picture's name, place and size: it tells whether these are the same pictures."""
+        return self._digest("" for _ in self.pictures)
+
+    def _digest(self, more: Iterable[str]) -> str:
+        """more: what else there is to say of each picture"""
+        digest = hashlib.sha256(self.kind.encode())
+        for picture, rest in zip(self.pictures, more, strict=True):
+            digest.update(os.fsencode(f"\0{picture.name}\0{picture.start}\0{picture.size}{rest}"))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_rows": ParquetRows()}  # open files stay in their process
+
+
+@dataclass(frozen=True)
+class Dataset(PictureSet):
+    """The same with labels.
+
+    labels: each one's class
+    names:  what the data call their classes, and which of the model's they were taken for; None: by numbers or labels
+    """
+
+    labels: tuple[int, ...]
+    names: Mapping[str, int] | None = None
+
     def evenly(self, count: int) -> Dataset:
         """At most `count` of the pictures, evenly from all in their order, so that each class has its share. Raises
         ArgumentError unless it is a whole number, at least 0."""
@@ -103,14 +125,18 @@ class Dataset:
             )
 
     def sha256(self) -> str:
-        """A digest of every picture's name, place, size and label: it tells whether this is the same data set."""
-        digest = hashlib.sha256(self.kind.encode())
-        for picture, label in zip(self.pictures, self.labels, strict=True):
-            digest.update(os.fsencode(f"\0{picture.name}\0{picture.start}\0{picture.size}\0{label}"))
-        return digest.hexdigest()
+        """The same of the labels too: it tells whether this is the same data set."""
+        return self._digest(f"\0{label}" for label in self.labels)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_rows": ParquetRows()}  # open files stay in their process
+
+def open_pictures(path: str | os.PathLike[str]) -> PictureSet:
+    """Lists the pictures at `path`, as `open_dataset` does and takes it, but none needs a label, and none is read.
+
+    Raises DatasetError when there are no pictures or a file is damaged. Warns of what is left out.
+    """
+    path = a_path("the source", path)
+    kind, listed = _listed(path, own_labels=False)
+    return PictureSet(os.fspath(path), kind, tuple(listed.pictures))
 
 
 def open_dataset(
@@ -147,20 +173,9 @@ def open_dataset(
         num_classes = len(class_names)
     names = own_names(class_names)
     path, labels = a_path("the data", path), None if labels is None else a_path("the label file", labels)
-    kind, files = _found(os.fspath(path))
-    if kind == "folder":
-        listed = list_folder(Path(path), num_classes, names, own_labels=labels is None)
-    elif kind == "tar":
-        listed = list_tar(files, num_classes, names, own_labels=labels is None)
-    elif labels is not None:
+    kind, listed = _listed(path, labels is None, num_classes, names)
+    if labels is not None and kind == "parquet":
         raise DatasetError(f"{path}: parquet files have their labels inside; leave out the label file {labels}")
-    else:
-        listed = list_parquet(files, num_classes, names)
-    if not listed.pictures:
-        packed = sorted(file.name for file in Path(path).iterdir() if _is_compressed(file)) if kind == "folder" else []
-        if packed:
-            raise DatasetError(f"{path} has no pictures, but {first_few(packed)}: unpack them to tar files, or folders")
-        raise DatasetError(f"{path} has no pictures; name a folder, a tar or a parquet file that has some")
     if labels is not None:
         classes = labels_from_file(labels, listed.pictures, num_classes, names)
     elif listed.labels is None:
@@ -172,6 +187,23 @@ def open_dataset(
         classes = listed.labels
     named = None if labels is not None else listed.names
     return Dataset(os.fspath(path), kind, tuple(listed.pictures), tuple(classes), named)
+
+
+def _listed(
+    path: Path, own_labels: bool, num_classes: int | None = None, names: Names | None = None
+) -> tuple[str, Listed]:
+    """The kind of data at `path`, and the pictures there, with their classes if their own labels count."""
+    kind, files = _found(os.fspath(path))
+    if kind == "folder":
+        listed = list_folder(path, num_classes, names, own_labels)
+    else:
+        listed = (list_tar if kind == "tar" else list_parquet)(files, num_classes, names, own_labels)
+    if not listed.pictures:
+        packed = sorted(file.name for file in path.iterdir() if _is_compressed(file)) if kind == "folder" else []
+        if packed:
+            raise DatasetError(f"{path} has no pictures, but {first_few(packed)}: unpack them to tar files, or folders")
+        raise DatasetError(f"{path} has no pictures; name a folder, a tar or a parquet file that has some")
+    return kind, listed
 
 
 def _found(path: str) -> tuple[str, list[Path]]:

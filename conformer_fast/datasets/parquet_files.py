@@ -25,8 +25,8 @@ ROWS_BYTES = 1 << 26  # that they may take, if each were as large as its whole g
 BOMB_BYTES, BOMB_RATIO = 1 << 25, 100  # pictures are compressed: no group of so many bytes shrinks so far
 
 
-def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Names | None) -> Listed:
-    """The rows of parquet files and their classes.
+def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Names | None, own_labels: bool) -> Listed:
+    """The rows of parquet files and, if their own labels count, their classes.
 
     Raises DatasetError when pyarrow is missing, a file is damaged, lacks the columns, or a row has no class.
     """
@@ -40,21 +40,23 @@ def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Na
         kinds = {field.name: str(field.type) for field in table.schema_arrow}
         if len(kinds) < len(table.schema_arrow):
             raise DatasetError(f"{file}: has two columns of one name; rename one")
-        if not {"image", "label"} <= kinds.keys() or not kinds["label"].startswith(("int", "uint")):
-            raise DatasetError(
-                f"{file}: needs the columns 'image' and a whole number 'label', has "
-                f"{first_few(f'{name} ({kind})' for name, kind in kinds.items())}"
-            )
+        numbered = kinds.get("label", "").startswith(("int", "uint"))
+        if "image" not in kinds or (own_labels and not numbered):
+            needed = "the columns 'image' and a whole number 'label'" if own_labels else "the column 'image'"
+            has = first_few(f"{name} ({kind})" for name, kind in kinds.items())
+            raise DatasetError(f"{file}: needs {needed}, has {has}")
+        size = file.stat().st_size
+        if not own_labels:
+            pictures += [_picture(file, row, size) for row in range(table.metadata.num_rows)]
+            continue
         names = _label_names(table.schema_arrow.metadata, file)
         bare = bare or not names
         meant = classes_of(names, num_classes, str(file), class_names, INSTEAD) if names else {}
         called |= meant
         classes = list(meant.values())
-        size = file.stat().st_size
         for row, number in enumerate(_numbers(table, file)):
-            name = f"{file.name}:{row}"
-            if row >= size:
-                raise DatasetError(f"{file}: has more rows than bytes, so they hold no pictures; get it again")
+            pictures.append(_picture(file, row, size))
+            name = pictures[-1].name
             if names and number is not None and number >= len(names):
                 raise DatasetError(
                     f"{name}: the label {number} is none of 0 ... {len(names) - 1}, which have names in the file's "
@@ -62,10 +64,9 @@ def list_parquet(files: Sequence[Path], num_classes: int | None, class_names: Na
                 )
             label = label_of("-1" if number is None else str(number), None if names else num_classes, name)
             labels.append(classes[label] if names else label)
-            pictures.append(Picture(name, str(file), row, size))
     if bare:
         check_not_renumbered(labels, num_classes, where, class_names, INSTEAD)
-    return Listed(pictures, labels, called or None)
+    return Listed(pictures, labels if own_labels else None, called or None)
 
 
 class ParquetRows:
@@ -126,6 +127,13 @@ class ParquetRows:
         for batch in self._table.iter_batches(batch_size=at_once, row_groups=[group], columns=["image"]):
             yield range(start, start + len(batch)), batch.column("image")
             start += len(batch)
+
+
+def _picture(file: Path, row: int, size: int) -> Picture:
+    """size: of the file, in bytes"""
+    if row >= size:
+        raise DatasetError(f"{file}: has more rows than bytes, so they hold no pictures; get it again")
+    return Picture(f"{file.name}:{row}", str(file), row, size)
 
 
 def _numbers(table: Any, file: Path) -> Iterator[int | None]:

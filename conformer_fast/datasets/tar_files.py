@@ -1,4 +1,4 @@
-"""Labeled pictures inside tar files, listed without unpacking anything.
+"""Pictures inside tar files, and their labels, listed without unpacking anything.
 
 Samples of WebDataset (KEY.jpg beside KEY.cls or KEY.json), or pictures in class folders, or pictures alone. As in a
 folder, the outermost folders are the classes, below those that all pictures are in, which most tar files have. Only
@@ -46,7 +46,7 @@ def list_tar(files: Sequence[Path], num_classes: int | None, class_names: Names 
         prefix = f"{file.name}/" if len(files) > 1 else ""
         labels: dict[str, str] = {}  # path without ending -> label
         here: list[tuple[PurePosixPath, Picture]] = []
-        for member, path, text in _members(file, left_out):
+        for member, path, text in _members(file, left_out, own_labels):
             if text is not None:
                 if path.suffix.lower() == ".cls" or _stem(path) not in labels:  # of both, the .cls counts
                     labels[_stem(path)] = text
@@ -114,8 +114,10 @@ def _is_class(name: str, num_classes: int | None, class_names: Names | None) -> 
     return True
 
 
-def _members(file: Path, left_out: LeftOut) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath, str | None]]:
-    """Folders, pictures and labels; for a label its text."""
+def _members(
+    file: Path, left_out: LeftOut, own_labels: bool
+) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath, str | None]]:
+    """Folders, pictures and, if they count, labels; for a label its text."""
     with _opened(file) as (archive, bounded):
         size = os.path.getsize(file)
         while (member := archive.next()) is not None:
@@ -129,7 +131,7 @@ def _members(file: Path, left_out: LeftOut) -> Iterator[tuple[tarfile.TarInfo, P
                 yield member, path, None
             elif not member.isreg() or member.issparse():
                 left_out.add("links and special files", member.name)
-            elif path.suffix.lower() in LABELS and member.size <= LABEL_BYTES:
+            elif own_labels and path.suffix.lower() in LABELS and member.size <= LABEL_BYTES:
                 opened = archive.extractfile(member)
                 assert opened is not None
                 text = _label(path, opened.read(), str(file))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..datasets.dataset import Dataset
+from ..datasets.dataset import PictureSet
 from ..errors import ImageError
 from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 
@@ -24,7 +24,7 @@ class Decoded(NamedTuple):
     errors: dict[int, str]
 
 
-def decode(dataset: Dataset, size: int, group: Sequence[int]) -> Decoded:
+def decode(dataset: PictureSet, size: int, group: Sequence[int]) -> Decoded:
     images: dict[int, np.ndarray] = {}
     errors: dict[int, str] = {}
     for index in group:

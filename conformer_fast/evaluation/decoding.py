@@ -9,21 +9,27 @@ one, or one that a killed process was writing to, is waited for without end.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
 from typing import Any, NoReturn
 
-from ..datasets.dataset import Dataset
+import torch
+
+from ..datasets.dataset import PictureSet
 from .decode import Decoded, decode
 from .worker import work
 
+MOST_WORKERS = 16  # unless more are asked for
 AHEAD = 2  # groups that a process knows of
 PATIENCE = 5.0  # seconds until a process that does not end is killed
 
 
-def decoded(dataset: Dataset, size: int, groups: Sequence[list[int]], workers: int) -> Generator[Decoded, None, None]:
+def decoded(
+    dataset: PictureSet, size: int, groups: Sequence[Sequence[int]], workers: int
+) -> Generator[Decoded, None, None]:
     """The groups of pictures, in order. workers: processes; 0: this one decodes.
 
     The processes are spawned: this one may have threads and a GPU. They end when this iterator is closed, and when this
@@ -46,6 +52,13 @@ def decoded(dataset: Dataset, size: int, groups: Sequence[list[int]], workers: i
             if following < len(groups):
                 worker.send(groups[following])
             yield found
+
+
+def usual_workers(device: torch.device) -> int:
+    """How many processes decode for a model on `device`. Where it runs on the CPU too, decoding takes a small part of
+    its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, cores if device.type == "cuda" else max(1, cores // 4))
 
 
 class _Worker:

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -29,16 +29,14 @@ from ..model.outputs import LOGITS, SUM
 from ..model.precision import tf32_as_asked
 from ..model.reference import Conformer
 from ..progress import Bar
-from ..version import __version__
-from .decoding import decoded
+from .decoding import decoded, usual_workers
 from .published import published_for
 from .report import Evaluation, Score
-from .resume import DONE, TODO, Record
+from .resume import DONE, TODO, Record, fields_of
 
 BATCH = 32
 BEST = 5  # classes kept of each picture
 SAVE_EVERY = 20.0  # seconds; a killed program loses at most so much
-MOST_WORKERS = 16
 
 
 def evaluate(
@@ -89,7 +87,7 @@ def evaluate(
     dataset = dataset if limit is None else dataset.evenly(whole("limit", limit))
     size = fast.input_side(size)
     batch = fast.at_once(BATCH) if batch is None else whole("batch", batch)
-    workers = _usual_workers(fast.device) if workers is None else whole("workers", workers, least=0)
+    workers = usual_workers(fast.device) if workers is None else whole("workers", workers, least=0)
     _check_data(fast, dataset)
     dataset.check_names(fast.recipe.labels)
     judge = None if reference is None else fast.reference_of(reference)
@@ -98,7 +96,8 @@ def evaluate(
     models = [_Model("compiled", fast.run, fast.outputs, heads, best)]
     if judge is not None:
         models.append(_Model("reference", _run_of(judge, fast.device), LOGITS, heads, best))
-    record = Record(len(dataset), len(models), len(heads), best, _fields(fast, dataset, judge, size, batch))
+    fields = {"data": dataset.sha256(), "reference": judge is not None, **fields_of(fast, len(dataset), size, batch)}
+    record = Record(len(dataset), len(models), len(heads), best, fields)
     if fast.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(fast.device)
 
@@ -248,25 +247,6 @@ def _check_data(fast: EngineModule, dataset: Dataset) -> None:
         )
 
 
-def _fields(fast: EngineModule, dataset: Dataset, reference: Conformer | None, size: int, batch: int) -> dict[str, Any]:
-    """What decides every prediction: a file to resume from must agree in all of it."""
-    gpu = torch.cuda.get_device_name(fast.device) if fast.device.type == "cuda" else None
-    return {
-        "conformer_fast": __version__,
-        "data": dataset.sha256(),
-        "pictures": len(dataset),
-        **fast.identity,
-        "reference": reference is not None,
-        "backend": fast.settings.backend.name,
-        "precision": fast.settings.precision,
-        "gpu": gpu,
-        "pad": fast.pad,
-        "size": size,
-        "normalization": [list(values) for values in fast.recipe.normalization],
-        "batch": batch,
-    }
-
-
 def _run_of(reference: Conformer, device: torch.device) -> Callable[[Tensor], tuple[Tensor, ...]]:
     model = reference.to(device)
 
@@ -289,12 +269,6 @@ def _scores(record: Record, model: int, heads: Sequence[str], labels: Sequence[i
 def _agreement(record: Record, heads: Sequence[str]) -> dict[str, int]:
     compiled, reference = record.top[record.states == DONE, :, :, 0].swapaxes(0, 1)  # (pictures, heads) each
     return dict(zip(heads, (compiled == reference).sum(0).tolist(), strict=True))
-
-
-def _usual_workers(device: torch.device) -> int:
-    """Where models run on the CPU too, decoding takes a small part of its time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, cores if device.type == "cuda" else max(1, cores // 4))
 
 
 def _peak_memory(device: torch.device, workers: int) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""What models predicted for each picture of a data set, kept in a file, so that an evaluation can be continued."""
+"""What models predicted for each picture of a data set, kept in a file, so that an evaluation can be continued.
+
+And what must be the same when any work on pictures is continued.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..engines.module import EngineModule
 from ..errors import DatasetError, shown
 from ..storage.outputs import write_output
 from ..storage.regular import read_regular
+from ..version import __version__
 
 MAGIC = b"conformer-fast evaluation "
 MOST_BYTES = 1 << 30  # of a file; ImageNet's 50,000 pictures take 6 MB
@@ -20,10 +26,42 @@ MOST_SHOWN = 20  # of the fields that differ
 TODO, DONE, DAMAGED = range(3)
 HASHED = {  # fields that are hashes, which tell nobody anything: what it means that they differ
     "data": "of other pictures or labels",
+    "source": "of other pictures",
+    "labels": "of other names of the classes",
     "weights": "of other weights",
     "quantization": "of another quantization",
     "bundle": "of another bundle",
 }
+
+
+def fields_of(fast: EngineModule, pictures: int, size: int, batch: int) -> dict[str, Any]:
+    """What decides every score of so many pictures beside what they are, as JSON values. size: side of the input in
+    pixels; batch: pictures run together"""
+    return {
+        "pictures": pictures,
+        "conformer_fast": __version__,
+        **fast.identity,
+        "backend": fast.settings.backend.name,
+        "precision": fast.settings.precision,
+        "gpu": torch.cuda.get_device_name(fast.device) if fast.device.type == "cuda" else None,
+        "pad": fast.pad,
+        "size": size,
+        "normalization": [list(values) for values in fast.recipe.normalization],
+        "batch": batch,
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In which fields two runs differ, in words; nothing if they are the same."""
+    others = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return ", ".join(_difference(name, before.get(name), now) for name in others[:MOST_SHOWN])
+
+
+def _difference(name: str, before: Any, now: Mapping[str, Any]) -> str:
+    if name in HASHED:
+        return HASHED[name]
+    known = name if name in now else shown(repr(name))
+    return f"{known} was {shown(repr(before), 100)} and is {shown(repr(now.get(name)), 100)}"
 
 
 class Record:
@@ -66,12 +104,6 @@ class Record:
         content = b"".join([header, b"\n", self.top.tobytes(), self.states.tobytes()])
         write_output(file, MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
-    def _difference(self, name: str, before: Any) -> str:
-        if name in HASHED:
-            return HASHED[name]
-        known = name if name in self.fields else shown(repr(name))
-        return f"{known} was {shown(repr(before), 100)} and is {shown(repr(self.fields.get(name)), 100)}"
-
     def load(self, file: str | os.PathLike[str]) -> None:
         """Takes over what `save` wrote. Raises DatasetError when it is damaged or of another evaluation."""
         try:
@@ -88,10 +120,8 @@ class Record:
             raise DatasetError(
                 f"{file} holds no evaluation ({shown(error)}); name another file, or delete it"
             ) from error
-        others = [name for name in self.fields | fields if fields.get(name) != self.fields.get(name)]
-        if others:
-            differences = ", ".join(self._difference(name, fields.get(name)) for name in others[:MOST_SHOWN])
-            raise DatasetError(f"{file} is of another evaluation: {differences}; name another file, or delete it")
+        if others := differences(fields, self.fields):
+            raise DatasetError(f"{file} is of another evaluation: {others}; name another file, or delete it")
         if len(arrays) != self.top.nbytes + self.states.nbytes:
             raise DatasetError(f"{file} holds no evaluation of {len(self.states)} pictures; delete it")
         top = np.frombuffer(arrays, self.top.dtype, self.top.size).reshape(self.top.shape).copy()
