@@ -3,6 +3,7 @@
     python killed.py saves FOLDER KILLS
     python killed.py cache KILLS
     python killed.py evaluate DATA FILE WORKERS KILLS
+    python killed.py batch DATA FILE KILLS
     python killed.py download NAME KILLS
 
 It exits with another status than 0, and says why, if anything was not as it must be.
@@ -11,20 +12,24 @@ It exits with another status than 0, and says why, if anything was not as it mus
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock
-from killing import storm, until_it_ends
+from killing import alone, storm, until_it_ends
 
 WRITERS, READERS = 4, 8
 KINDS = 5  # of bundles; each has other files
@@ -167,6 +172,93 @@ def evaluate(data: str, file: str, workers: str, kills: str) -> Counter[str]:
         found["resumed to the end"] += 1
         assert path.read_bytes() == whole
         assert {path.name for path in path.parent.iterdir()} == {path.name, Path(data).name}
+    return found
+
+
+def batch(data: str, file: str, kills: str) -> Counter[str]:
+    """Runs over many pictures, killed wherever something is written, then at random moments, and started again until
+    they end: they write what one that is left alone writes, byte for byte."""
+    import torch
+
+    import conformer_fast as cf
+    from conformer_fast.bulk import batch as module
+    from conformer_fast.bulk.journal import Journal
+    from conformer_fast.bulk.results import WRITERS
+
+    torch.set_num_threads(1)
+    path, found = Path(file), Counter[str]()
+    fast = cf.compile(cf.create_model("digits", "packaged"), backend="reference")
+    write, replace_, writer = Journal._write, os.replace, WRITERS[path.suffix]
+
+    def run(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return pixels[:, 0, 30:32, :5].flatten(1).float(), pixels[:, 0, 34:36, :5].flatten(1).float()
+
+    def work(_: int) -> None:
+        if not path.exists():  # it was not killed at the very end
+            module.batch(fast, data, path, batch=BATCH, workers=0, progress=False)
+
+    def work_until(place: int) -> None:
+        """Kills itself at so many places where something is half written."""
+        left = place
+
+        def step() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def write_halves(journal: Journal, content: bytes) -> None:
+            for part in (content[: len(content) // 2], content[len(content) // 2 :]):
+                write(journal, part)
+                step()
+
+        def writing(opened: BinaryIO, rows: Iterable[object], topk: int) -> None:
+            def stepping() -> Iterator[object]:
+                for row in rows:
+                    yield row
+                    opened.flush()
+                    step()
+
+            writer(opened, stepping(), topk)
+
+        def replacing(new: Path, there: Path) -> None:
+            step()
+            replace_(new, there)
+            step()
+
+        Journal._write, os.replace, WRITERS[path.suffix] = write_halves, replacing, writing
+        work(0)
+
+    def seen(process: int) -> str:
+        left = {one.name.removeprefix(path.name) for one in path.parent.glob(f"{path.name}*")}
+        assert left <= {"", module.PART, module.NEW, module.LOCK}, left
+        if path.exists():
+            assert path.read_bytes() == whole
+            return "killed when all was there"
+        return (
+            f"killed while writing {'results' if module.NEW in left else 'rows' if module.PART in left else 'nothing'}"
+        )
+
+    def clean() -> None:
+        for one in path.parent.glob(f"{path.name}*"):
+            one.unlink()
+
+    fast.run = run
+    start = time.perf_counter()
+    assert not alone(work)  # in a process of its own: pyarrow has threads
+    seconds, whole = time.perf_counter() - start, path.read_bytes()
+    for place in itertools.count():
+        clean()
+        if not alone(work_until, place):
+            break
+        found[seen(0)] += 1
+        assert not alone(work)
+        assert path.read_bytes() == whole
+    while found.total() < int(kills):
+        clean()
+        found += until_it_ends(work, 1.5 * seconds, seen)
+        found["went on to the end"] += 1
+        assert path.read_bytes() == whole
     return found
 
 

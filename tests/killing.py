@@ -61,6 +61,12 @@ def until_it_ends(work: Work, longest: float, seen: Seen) -> Counter[str]:
         longest *= 1.05
 
 
+def alone(work: Work, seed: int = 0) -> bool:
+    """Whether a process that does this work was killed; it must end well otherwise."""
+    status = os.waitpid(_started(work, seed), 0)[1]
+    return os.WIFSIGNALED(status) or (sys.exit(1) if status else False)  # it has said why
+
+
 def _started(work: Work, seed: int, nice: int = 0) -> int:
     child = os.fork()
     if child:

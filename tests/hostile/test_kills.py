@@ -1,4 +1,4 @@
-"""kill -9 at random moments of what writes files: saves, the engine cache, evaluations that are resumed, downloads.
+"""kill -9 at random moments of what writes files: saves, the engine cache, what goes on after a break, downloads.
 
 What is killed is in tests/killed.py. `make hostile` kills 2,000 saves.
 """
@@ -54,6 +54,22 @@ def test_evaluations(tmp_path, tried, workers, kills):
     found = run(KILLED, "evaluate", tmp_path / "data", tmp_path / "state", workers, kills)
     assert found["killed between batches"] > 0
     tried(f"kill -9 of evaluate --resume, {workers} decoding processes", found)
+
+
+@pytest.mark.parametrize("form", [".jsonl", ".csv", ".parquet"])
+def test_batches(tmp_path, tried, form):
+    if form == ".parquet":
+        pytest.importorskip("pyarrow")
+    choice = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for index in range(14):
+        Image.fromarray(choice.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"data/{index:02}.png")
+    (tmp_path / "data" / "05.png").write_bytes(b"not an image")
+    found = run(KILLED, "batch", tmp_path / "data", tmp_path / f"out{form}", 30 + 10 * EFFORT)
+    assert found["killed while writing rows"] >= 8  # each half of a line, and of every batch
+    assert found["killed while writing results"] >= 14
+    assert found["killed when all was there"] >= 1
+    tried(f"kill -9 of batch, written as {form}", found)
 
 
 def test_downloads(tmp_path, tried, monkeypatch):
