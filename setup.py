@@ -68,6 +68,7 @@ setup(
     include_package_data=False,
     package_data={
         "conformer_fast": ["data/*", "py.typed", "*.pyi"],
+        "conformer_fast.serving": ["page.html"],
         "conformer_fast.kernels": ["tuned/*.json"],  # written by `make gpu STEPS=tune`
     },
     ext_modules=extensions(),

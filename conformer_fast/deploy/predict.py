@@ -67,7 +67,7 @@ def predict(
     """
     names = [path_text("a picture", path) for path in several("paths", paths)]
     topk = whole("topk", topk)
-    _check(model)
+    check_model(model)
     size = model.input_side(size)
     batch = model.at_once(BATCH)
     found: list[Prediction] = []
@@ -81,13 +81,14 @@ def predict(
             good = [(name, image) for name, image in loaded if isinstance(image, Tensor)]
             if good:
                 images = torch.cat([image for _, image in good]).to(model.device)
-                tops = _top(model, images, labels, topk)
+                tops = top_classes(summed(model, model.run(images)), labels, topk)
                 found += [Prediction(name, top) for (name, _), top in zip(good, tops, strict=True)]
             progress.update(len(group))
     return Predictions(tuple(found), damaged)
 
 
-def _check(model: EngineModule) -> None:
+def check_model(model: EngineModule) -> None:
+    """Raises ArgumentError for a model without scores, or that reads no pictures."""
     if not (set(LOGITS) <= set(model.outputs) or SUM in model.outputs):
         raise ArgumentError(f"the model returns {', '.join(model.outputs)}; predict needs {', '.join(LOGITS)} or {SUM}")
     if model.config.in_channels != 3:
@@ -103,15 +104,24 @@ def _loaded(path: str, size: int, recipe: Recipe) -> Tensor | ImageError:
         return error
 
 
-def _top(model: EngineModule, images: Tensor, labels: Sequence[str], topk: int) -> Iterator[tuple[Guess, ...]]:
-    """The likeliest classes of each image."""
-    values = dict(zip(model.outputs, model.run(images), strict=True))
-    logits = values[SUM] if SUM in values else values[LOGITS[0]] + values[LOGITS[1]]
-    if not logits.isfinite().all():
+def summed(model: EngineModule, outputs: Sequence[Tensor]) -> Tensor:
+    """Both heads' summed scores, of what the model returned."""
+    values = dict(zip(model.outputs, outputs, strict=True))
+    return values[SUM] if SUM in values else values[LOGITS[0]] + values[LOGITS[1]]
+
+
+def check_finite(scores: Tensor) -> None:
+    """Raises ArgumentError for scores that are NaN or infinite."""
+    if not scores.isfinite().all():
         raise ArgumentError(
             "the model's scores are NaN or infinite, beyond the precision's range; use bf16 or fp32, or check the "
             "weights"
         )
+
+
+def top_classes(logits: Tensor, labels: Sequence[str], topk: int) -> Iterator[tuple[Guess, ...]]:
+    """The likeliest classes of each image. Raises ArgumentError for scores that are NaN or infinite."""
+    check_finite(logits)
     best = logits.softmax(-1).topk(min(topk, logits.shape[-1]))
     for probabilities, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         pairs = zip(indices, probabilities, strict=True)

@@ -47,20 +47,22 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 
 
-def load_image(path: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+def load_image(path: str | os.PathLike[str] | BinaryIO, *, most_pixels: float | None = None) -> Image.Image:
     """A file's picture in mode RGB, from its path or from the open file. The content decides the format, not the name;
     an animation gives its first frame.
 
+    most_pixels: of a picture that is decoded; None: what Pillow allows
+
     Raises ImageError for a path that cannot be read, a file that is no image, is damaged or truncated, has more pixels
-    than Pillow's decompression-bomb limit allows, or has a mode without a defined RGB form.
+    than `most_pixels` or Pillow's decompression-bomb limit, or has a mode without a defined RGB form.
     """
     if not isinstance(path, str | os.PathLike):
         if not hasattr(path, "read"):
             raise ArgumentTypeError(f"a picture must be a path or an open file, got {shown(repr(path))}")
-        return _decode(path)
+        return _decode(path, most_pixels)
     try:
         with open_regular(path) as file:
-            return _decode(file)
+            return _decode(file, most_pixels)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
     except OSError as error:
@@ -273,9 +275,11 @@ def _threads(threads: int | None) -> int:
     return torch.get_num_threads() if threads is None else whole("threads", threads)
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO, most_pixels: float | None) -> Image.Image:
     try:
-        image = _opened(file)
+        image = _opened(file, most_pixels)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"empty, damaged or not an image; the formats are {', '.join(FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -287,11 +291,18 @@ def _decode(file: BinaryIO) -> Image.Image:
     return _to_rgb(image)
 
 
-def _opened(file: BinaryIO) -> Image.Image:
+def _opened(file: BinaryIO, most_pixels: float | None) -> Image.Image:
     """Loaded. Large texts and profiles of a PNG, which change no pixel, are what Pillow refuses with a ValueError."""
     try:
         image = Image.open(file, formats=FORMATS)
+        if most_pixels is not None and image.width * image.height > most_pixels:  # its header says; nothing is decoded
+            raise ImageError(
+                f"a {image.width}x{image.height} picture has {image.width * image.height:,} pixels, {most_pixels:,.0f} "
+                f"are allowed; make it smaller first"
+            )
         image.load()
+    except ImageError:
+        raise
     except ValueError:
         file.seek(0)
         content = file.read()

@@ -1,0 +1,1 @@
+"""A model over HTTP: addresses, batches of all clients, metrics."""
