@@ -8,15 +8,30 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run test hostile lint resolve oldest-triton format bench kernels-report gpu readme dev clean
+.PHONY: run serve test browser screenshot cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme dev clean
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
 run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, in under 4 minutes
 	$(BIN)/python examples/tour.py
 
-test: oldest-triton $(INSTALLED)  ## the whole CPU suite, on two cores, one for each process of pytest
+serve: $(INSTALLED)  ## the server with the packaged digits model, and pictures to try on its page
+	$(BIN)/python examples/serve_digits.py --port $(or $(PORT),8000)
+
+test: browser oldest-triton $(INSTALLED)  ## the whole CPU suite, on two cores, one for each process of pytest
 	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+browser:  ## Chromium, by apt-get where it is missing and may be installed; without it the tests of the page are skipped
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; \
+	} || echo "no Chromium, and it cannot be installed by apt-get as root: the tests of the page are skipped"
+
+screenshot: browser $(INSTALLED)  ## the picture of the server's page in docs/
+	$(BIN)/python docs/screenshot.py
+
+cluster: $(INSTALLED)  ## batch and serve on Ray, on this machine alone, in five minutes: installs the extra "ray", 360 MB
+	$(INSTALL) -c constraints.txt -e ".[dev,ray]"
+	BY_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bulk/test_on_ray.py tests/serving/test_on_ray.py
 
 hostile: EFFORT = 40
 hostile: $(INSTALLED)  ## damaged files, kills, leaks: an hour, EFFORT times what CI tries; OUT=folder takes the JSON
@@ -47,6 +62,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.verdicts $(OUT)/verdicts.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 	$(BIN)/python -m benchmarks.sizes $(OUT)/sizes.json
+	$(BIN)/python -m benchmarks.serving $(OUT)/serving.json --soak 600
 
 kernels-report: oldest-triton $(INSTALLED)  ## every kernel compiled for six GPUs, by two Tritons; needs no GPU
 	$(BIN)/python -m benchmarks.kernels_report --chips 80 86 89 100 120

@@ -2,7 +2,8 @@
 
     python .ci/resolve.py 3.11 3.12 3.13
 
-Resolved is what `make dev` installs and what it builds with, as wheels for Linux on x86-64; only metadata is fetched.
+Resolved is what `make dev` and `make cluster` install and what they build with, as wheels for Linux on x86-64; only
+metadata is fetched.
 No setting of pip or uv takes part: a local folder of wheels may hold a PyTorch that requires less than the registry's.
 """
 
@@ -22,13 +23,13 @@ TORCHS = ("cuda-", "nvidia-")  # what only a PyTorch with CUDA installs; it pins
 def names(requirements: str) -> set[str]:
     """The packages of lines "name==version", named as the registry does."""
     pinned = (line.partition("==")[0] for line in requirements.splitlines() if not line.startswith("#"))
-    return {name.lower().replace("_", "-") for name in pinned}
+    return {name.lower().replace("_", "-").replace(".", "-") for name in pinned}
 
 
 def resolved(python: str) -> set[str]:
     """The packages for this Python; the process exits with 1 and uv's explanation if their requirements conflict."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    sources = ("pyproject.toml", "-", "--extra", "dev", "--constraints", "constraints.txt")
+    sources = ("pyproject.toml", "-", "--extra", "dev", "--extra", "ray", "--constraints", "constraints.txt")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
     started = time.monotonic()
     done = subprocess.run(

@@ -31,11 +31,12 @@ HOSTILE = FIRST / "hostile.json"
 PREPROCESSING = FIRST / "preprocessing.json"
 ESTIMATES = RESULTS / "nvidia-h100" / "estimate.json"
 SIZES = RESULTS / "amd-epyc-family-25-model-1" / "sizes.json"
+SERVING = RESULTS / "amd-epyc-family-25-model-1" / "serving.json"
 DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("accuracy", "deploying", "images", "kernels", "performance", "reliability")
+        for name in ("accuracy", "deploying", "images", "kernels", "performance", "reliability", "serving")
     ),
 )
 COLUMNS = {
@@ -290,6 +291,74 @@ def sizes() -> str:
     )
 
 
+def served() -> str:
+    """A server and its peer, a row a number of clients."""
+    report = json.loads(SERVING.read_text())
+    servers = ("conformer_fast", "LitServe")
+    found = {(row["server"], row["clients"]): row for row in report["rows"]}
+
+    def line(clients: int) -> list[object]:
+        rows = [found[server, clients] for server in servers]
+        cells = [(f"{row['per_second']:.1f}", f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}") for row in rows]
+        return [clients, *cells[0], *cells[1], f"{rows[0]['per_second'] / rows[1]['per_second']:.2f}x"]
+
+    heads = [head for server in servers for head in (f"{server}, pictures a second", "p50 / p99 ms")]
+    table = Table(*map(Column, ("clients", *heads, "ours / LitServe")))
+    lines = table.markdown(line(clients) for clients in dict.fromkeys(row["clients"] for row in report["rows"]))
+    return (
+        f"{lines}\n\n500x375 JPEGs through {report['variant']} in {report['precision']} on {report['threads']} threads "
+        f"of an {report['name']} (family {report['family']}, model {report['model']}), clients on the same machine, "
+        f"batches of {report['max_batch']} at most; LitServe {report['litserve']} runs the same bundle with the same "
+        "decoding."
+    )
+
+
+def serving() -> str:
+    """The server beside its engine, and under load for long."""
+    report = json.loads(SERVING.read_text())
+    alone, soak, start = report["alone"], report["soak"], report["start"]
+    found = {row["clients"]: row for row in report["rows"] if row["server"] == "conformer_fast"}
+    most, first = found[64], found[1]
+    engine = statistics.mean(report[when]["batch_per_second"] for when in ("alone", "alone_after"))
+    seen, memory = soak["seen"], soak["memory_mb"]
+    good = seen["good"]
+    sentences = (
+        f"The engine alone runs {engine:.1f} pictures a second in such batches, already decoded; decoding takes "
+        f"{alone['decode_ms']:.1f} ms of a core.",
+        f"With 64 clients the server gives {most['per_second'] / engine:.2f} of the engine's rate.",
+        f"A loop in Python takes {alone['loop_ms']:.1f} ms from a file to its scores, a client alone waits "
+        f"{first['p50_ms']:.0f} ms.",
+        f"A saved bundle answers {start['/v2/health/live']:.1f} s after the command, and all its batches are warm "
+        f"after {start['/v2/health/ready']:.1f} s.\n\n"
+        f"Under {soak['rate']:.1f} requests a second for {soak['seconds'] / 60:.0f} minutes, with "
+        f"{seen['damaged']['requests']} damaged pictures and {seen['gone']['requests']} clients that hung up:",
+        f"{good['failed']} of {good['requests']} good requests failed, p50 / p99 were {good['p50_ms']:.0f} / "
+        f"{good['p99_ms']:.0f} ms, and the server's memory went from {memory['first']:.0f} to {memory['last']:.0f} MB.",
+    )
+    return f"{served()}\n\n{' '.join(sentences)}"
+
+
+def cluster() -> str:
+    """What must stand around a GPU so that it does not wait, by arithmetic."""
+    report, estimate = json.loads(SERVING.read_text()), json.loads(ESTIMATES.read_text())
+    wanted = {"variant": "small-p16", "batch": 128, "precision": "fp16"}
+    (seconds,) = (row["seconds"] for row in estimate["networks"] if wanted.items() <= row.items())
+    rate, decode, size = 128 / seconds, report["alone"]["decode_ms"] / 1e3, report["picture_bytes"]
+    sentences = (
+        f"small-p16 at batch 128 in fp16 is *estimated* at {rate:,.0f} pictures a second on one H100 "
+        "([performance](performance.md); no GPU has run it).",
+        f"A 500x375 JPEG of {size / 1e3:.0f} kB takes {1e3 * decode:.1f} ms of a core of the CPU above to decode and "
+        "resize.",
+        f"So such a GPU is fed by {rate * decode:,.0f} such cores, and by {8 * rate * size / 1e9:.0f} Gbit/s of "
+        f"network; {rate * 3 * 224 * 224 / 1e9:.1f} GB/s go to the GPU as pixels of 8 bits, and next to nothing comes "
+        "back.",
+        f"With fewer cores these decide: {1 / decode:,.0f} pictures a second each, whatever the GPU.",
+        "Pictures that are resized to 256 pixels once, and stored so, ask for a fraction of both.",
+        "Ray's object store holds rows of results alone, as actors decode what they run.",
+    )
+    return " ".join(sentences)
+
+
 def hostile() -> str:
     """What `make hostile` has tried, and what came of it."""
     report = json.loads(HOSTILE.read_text())
@@ -412,6 +481,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "int8": int8,
     "preprocessing": preprocessing,
+    "served": served,
+    "serving": serving,
+    "cluster": cluster,
     "sizes": sizes,
     "hostile": hostile,
     "floors": floors,

@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bulk.batch import batch as batch
+    from .bulk.report import BatchResult as BatchResult
     from .bundles.manifest import Manifest as Manifest
     from .calibration.calibrate import calibrate as calibrate
     from .checkpoints.create import create_model as create_model
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from .deploy.benchmark import benchmark as benchmark
     from .deploy.build import build as build
     from .deploy.compile import compile as compile
+    from .deploy.explain import Explanation as Explanation
+    from .deploy.explain import explain as explain
     from .deploy.export import export as export
     from .deploy.export_server import export_server as export_server
     from .deploy.fast_conformer import FastConformer as FastConformer
@@ -76,6 +80,8 @@ if TYPE_CHECKING:
     from .model.shapes import Shapes as Shapes
     from .preprocessing.cpu import load_batch as load_batch
     from .preprocessing.cpu import preprocess as preprocess
+    from .serving.on_ray import serve_app as serve_app
+    from .serving.serve import serve as serve
     from .storage.hashed import DamagedError as DamagedError
     from .storage.hashed import UnsignedError as UnsignedError
     from .verification.diff import Diff as Diff
@@ -87,6 +93,7 @@ HOMES = {  # where each name is defined
     "ArgumentError": "errors:ArgumentError",
     "ArgumentTypeError": "errors:ArgumentTypeError",
     "BackendError": "errors:BackendError",
+    "BatchResult": "bulk.report:BatchResult",
     "Batches": "datasets.batches:Batches",
     "Benchmark": "deploy.benchmark:Benchmark",
     "BundleError": "errors:BundleError",
@@ -106,6 +113,7 @@ HOMES = {  # where each name is defined
     "EngineError": "errors:EngineError",
     "EngineMismatchError": "errors:EngineMismatchError",
     "Evaluation": "evaluation.report:Evaluation",
+    "Explanation": "deploy.explain:Explanation",
     "FastConformer": "deploy.fast_conformer:FastConformer",
     "GPUMemoryError": "engines.cuda:GPUMemoryError",
     "Guess": "deploy.predict:Guess",
@@ -130,6 +138,7 @@ HOMES = {  # where each name is defined
     "UnsignedError": "storage.hashed:UnsignedError",
     "VARIANTS": "model.config:VARIANTS",
     "__version__": "version:__version__",
+    "batch": "bulk.batch:batch",
     "benchmark": "deploy.benchmark:benchmark",
     "build": "deploy.build:build",
     "cached_engines": "engines.cache:cached_engines",
@@ -140,6 +149,7 @@ HOMES = {  # where each name is defined
     "create_model": "checkpoints.create:create_model",
     "diff": "verification.diff:diff",
     "evaluate": "evaluation.evaluate:evaluate",
+    "explain": "deploy.explain:explain",
     "export": "deploy.export:export",
     "export_server": "deploy.export_server:export_server",
     "images_in": "datasets.batches:images_in",
@@ -151,6 +161,8 @@ HOMES = {  # where each name is defined
     "preprocess": "preprocessing.cpu:preprocess",
     "read_state_dict": "checkpoints.reading:read_state_dict",
     "save_weights": "checkpoints.writing:save_weights",
+    "serve": "serving.serve:serve",
+    "serve_app": "serving.on_ray:serve_app",
     "tune": "deploy.tune:tune",
 }
 

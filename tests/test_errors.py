@@ -115,6 +115,7 @@ CHECKS = {
     "size": lambda it: cf.load_batch(["cat.jpg"], it),
     "name of a served model": lambda it: cf.export_server("bundle", "models", name=it),
     "device": lambda it: cf.compile(DIGITS, device=it),
+    "classes": lambda it: cf.explain(DIGITS, IMAGE, it),
     "a large device": lambda _: cf.compile(DIGITS, device=10**30),
 }
 
@@ -187,6 +188,8 @@ WRONG = {  # all are refused before any work
     "a batch's path": lambda: cf.load_batch([None]),
     "a cache": lambda: cf.calibrate(DIGITS, [IMAGE], cache=0),
     "precisions": lambda: cf.calibrate(DIGITS, [IMAGE], precision=["int8"]),
+    "a class that is none": lambda: cf.explain(DIGITS, IMAGE, 10),
+    "classes of no image": lambda: cf.explain(DIGITS, IMAGE, [1, 2]),
     "numbers as images": lambda: cf.calibrate(DIGITS, torch.zeros(2)),
     "a number as a batch": lambda: cf.calibrate(DIGITS, [torch.tensor(1.0)]),
     "no folder of images": lambda: cf.calibrate(DIGITS, ""),
@@ -228,6 +231,9 @@ IMAGE = torch.zeros(1, 3, 64, 64)
 FAST = cf.compile(DIGITS, backend="reference")
 SINGLE = Image.new("RGB", (64, 64))
 TAKES = {  # for what another type is refused: each entry's arguments, one after another
+    "batch model": lambda it: cf.batch(it, ".", "x.csv"),
+    "batch source": lambda it: cf.batch(FAST, it, "x.csv"),
+    "batch output": lambda it: cf.batch(FAST, ".", it),
     "benchmark models": cf.benchmark,
     "build model": lambda it: cf.build(it, "bundle", targets=["sm86"], flavor="tensorrt-rtx"),
     "build folder": lambda it: cf.build(DIGITS, it, targets=["sm86"], flavor="tensorrt-rtx"),
@@ -247,6 +253,9 @@ TAKES = {  # for what another type is refused: each entry's arguments, one after
     "diff images": lambda it: cf.diff(DIGITS, it, [("reference", "fp32")]),
     "evaluate model": lambda it: cf.evaluate(it, "data"),
     "evaluate data": lambda it: cf.evaluate(FAST, it),
+    "explain model": lambda it: cf.explain(it, IMAGE),
+    "explain images": lambda it: cf.explain(DIGITS, it),
+    "explain classes": lambda it: cf.explain(DIGITS, IMAGE, [it] if it != 3 else "3"),
     "export model": lambda it: cf.export(it, "x.onnx"),
     "export file": lambda it: cf.export(DIGITS, it),
     "export_server bundle": lambda it: cf.export_server(it, "models"),
@@ -267,6 +276,8 @@ TAKES = {  # for what another type is refused: each entry's arguments, one after
     "Quantization": cf.Quantization.load,
     "read_state_dict": cf.read_state_dict,
     "Recipe": cf.Recipe.from_json,
+    "serve model": cf.serve,
+    "serve_app bundle": cf.serve_app,
     "recipe": lambda it: setattr(cf.Conformer(DIGITS.config), "recipe", it),
     "save_weights state": lambda it: cf.save_weights(it, "x.safetensors"),
     "save_weights path": lambda it: cf.save_weights(DIGITS.state_dict(), it),

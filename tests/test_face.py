@@ -20,7 +20,7 @@ from conformer_fast.engines.registry import BACKENDS
 FUNCTIONS = [name for name in cf.__all__ if inspect.isfunction(getattr(cf, name))]
 WITH_METHODS = ("FastConformer", "Quantization")
 # What results may be made of that is none of ours; an Engine is a Callable.
-OTHERS = {"Any", "Engine", "None", "Path", "Tensor", "dict", "int", "list", "str", "tuple"}
+OTHERS = {"Any", "Application", "Engine", "None", "Path", "Tensor", "dict", "int", "list", "str", "tuple"}
 
 
 def run(code: str) -> str:

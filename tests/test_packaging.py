@@ -24,6 +24,7 @@ DATA = {
     "conformer_fast/py.typed",
     "conformer_fast/data/imagenet_classes.txt",
     "conformer_fast/data/digits.safetensors",
+    "conformer_fast/serving/page.html",
 }
 TUNED = "kernels/tuned/NVIDIA-Test.json"  # as `make gpu STEPS=tune` writes them
 EXTENSION = f"conformer_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -22,6 +22,7 @@ FOLDERS = {"": ROOT / PACKAGE, "engines": ROOT / "engines", "kernels": ROOT / "k
 # From the top down. A room imports rooms of lower floors only, also where an import stands inside a function.
 FLOORS = [
     {"cli"},
+    {"serving", "bulk"},
     {"deploy"},
     {"verification", "evaluation"},
     {"calibration"},
@@ -38,9 +39,16 @@ OPTIONAL = {  # package: where it is imported
     "openvino": ("engines.openvino",),
     "onnx": ("engines.onnx",),
     "onnxruntime": ("engines.onnx",),
-    "pyarrow": ("datasets.parquet_files",),
+    "pyarrow": ("datasets.parquet_files", "bulk.parquet_results"),
+    "ray": ("bulk.on_ray", "serving.on_ray"),
     "matplotlib": ("verification.heatmap",),
     "cryptography": ("bundles.signature",),
+    "fastapi": ("serving.",),
+    "starlette": ("serving.",),
+    "uvicorn": ("serving.server",),
+    "prometheus_client": ("serving.metrics",),
+    "tritonclient": (),
+    "playwright": (),
     "sklearn": ("datasets.digits",),
     "skimage": (),
     "pybind11": (),
@@ -173,7 +181,9 @@ def test_optional_packages_are_imported_in_their_own_rooms(name):
     for package in {other.partition(".")[0] for other in imported(name)} & OPTIONAL.keys():
         assert name.startswith(OPTIONAL[package]), f"{name} imports {package}"
     early = {other.partition(".")[0] for other in imported(name, when_run=False)} & OPTIONAL.keys()
-    assert not early or name.startswith(("engines.", "kernels.")), f"{name} imports {early} at its beginning"
+    assert not early or name.startswith(("engines.", "kernels.", "serving.")), (
+        f"{name} imports {early} at its beginning"
+    )
 
 
 def named(tree: ast.Module) -> set[str]:

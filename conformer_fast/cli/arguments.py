@@ -31,7 +31,7 @@ KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 # Options that are paths, of all commands: what is read, and what is written.
 INPUTS = (
     *("weights", "bundle", "input", "images", "data", "labels", "class_names"),
-    *("quantization", "calibration", "key"),
+    *("quantization", "calibration", "key", "token_file"),
 )
 OUTPUTS = ("output", "svg", "resume")
 

@@ -25,6 +25,8 @@ from ..version import __version__
 
 COMMANDS = {
     "predict": "classify images",
+    "batch": "classify a folder, tar or parquet files into a file of results",
+    "serve": "answer over HTTP: classes of pictures",
     "evaluate": "top-1 and top-5 on labeled pictures",
     "bench": "time the compiled model against eager PyTorch",
     "tune": "measure the kernels' tiles on this GPU; takes minutes",

@@ -1,1 +1,1 @@
-"""What users do with a model: compile, build, export, save, load, serve, predict, benchmark, tune."""
+"""What users do with a model: compile, build, export, save, load, predict, benchmark, tune."""

@@ -18,6 +18,7 @@ from conformer_fast.cli.main import COMMANDS
 PATHS = re.compile(r"FILE|DIR|IMAGE|BUNDLE|^IN$|OUT")  # in what a path is called in the help
 
 WRITES = {  # how each command is asked for a file; {} is the file
+    "batch": "batch --model digits pictures -o {}",
     "export": "export --model digits -o {}",
     "calibrate": "calibrate --model digits --data pictures -o {}",
     "diff": "diff --model digits --svg {}",
