@@ -36,11 +36,11 @@ from conformer_fast.preprocessing.cpu import load_image, preprocess
 from .cpu import identity
 from .preprocessing import photo
 
-VARIANT, PRECISION = "small-p16", "fp32"
+VARIANT, PRECISION = "tiny-p16", "fp32"
 PICTURES = 16
 BATCH = 32
 CLIENTS = (1, 8, 64)
-SECONDS, TURNS = 20, 2
+SECONDS, TURNS = 30, 2
 ALONE = 15  # seconds
 LOAD = 0.9
 READY = ("/v2/health/ready", "/health")  # ours, and LitServe's
