@@ -28,7 +28,7 @@ FLOORS = [
     {"calibration"},
     {"engines", "datasets"},
     {"checkpoints", "inference", "preprocessing", "bundles"},
-    {"model", "storage", "kernels"},
+    {"model", "storage", "kernels", "cluster"},
     {"errors", "version", "tables", "progress"},
 ]
 KERNELS = {"inference.ops", "preprocessing.gpu"}  # what reaches them beside engines/triton
@@ -40,7 +40,7 @@ OPTIONAL = {  # package: where it is imported
     "onnx": ("engines.onnx",),
     "onnxruntime": ("engines.onnx",),
     "pyarrow": ("datasets.parquet_files", "bulk.parquet_results"),
-    "ray": ("bulk.on_ray", "serving.on_ray"),
+    "ray": ("cluster", "bulk.on_ray", "serving.on_ray"),
     "matplotlib": ("verification.heatmap",),
     "cryptography": ("bundles.signature",),
     "fastapi": ("serving.",),

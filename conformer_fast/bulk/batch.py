@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ..cluster import HERE, check_ray
 from ..datasets.dataset import PictureSet, open_pictures
 from ..deploy.fast_conformer import FastConformer
 from ..deploy.predict import check_model
@@ -22,7 +23,7 @@ from ..model.recipe import shown_labels
 from ..progress import Bar
 from ..storage.lock import held
 from .journal import Journal, going_on
-from .on_ray import HERE, check_ray, rows_by_ray
+from .on_ray import rows_by_ray
 from .report import BatchResult
 from .results import WRITERS, check_results, ending_of
 from .rows import Row, as_text, rows_of

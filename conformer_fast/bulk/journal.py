@@ -42,7 +42,7 @@ class Journal:
         self._first = _line({WHAT: dict(fields)})
         end = self._known() if os.path.lexists(file) else 0
         with going_on(file):
-            self._opened = open(file, "ab", buffering=0)  # noqa: SIM115 - until close()
+            self._opened = open(file, "ab", buffering=0, opener=_no_link)  # noqa: SIM115 - until close()
             self._opened.truncate(end)
             if not end:
                 self._write(self._first)
@@ -105,6 +105,10 @@ class Journal:
             raise DatasetError(f"{self._file} holds no rows of a batch; {instead}") from error
         now = _value(self._first)[WHAT]
         raise DatasetError(f"{self._file} is of another run: {differences(fields, now)}; {instead}")
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from socket import gethostname
 from threading import local
 from typing import Any, NamedTuple
 
+from ..cluster import reach
 from ..datasets.dataset import PictureSet
 from ..deploy.fast_conformer import FastConformer
 from ..errors import BackendError, ConformerFastError, DatasetError, shown
@@ -27,13 +27,6 @@ from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 from .rows import Row, rows_of
 
 GROUPS = 8  # of a task
-HERE = "local"  # an address: Ray is started on this machine, and ended
-
-
-def check_ray() -> None:
-    """Raises BackendError where Ray is missing."""
-    if not find_spec("ray"):
-        raise BackendError('Ray is not installed: pip install "conformer-fast[ray]"')
 
 
 def rows_by_ray(
@@ -155,12 +148,7 @@ def _connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray calls out
-    try:
-        here: dict[str, Any] = {"include_dashboard": False} if address == HERE else {}
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
-    except Exception as error:  # ConnectionError, ValueError and others
-        raise BackendError(f"Ray cannot be reached at {shown(address)} ({shown(error)}); name its address") from error
+    reach(address)
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ def create_app(model: FastConformer, options: Options | None = None) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(title="conformer_fast", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="conformer_fast", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
     app.add_middleware(Guard, token=options.token, metrics=service.metrics)
     refuse_in_a_sentence(app, service.metrics)
@@ -66,7 +66,7 @@ def create_app(model: FastConformer, options: Options | None = None) -> FastAPI:
 
     text, headers = page()
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def at_the_root() -> HTMLResponse:
         return HTMLResponse(text, headers=headers)
 
@@ -114,10 +114,12 @@ def _add_predict(app: FastAPI, service: Service) -> None:
 def _add_kserve(app: FastAPI, service: Service) -> None:
     """The addresses of the KServe v2 protocol."""
 
+    @app.head("/v2/health/live", include_in_schema=False)
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
+    @app.head("/v2/health/ready", include_in_schema=False)
     @app.get("/v2/health/ready")
     async def ready(response: Response) -> dict[str, bool]:
         """Once every size of batch has run."""

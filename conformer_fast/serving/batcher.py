@@ -100,9 +100,11 @@ class Batcher:
 
     def _answer(self, batch: Sequence[_Entry]) -> None:
         start = time.monotonic()
+        sizes = [len(entry.images) for entry in batch]
         try:
             with torch.inference_mode():
                 outputs = self._run(torch.cat([entry.images for entry in batch]))
+            parts = list(zip(*(output.split(sizes) for output in outputs), strict=True))
         except BaseException as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
@@ -111,8 +113,6 @@ class Batcher:
                     self._answer([entry])
             return
         ran = time.monotonic() - start
-        sizes = [len(entry.images) for entry in batch]
-        parts = list(zip(*(output.split(sizes) for output in outputs), strict=True))
         for entry, part in zip(batch, parts, strict=True):
             entry.future.set_result(Answer(part, sum(sizes), start - entry.since, ran))
 

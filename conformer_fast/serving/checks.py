@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import ArgumentError, BackendError, shown, whole
+from ..errors import ArgumentError, ArgumentTypeError, BackendError, shown, whole
 
 if TYPE_CHECKING:
     from ..deploy.fast_conformer import FastConformer
     from .service import Options
 
 LAST_PORT = 65535
+LONGEST = 60_000  # ms
+LARGEST = 178  # megapixels, beyond which Pillow decodes nothing
 
 
-def check_port(port: int, least: int) -> None:
+def check_place(host: str, port: int, least: int) -> None:
+    """Raises ArgumentError for what is no name of a host, "" of which means all of them, and no port."""
+    if not isinstance(host, str) or not host or not host.isascii() or not host.isprintable():
+        raise ArgumentTypeError(f"host must be a name or an address, such as '127.0.0.1', got {shown(repr(host))}")
     if whole("port", port, least) > LAST_PORT:
         raise ArgumentError(f"port must be at most {LAST_PORT}, got {port}")
 
@@ -39,9 +43,9 @@ def options_of(
     the extra `serve` are missing."""
     for name, value in {"max_batch": max_batch, "queue": queue, "workers": workers, "max_bytes": max_bytes}.items():
         whole(name, value)
-    for name, number in {"max_delay_ms": max_delay_ms, "max_megapixels": max_megapixels}.items():
-        if not isinstance(number, int | float) or not 0 <= number < inf:
-            raise ArgumentError(f"{name} must be a number, at least 0, got {shown(repr(number))}")
+    for name, number, most in (("max_delay_ms", max_delay_ms, LONGEST), ("max_megapixels", max_megapixels, LARGEST)):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
+            raise ArgumentError(f"{name} must be a number from 0 to {most}, got {shown(repr(number))}")
     if token is not None and not (isinstance(token, str) and token and token.isascii() and token.isprintable()):
         raise ArgumentError("the token must be of printable ASCII letters, and at least one; it is not shown here")
     try:

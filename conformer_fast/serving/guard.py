@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 
@@ -24,12 +25,12 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        start, status = time.monotonic(), 500
+        start, status, answered = time.monotonic(), 500, False
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
             await send(message)
 
         try:
@@ -39,6 +40,9 @@ class Guard:
                 refusal = JSONResponse({"error": "this server asks for a token: Authorization: Bearer ..."}, 401)
                 refusal.headers["WWW-Authenticate"] = "Bearer"
                 await refusal(scope, receive, watched)
+        except asyncio.CancelledError:  # its time to end is over, and this request is not done
+            if not answered:
+                await JSONResponse({"error": "the server is stopping"}, 503)(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
@@ -47,5 +51,5 @@ class Guard:
     def _allowed(self, scope: Scope) -> bool:
         if self._token is None or scope["path"] in OPEN:
             return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, f"Bearer {self._token}".encode())
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(given, self._token.encode())

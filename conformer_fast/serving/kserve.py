@@ -19,11 +19,14 @@ from ..errors import shown
 from .reading import RequestError
 
 NAME, VERSION = "conformer", "1"
+MOST_DIGITS = 12
 INPUT = "images"
 TYPES = {"FP32": np.float32, "FP16": np.float16, "UINT8": np.uint8}  # of images
 HEADER = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data",)
-MOST_PIXELS = 1 << 21  # of an image: attention's memory grows by their square
+MOST_PIXELS, MOST_IN_ALL = 1 << 21, 1 << 22  # of an image, of a request: attention grows by the square of an image's
+MOST_JSON = 1 << 24  # bytes: while JSON is parsed nothing else runs
+MOST_LISTS = 100_000
 
 
 def check(name: str, version: str) -> None:
@@ -48,9 +51,11 @@ def read(body: bytes, header: str | None, known: Sequence[str]) -> Inference:
     """
     size = len(body)
     if header is not None:
-        if not header.isdecimal() or int(header) > size:
-            raise RequestError(f"{HEADER} is {header!r}, the request has {size} bytes")
+        if not header.isdecimal() or len(header) > MOST_DIGITS or int(header) > size:
+            raise RequestError(f"{HEADER} is {shown(repr(header))}, the request has {size} bytes")
         size = int(header)
+    if size > MOST_JSON or body.count(b"[", 0, size) > MOST_LISTS:
+        raise RequestError(f"tensors in JSON may have {MOST_JSON:,} bytes and {MOST_LISTS:,} lists; send binary", 413)
     try:
         request = json.loads(body[:size])
         inputs, id_ = request["inputs"], request.get("id")
@@ -60,36 +65,55 @@ def read(body: bytes, header: str | None, known: Sequence[str]) -> Inference:
         all_binary = bool(parameters.get("binary_data_output", False))
         asked = [(output["name"], output.get("parameters") or {}) for output in wanted] if wanted else []
         outputs = {output: bool(options.get("binary_data", all_binary)) for output, options in asked}
+        binary = (given.get("parameters") or {}).get("binary_data_size")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RequestError(f"no inference request of one input {INPUT!r}: {type(error).__name__}: {error}") from error
-    if name != INPUT or kind not in TYPES:
+        raise RequestError(f"this is no inference request of one input {INPUT!r}") from error
+    if not isinstance(id_, str | None):
+        raise RequestError(f"the id must be a text, got {shown(repr(id_))}")
+    if name != INPUT or not isinstance(kind, str) or kind not in TYPES:
         raise RequestError(f"the input is {name!r} of {kind!r}; it must be {INPUT!r}, of {', '.join(TYPES)}")
     unknown = [output for output in outputs if output not in known]
     if unknown:
         raise RequestError(f"there is no output {unknown[0]!r}; there are {', '.join(known)}")
-    images = _values(given, kind, shape, body[size:])
+    _check_shape(shape)
+    values = _from_json(given.get("data"), kind) if binary is None else _from_bytes(body[size:], binary, kind)
+    if values.size != math.prod(shape):
+        raise RequestError(f"the input has {values.size} values, the shape {shape} has {math.prod(shape)}")
+    images = torch.from_numpy(values).view(shape)
     return Inference(id_, images, outputs or dict.fromkeys(known, all_binary))
 
 
-def _values(given: Mapping[str, Any], kind: str, shape: Any, binary: bytes) -> Tensor:
-    if not (isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)):
-        raise RequestError(f"the shape {shape!r} is no list of positive numbers")
-    if len(shape) == 4 and shape[2] * shape[3] > MOST_PIXELS:
-        raise RequestError(f"images of {shape[2]}x{shape[3]} have over {MOST_PIXELS:,} pixels, which are allowed", 413)
-    dtype = np.dtype(TYPES[kind])
-    size = (given.get("parameters") or {}).get("binary_data_size")
-    if size is None:
-        try:
-            flat = np.asarray(given["data"], dtype).reshape(-1)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise RequestError(f"the input's data are no numbers of {kind}: {type(error).__name__}") from error
-    else:
-        if size != len(binary) or size % dtype.itemsize:
-            raise RequestError(f"binary_data_size is {size!r}, {len(binary)} bytes follow the JSON")
-        flat = np.frombuffer(bytearray(binary), dtype)
-    if flat.size != math.prod(shape):
-        raise RequestError(f"the input has {flat.size} values, the shape {shape} has {math.prod(shape)}")
-    return torch.from_numpy(flat).view(shape)
+def _check_shape(shape: Any) -> None:
+    """Raises RequestError for what is no shape of images, or of too many pixels."""
+    if not (isinstance(shape, list) and all(type(side) is int and 0 < side < 1 << 31 for side in shape)):
+        raise RequestError(f"the shape {shown(repr(shape))} is no list of positive numbers")
+    if len(shape) != 4:
+        return  # the model says what it takes
+    pixels = shape[2] * shape[3]
+    if pixels > MOST_PIXELS or shape[0] * pixels > MOST_IN_ALL:
+        raise RequestError(
+            f"{shape[0]} images of {shape[2]}x{shape[3]}: an image may have {MOST_PIXELS:,} pixels, a request "
+            f"{MOST_IN_ALL:,}",
+            413,
+        )
+
+
+def _from_json(data: Any, kind: str) -> np.ndarray:
+    try:
+        given = np.asarray(data).reshape(-1)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RequestError(f"the input's data are no numbers of {kind}") from error
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite value is refused later
+        values = given.astype(TYPES[kind]) if given.dtype.kind in "iuf" else None
+    if values is None or (kind == "UINT8" and not np.array_equal(values, given)):
+        raise RequestError(f"the input's data are no numbers of {kind}")
+    return values
+
+
+def _from_bytes(data: bytes, size: Any, kind: str) -> np.ndarray:
+    if type(size) is not int or size != len(data) or size % np.dtype(TYPES[kind]).itemsize:
+        raise RequestError(f"binary_data_size is {shown(repr(size))}, {len(data)} bytes follow the JSON")
+    return np.frombuffer(bytearray(data), TYPES[kind])
 
 
 def written(inference: Inference, outputs: Mapping[str, Tensor]) -> tuple[bytes, int | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..bundles.folder import read_bundle
+from ..cluster import HERE, check_ray, reach
 from ..deploy.load import load
 from ..engines.registry import format_of, make
 from ..errors import ArgumentError, ArgumentTypeError, BackendError, shown, whole
-from .checks import address_of, check_port, check_runs, options_of
+from .checks import address_of, check_place, check_runs, options_of
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 NAME = "conformer_fast"  # of the application, among a cluster's others
-HERE = "local"  # in place of a cluster's address: Ray is started on this machine, and ends with the server
 GRACE = 30  # seconds for what is in flight when a replica is ended
-CONNECTED = 10  # seconds, within which a cluster is reached
 REQUEST = 60  # seconds that a request may take, with its upload
 ENDED = 10  # seconds that Ray may need beside
 CHECKED = 5  # seconds from one look whether a replica's engine answers to the next; after three bad ones it is replaced
@@ -127,16 +125,15 @@ def serve_on_ray(
     Raises ArgumentError for an address that cannot be had, BackendError for a cluster that is not reached and replicas
     that do not start.
     """
-    check_port(port, 1)
+    check_place(host, port, 1)
     ray = _ray()
     if address == HERE:
         from .server import bound
 
         bound(host, port).close()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        _connect(ray, address)
+        reach(address)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has put its own there
         try:
             _deploy(ray.serve, app, host, port)
@@ -152,11 +149,10 @@ def serve_on_ray(
 
 
 def _ray() -> Any:
-    try:
-        import ray
-        import ray.serve
-    except ImportError as error:
-        raise BackendError(f'many machines need ray[serve] ({error}): pip install "conformer-fast[ray]"') from error
+    check_ray()
+    import ray
+    import ray.serve
+
     return ray
 
 
@@ -169,18 +165,6 @@ def _bounds(replicas: int | tuple[int, int]) -> tuple[int, int]:
     if fewest > most:
         raise ArgumentError(f"replicas must be the fewest and the most, got {fewest} and {most}")
     return fewest, most
-
-
-def _connect(ray: Any, address: str) -> None:
-    """Raises BackendError for a cluster that is not reached."""
-    own = {"include_dashboard": False} if address == HERE else {}
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        if colon:  # Ray would wait for minutes
-            socket.create_connection((host, int(port)), CONNECTED).close()
-        ray.init(address, logging_level=logging.ERROR, **own)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BackendError(f"no Ray cluster answers at {shown(address)}: {shown(error)}") from error
 
 
 def _deploy(serve: Any, app: Application, host: str, port: int) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ..errors import shown
+
+UPLOAD = 60  # seconds for a request's body to come
+SPARE = 20  # signs of JSON beside those of the pictures
+
+Count = Callable[[int], None]  # is told of each part's bytes, and raises RequestError if the server has too many
 
 
 class RequestError(Exception):
@@ -35,6 +41,11 @@ class Limits:
         """Bytes: of several pictures, few are as large as one may be."""
         return 4 * self.bytes
 
+    @property
+    def of_all_requests(self) -> int:
+        """Bytes that are in the server at a time."""
+        return 40 * self.bytes
+
 
 class _InMemory(MultiPartParser):
     """Starlette's would write parts beyond a megabyte to the disk."""
@@ -42,20 +53,22 @@ class _InMemory(MultiPartParser):
     spool_max_size = 0  # of SpooledTemporaryFile: no limit
 
 
-async def pictures_of(request: Request, limits: Limits) -> list[bytes]:
+async def pictures_of(request: Request, limits: Limits, count: Count) -> list[bytes]:
     """The files of one or several pictures: a form's parts, a raw body, or {"images": [base64]} as JSON.
 
     Raises RequestError for a body that is none of these, or is over the limits.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        files = await _parts(request, limits)
+        async with _in_time():
+            files = await _parts(request, limits, count)
     elif kind == "application/json":
-        files = _decoded(await body_of(request, limits.of_a_request), limits)
+        body = await body_of(request, limits.of_a_request, count)
+        files = await asyncio.to_thread(_decoded, body, limits)
     elif kind == "application/x-www-form-urlencoded":
         raise RequestError("a form must be multipart/form-data; with curl: -F picture=@FILE", 415)
     else:
-        files = [await body_of(request, limits.bytes)]
+        files = [await body_of(request, limits.bytes, count)]
     if not any(files):
         raise RequestError("the request has no picture; send its file as the body, in a form or as base64 in JSON")
     if len(files) > limits.pictures:
@@ -63,7 +76,16 @@ async def pictures_of(request: Request, limits: Limits) -> list[bytes]:
     return files
 
 
-async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(UPLOAD):
+            yield
+    except TimeoutError as error:
+        raise RequestError(f"the request did not come within {UPLOAD} s", 408, "slow") from error
+
+
+async def _limited(request: Request, most: int, count: Count) -> AsyncGenerator[bytes, None]:
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise RequestError(f"the request is packed by {shown(encoding)!r}; send it as it is", 415)
     size = 0
@@ -71,21 +93,26 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         size += len(chunk)
         if size > most:
             raise RequestError(f"the request has over {most:,} bytes, which are allowed", 413)
+        count(len(chunk))
         yield chunk
 
 
-async def body_of(request: Request, most: int) -> bytes:
-    """Raises RequestError for one of more bytes."""
-    return b"".join([chunk async for chunk in _limited(request, most)])
+async def body_of(request: Request, most: int, count: Count) -> bytes:
+    """Raises RequestError for one of more bytes, and for one that does not come."""
+    async with _in_time():
+        return b"".join([chunk async for chunk in _limited(request, most, count)])
 
 
-async def _parts(request: Request, limits: Limits) -> list[bytes]:
-    body = _limited(request, limits.of_a_request)
+async def _parts(request: Request, limits: Limits, count: Count) -> list[bytes]:
+    body = _limited(request, limits.of_a_request, count)
     parser = _InMemory(request.headers, body, max_files=limits.pictures, max_fields=0)
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise RequestError(f"the form cannot be read: {error.message}") from error
+        status = 413 if error.message.startswith("Too many") else 400
+        raise RequestError(f"the form cannot be read: {error.message}", status) from error
+    except UnicodeError as error:  # of a charset that it names
+        raise RequestError("the form cannot be read: its charset is none") from error
     try:
         files = [await part.read() for _, part in form.multi_items() if not isinstance(part, str)]
     finally:
@@ -96,14 +123,16 @@ async def _parts(request: Request, limits: Limits) -> list[bytes]:
 
 
 def _decoded(body: bytes, limits: Limits) -> list[bytes]:
+    what = 'the body must be {"images": ["base64", ...]}'
+    if any(body.count(sign) > most for sign, most in ((b"[", 1), (b"{", 1), (b",", limits.pictures + SPARE))):
+        raise RequestError(f"{what}, of {limits.pictures} at most")  # parsing what else it is may take long
     try:
         images = json.loads(body)["images"]
         if not isinstance(images, list):
-            raise TypeError("its images are no list")
+            raise RequestError(what)
         files = [base64.b64decode(image, validate=True) for image in images]
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
-        what = 'the body must be {"images": ["base64", ...]}'
-        raise RequestError(f"{what}: {type(error).__name__}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RequestError(what) from error
     for data in files:
         _check_bytes(data, limits)
     return files

@@ -24,7 +24,7 @@ def refuse_in_a_sentence(app: FastAPI, metrics: Metrics) -> None:
     async def refused(request: Request, error: Exception) -> JSONResponse:
         status, kind, sentence = _told(error)
         metrics.failures.labels(kind).inc()
-        headers = {"Retry-After": "1"} if status == 503 else {}
+        headers = {**(getattr(error, "headers", None) or {}), **({"Retry-After": "1"} if status == 503 else {})}
         return JSONResponse({"error": shown(sentence, MOST_LETTERS)}, status, headers)
 
     errors = (

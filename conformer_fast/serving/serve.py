@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..deploy.fast_conformer import FastConformer
-from ..errors import ArgumentTypeError, shown
-from .checks import address_of, check_port, check_runs, options_of
+from ..errors import ArgumentTypeError, a_function, shown
+from .checks import address_of, check_place, check_runs, options_of
 
 
 def serve(
@@ -42,14 +42,19 @@ def serve(
     """
     if not isinstance(model, FastConformer):
         raise ArgumentTypeError(f"serve needs what compile or load returned, got {shown(repr(model))}")
-    check_port(port, 0)
+    check_place(host, port, 0)
+    if listening is not None:
+        a_function("listening", listening)
     options = options_of(max_batch, max_delay_ms, queue, workers, size, max_bytes, max_megapixels, token)
     from .app import create_app
     from .server import Server
 
     app = create_app(model, options)
     check_runs(model, size)  # before it listens
-    server = Server(app, host, port)
-    if listening:
-        listening(address_of(host, server.port))
+
+    def told() -> None:
+        if listening:
+            listening(address_of(host, server.port))
+
+    server = Server(app, host, port, told)
     server.run()

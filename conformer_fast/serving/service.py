@@ -28,9 +28,10 @@ from .batcher import Answer, Batcher, StoppingError
 from .classify import Classified, Classifier
 from .heatmaps import Explainer, HeatMaps
 from .metrics import Metrics
-from .reading import Limits, RequestError, body_of, pictures_of
+from .reading import Count, Limits, RequestError, body_of, pictures_of
 
 ANSWERED = 20  # seconds, within which an engine answers that is well
+EXPLANATIONS = 4  # that wait, the one that is computed included
 PATIENCE = 5  # seconds for batches that nobody asks for any more when the server ends
 
 
@@ -70,7 +71,7 @@ class Service:
         self.shapes: dict[str, list[int]] = {}  # of outputs, -1 for what is free
         self.ready = False
         self._warm: Future[None] = Future()
-        self._inside = 0
+        self._inside = self._bytes = self._explaining = 0
 
     async def start(self) -> None:
         """Runs a first batch, and raises what its engine raises; then warms the other sizes up beside what comes."""
@@ -127,10 +128,31 @@ class Service:
         finally:
             self._inside -= pictures
 
+    @contextmanager
+    def memory(self) -> Iterator[Count]:
+        """Inside, a request's bytes are in the server. What is given raises RequestError when there are too many."""
+        held, most = 0, self.options.limits.of_all_requests
+
+        def count(size: int) -> None:
+            nonlocal held
+            if self._bytes + size > most:
+                raise RequestError(f"requests of {self._bytes:,} bytes are in the server, {most:,} may be", 503, "full")
+            held += size
+            self._bytes += size
+
+        try:
+            yield count
+        finally:
+            self._bytes -= held
+
     async def classify(self, request: Request, topk: int) -> list[Classified]:
         """The pictures of a request. Raises RequestError."""
-        with self.places(1):  # before its bytes are taken
-            files = await pictures_of(request, self.options.limits)
+        with self.memory() as count:
+            with self.places(1):  # before its bytes are taken
+                files = await pictures_of(request, self.options.limits, count)
+            return await self._classified(request, files, topk)
+
+    async def _classified(self, request: Request, files: Sequence[bytes], topk: int) -> list[Classified]:
         with self.places(len(files)):
             work = asyncio.gather(*(self.classifier.classify(data, topk) for data in files), return_exceptions=True)
             found = await _while_connected(request, work)
@@ -145,8 +167,8 @@ class Service:
 
     async def explain(self, request: Request, index: int | None) -> HeatMaps:
         """Of the one picture of a request. Raises RequestError."""
-        with self.places(1):
-            files = await pictures_of(request, self.options.limits)
+        with self.places(1), self._explanation(), self.memory() as count:
+            files = await pictures_of(request, self.options.limits, count)
             if len(files) > 1:
                 raise RequestError(f"the request has {len(files)} pictures; one is explained at a time")
             try:
@@ -154,12 +176,27 @@ class Service:
             except ImageError as error:
                 raise RequestError(str(error), 400, "picture") from error
 
+    @contextmanager
+    def _explanation(self) -> Iterator[None]:
+        """One is computed at a time: who waits for it takes no place from predictions."""
+        if self._explaining >= EXPLANATIONS:
+            raise RequestError(f"{self._explaining} pictures wait to be explained; ask again in a second", 503, "full")
+        self._explaining += 1
+        try:
+            yield
+        finally:
+            self._explaining -= 1
+
     async def infer(self, request: Request) -> Response:
         """An answer of the KServe protocol. Raises RequestError."""
-        with self.places(1):
-            body = await body_of(request, self.options.limits.of_a_request)
-            header = request.headers.get(kserve.HEADER)
-            inference = await asyncio.to_thread(self._read, body, header)
+        with self.memory() as count:
+            with self.places(1):
+                body = await body_of(request, self.options.limits.of_a_request, count)
+                header = request.headers.get(kserve.HEADER)
+                inference = await asyncio.to_thread(self._read, body, header)
+            return await self._inferred(request, inference)
+
+    async def _inferred(self, request: Request, inference: kserve.Inference) -> Response:
         with self.places(len(inference.images)):
             parts = [asyncio.wrap_future(self.batcher.submit(part)) for part in inference.images.split(self.most)]
             answers = await _while_connected(request, asyncio.gather(*parts))

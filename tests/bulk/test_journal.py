@@ -152,3 +152,13 @@ def test_a_file_that_is_none(tmp_path):
     for name, why in {"fifo": "a pipe or a device", "link": "No such file", ".": "Is a directory"}.items():
         with pytest.raises(DatasetError, match=rf"cannot be read \({why}"):
             opened(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system has no such flag")
+def test_a_link_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.touch()
+    (tmp_path / "out.part").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"):
+        Journal(tmp_path / "out.part", {}, ["a"], 1)
+    assert precious.read_bytes() == b""

@@ -8,11 +8,13 @@ import logging
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 from serving_samples import PNG, eventually, picture, running
 
+from conformer_fast.serving.heatmaps import Explainer
 from conformer_fast.serving.reading import Limits
 
 
@@ -57,6 +59,18 @@ def test_a_picture_by_each_way(send, kind, client, model, tmp_path):
     assert len(answer["engine"]) == 64
 
 
+def test_an_answer_is_sent_at_once(client):
+    """Its end does not wait for the client to say that it has its beginning, which takes 40 ms."""
+    connection, beside = http.client.HTTPConnection("127.0.0.1", client.port), []
+    for _ in range(9):
+        start = time.monotonic()
+        connection.request("POST", "/v1/predict", picture(), PNG)
+        (found,) = json.load(connection.getresponse())["predictions"]
+        beside.append(1e3 * (time.monotonic() - start) - sum(found["milliseconds"].values()))
+    connection.close()
+    assert sorted(beside)[4] < 30
+
+
 def test_several_pictures_keep_their_order(client):
     files = [picture(seed) for seed in range(4)]
     alone = [client.predict(data)[1]["predictions"][0]["top"][0] for data in files]
@@ -74,7 +88,7 @@ BAD = {
     "empty": (b"", PNG, 400, "no picture"),
     "too long": (bytes(100_001), PNG, 413, "over 100,000 bytes"),
     "too large": (picture(side=330)[:90_000], PNG, 400, "330x330 picture has 108,900 pixels, 100,000 are allowed"),
-    "too many": (*form(*[b"x"] * 5), 400, "Too many files"),
+    "too many": (*form(*[b"x"] * 5), 413, "Too many files"),
     "one of two": (*form(picture(), b"bad"), 400, "picture 2 of 2: empty, damaged or not an image"),
     "no form": (b"a=b", {"content-type": "application/x-www-form-urlencoded"}, 415, "multipart/form-data"),
     "no boundary": (b"x", {"content-type": "multipart/form-data"}, 400, "boundary"),
@@ -82,6 +96,18 @@ BAD = {
     "no JSON": (b"{", {"content-type": "application/json"}, 400, '{"images": ["base64", ...]}'),
     "no images": (b"[1]", {"content-type": "application/json"}, 400, '{"images": ["base64", ...]}'),
     "no base64": (b'{"images": ["%"]}', {"content-type": "application/json"}, 400, '{"images": ["base64", ...]}'),
+    "much else in JSON": (
+        b'{"images": [' + b"[]," * 9000 + b"[]]}",
+        {"content-type": "application/json"},
+        400,
+        '{"images": ["base64", ...]}, of 4 at most',
+    ),
+    "a charset": (
+        form(picture())[0],
+        {"content-type": "multipart/form-data; boundary=next; charset=undefined"},
+        400,
+        "the form cannot be read: its charset is none",
+    ),
     "deep JSON": (b"[" * 90_000, {"content-type": "application/json"}, 400, '{"images": ["base64", ...]}'),
 }
 
@@ -103,10 +129,31 @@ def test_a_wrong_number_of_classes_is_refused(client):
     assert len(client.predict(picture(), query="?topk=1000")[1]["predictions"][0]["top"]) == 10
 
 
+def test_what_balancers_ask(client):
+    for path in ("/", "/v2/health/live", "/v2/health/ready"):
+        status, _, body = client.ask("HEAD", path)
+        assert (status, body) == (200, b"")
+
+
+def test_no_address_sends_to_another(client):
+    """What the client calls the server must not come back as where to go."""
+    status, headers, _ = client.get("/v1/predict/", host="evil.example")
+    assert status == 404
+    assert "location" not in {name.lower() for name in headers}
+
+
+def test_an_upgrade_is_no_way_around(model):
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
+    with running(model, max_batch=1, token="secret") as client:
+        assert client.get("/metrics", **upgrade)[0] == 401
+        assert client.predict(picture(), PNG | upgrade)[0] == 401
+        assert client.predict(picture(), PNG | upgrade | {"authorization": "bearer secret"})[0] == 200
+
+
 def test_what_is_not_there_is_said_in_a_sentence(client):
     for method, path, status in (("GET", "/nowhere", 404), ("GET", "/v1/predict", 405)):
-        found, _, body = client.ask(method, path)
-        assert found == status
+        found, headers, body = client.ask(method, path)
+        assert (found, headers.get("allow")) == (status, "POST" if status == 405 else None)
         assert "/docs lists what there is" in json.loads(body)["error"]
 
 
@@ -204,6 +251,71 @@ def test_half_a_request_frees_its_place(model, caplog):
         assert not caplog.records
 
 
+def test_a_request_that_does_not_come_gives_its_place_back(model, monkeypatch):
+    monkeypatch.setattr("conformer_fast.serving.reading.UPLOAD", 0.5)
+    kinds = {"image/png": "h", "multipart/form-data; boundary=x": "--x\r\n"}
+    with running(model, max_batch=1, queue=1) as client:
+        for kind, begun in kinds.items():
+            with socket.create_connection(("127.0.0.1", client.port)) as connection:
+                lines = (
+                    "POST /v1/predict HTTP/1.1",
+                    "host: x",
+                    f"content-type: {kind}",
+                    "content-length: 1000",
+                    "",
+                    begun,
+                )
+                connection.sendall("\r\n".join(lines).encode())
+                assert b"408" in connection.recv(1000)
+            assert client.predict(picture())[0] == 200
+        assert client.counted('conformer_fast_failures_total{kind="slow"}') == len(kinds)
+
+
+def test_connections_without_a_request_are_closed(model, monkeypatch):
+    monkeypatch.setattr("conformer_fast.serving.server.FIRST_REQUEST", 0.5)
+    with running(model, max_batch=1) as client:
+        for begun in (b"", b"POST /v1/predict HT"):
+            with socket.create_connection(("127.0.0.1", client.port)) as connection:
+                connection.sendall(begun)
+                connection.settimeout(10)
+                assert connection.recv(10) == b""
+        slow = http.client.HTTPConnection("127.0.0.1", client.port)
+        slow.request("GET", "/v2/health/live")
+        assert slow.getresponse().read()
+        time.sleep(1)
+        slow.request("GET", "/v2/health/live")  # who has asked may ask again
+        assert slow.getresponse().status == 200
+        slow.close()
+
+
+def test_more_bytes_than_the_server_may_hold(model):
+    """Of all requests together, while they come and until they are answered."""
+    limits = Limits(1000, 1.0, 4)
+    assert limits.of_all_requests == 40_000
+    with running(model, max_batch=1, limits=limits) as client, ExitStack() as held:
+        for _ in range(40):
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", client.port)))
+            head = "POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 1000\r\n\r\n"
+            connection.sendall(head.encode() + bytes(999))
+        eventually(lambda: client.predict(bytes(900))[0] == 503)
+        held.close()
+        eventually(lambda: client.predict(bytes(900))[0] == 400)  # no picture, but there is room
+
+
+def test_explanations_leave_places_to_predictions(model, monkeypatch):
+    with running(model, max_batch=1, queue=8) as client:
+        go = threading.Event()
+        monkeypatch.setattr(Explainer, "_explained", lambda *_: go.wait(30))
+        asking = [threading.Thread(target=client.ask, args=("POST", "/v1/explain", picture(), PNG)) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        eventually(lambda: client.ask("POST", "/v1/explain", picture(), PNG)[0] == 503)
+        assert client.predict(picture())[0] == 200
+        go.set()
+        for thread in asking:
+            thread.join(30)
+
+
 def test_more_pictures_than_ever_fit_are_not_asked_for_again(model):
     with running(model, max_batch=1, queue=2) as client:
         status, answer = client.predict(*form(picture(), picture(), picture()))
@@ -221,23 +333,21 @@ def test_a_fault_of_the_server_tells_nothing_and_is_logged(model, monkeypatch, c
         assert client.counted('conformer_fast_failures_total{kind="server"}') == 1
 
 
-def cut_off(client):
-    with pytest.raises((http.client.HTTPException, OSError, ValueError)):  # no answer, or none of ours
-        client.predict(picture())
-
-
-def test_an_engine_that_hangs_does_not_keep_the_server(model, monkeypatch):
+def test_an_engine_that_hangs_does_not_keep_the_server(model, monkeypatch, caplog):
     monkeypatch.setattr("conformer_fast.serving.service.PATIENCE", 0.5)
     monkeypatch.setattr("conformer_fast.serving.server.GRACE", 1)
     with running(model, max_batch=1) as client:
         slow = Slow(model, monkeypatch)
-        asking = threading.Thread(target=cut_off, args=(client,))
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(client.predict(picture())))
         asking.start()
         assert slow.began.acquire(timeout=10)
         start = time.monotonic()
     assert time.monotonic() - start < 10
     slow.go.set()
     asking.join(30)
+    assert answers == [(503, {"error": "the server is stopping"})]
+    assert "Traceback" not in caplog.text
 
 
 def test_scores_that_are_not_finite_are_an_error_of_the_server(model, monkeypatch):

@@ -185,6 +185,13 @@ def test_many_threads_get_their_own_answers(batcher_of):
     assert results == [[True] * 20] * 16
 
 
+def test_an_engine_that_returns_too_few_is_told_and_the_next_batch_runs(batcher_of):
+    batcher = batcher_of(lambda images: (images[:1],), 8)
+    with pytest.raises(RuntimeError, match="split"):
+        batcher.submit(images(2)).result(5)
+    assert batcher.submit(images(1)).result(5).batch == 1
+
+
 def test_one_that_fails_costs_only_itself(batcher_of):
     began, go = threading.Event(), threading.Event()
 

@@ -345,7 +345,7 @@ def test_what_cannot_be_is_refused(name, bundle):
 
 
 def test_without_ray_it_says_what_to_install(bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("conformer_fast.cluster.find_spec", lambda name: None)
     with pytest.raises(cf.BackendError, match=r'pip install "conformer-fast\[ray\]"'):
         cf.serve_app(bundle)
 

@@ -58,6 +58,13 @@ def test_a_signal_ends_it_once_all_is_answered(number):
 
 
 @pytest.mark.slow
+def test_a_signal_as_soon_as_it_listens():
+    process, _ = start()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(40) == 0
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once():
     process, address = start()
     try:
@@ -102,11 +109,19 @@ WRONG = {
     "max_bytes": (0, "max_bytes must be a whole number, at least 1, got 0"),
     "port": (65536, "port must be at most 65535, got 65536"),
     "size": (0, "at least 1, got 0"),
-    "max_delay_ms": (float("nan"), "max_delay_ms must be a number, at least 0, got nan"),
-    "max_megapixels": ("1", "max_megapixels must be a number, at least 0, got '1'"),
+    "max_delay_ms": (float("nan"), "max_delay_ms must be a number from 0 to 60000, got nan"),
+    "max_megapixels": (179, "max_megapixels must be a number from 0 to 178, got 179"),
+    "listening": (5, "listening must be a function, such as print, got 5"),
     "token": ("", "the token must be of printable ASCII letters, and at least one; it is not shown here"),
     "host": ("not an address", "cannot listen on not an address port 8000"),
 }
+
+
+@pytest.mark.parametrize("host", ["", None, b"127.0.0.1", "a\0b", "\ud800"])
+def test_a_host_must_be_named(host, model):
+    """Sockets take "" for every address of the machine."""
+    with pytest.raises(cf.ArgumentError, match="host must be a name or an address"):
+        cf.serve(model, host=host)
 
 
 @pytest.mark.parametrize("name", WRONG)
