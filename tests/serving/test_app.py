@@ -306,14 +306,20 @@ def test_explanations_leave_places_to_predictions(model, monkeypatch):
     with running(model, max_batch=1, queue=8) as client:
         go = threading.Event()
         monkeypatch.setattr(Explainer, "_explained", lambda *_: go.wait(30))
-        asking = [threading.Thread(target=client.ask, args=("POST", "/v1/explain", picture(), PNG)) for _ in range(4)]
+        answers = []
+
+        def ask():
+            answers.append(client.ask("POST", "/v1/explain", picture(), PNG)[0])
+
+        asking = [threading.Thread(target=ask) for _ in range(6)]
         for thread in asking:
             thread.start()
-        eventually(lambda: client.ask("POST", "/v1/explain", picture(), PNG)[0] == 503)
+        eventually(lambda: answers == [503, 503])  # four wait
         assert client.predict(picture())[0] == 200
         go.set()
         for thread in asking:
             thread.join(30)
+        assert len(answers) == 6
 
 
 def test_more_pictures_than_ever_fit_are_not_asked_for_again(model):
