@@ -46,7 +46,7 @@ def free_port():
 
 def processes(session):
     """Of a session: the process and its name."""
-    listed = subprocess.run(["ps", "-eo", "pid=,sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     return {int(row[0]): row[3] for row in rows if int(row[1]) == session and not row[2].startswith("Z")}
 
