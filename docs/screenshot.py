@@ -18,8 +18,8 @@ from conformer_fast.datasets.digits import digit_image, load_pixels
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from browser import launched  # noqa: E402
-from serving_samples import running  # noqa: E402
+from browser import launched  # noqa: E402 - found by the path above
+from serving_samples import running  # noqa: E402 - as above
 
 DIGIT = 836  # its place in the data set
 SIDE = 320

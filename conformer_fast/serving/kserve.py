@@ -19,7 +19,8 @@ from ..errors import shown
 from .reading import RequestError
 
 NAME, VERSION = "conformer", "1"
-MOST_DIGITS = 12
+MOST_DIGITS = 12  # of a length
+MOST_SIDES = 8  # of a shape, whose product stays a number that can be shown
 INPUT = "images"
 TYPES = {"FP32": np.float32, "FP16": np.float16, "UINT8": np.uint8}  # of images
 HEADER = "Inference-Header-Content-Length"
@@ -85,7 +86,8 @@ def read(body: bytes, header: str | None, known: Sequence[str]) -> Inference:
 
 def _check_shape(shape: Any) -> None:
     """Raises RequestError for what is no shape of images, or of too many pixels."""
-    if not (isinstance(shape, list) and all(type(side) is int and 0 < side < 1 << 31 for side in shape)):
+    sides = shape if isinstance(shape, list) and len(shape) <= MOST_SIDES else [0]
+    if not all(type(side) is int and 0 < side < 1 << 31 for side in sides):
         raise RequestError(f"the shape {shown(repr(shape))} is no list of positive numbers")
     if len(shape) != 4:
         return  # the model says what it takes

@@ -35,7 +35,7 @@ def bound(host: str, port: int) -> socket.socket:
 class _Connection(H11Protocol):
     """Closed if no request comes: idle ones would take all that the process may open."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn types it wider
         super().connection_made(transport)
         self.loop.call_later(FIRST_REQUEST, self._close_if_idle)
 

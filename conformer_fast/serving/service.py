@@ -93,7 +93,7 @@ class Service:
         try:
             await asyncio.shield(asyncio.wrap_future(self._warm))
             await asyncio.wait_for(asyncio.wrap_future(self.batcher.submit(self._blank(1))), ANSWERED)
-        except Exception:
+        except Exception:  # whatever it is, who asks for readiness must know, and who checks gets it
             self.ready = False
             raise
         self.ready = True
@@ -103,7 +103,7 @@ class Service:
         try:
             for size in (*(2**power for power in range(1, self.most.bit_length())), self.most):
                 self.batcher.submit(self._blank(size)).result()
-        except Exception as error:
+        except Exception as error:  # nobody joins this thread: the log and `check` tell it
             if not isinstance(error, StoppingError):
                 logging.getLogger("uvicorn.error").exception("a batch cannot be run; the server will not be ready")
             self._warm.set_exception(error)

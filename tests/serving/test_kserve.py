@@ -87,6 +87,7 @@ BAD = {
     "parameters": (request(parameters=[1]), "no inference request"),
     "an id": (json.dumps({**json.loads(request()), "id": 3}).encode(), "the id must be a text, got 3"),
     "a huge shape": (request(shape=[10**4000, 3, 8, 8]), "no list of positive numbers"),
+    "a long shape": (request(shape=[2**30] * 1000), "no list of positive numbers"),
     "cut numbers": (request(datatype="UINT8", data=[1.7] * 192), "no numbers of UINT8"),
     "numbers beyond it": (request(datatype="UINT8", data=[256] * 192), "no numbers of UINT8"),
     "truths": (request(data=[True] * 192), "no numbers of FP32"),
