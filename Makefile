@@ -29,7 +29,7 @@ browser:  ## Chromium, by apt-get where it is missing and may be installed; with
 screenshot: browser $(INSTALLED)  ## the picture of the server's page in docs/
 	$(BIN)/python docs/screenshot.py
 
-cluster: $(INSTALLED)  ## batch and serve on Ray, on this machine alone, in five minutes: installs the extra "ray", 360 MB
+cluster: $(INSTALLED)  ## batch and serve on Ray, on this machine alone; installs the extra "ray"
 	$(INSTALL) -c constraints.txt -e ".[dev,ray]"
 	BY_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bulk/test_on_ray.py tests/serving/test_on_ray.py
 
