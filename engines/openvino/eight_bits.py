@@ -54,7 +54,7 @@ def make_pairs_fit(model: ov.Model) -> None:
             multiply = _by_scale(stored)
             assert multiply is not None, f"{stored.get_friendly_name()} has no scale"
             shape = multiply.input_value(1).shape  # 1 but for the output channels
-            scale = _constant(multiply.input_value(1))
+            scale = constant(multiply.input_value(1))
             assert scale is not None, f"the scale of {stored.get_friendly_name()} is computed"
             weight = stored.data.astype(np.float32)
             axis = int(np.argmax(shape))
@@ -72,7 +72,7 @@ def use_all_numbers(model: ov.Model) -> int:
     places = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() == "FakeQuantize" and _never_negative(node.input_value(0)):
-            top, end = _constant(node.input_value(2)), _by_scale(node)
+            top, end = constant(node.input_value(2)), _by_scale(node)
             if top is not None and end is not None:
                 limits = np.zeros_like(top.data), top.data
                 stored = ov.opset13.fake_quantize(node.input_value(0), *limits, *limits, NUMBERS)
@@ -87,7 +87,7 @@ def _never_negative(value: ov.Output) -> bool:
     if kind == "Constant":
         return bool((node.data >= 0).all())
     if kind == "Subtract":  # of a zero point
-        zero = _constant(inputs[1])
+        zero = constant(inputs[1])
         return zero is not None and not zero.data.any() and _never_negative(inputs[0])
     if kind == "Interpolate" and node.get_attributes()["mode"] != "nearest":  # others overshoot
         return False
@@ -109,7 +109,7 @@ def _by_scale(node: ov.Node) -> ov.Node | None:
     return node
 
 
-def _constant(value: ov.Output) -> ov.Node | None:
+def constant(value: ov.Output) -> ov.Node | None:
     """What gives it, behind what gives it another type and shape; None if it is computed."""
     node = value.get_node()
     while node.get_type_name() in SHAPING:

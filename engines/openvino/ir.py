@@ -20,6 +20,7 @@ from conformer_fast.model.precision import FORMATS
 
 from ..cache import cached
 from .eight_bits import use_all_numbers
+from .maps_in_8_bits import add_in_convolutions, average_in_8_bits
 from .runtime import core, ov
 
 PRODUCTS = {"Convolution", "GroupConvolution", "MatMul"}
@@ -52,7 +53,7 @@ def cached_ir(graph: Callable[[], bytes], sha256: str, precision: str) -> IR:
         "onnx": sha256,
         "precision": precision,
         "openvino": ov.__version__,
-        **({"numbers": "all of what is never negative"} if precision in FORMATS else {}),
+        **({"numbers": "all of what is never negative", "maps": "in 8 bits"} if precision in FORMATS else {}),
     }
 
     def build() -> bytes:
@@ -84,6 +85,8 @@ def ir_of(graph: bytes, precision: str) -> IR:
         _store_in_bf16(model)
     if precision in FORMATS:
         use_all_numbers(model)
+        add_in_convolutions(model)
+        average_in_8_bits(model)
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.xml")

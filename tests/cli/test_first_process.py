@@ -54,13 +54,12 @@ def ended(number: int, workers: int, *arguments: object) -> tuple[int, str, str]
         return program.returncode, out, err
 
 
-@pytest.mark.parametrize(
-    ("number", "status", "said"),
-    [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "conformer-fast: interrupted\n")],
-    ids=["SIGTERM", "SIGINT"],
-)
-def test_a_signal_ends_it(number, status, said):
-    assert ended(number, 0, "predict", "absent.png", "--model", "digits") == (status, "", said)
+def test_a_signal_ends_it():
+    assert ended(signal.SIGTERM, 0, "predict", "absent.png", "--model", "digits") == (143, "", "")
+    status, out, err = ended(signal.SIGINT, 0, "predict", "absent.png", "--model", "digits")
+    assert (status, out) == (130, "")
+    # as far as it has come: to its imports, or to the command
+    assert err in {"conformer-fast: interrupted\n", "conformer-fast predict: interrupted\n"}
 
 
 def test_decoding_processes_end_with_it(digit_folder):
