@@ -15,14 +15,15 @@ import cpuinfo
 import numpy as np
 import torch
 
-from conformer_fast.engines.openvino.device import PRECISIONS
+from conformer_fast.engines.openvino.device import PRECISIONS, instruction_limit
 from conformer_fast.engines.openvino.runtime import core, ov
 from conformer_fast.engines.openvino.speed import seconds_together
 from conformer_fast.model.precision import FORMATS
 
 from .gpu import roofline
 
-SHAPES = ((384, 1536, 784), (1024, 1024, 1024), (2048, 2048, 512))  # input channels, output channels, pixels
+# Of convolutions: input channels, output channels, height, width, pixels of a side of the kernel.
+SHAPES = ((384, 1536, 1, 784, 1), (1024, 1024, 1, 1024, 1), (2048, 2048, 1, 512, 1), (256, 256, 28, 28, 3))
 ROUNDS = 10
 FLAGS = (
     "avx2",
@@ -41,7 +42,7 @@ FLAGS = (
 @cache
 def identity() -> dict[str, Any]:
     """name, family and model: virtual machines often leave the name's number out; threads: of PyTorch, as all peers
-    take as many."""
+    take as many; "limited to": the newest instructions that OpenVINO's products may use, if these are limited."""
     known = cpuinfo.get_cpu_info()
     flags = {flag.replace("avx512vnni", "avx512_vnni") for flag in known.get("flags", ())}
     return {
@@ -50,14 +51,15 @@ def identity() -> dict[str, Any]:
         "model": known.get("model"),
         "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if flag in flags],
+        "limited to": instruction_limit(),
     }
 
 
 def folder_name(cpu: Mapping[str, Any]) -> str:
     """Of its results in benchmarks/results."""
     name = re.sub(r"\((r|tm)\)|@.*", " ", cpu["name"].lower())
-    numbers = [f"{what} {cpu[what]}" for what in ("family", "model") if cpu[what] is not None]
-    return re.sub(r"[^a-z0-9]+", "-", " ".join([name, *numbers])).strip("-")
+    numbers = [f"{what} {cpu[what]}" for what in ("family", "model", "limited to") if cpu.get(what) is not None]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join([name, *numbers]).lower()).strip("-")
 
 
 def product_rates(precisions: Sequence[str]) -> dict[str, float]:
@@ -76,20 +78,21 @@ def product_floor(variant: str, batch: int, precision: str, rates: Mapping[str, 
     )
 
 
-def _rate(precision: str, inputs: int, outputs: int, pixels: int) -> float:
+def _rate(precision: str, inputs: int, outputs: int, height: int, width: int, size: int) -> float:
     """With as many requests at a time as threads, and with one that takes them all: the better."""
     random, op = np.random.default_rng(0), ov.opset13
-    given = op.parameter([1, inputs, 1, pixels], np.float32)
-    weight: Any = random.standard_normal((outputs, inputs, 1, 1), np.float32)
+    given = op.parameter([1, inputs, height, width], np.float32)
+    weight: Any = random.standard_normal((outputs, inputs, size, size), np.float32)
     image: Any = given
     if precision in FORMATS:
         image = op.fake_quantize(given, *(np.float32(end) for end in (0, 255, 0, 255)), 256)
         stored = op.convert(np.clip(np.rint(40 * weight), -127, 127).astype(np.int8), np.float32)
         weight = op.multiply(stored, np.full((outputs, 1, 1, 1), 0.5, np.float32))
-    product = op.convolution(image, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+    pad = [size // 2] * 2
+    product = op.convolution(image, weight, [1, 1], pad, pad, [1, 1])
     model = ov.Model([op.reduce_max(op.relu(product), np.array([1, 3]), False)], [given])
     hint = {"INFERENCE_PRECISION_HINT": PRECISIONS.get(precision, "f32")}
-    threads, operations = torch.get_num_threads(), 2 * inputs * outputs * pixels
+    threads, operations = torch.get_num_threads(), 2 * inputs * outputs * height * width * size**2
     return max(
         requests
         * operations

@@ -1,8 +1,10 @@
-"""INT8 on the CPU against our own 16 bits and NNCF's INT8 of the unfused model: int8.py OUT.json. Run by `make bench`.
+"""INT8 on the CPU beside what stands around it, NNCF's and ONNX Runtime's INT8 of the unfused model: int8.py OUT.json.
+Run by `make bench`.
 
-Speed: all candidates in turn, on noise, which both quantizations are calibrated with. Accuracy: the digit-pairs model
-on its held-out pictures, both quantizations calibrated with the same pictures of its training split; "ours_wrong" and
-"ours_alone" count the pictures that one has right and our INT8 has not, and the reverse.
+Speed: all candidates in turn, each in a process of its own, on noise, which all quantizations are calibrated with.
+Accuracy: the digit-pairs model on its held-out pictures, all quantizations calibrated with the same pictures of its
+training split; "ours_wrong" and "ours_alone" count the pictures that one has right and our INT8 has not, and the
+reverse.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,51 +29,55 @@ from conformer_fast.model.distance import relative_error
 from conformer_fast.preprocessing.cpu import preprocess
 
 from .cpu import identity, product_floor, product_rates
-from .peers import nncf_peers
+from .isolated import Clock, Isolated
+from .peers import IN_8_BITS, PEERS, fastest_rest
 
 WEIGHTS = Path(__file__).parent.parent / "tests" / "data" / "digit_pairs.safetensors"
-NOISE_IMAGES = 16
 ROUNDS = {1: 40, 8: 12}  # by batch
 CALIBRATION_PICTURES, TEST_PICTURES = 512, 50_000
-DRAWN = 1000  # pictures at a time
+DRAWN, TOGETHER = 1000, 8  # pictures at a time; and through a model
 Run = Callable[[Tensor], Tensor]
 
 
 def main(path: Path) -> None:
-    rest, _ = cf.OpenVINO().fastest()
+    rest = fastest_rest()
     rates = product_rates((*native_precisions(), "int8"))
     report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "rest": rest, "product_rates": rates}
-    report["speed"] = [row for variant in cf.VARIANTS for row in _speed(variant, rest, rates)]
+    report["speed"] = [
+        row for variant in cf.VARIANTS for batch in ROUNDS for row in _speed(variant, batch, rest, rates)
+    ]
+    path.write_text(json.dumps(report, indent=1) + "\n")  # the rest takes longer
     report["accuracy"] = list(_accuracy(rest))
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _speed(variant: str, rest: str, rates: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """All are OpenVINO's engines, whose threads do not spin beyond their work: they take turns in this process."""
-    torch.manual_seed(0)
-    model = cf.create_model(variant)
-    noise = torch.randn(NOISE_IMAGES, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    quantization = cf.calibrate(model, [noise], precision="int8")
-    for batch, rounds in ROUNDS.items():
-        images = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        candidates = {**_ours(model, rest, quantization), **nncf_peers(model, images, noise, rest)}
-        timings = time_in_turn(candidates, images, rounds)
-        for name, timing in timings.items():
-            row = {"variant": variant, "batch": batch, "implementation": name, "seconds": timing.median}
-            precision = rest if name == f"conformer_fast {rest}" else "int8"
-            row["share_of_floor"] = product_floor(variant, batch, precision, rates, rest) / timing.median
-            row["speedup"] = timing.speedup
-            print(row, flush=True)
-            yield row
+def _speed(variant: str, batch: int, rest: str, rates: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    clock = Clock()
+    with ExitStack() as running:
+        names = (f"conformer_fast {rest}", *IN_8_BITS)
+        peers = {name: running.enter_context(Isolated(name, variant, batch)) for name in names}
+        calls = {name: clock.running(peer) for name, peer in peers.items()}
+        timings = time_in_turn(calls, torch.empty(0), ROUNDS[batch], clock)
+    for name, timing in timings.items():
+        row = {"variant": variant, "batch": batch, "implementation": name, "seconds": timing.median}
+        precision = PEERS[name].precision
+        row["share_of_floor"] = product_floor(variant, batch, precision, rates, rest) / timing.median
+        row["speedup"] = timing.speedup
+        print(row, flush=True)
+        yield row
 
 
 def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
     model = cf.create_model(CONFIG, WEIGHTS)
     ((calibration, _),) = pictures("train", 0, CALIBRATION_PICTURES)
-    quantization = cf.calibrate(model, calibration.split(64), precision="int8")
-    candidates: dict[str, Run] = {"reference": lambda images: model(images).logits}
-    candidates |= {**_ours(model, rest, quantization), **nncf_peers(model, calibration[:8], calibration, rest)}
-    del candidates["OpenVINO int8 (NNCF), streams"]  # the same engine
+    plain = cf.compile(model, backend="openvino", precision=rest)
+    candidates: dict[str, Run] = {
+        "reference": lambda images: model(images).logits,
+        f"conformer_fast {rest}": lambda images: plain(images).logits,
+    }
+    for name, build in IN_8_BITS.items():
+        if name != "OpenVINO int8 (NNCF), streams":  # the same engine
+            candidates[name] = build(model, calibration[:TOGETHER], calibration)
     found: dict[str, list[Tensor]] = {name: [] for name in candidates}
     numbers = []
     with torch.inference_mode():
@@ -78,7 +85,7 @@ def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
         for images, expected in tqdm(parts, "accuracy", TEST_PICTURES // DRAWN, disable=None):
             numbers.append(expected)
             for name, run in candidates.items():
-                found[name].append(torch.cat([run(part) for part in images.split(8)]))
+                found[name].append(torch.cat([run(part) for part in images.split(TOGETHER)]))
     scores = {name: torch.cat(parts) for name, parts in found.items()}
     classes = {name: values.argmax(-1) for name, values in scores.items()}
     # by picture, not top1_agreement's share: two candidates' right ones are compared
@@ -91,15 +98,6 @@ def _accuracy(rest: str) -> Iterator[dict[str, Any]]:
         row["ours_alone"] = int((right["conformer_fast int8"] & ~right[name]).sum())
         print(row, flush=True)
         yield row
-
-
-def _ours(model: cf.Conformer, rest: str, quantization: cf.Quantization) -> dict[str, Run]:
-    plain = cf.compile(model, backend="openvino", precision=rest)
-    quantized = cf.compile(model, backend="openvino", precision="int8", quantization=quantization)
-    return {
-        f"conformer_fast {rest}": lambda images: plain(images).logits,
-        "conformer_fast int8": lambda images: quantized(images).logits,
-    }
 
 
 def pictures(split: str, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,6 +9,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,24 @@ from .peers import PEERS
 
 class PeerError(Exception):
     """A peer cannot run the model. Its message is the peer's own, in a line."""
+
+
+class Clock:
+    """Goes on by what peers' own clocks say that their calls took."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def running(self, peer: Isolated) -> Callable[..., None]:
+        """A call of this peer, whatever it is given."""
+
+        def run(*arguments: object) -> None:
+            self._now += peer.seconds()
+
+        return run
 
 
 class Isolated:

@@ -6,11 +6,14 @@ Peers are set up as their documentation says. "unfused" is the reference model a
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -21,6 +24,7 @@ from conformer_fast.engines.openvino.runtime import core, ov, without_telemetry
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}
 THROUGHPUT = {"PERFORMANCE_HINT": "THROUGHPUT"}
+NOISE_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,22 @@ def _torch_compile(dtype: torch.dtype) -> Callable[[cf.Conformer, Tensor], Run]:
     return build
 
 
-def _onnxruntime(model: cf.Conformer, images: Tensor) -> Run:
-    import onnxruntime
-
+def _onnx(model: cf.Conformer, images: Tensor) -> bytes:
     program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
     assert program is not None
-    serialized = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(serialized, providers=["CPUExecutionProvider"])
+    return program.model_proto.SerializeToString()
+
+
+def _onnxruntime_session(graph: bytes) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(sum(session.run(None, {name: images.numpy()})))
+
+
+def _onnxruntime(model: cf.Conformer, images: Tensor) -> Run:
+    return _onnxruntime_session(_onnx(model, images))
 
 
 def _openvino(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
@@ -82,25 +93,64 @@ def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
     return build
 
 
-def nncf_peers(model: cf.Conformer, images: Tensor, calibration: Tensor, precision: str) -> dict[str, Run]:
-    """OpenVINO on the unfused model as NNCF quantizes it with these images, with its defaults for transformers: all
-    cores on one request, and its throughput mode with as many images a request as ours takes. The rest is computed in
-    `precision`."""
+def _nncf(model: cf.Conformer, calibration: Tensor) -> ov.Model:
+    """The unfused model as NNCF quantizes it with its defaults for transformers."""
     with without_telemetry():
         import nncf
 
     nncf.set_log_level("ERROR")
-    quantized = nncf.quantize(
+    return nncf.quantize(
         _unfused(model),
         nncf.Dataset([image[None].numpy() for image in calibration]),
         subset_size=len(calibration),
         model_type=nncf.ModelType.TRANSFORMER,
     )
+
+
+def _openvino_nncf(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
+    """All cores on one request."""
+    return _one_request(_openvino_model(_nncf(model, calibration), images, fastest_rest(), {}))
+
+
+def _openvino_nncf_streams(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
+    """OpenVINO's throughput mode, with as many images a request as ours takes."""
     at_once = images_at_once(len(images), torch.get_num_threads(), "int8")
-    return {
-        "OpenVINO int8 (NNCF)": _one_request(_openvino_model(quantized, images, precision, {})),
-        "OpenVINO int8 (NNCF), streams": _queue(_openvino_model(quantized, images[:at_once], precision, THROUGHPUT)),
-    }
+    return _queue(_openvino_model(_nncf(model, calibration), images[:at_once], fastest_rest(), THROUGHPUT))
+
+
+def _onnxruntime_int8(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
+    """As its documentation quantizes for x86: Q/DQ pairs, unsigned activations, a scale a channel of weights."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self._left = iter(
+                [{name: part.numpy()} for part in calibration.split(len(images)) if len(part) == len(images)]
+            )
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._left, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        exported, prepared, stored = (Path(folder, f"{name}.onnx") for name in ("exported", "prepared", "stored"))
+        exported.write_bytes(_onnx(model, images))
+        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+        name = onnx.load(prepared, load_external_data=False).graph.input[0].name
+        options = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
+        quantization.quantize_static(prepared, stored, Reader(name), per_channel=True, **options)
+        return _onnxruntime_session(stored.read_bytes())
+
+
+def _ours_int8(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
+    quantization = cf.calibrate(model, [calibration], precision="int8")
+    fast = cf.compile(model, backend="openvino", precision="int8", quantization=quantization)
+    return lambda images: fast(images).logits
+
+
+def fastest_rest() -> str:
+    """What OpenVINO's engines compute in where they are not in 8 bits: as measured on this CPU."""
+    return cf.OpenVINO().fastest()[0]
 
 
 def _one_request(compiled: ov.CompiledModel) -> Run:
@@ -152,6 +202,28 @@ def _ours(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
     return build
 
 
+# Each is calibrated with the images it is given last.
+IN_8_BITS: dict[str, Callable[[cf.Conformer, Tensor, Tensor], Run]] = {
+    "conformer_fast int8": _ours_int8,
+    "OpenVINO int8 (NNCF)": _openvino_nncf,
+    "OpenVINO int8 (NNCF), streams": _openvino_nncf_streams,
+    "ONNX Runtime int8": _onnxruntime_int8,
+}
+
+
+def _on_noise(
+    build: Callable[[cf.Conformer, Tensor, Tensor], Run],
+) -> Callable[[cf.Conformer, Tensor], Run]:
+    """Calibrated with noise, of which the images are too."""
+
+    def built(model: cf.Conformer, images: Tensor) -> Run:
+        return build(
+            model, images, torch.randn(NOISE_IMAGES, *images.shape[1:], generator=torch.Generator().manual_seed(1))
+        )
+
+    return built
+
+
 PEERS = {
     "eager fp32": Peer("fp32", _eager(torch.float32)),
     "eager bf16": Peer("bf16", _eager(torch.bfloat16)),
@@ -164,9 +236,11 @@ PEERS = {
     "OpenVINO unfused bf16, streams": Peer("bf16", _openvino_streams("bf16")),
     "conformer_fast fp32": Peer("fp32", _ours("fp32")),
     "conformer_fast bf16": Peer("bf16", _ours("bf16")),
+    **{name: Peer("int8", _on_noise(build)) for name, build in IN_8_BITS.items()},
 }
 
 
 def rival_of(name: str) -> str:
-    """The peer that every other is timed against, turn by turn: OpenVINO on the unfused model in the same precision."""
+    """The peer that every other one of 16 and 32 bits is timed against, turn by turn: OpenVINO on the unfused model in
+    the same precision."""
     return f"OpenVINO unfused {PEERS[name].precision}"

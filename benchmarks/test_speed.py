@@ -15,22 +15,13 @@ import conformer_fast as cf
 from conformer_fast.engines.openvino.device import native_precisions
 
 from .cpu import product_floor
-from .isolated import Isolated, PeerError
+from .isolated import Clock, Isolated, PeerError
 from .peers import PEERS, rival_of
 
 ERROR = {"fp32": 1e-4, "bf16": 5e-2}  # of the logits; a wrong implementation is off by about 1
 SECONDS = 6.0  # for one candidate and its rival together
 ROUNDS = (5, 30)  # fewest and most
 HERE = [name for name, peer in PEERS.items() if peer.precision in native_precisions()]
-
-
-class Clock:
-    """Goes on by what a peer's own clock says that its calls took."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 CLOCK = Clock()
@@ -78,12 +69,8 @@ def test_benchmark_speed(benchmark, rates, rivals, variant, batch, implementatio
         assert candidate.error < ERROR[precision]
         seconds = rival.seconds() + candidate.seconds()
         pairs: list[float] = []
-
-        def run() -> None:
-            CLOCK.now += candidate.seconds()
-
         benchmark.pedantic(
-            run,
+            CLOCK.running(candidate),
             setup=lambda: pairs.append(rival.seconds()),
             rounds=max(ROUNDS[0], min(ROUNDS[1], round(SECONDS / seconds))),
         )

@@ -271,7 +271,8 @@ def _fcu_down(
 
 
 def _fcu_up(w, tokens, weight, bias, input_scale=None, weight_scale=None):
-    return w.project(_rows(w, tokens, 1, _END), weight, bias, input_scale, weight_scale, "Relu")
+    # of all tokens, as its results are fewer numbers to leave the class token's out of
+    return _rows(w, w.project(tokens, weight, bias, input_scale, weight_scale, "Relu"), 1, _END)
 
 
 _END = 2**31 - 1  # past the last row, as Slice wants it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from conformer_fast.errors import shown
@@ -49,8 +50,16 @@ def describe(device: str = CPU) -> dict[str, Any]:
     }
 
 
+def instruction_limit() -> str | None:
+    """The newest instructions that OpenVINO's products may use, where the environment limits them; other engines are
+    built then, and others are the fastest."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA") or None
+
+
 def _capabilities(device: str) -> list[str]:
-    return sorted(core().get_property(_asked(device), "OPTIMIZATION_CAPABILITIES"))
+    limit = instruction_limit() if device == CPU else None
+    found = sorted(core().get_property(_asked(device), "OPTIMIZATION_CAPABILITIES"))
+    return [*found, f"up to {limit}"] if limit else found
 
 
 def _asked(device: str) -> str:
