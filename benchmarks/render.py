@@ -26,7 +26,6 @@ TOKEN_PRECISION = FIRST / "token_precision.json"
 ENGINES = FIRST / "engines.json"
 HELD_OUT = FIRST / "held_out.json"
 VERDICTS = FIRST / "verdicts.json"
-INT8 = FIRST / "int8.json"
 HOSTILE = FIRST / "hostile.json"
 PREPROCESSING = FIRST / "preprocessing.json"
 ESTIMATES = RESULTS / "nvidia-h100" / "estimate.json"
@@ -214,41 +213,71 @@ def verdicts() -> str:
     return table.markdown((what, *found.values()) for what, found in cells.items())
 
 
+def int8_files() -> list[Path]:
+    """A file a CPU, that of FIRST first."""
+    return sorted(RESULTS.glob("*/int8.json"), key=lambda path: (path.parent != FIRST, path))
+
+
 def int8() -> str:
-    report = json.loads(INT8.read_text())
-    rest = report["rest"]
-    seconds = {(row["variant"], row["batch"], row["implementation"]): row for row in report["speed"]}
-    names = ("OpenVINO int8 (NNCF)", "OpenVINO int8 (NNCF), streams", f"conformer_fast {rest}", "conformer_fast int8")
+    return "\n\n".join(_int8_of(json.loads(path.read_text())) for path in int8_files())
 
-    def line(variant: str, batch: int) -> list[str]:
-        rows = [seconds[variant, batch, name] for name in names]
-        ours, nncf = rows[3]["speedup"], max(row["speedup"] for row in rows[:2])
-        share = [f"{rows[3]['share_of_floor']:.0%}"] if has_floor else []
-        return [f"{variant}, B{batch}", *map(_milliseconds, rows), f"{ours:.2f}x", f"{ours / nncf:.2f}x", *share]
 
-    has_floor = all("share_of_floor" in row for row in report["speed"])
-    floor = ["of the products' floor"] if has_floor else []
-    headings = ("NNCF", "NNCF, streams", f"ours {rest}", "**ours int8**", f"over ours {rest}", "over NNCF", *floor)
-    places = dict.fromkeys((row["variant"], row["batch"]) for row in report["speed"])
-    table = Table(*map(Column, ("ms a batch", *headings))).markdown(line(*place) for place in places)
-    reference, *others = report["accuracy"]
-    found = "; ".join(
-        f"{row['implementation']} {row['correct']} right, {row['agreement']} as the reference, scores "
-        f"{row['relative_error']:.1%} off"
-        for row in others
+def int8_speedups(report: dict[str, Any]) -> dict[tuple[str, int], tuple[float, float]]:
+    """(variant, batch) -> how many times as fast ours in 8 bits is as ours around it, and as the fastest peer."""
+    points: dict[tuple[str, int], dict[str, float]] = {}
+    for row in report["speed"]:
+        points.setdefault((row["variant"], row["batch"]), {})[row["implementation"]] = row["speedup"]
+    found = {}
+    for point, rows in points.items():
+        ours = rows.pop("conformer_fast int8")
+        found[point] = ours, ours / max(gain for name, gain in rows.items() if not name.startswith("conformer_fast"))
+    return found
+
+
+def _int8_of(report: dict[str, Any]) -> str:
+    """Of one CPU."""
+    rest, rows = report["rest"], {(row["variant"], row["batch"], row["implementation"]): row for row in report["speed"]}
+    headings = {
+        "OpenVINO int8 (NNCF)": "NNCF",
+        "OpenVINO int8 (NNCF), streams": "NNCF, streams",
+        "ONNX Runtime int8": "ONNX Runtime",
+        f"conformer_fast {rest}": f"ours {rest}",
+        "conformer_fast int8": "**ours int8**",
+    }
+    headings = {name: heading for name, heading in headings.items() if any(name in key for key in rows)}
+    floor = ["of the products' floor"] if all("share_of_floor" in row for row in report["speed"]) else []
+    table = Table(
+        *map(Column, ("ms a batch", *headings.values(), f"over ours {rest}", "over the fastest other int8", *floor))
+    ).markdown(
+        (
+            f"{variant}, B{batch}",
+            *(_milliseconds(rows[variant, batch, name]) for name in headings),
+            *(f"{gain:.2f}x" for gain in gains),
+            *(f"{rows[variant, batch, 'conformer_fast int8']['share_of_floor']:.0%}" for _ in floor),
+        )
+        for (variant, batch), gains in int8_speedups(report).items()
     )
-    nncf = next(row for row in others if "NNCF" in row["implementation"])
-    alone = f"Only NNCF has {nncf['ours_wrong']} of them right, only ours in int8 {nncf['ours_alone']}."
-    return "\n".join(
-        [
-            table,
-            "",
-            f"224x224, medians on {report['threads']} threads of an {report.get('name') or report['cpu']}, "
-            f"OpenVINO {report['openvino']}. All took turns, and the ratios are medians over the turns (over NNCF: of "
-            f"both ratios to ours in {rest}, to the faster NNCF). Of {reference['count']} held-out pictures of two-"
-            f"digit numbers the reference has {reference['correct']} right; {found}. {alone}",
-        ]
-    )
+    limit = report.get("limited to")
+    text = [
+        f"224x224, medians on {report['threads']} threads of an {report.get('name') or report['cpu']}"
+        + (f", family {report['family']}, model {report['model']}" if "family" in report else "")
+        + (f", its products limited to {limit}" if limit else "")
+        + f"; OpenVINO {report['openvino'].partition('-')[0]}. Ratios are medians over rounds in which all took turns, "
+        f"both to ours in {rest}."
+    ]
+    if "accuracy" in report:
+        reference, *others = report["accuracy"]
+        found = "; ".join(
+            f"{row['implementation']} {row['correct']} right, {row['agreement']} as the reference, scores "
+            f"{row['relative_error']:.1%} off"
+            for row in others
+        )
+        nncf = next(row for row in others if "NNCF" in row["implementation"])
+        text.append(
+            f"Of {reference['count']} held-out pictures of two-digit numbers the reference has {reference['correct']} "
+            f"right; {found}. Only NNCF has {nncf['ours_wrong']} of them right, only ours in int8 {nncf['ours_alone']}."
+        )
+    return f"{table}\n\n{' '.join(text)}"
 
 
 def preprocessing() -> str:

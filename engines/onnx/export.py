@@ -98,6 +98,19 @@ class _Writer(TypedGraph):
             out = self.node(activation, [out])
         return self.node("Squeeze", [self.node("Transpose", [out], perm=[0, 2, 3, 1]), [1]])
 
+    def heads(self, qkv: str, num_heads: int) -> list[str]:
+        """Queries, keys and values of each head. (B, T, 3C) -> three times (B, heads, T, D).
+
+        Split along an axis of its own, TensorRT-RTX takes a joint matrix product apart and out of 8 bits. OpenVINO
+        copies nothing if that is the outermost axis.
+        """
+        if self._products == "matmul":
+            heads = self.node("Transpose", [self.node("Reshape", [qkv, [0, 0, 3 * num_heads, -1]])], perm=[0, 2, 1, 3])
+            return self.split(heads, 3, axis=1)
+        parts = self.node("Reshape", [qkv, [0, 0, 3, num_heads, -1]])  # (B, T, 3, heads, D)
+        parts = self.node("Transpose", [parts], perm=[2, 0, 3, 1, 4])
+        return [self.node("Squeeze", [part, [0]]) for part in self.split(parts, 3, axis=0)]
+
     def convolve(
         self,
         feature_map: str,
@@ -154,9 +167,7 @@ def _layer_norm(w, x, weight, bias, eps):
 
 def _attention(w, qkv, num_heads, scale):
     assert scale == 1.0, "lower() folds the scale into the query projection"
-    # Split as 3 * heads: along an axis of its own, TensorRT-RTX takes the joint projection apart and out of 8 bits.
-    heads = w.node("Transpose", [w.node("Reshape", [qkv, [0, 0, 3 * num_heads, -1]])], perm=[0, 2, 1, 3])
-    q, k, v = w.split(heads, 3, axis=1)  # each (B, heads, T, D)
+    q, k, v = w.heads(qkv, num_heads)  # each (B, heads, T, D)
     keys = w.node("Transpose", [k], perm=[0, 1, 3, 2])  # (B, heads, D, T)
     scores = w.cast(w.node("MatMul", [q, keys]), torch.float32)
     scores = w.cast(w.node("Softmax", [scores], axis=-1), w.type_of(v))  # (B, heads, T, T)

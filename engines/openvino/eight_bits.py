@@ -24,7 +24,7 @@ MOST_OF_A_PAIR = 128  # as inputs are 255 at most, and 255 * 128 < 2 ** 15
 NUMBERS = 256
 NEVER_NEGATIVE = {"Relu", "Softmax"}
 KEEPING_SIGNS = {  # what is below 0 in their results was in their first input
-    *("AvgPool", "Convert", "FakeQuantize", "Interpolate", "MaxPool", "Reshape", "Squeeze", "Transpose"),
+    *("AvgPool", "Convert", "FakeQuantize", "Interpolate", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose"),
 }
 FROM_ALL = {"Add", "Concat", "Multiply"}  # the same, in any of their inputs
 BETWEEN = {"Constant", "FakeQuantize", "Convert", "Subtract"}  # numbers and their scale: conversions and a zero point

@@ -151,6 +151,7 @@ NEVER_NEGATIVE = {
     "sum": lambda graph, value: graph.node("Add", [relu(graph, value), stored(graph, value)]),
     "added constant": node("Add", BOTH_SIGNS.abs()),
     "concatenation": lambda graph, value: graph.node("Concat", [relu(graph, value)] * 2, axis=1),
+    "rows": node("Slice", [1], [3], [2]),
     "softmax": lambda graph, value: graph.node("Softmax", [value]),
     "nearest": resized("nearest"),
 }
