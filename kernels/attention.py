@@ -137,6 +137,7 @@ def plan_attention(
     scale: float,
     out_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    qkv_scale: Tensor | None = None,
 ) -> Plan:
     """Arguments and result: functional.attention.
 
@@ -146,7 +147,9 @@ def plan_attention(
     C = C3 // 3
     D = C // num_heads
     unsupported = unsupported_dtype(qkv)
-    if D > LARGEST_HEAD:
+    if qkv_scale is not None:
+        unsupported = "the attention kernel reads no 8 bits: to convert them takes longer than to read twice as many"
+    elif D > LARGEST_HEAD:
         unsupported = f"the attention kernel takes heads of up to {LARGEST_HEAD} channels, these have {D}"
     elif scale <= 0:
         unsupported = f"the attention kernel takes scales above 0, got {scale}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conformer_fast.calibration.observer import Observer
 from conformer_fast.inference.network import InferenceConformer
-from conformer_fast.inference.quantization import Quantization
+from conformer_fast.inference.quantization import RESULT, Quantization
 from conformer_fast.model import functional as CF
 
 RANGES = {"input": 3.0, "addend": 3.0}  # of values around 1: the largest are beyond, and held back
@@ -43,6 +43,11 @@ def passed_on(operation: str, arguments: list[Any], quantization: Quantization) 
         scale = quantization.scale("input", given["bias"].dtype).to(given["bias"].device)
         given |= {name: quantization.dtype, name.replace("_dtype", "_scale"): scale}
     return list(given.values())
+
+
+def is_result(name: str) -> bool:
+    """Whether a range is of what attention reads."""
+    return name.endswith(RESULT)
 
 
 def largest_inputs(model: InferenceConformer, batches: Iterable[Tensor]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, shown
 from ..inference.network import InferenceConformer
-from ..inference.quantization import Quantization, addend_of
+from ..inference.quantization import Quantization, product_of
 from ..model.distance import sqnr_db, top1_agreement
 from ..model.outputs import SUM
 from ..progress import Bar
@@ -244,12 +244,12 @@ def _labels(labels: Sequence[int], images: int, classifies: bool, classes: int) 
 
 
 def _without(quantization: Quantization, product: str) -> Quantization:
-    kept = {name: range for name, range in quantization.ranges.items() if name not in (product, addend_of(product))}
+    kept = {name: range for name, range in quantization.ranges.items() if product_of(name) != product}
     return replace(quantization, ranges=kept)
 
 
 def _only(quantization: Quantization, product: str) -> Quantization:
-    kept = {name: range for name, range in quantization.ranges.items() if name in (product, addend_of(product))}
+    kept = {name: range for name, range in quantization.ranges.items() if product_of(name) == product}
     return replace(quantization, ranges=kept)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, whole
 from ..inference.network import InferenceConformer
-from ..inference.quantization import addend_of, usually_stored
+from ..inference.quantization import addend_of, result_of, usually_stored
 from ..progress import Bar
 from ..storage.hashed import HashedFile
 from .histograms import BINS, Histogram
@@ -123,7 +123,8 @@ def _kept(model: InferenceConformer, batches: float, file: HashedFile) -> Counts
     """What `file` has of the pass, if it can be used."""
     again = "its images are counted again"
     content = file.read_or_warn(again)
-    points = {*model.quantizable, *map(addend_of, model.quantizable)}
+    products = model.quantizable
+    points = {*products, *map(addend_of, products), *map(result_of, products)}
     try:
         return None if content is None else Counts.from_bytes(content, points, batches)
     except ArgumentError as error:

@@ -1,5 +1,5 @@
-"""What the products of an inference model read, as they multiply it. The heads and what attention multiplies are not
-among them."""
+"""What the products of an inference model read, as they multiply it, and what attention does. The heads are not among
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ..errors import ArgumentError
 from ..inference.network import InferenceConformer
 from ..inference.ops import operation_of
-from ..inference.quantization import addend_of
+from ..inference.quantization import addend_of, result_of
 from ..inference.trace import trace
 from ..model import functional
 from ..model.shapes import check_image_size
@@ -40,7 +40,8 @@ class Observer(fx.Interpreter):
 
     def observe(self, images: Tensor, see: See) -> None:
         """Calls see(name, value) for the input of each product, by the product's name ("conv_trans_2.trans_block.fc1"),
-        and for the residuals that bottlenecks add, by `addend_of` their product.
+        for the residuals that bottlenecks add, by `addend_of` their product, and for queries, keys and values, by
+        `result_of` theirs.
 
         images: (B, in_channels, H, W), normalized, on the model's device; none of them is no error
 
@@ -62,13 +63,11 @@ class Observer(fx.Interpreter):
         product = call.arguments["weight"].target.removesuffix(".weight")
         arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
         for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
-            if value.numel() and not all(map(math.isfinite, torch.stack(value.aminmax()).tolist())):
-                raise ArgumentError(
-                    f"calibration: the input of {name} is NaN or infinite; check the images and the weights"
-                )
-            self._see(name, value)
+            self._show(name, value, f"the input of {name}")
         result = super().run_node(n)
         output = result[0] if isinstance(result, tuple) else result
+        if product.endswith(".qkv"):
+            self._show(result_of(product), output, f"the result of {product}")
         positions = output.shape[:-1].numel()
         if operation_of(n) == "stem":
             positions = len(output) * math.prod((size + 1) // 2 for size in arguments["images"].shape[2:])
@@ -77,6 +76,11 @@ class Observer(fx.Interpreter):
         done = self.multiply_adds.get(product, 0)
         self.multiply_adds[product] = done + positions * arguments["weight"].numel()
         return result
+
+    def _show(self, name: str, value: Tensor, what: str) -> None:
+        if value.numel() and not all(map(math.isfinite, torch.stack(value.aminmax()).tolist())):
+            raise ArgumentError(f"calibration: {what} is NaN or infinite; check the images and the weights")
+        self._see(name, value)
 
 
 @cache

@@ -8,6 +8,7 @@ import math
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
+from ..inference.quantization import product_of
 from ..model.names import IN_8_BITS
 from .arguments import add_model, add_size, file, model_of, new_file, positive, refuse, show
 
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         report=None if options.max_drop is None else reports.append,
     )
     path = quantization.save(options.output)
-    products = [name for name in quantization.ranges if not name.endswith(".addend")]
+    products = [name for name in quantization.ranges if product_of(name) == name]
     smoothed = f", {len(quantization.smoothing)} smoothed" if quantization.smoothing else ""
     what = f"{len(products)} products in {quantization.precision}{smoothed}"
     lines = [*map(str, reports), f"{path}: {what}, ranges of {quantization.origin['images']} images"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,9 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tens
 
 
 def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the joint projection with its query rows multiplied by 1 / sqrt(head size).
+    """Weight and bias of the joint projection with its query rows and key rows multiplied by factors whose product is
+    1 / sqrt(head size): so queries and keys are of one size, as 8 bits with one scale want them. The keys' is a power
+    of two, which rounds nothing.
 
     Of meta tensors, their shapes.
     """
@@ -29,7 +33,9 @@ def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> tuple[Tensor, Tensor
         return qkv.weight, qkv.bias
     dim = qkv.in_features
     scale = torch.ones(3 * dim, dtype=torch.float64, device=qkv.weight.device)
-    scale[:dim] = (dim // num_heads) ** -0.5
+    whole = (dim // num_heads) ** -0.5
+    scale[dim : 2 * dim] = 2.0 ** round(math.log2(whole) / 2)
+    scale[:dim] = whole / scale[dim]
     weight, bias = qkv.weight.double() * scale[:, None], qkv.bias.double() * scale
     return weight.to(qkv.weight.dtype), bias.to(qkv.bias.dtype)
 

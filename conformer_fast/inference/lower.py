@@ -21,12 +21,14 @@ def lower(
     outputs: Sequence[str] | None = None,
     precision: str | None = None,
     quantization: Quantization | None = None,
+    attended: bool = False,
 ) -> InferenceConformer:
     """The inference network of `reference`, which is left untouched and shares no memory with it.
 
     outputs:      names of InferenceConformer.outputs; default: what the reference returns
     precision:    of products and maps, as `in_precision` takes it: "fp32", "bf16" or "fp16"; None leaves every type
     quantization: which products are in 8 bits, and how
+    attended:     whether what attention reads is too
 
     Raises ArgumentError if any part is in training mode, as its batch norms would then not be the ones folded, and for
     outputs or products that the model does not have.
@@ -39,7 +41,7 @@ def lower(
         network = network.with_outputs(outputs)
     if precision is not None:
         network = network.in_precision(DTYPES[precision])
-    return network.quantized(quantization) if quantization else network
+    return network.quantized(quantization, attended) if quantization else network
 
 
 def blank(

@@ -5,7 +5,7 @@
    convolution before it returns its map pooled too.
 3. FCU-up projects and activates at token resolution; no upsampled map is written: the 1x1 convolution that makes the
    map which it is added to reads its entry [h // S, w // S] for pixel [h, w].
-4. The attention scale is folded into the query rows of the joint projection (`fold_attention_scale`).
+4. The attention scale is folded into the query and key rows of the joint projection (`fold_attention_scale`).
 5. The class token's doubling in each coupled block is explicit in `fcu_down`.
 6. Only the class row of the last token norm is computed.
 7. Both heads are one operation.
@@ -32,7 +32,7 @@ from ..model.outputs import LOGITS, SUM, check_outputs, feature_names, output_na
 from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
 from . import ops
 from .fold import _as_matrix, fold_attention_scale, fold_batch_norm
-from .quantization import Quantization, addend_of
+from .quantization import Quantization, addend_of, result_of
 from .streams import TWO_STREAMS, beside, join
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -132,18 +132,20 @@ class InferenceConformer(nn.Module):
             block.smooth(product, torch.tensor(values, dtype=torch.float64, device=self.cls_token.device))
         return other
 
-    def quantized(self, quantization: Quantization) -> InferenceConformer:
+    def quantized(self, quantization: Quantization, attended: bool = False) -> InferenceConformer:
         """A copy whose products that `quantization` has ranges of are computed in 8 bits (functional.py), the weight
         stored in them beside its scales. The others stay as they are, and so does what is not only read in 8 bits.
 
         What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
+        attended: whether what attention reads is, where the joint projection's result has one (`result_of`) and it is
         Weights that stay as they are share this model's memory.
 
         Raises ArgumentError for ranges of products that the model does not have, or has in 8 bits already.
         """
         names = self.quantizable
-        adding = [name for name in names if name.endswith(".conv3")]
-        unknown = set(quantization.ranges) - {*names, *map(addend_of, adding)}
+        adding = [addend_of(name) for name in names if name.endswith(".conv3")]
+        results = [result_of(name) for name in names if name.endswith(".qkv")]
+        unknown = set(quantization.ranges) - {*names, *adding, *results}
         if unknown:
             raise ArgumentError(
                 f"quantized: the model has no products {first_few(sorted(unknown))}, but {first_few(names)}; were the "
@@ -152,7 +154,7 @@ class InferenceConformer(nn.Module):
         other = self.smoothed(quantization.smoothing)
         for name, part in other.named_modules():
             if name in quantization.ranges and isinstance(part, Weights):
-                part.quantize(name, quantization)
+                part.quantize(name, quantization, attended)
         return other
 
     @property
@@ -234,7 +236,8 @@ class Numbers(NamedTuple):
 class Weights(nn.Module):
     """A product's weight and bias; calling it returns both. In 8 bits it has `scales` too, else none.
 
-    reads: the numbers that it makes of its input; adds: of what is added to it. None if it does not.
+    reads: the numbers that it makes of its input; adds: of what is added to it; makes: those that its result is, for
+    attention. None if it does not.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -243,13 +246,14 @@ class Weights(nn.Module):
         self._scales: tuple[str, ...] = ()
         self.reads: Numbers | None = None
         self.adds: Numbers | None = None
+        self.makes: Numbers | None = None
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return self.weight, self.bias
 
     def scales(self) -> dict[str, Any]:
         """The operators' keywords of a product in 8 bits: "input_scale", "weight_scale" and maybe "addend_scale"."""
-        return {name: self.get_buffer(name) for name in self._scales}
+        return {name: self.get_buffer(name) for name in self._scales if name != "result_scale"}
 
     def as_read(self, result: str = "out", *others: Numbers | None) -> Mapping[str, Any]:
         """The operators' keywords that make a `result` the numbers that this product reads; none if it reads none, or
@@ -264,9 +268,21 @@ class Weights(nn.Module):
             return AS_IT_IS
         return {"out_scale": self.get_buffer("addend_scale"), "out_dtype": self.adds.dtype}
 
-    def quantize(self, name: str, quantization: Quantization) -> None:
-        """Puts the weight in 8 bits; `name` is the product's in `quantization`. Raises ArgumentError if it is
-        already."""
+    def as_made(self) -> Mapping[str, Any]:
+        """The keywords that make its result the numbers that attention reads; none if it reads none."""
+        if self.makes is None:
+            return AS_IT_IS
+        return {"out_scale": self.get_buffer("result_scale"), "out_dtype": self.makes.dtype}
+
+    def as_attended(self) -> Mapping[str, Any]:
+        """The keywords of an attention that reads these numbers."""
+        if self.makes is None:
+            return AS_IT_IS
+        return {"qkv_scale": self.get_buffer("result_scale")}
+
+    def quantize(self, name: str, quantization: Quantization, attended: bool = False) -> None:
+        """Puts the weight in 8 bits, and if `attended` the result for attention; `name` is the product's in
+        `quantization`. Raises ArgumentError if it is already."""
         if self._scales:
             raise ArgumentError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
         dtype, device = self.weight.dtype, self.weight.device
@@ -275,6 +291,8 @@ class Weights(nn.Module):
         scales = {"weight_scale": scale, "input_scale": quantization.scale(name, dtype)}
         if addend_of(name) in quantization.ranges:
             scales["addend_scale"] = quantization.scale(addend_of(name), dtype)
+        if attended and result_of(name) in quantization.ranges:
+            scales["result_scale"] = quantization.scale(result_of(name), dtype)
         self.weight = nn.Buffer(numbers.to(device).contiguous(memory_format=order))
         for scale_name, value in scales.items():
             self.register_buffer(scale_name, value.to(device))
@@ -286,10 +304,11 @@ class Weights(nn.Module):
         known = {name: scale for name, scale in scales.items() if scale.ndim == 0 and not scale.is_meta}
         numbers = {name: Numbers(scale.item(), self.weight.dtype) for name, scale in known.items()}
         self.reads, self.adds = numbers.get("input_scale"), numbers.get("addend_scale")
+        self.makes = numbers.get("result_scale")
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._remember(self.scales())
+        self._remember({name: self.get_buffer(name) for name in self._scales})
 
 
 class Norm(nn.Module):
@@ -395,8 +414,8 @@ class InferenceTransformer(nn.Module):
         self.fc2 = Weights(block.mlp.fc2.weight, block.mlp.fc2.bias)
 
     def forward(self, tokens: Tensor, normed: Tensor) -> Tensor:
-        qkv = ops.linear(normed, *self.qkv(), **self.qkv.scales())  # (B, T, 3C)
-        heads = ops.attention(qkv, self.num_heads, 1.0, **self.proj.as_read())
+        qkv = ops.linear(normed, *self.qkv(), **self.qkv.scales(), **self.qkv.as_made())  # (B, T, 3C)
+        heads = ops.attention(qkv, self.num_heads, 1.0, **self.qkv.as_attended(), **self.proj.as_read())
         scales = {**self.proj.scales(), **self.fc1.as_read("normed")}
         tokens, normed = ops.linear_norm(heads, *self.proj(), tokens, *self.norm2(), **scales)
         hidden = ops.linear(normed, *self.fc1(), gelu=True, **self.fc1.scales(), **self.fc2.as_read())

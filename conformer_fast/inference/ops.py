@@ -83,8 +83,9 @@ def operation_of(node: fx.Node) -> str:
 
 
 @_operator
-def attention(qkv, num_heads, scale, out_scale=None, out_dtype=None):
-    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3, dtype=out_dtype)
+def attention(qkv, num_heads, scale, out_scale=None, out_dtype=None, qkv_scale=None):
+    multiplied = qkv if qkv_scale is None else qkv_scale
+    return multiplied.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3, dtype=out_dtype)
 
 
 @_operator

@@ -2,12 +2,14 @@
 
 A value x is stored as round(x / scale) in INT8, or as x / scale in FP8 (E4M3), with scale = range / (largest stored
 number). Weights have a scale for each output channel, activations one for all; biases stay as they are. The heads,
-attention's own two products, softmax, layer norms and residual tokens are not quantized: they feel rounding most, and
-are 0.4 % (small-p32) to 7 % (tiny-p16) of all products.
+softmax, layer norms and residual tokens are not quantized: they feel rounding most. What attention reads, queries, keys
+and values, has one scale, which OpenVINO's engines alone use: TensorRT-RTX takes attention apart then, and our kernels
+would not gain. The probabilities that it weighs values by stay as they are everywhere: of 1 / 197, as diffuse attention
+has them at 224x224, steps of 1 / 255 would keep 78 %, and of larger images' nothing.
 
-In FP8 `calibrate` leaves out the stem and the first bottleneck too. Its numbers have 4 significant bits, and all that
-follows reads what these lose: measured on two trained models they are among the most sensitive products. They are 3 to
-5 % of all, and most of them wait for memory, not for products.
+In FP8 `calibrate` leaves out the stem, the first bottleneck and what attention reads. Its numbers have 4 significant
+bits, and all that follows reads what these lose: measured on two trained models they are among the most sensitive
+products. They are 3 to 5 % of all, and most of them wait for memory, not for products.
 
 The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear, which TensorRT, OpenVINO and ONNX Runtime share.
 OpenVINO's engines alone have unsigned numbers too, of half the step (engines/openvino/eight_bits.py).
@@ -37,6 +39,7 @@ from ..storage.regular import read_regular
 FORMAT = "conformer-fast quantization 1"  # of the files
 LARGEST_FILE = 64 << 20  # bytes; base-p16 takes less than one MB
 LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # parts of the model
+ADDEND, RESULT = ".addend", ".result"  # endings of names
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # -128 is not used: symmetric
 SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less than half a step
     torch.float32: torch.finfo(torch.float32).smallest_normal,
@@ -51,7 +54,8 @@ class Quantization:
 
     precision:    "int8" or "fp8"
     ranges:       the magnitude that 8 bits cover of each product's input, by the product's name; a product that is not
-                  there is not quantized
+                  there is not quantized. Under `addend_of` it that of what a bottleneck adds, under `result_of` it of
+                  what attention reads.
     smoothing: factors between layer norms and their products, applied first (`InferenceConformer.smoothed`)
     origin:       how it was measured, as JSON values; nothing is computed from it
     """
@@ -130,13 +134,23 @@ class Quantization:
 
 
 def usually_stored(product: str, precision: str) -> bool:
-    """Whether `calibrate` puts a product, or what it adds, in the 8 bits of `precision`."""
-    return product.partition(".")[0] not in LEFT_OUT[precision]
+    """Whether `calibrate` puts a product, what it adds or its result in the 8 bits of `precision`."""
+    return product.partition(".")[0] not in LEFT_OUT[precision] and product.endswith(RESULT) <= (precision == "int8")
 
 
 def addend_of(product: str) -> str:
     """The name under which the residual that a product adds has its range."""
-    return f"{product}.addend"
+    return product + ADDEND
+
+
+def result_of(product: str) -> str:
+    """The name under which a product's own result has its range: queries, keys and values."""
+    return product + RESULT
+
+
+def product_of(name: str) -> str:
+    """The product whose range, or whose addend's or result's, goes by this name."""
+    return name.removesuffix(ADDEND).removesuffix(RESULT)
 
 
 def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tensor:

@@ -55,9 +55,15 @@ def attention(
     scale: float,
     out_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    qkv_scale: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q k^T * scale) v for each head. qkv: (B, T, 3C), ordered q, k, v, then head -> (B, T, C)."""
+    """softmax(q k^T * scale) v for each head. qkv: (B, T, 3C), ordered q, k, v, then head -> (B, T, C).
+
+    qkv_scale: of 8-bit numbers, and of the type that they are multiplied in, which a result has that is no numbers
+    """
     B, T, C3 = qkv.shape
+    if qkv_scale is not None:
+        qkv = through_8_bits(qkv, qkv_scale, qkv.dtype, qkv_scale.dtype)
     q, k, v = qkv.view(B, T, 3, num_heads, C3 // 3 // num_heads).permute(2, 0, 3, 1, 4)  # each (B, heads, T, D)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return _as_read(out.transpose(1, 2).reshape(B, T, C3 // 3), out_scale, out_dtype)  # (B, heads, T, D) -> (B, T, C)

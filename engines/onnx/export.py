@@ -10,8 +10,7 @@ our kernels and what an engine computes. Softmax and the heads are fp32 in any c
 Products that the model has in 8 bits (`quantized`) read and have their weight behind a pair of QuantizeLinear and
 DequantizeLinear, of the model's own numbers and scales. The one difference from functional.py: what a product reads is
 rounded to the 16-bit type around it before it is rounded to 8 bits, which matters for images and the fp32 results of
-norms alone. The stem's map is rounded before its pool as well as behind it, which changes nothing.
-"""
+norms alone. The stem's map is rounded before its pool as well as behind it, which changes nothing."""
 
 from __future__ import annotations
 
@@ -54,6 +53,8 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
             as_read = {name: keywords.pop(name) for name in _AS_READ & keywords.keys()}
             if operation_of(node) == "stem":
                 keywords["map_scale"] = as_read.get("out_scale")
+            if keywords.get("qkv_scale") is not None:
+                keywords["qkv_dtype"] = node.args[0].kwargs["out_dtype"]
             values[node] = _TRANSLATIONS[operation_of(node)](writer, *arguments, **keywords)
     for name, value in zip(model.outputs, results, strict=True):
         writer.node("Identity", [writer.cast(value, torch.float32)], output=name)
@@ -165,9 +166,9 @@ def _layer_norm(w, x, weight, bias, eps):
     return w.node("LayerNormalization", [w.cast(x, weight.dtype), weight, bias], axis=-1, epsilon=eps)
 
 
-def _attention(w, qkv, num_heads, scale):
-    assert scale == 1.0, "lower() folds the scale into the query projection"
-    q, k, v = w.heads(qkv, num_heads)  # each (B, heads, T, D)
+def _attention(w, qkv, num_heads, scale, qkv_scale=None, qkv_dtype=None):
+    assert scale == 1.0, "lower() folds the scale into the joint projection"
+    q, k, v = w.heads(w.quantized(qkv, qkv_scale, qkv_dtype), num_heads)  # each (B, heads, T, D)
     keys = w.node("Transpose", [k], perm=[0, 1, 3, 2])  # (B, heads, D, T)
     scores = w.cast(w.node("MatMul", [q, keys]), torch.float32)
     scores = w.cast(w.node("Softmax", [scores], axis=-1), w.type_of(v))  # (B, heads, T, T)

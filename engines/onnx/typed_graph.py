@@ -95,13 +95,13 @@ class TypedGraph:
         """value + other in the type of `other`: a product's result goes to what it is added to."""
         return self.node("Add", [self.cast(value, self._types[other]), other])
 
-    def quantized(self, value: str, scale: Tensor | None, dtype: torch.dtype) -> str:
-        """`value` rounded to numbers of `dtype`, 8 bits, at this scale; itself if that is None.
+    def quantized(self, value: str, scale: Tensor | None, dtype: torch.dtype | None) -> str:
+        """`value` rounded to numbers of `dtype`, 8 bits, at this scale; itself if either is None.
 
         Users of a value at the same scale share one pair. An engine computes a product of two such values in 8 bits,
         and lets whatever produces them write 8 bits.
         """
-        if scale is None:
+        if scale is None or dtype is None:
             return value
         key = value, (scale.item(), dtype)
         if key not in self._made:

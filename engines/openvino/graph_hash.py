@@ -32,6 +32,7 @@ def remembered_sha256(
     reference: Conformer,
     outputs: Sequence[str],
     quantization: Quantization | None,
+    attended: bool,
     graph: Callable[[], bytes],
 ) -> str:
     """Of what `graph` returns, which is called only if this was never asked before of these arguments and this code.
@@ -49,7 +50,7 @@ def remembered_sha256(
         "config": asdict(reference.config),
         "pad": reference.pad,
         "outputs": list(outputs),
-        "quantization": quantization and quantization.digest,
+        "quantization": quantization and [quantization.digest, attended],
         "code": IMPORTED,
         "versions": [__version__, torch.__version__],
     }

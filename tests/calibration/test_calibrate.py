@@ -8,7 +8,7 @@ import goldens
 import pytest
 import torch
 from data_samples import picture, write
-from eight_bits import largest_inputs
+from eight_bits import is_result, largest_inputs
 from toy_backend import Toy, ToyEngine
 
 from conformer_fast.calibration import calibrate as calibrate_module
@@ -19,6 +19,7 @@ from conformer_fast.datasets.batches import images_in
 from conformer_fast.engines.base import Precisions
 from conformer_fast.errors import ArgumentError, ArgumentTypeError, BackendError
 from conformer_fast.inference.lower import lower
+from conformer_fast.inference.quantization import product_of
 from conformer_fast.model.outputs import LOGITS
 from conformer_fast.storage import hashed
 from conformer_fast.storage.hashed import HashedFile
@@ -164,7 +165,9 @@ def test_anything_else_is_measured_anew(what, small_model, passes, tmp_path):
 def test_fp8_leaves_the_first_products_in_16_bits(small_model):
     int8, fp8 = (calibrate(small_model, batches(), precision=precision) for precision in ("int8", "fp8"))
     convolutions = ("conv1", "conv2", "residual", "conv3", "conv3.addend")
-    assert int8.ranges.keys() - fp8.ranges.keys() == {"stem", *(f"conv_1.{name}" for name in convolutions)}
+    attended = {name for name in int8.ranges if is_result(name)}
+    assert len(attended) == small_model.config.depth
+    assert int8.ranges.keys() - fp8.ranges.keys() == {"stem", *(f"conv_1.{name}" for name in convolutions), *attended}
     assert int8.ranges.keys() == largest_inputs(lower(small_model), batches()).keys()
 
 
@@ -266,7 +269,7 @@ def test_the_gate_is_part_of_it(small_model):
     report = strict.origin["gate"]
     assert (report["images"], report["max_drop"], report["holds"]) == (20, 0, True)
     assert free.ranges.keys() - strict.ranges.keys() == {
-        name for name in free.ranges for back in report["restored"] if name.removesuffix(".addend") == back["product"]
+        name for name in free.ranges for back in report["restored"] if product_of(name) == back["product"]
     }
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from eight_bits import largest_inputs
 
 from conformer_fast.inference.lower import lower
-from conformer_fast.inference.quantization import addend_of
+from conformer_fast.inference.quantization import addend_of, result_of
 from conformer_fast.model.config import VARIANTS
-from conformer_fast.model.reference import Bottleneck, Conformer, TransformerBlock
+from conformer_fast.model.reference import Attention, Bottleneck, Conformer, TransformerBlock
 
 
 class Watched:
@@ -56,6 +56,16 @@ class Watched:
             "fc2": block.mlp.fc2,
         }.items():
             self.see(f"{name}.{part}", module)
+        block.attn.qkv.register_forward_hook(
+            lambda module, inputs, output: self.keep(result_of(f"{name}.qkv"), output * self.shares(block.attn))
+        )
+
+    @staticmethod
+    def shares(attention: Attention) -> torch.Tensor:
+        """Of the scale of the scores, what queries and keys have of it; (3C,)."""
+        scale = attention.qkv.weight.new_tensor((attention.qkv.in_features // attention.num_heads) ** -0.5)
+        keys = 2.0 ** (scale.log2() / 2).round()
+        return torch.stack([scale / keys, keys, torch.ones_like(keys)]).repeat_interleave(attention.qkv.in_features)
 
     def keep(self, name: str, value: torch.Tensor) -> None:
         self.largest[name] = max(self.largest.get(name, 0.0), value.abs().max().item())
@@ -107,7 +117,8 @@ def test_products_and_what_bottlenecks_add_have_ranges(small_model):
     products = weights - {"conv_head", "trans_head", "cls_token"}
     bottlenecks = {name.removesuffix(".conv1") for name in products if name.endswith(".conv1")}
     assert len(bottlenecks) == 1 + 2 * 2
-    assert ranges.keys() == products | {addend_of(f"{name}.conv3") for name in bottlenecks}
+    attended = {result_of(name) for name in products if name.endswith(".qkv")}
+    assert ranges.keys() == products | {addend_of(f"{name}.conv3") for name in bottlenecks} | attended
 
 
 def test_ranges_of_an_inner_output_are_those_of_what_it_needs(small_model):

@@ -93,15 +93,16 @@ def test_batch_norm_is_folded_in_float64_and_rounded_once():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6])
-def test_attention_scale_folds_into_the_queries(heads):
+def test_attention_scale_folds_into_queries_and_keys(heads):
     dim = 8 * 9 * heads  # 72 channels a head: a scale that is no power of two
     qkv = randomized(nn.Linear(dim, 3 * dim))
     tokens = random(2, 5, dim)
     weight, bias = fold_attention_scale(qkv, heads)
     folded = CF.attention(nn.functional.linear(tokens, weight, bias), heads, 1.0)
     assert_same(folded, CF.attention(qkv(tokens), heads, 72**-0.5))
-    assert torch.equal(weight[dim:], qkv.weight[dim:])  # keys and values stay as they are
-    assert torch.equal(bias[dim:], qkv.bias[dim:])
+    factors = torch.tensor([0.25] * dim + [1.0] * dim).double()  # of keys and values: nothing is rounded
+    assert torch.equal(weight[dim:], qkv.weight[dim:] * factors[:, None])
+    assert torch.equal(bias[dim:], qkv.bias[dim:] * factors)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8, 12])

@@ -14,6 +14,7 @@ from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import Weights
 from conformer_fast.inference.ops import NAMESPACE
 from conformer_fast.inference.quantization import Quantization, addend_of
+from conformer_fast.kernels import dispatch
 from conformer_fast.model import functional as CF
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.functional import LIMITS
@@ -195,3 +196,29 @@ def test_onnx_runtime_computes_what_pytorch_does(precision, small_model):
     found = session(onnx_from_model(model)).run(None, {"images": images.numpy()})
     for theirs, ours, exact in zip(map(torch.from_numpy, found), model(images), fused(images), strict=True):
         assert relative_error(theirs, ours) < 0.2 * relative_error(ours, exact)
+
+
+@PRECISION
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_reads_8_bits_if_asked_to(precision, dtype, small_model):
+    """Numbers that the joint projection makes, multiplied in the type around them."""
+    fused, images = lower(small_model), goldens.image(2, 64, 96)
+    quantization = Quantization(precision, largest_inputs(fused, [images]))
+    typed = fused.in_precision(dtype)
+    plain, model = typed.quantized(quantization), typed.quantized(quantization, attended=True)
+    assert model.trans_1.qkv.makes == (model.trans_1.qkv.result_scale.item(), quantization.dtype)
+    qkv = torch.randn(2, 5, 3 * 48).to(quantization.dtype)
+    scale = torch.tensor(0.1, dtype=dtype)
+    found = CF.attention(qkv, 3, 1.0, qkv_scale=scale)
+    assert found.dtype == dtype
+    assert torch.equal(found, CF.attention((qkv.float() * scale.float()).to(dtype), 3, 1.0))
+    expected, without, exact = (sum(network(images)) for network in (model, plain, fused))
+    assert not torch.equal(expected, without)
+    assert relative_error(expected, exact) < 3 * relative_error(without, exact)
+    del quantization.ranges["trans_1.qkv"]
+    assert typed.quantized(quantization, attended=True).trans_1.qkv.makes is None
+
+
+def test_kernels_leave_8_bit_attention_to_pytorch():
+    qkv = torch.zeros(1, 5, 3 * 64, dtype=torch.int8)
+    assert "reads no 8 bits" in dispatch.PLANS["attention"](qkv, 1, 1.0, None, None, torch.tensor(0.1)).unsupported

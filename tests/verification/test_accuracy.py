@@ -11,7 +11,7 @@ pytest.importorskip("sklearn")
 
 KINDS = [
     ("reference", "fp32"),
-    *(("openvino", p) for p in ("fp32", "bf16")),
+    *(("openvino", p) for p in ("fp32", "bf16", "fp16")),
     *(("triton", p) for p in ("fp32", "bf16", "fp16")),
 ]
 

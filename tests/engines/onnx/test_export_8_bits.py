@@ -8,6 +8,7 @@ import lookalikes
 import onnx
 import pytest
 import torch
+from eight_bits import is_result, largest_inputs
 from onnx import TensorProto
 from onnx_8_bits import DTYPE, PRECISION, product_names, quantized, session
 
@@ -15,7 +16,7 @@ from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.engines.onnx.typed_graph import ELEMENT_TYPES
 from conformer_fast.inference.lower import lower
 from conformer_fast.inference.network import InferenceConformer
-from conformer_fast.inference.quantization import addend_of
+from conformer_fast.inference.quantization import Quantization, addend_of
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.precision import FORMATS
@@ -255,6 +256,20 @@ def test_one_product_can_stay_in_16_bits(left_out, small_model):
         assert sum(removed.values()) <= (7 if left_out == "stem" else 5)
     scores = [sum(session(proto).run(None, {"images": goldens.image(2, 64, 96).numpy()})) for proto in (whole, part)]
     assert 0 < relative_error(*map(torch.from_numpy, scores)) < 0.05
+
+
+@PRECISION
+def test_what_attention_reads_is_in_8_bits_if_asked_for(precision, small_model):
+    fused, images = lower(small_model), goldens.image(2, 50, 70)
+    ranges = largest_inputs(fused, [images])
+    plain, attended = (fused.quantized(Quantization(precision, ranges), attended) for attended in (False, True))
+    usual, proto = (onnx_from_model(model, products="conv") for model in (plain, attended))
+    before, after = (sum(node.op_type == "QuantizeLinear" for node in one.graph.node) for one in (usual, proto))
+    assert after - before == sum(map(is_result, ranges)) == small_model.config.depth
+    scores = torch.from_numpy(sum(session(proto).run(None, {"images": images.numpy()})))
+    expected, without, exact = (sum(network(images)) for network in (attended, plain, fused))
+    assert relative_error(scores, expected) < 0.5 * relative_error(expected, exact)
+    assert not torch.equal(expected, without)
 
 
 @PRECISION

@@ -2,15 +2,20 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
+from eight_bits import is_result
 
 pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 
+import onnx
+
 import conformer_fast as cf
 from conformer_fast.engines import cache
+from conformer_fast.engines.base import Settings
 from conformer_fast.engines.openvino import device, executors, speed
 from conformer_fast.engines.openvino.device import native_precisions
 from conformer_fast.engines.openvino.runtime import ov
@@ -187,6 +192,32 @@ def test_the_rest_of_int8_is_in_it(pretend, small_model, tmp_path):
         assert loaded.manifest.precisions == {"products": "int8", "the rest": rest}
         assert torch.equal(loaded(batch).logits, expected.logits)
         assert not cache.cached_engines()
+
+
+def test_attention_reads_8_bits_where_it_would_be_in_fp32(pretend, small_model, monkeypatch):
+    """And elsewhere the graph is that of a quantization without ranges for it."""
+    batch = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    quantization = cf.calibrate(small_model, [batch])
+    plain = {name: value for name, value in quantization.ranges.items() if not is_result(name)}
+    assert len(quantization.ranges) - len(plain) == small_model.config.depth
+
+    def pairs(given: cf.Quantization) -> int:
+        graph = cf.OpenVINO().graph(small_model, Settings(cf.OpenVINO(), "int8", "cpu", given), ("logits",))
+        return sum(node.op_type == "QuantizeLinear" for node in onnx.load_model_from_string(graph).graph.node)
+
+    without = replace(quantization, ranges=plain)
+    pretend(EMERALD_RAPIDS)
+    assert pairs(quantization) - pairs(without) == small_model.config.depth
+    cache.clear_cache()
+    pretend(ZEN_5)
+    assert pairs(quantization) == pairs(without)
+    hashes = set()
+    for rest in ("fp32", "bf16", "fp32"):  # what is remembered of one is not the other's
+        monkeypatch.setattr(cf.OpenVINO, "fastest", lambda self, rest=rest: (rest, "as told"))
+        fast = cf.compile(small_model, backend="openvino", precision="int8", quantization=quantization)
+        fast(batch)
+        hashes.add(fast._engine.network().onnx)
+    assert len(hashes) == 2
 
 
 @pytest.fixture
