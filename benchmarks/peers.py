@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -216,12 +216,12 @@ def _on_noise(
 ) -> Callable[[cf.Conformer, Tensor], Run]:
     """Calibrated with noise, of which the images are too."""
 
-    def built(model: cf.Conformer, images: Tensor) -> Run:
-        return build(
-            model, images, torch.randn(NOISE_IMAGES, *images.shape[1:], generator=torch.Generator().manual_seed(1))
-        )
+    return lambda model, images: build(model, images, noise(images.shape[1:]))
 
-    return built
+
+def noise(shape: Sequence[int]) -> Tensor:
+    """Images to calibrate with where images are noise too: (NOISE_IMAGES, *shape)."""
+    return torch.randn(NOISE_IMAGES, *shape, generator=torch.Generator().manual_seed(1))
 
 
 PEERS = {

@@ -257,13 +257,9 @@ def _int8_of(report: dict[str, Any]) -> str:
         )
         for (variant, batch), gains in int8_speedups(report).items()
     )
-    limit = report.get("limited to")
     text = [
-        f"224x224, medians on {report['threads']} threads of an {report.get('name') or report['cpu']}"
-        + (f", family {report['family']}, model {report['model']}" if "family" in report else "")
-        + (f", its products limited to {limit}" if limit else "")
-        + f"; OpenVINO {report['openvino'].partition('-')[0]}. Ratios are medians over rounds in which all took turns, "
-        f"both to ours in {rest}."
+        f"224x224, medians on {_cpu(report)}; OpenVINO {report['openvino'].partition('-')[0]}. Ratios are medians over "
+        f"rounds in which all took turns, both to ours in {rest}."
     ]
     if "accuracy" in report:
         reference, *others = report["accuracy"]
@@ -278,6 +274,32 @@ def _int8_of(report: dict[str, Any]) -> str:
             f"right; {found}. Only NNCF has {nncf['ours_wrong']} of them right, only ours in int8 {nncf['ours_alone']}."
         )
     return f"{table}\n\n{' '.join(text)}"
+
+
+def int8_parts() -> str:
+    """A table a CPU: a column a part."""
+    return "\n\n".join(map(_int8_parts_of, sorted(RESULTS.glob("*/int8_parts.json"))))
+
+
+def _int8_parts_of(path: Path) -> str:
+    report = json.loads(path.read_text())
+    gains: dict[str, dict[str, str]] = {}
+    for row in report["rows"]:
+        if row["without"] != "nothing":
+            point = gains.setdefault(f"{row['variant']}, batch {row['batch']}", {})
+            point[row["without"]] = f"{row['speedup']:.2f}x"
+    parts = [*next(iter(gains.values()))]
+    table = Table(*map(Column, ("over the engine without", *parts))).markdown(
+        (point, *(found[part] for part in parts)) for point, found in gains.items()
+    )
+    return f"{table}\n\n{_cpu(report)}, the rest in {report['rest']}; medians over rounds in which all took turns."
+
+
+def _cpu(report: dict[str, Any]) -> str:
+    """In words."""
+    known = f", family {report['family']}, model {report['model']}" if "family" in report else ""
+    limit = f", its products limited to {report['limited to']}" if report.get("limited to") else ""
+    return f"{report['threads']} threads of an {report.get('name') or report['cpu']}{known}{limit}"
 
 
 def preprocessing() -> str:
@@ -509,6 +531,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "held-out": held_out,
     "verdicts": verdicts,
     "int8": int8,
+    "int8-parts": int8_parts,
     "preprocessing": preprocessing,
     "served": served,
     "serving": serving,

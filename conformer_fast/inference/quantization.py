@@ -54,8 +54,8 @@ class Quantization:
 
     precision:    "int8" or "fp8"
     ranges:       the magnitude that 8 bits cover of each product's input, by the product's name; a product that is not
-                  there is not quantized. Under `addend_of` it that of what a bottleneck adds, under `result_of` it of
-                  what attention reads.
+                  there is not quantized. By `addend_of` the product, that of what a bottleneck adds; by `result_of`
+                  it, of what attention reads.
     smoothing: factors between layer norms and their products, applied first (`InferenceConformer.smoothed`)
     origin:       how it was measured, as JSON values; nothing is computed from it
     """
@@ -135,7 +135,9 @@ class Quantization:
 
 def usually_stored(product: str, precision: str) -> bool:
     """Whether `calibrate` puts a product, what it adds or its result in the 8 bits of `precision`."""
-    return product.partition(".")[0] not in LEFT_OUT[precision] and product.endswith(RESULT) <= (precision == "int8")
+    return product.partition(".")[0] not in LEFT_OUT[precision] and (
+        precision == "int8" or not product.endswith(RESULT)
+    )
 
 
 def addend_of(product: str) -> str:

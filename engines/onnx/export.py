@@ -10,7 +10,8 @@ our kernels and what an engine computes. Softmax and the heads are fp32 in any c
 Products that the model has in 8 bits (`quantized`) read and have their weight behind a pair of QuantizeLinear and
 DequantizeLinear, of the model's own numbers and scales. The one difference from functional.py: what a product reads is
 rounded to the 16-bit type around it before it is rounded to 8 bits, which matters for images and the fp32 results of
-norms alone. The stem's map is rounded before its pool as well as behind it, which changes nothing."""
+norms alone. The stem's map is rounded before its pool as well as behind it, which changes nothing.
+"""
 
 from __future__ import annotations
 

@@ -136,8 +136,8 @@ class OpenVINO(Backend):
         return onnx_from_model(network, products="conv").SerializeToString()
 
     def _attends_in_8_bits(self, settings: Settings) -> bool:
-        """Whether queries, keys and values are in 8 bits beside products in 8 bits: on CPUs where the rest is in fp32,
-        1.01x to 1.07x. With AMX, where bf16 is faster and OpenVINO multiplies them in it, that was 0.97x to 1.02x."""
+        """Whether queries, keys and values are in 8 bits beside products in 8 bits: on CPUs where the rest is in fp32.
+        With AMX, where OpenVINO would multiply them in bf16, that loses (docs/accuracy.md)."""
         return settings.quantization is not None and self.device == "CPU" and self.fastest()[0] == "fp32"
 
     def contents(
