@@ -1,8 +1,9 @@
-"""What parts of the CPU's INT8 engine gain, each left out in turn with the whole: int8_parts.py OUT.json. Run by `make
-bench`.
+"""What parts of the CPU's INT8 engine gain, each put in or left out in turn with the engine as it is: int8_parts.py
+OUT.json. Run by `make bench`.
 
-"attention" reads queries, keys and values in 8 bits, "maps" are added and averaged in them (maps_in_8_bits.py), and
-what is never negative has "unsigned" numbers; without these averages are of the maps themselves too.
+"attention" reads queries, keys and values in 8 bits, which engines have where the rest is in fp32; "maps" are added and
+averaged in 8 bits (maps_in_8_bits.py); what is never negative has "unsigned" numbers, and without these averages are of
+the maps themselves too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .cpu import identity
 from .int8 import ROUNDS
 from .peers import fastest_rest, noise
 
-NOTHING = "nothing"
+AS_IT_IS = "as it is"
 REWRITES = {"maps": ("add_in_convolutions", "average_in_8_bits"), "unsigned": ("use_all_numbers",)}
 
 
@@ -41,24 +42,26 @@ def main(path: Path) -> None:
 
 
 def _rows(variant: str, rest: str) -> Iterator[dict[str, Any]]:
-    """speedup: of the engine without "nothing" over the one "without" a part."""
+    """gain: of a part, the time without it over that with it."""
     torch.manual_seed(0)
     model = cf.create_model(variant)
     images = noise((3, 224, 224))
     quantization = cf.calibrate(model, [images], precision="int8")
-    parts = (NOTHING, "attention", *REWRITES)
-    engines = {part: _without(part, model, quantization, rest) for part in parts}
+    engines = {part: _changed(part, model, quantization, rest) for part in (AS_IT_IS, "attention", *REWRITES)}
     for batch, rounds in ROUNDS.items():
         timings = time_in_turn(engines, images[:batch], rounds)
         for part, timing in timings.items():
-            row = {"variant": variant, "batch": batch, "without": part, "seconds": timing.median}
-            row["speedup"] = 1 / timing.speedup
-            print(row, flush=True)
-            yield row
+            if part != AS_IT_IS:
+                put_in = part == "attention" and rest != "fp32"
+                gain = timing.speedup if put_in else 1 / timing.speedup
+                row = {"variant": variant, "batch": batch, "part": part, "gain": gain}
+                print(row, flush=True)
+                yield row
 
 
-def _without(part: str, model: cf.Conformer, quantization: cf.Quantization, rest: str) -> OpenVINOEngine:
-    network = lower(model, quantization=quantization, attended=part != "attention")
+def _changed(part: str, model: cf.Conformer, quantization: cf.Quantization, rest: str) -> OpenVINOEngine:
+    attended = (rest == "fp32") != (part == "attention")
+    network = lower(model, quantization=quantization, attended=attended)
     graph = onnx_from_model(network, products="conv").SerializeToString()
     with ExitStack() as changed:
         for rewrite in REWRITES.get(part, ()):

@@ -135,7 +135,7 @@ def _onnxruntime_int8(model: cf.Conformer, images: Tensor, calibration: Tensor) 
     with tempfile.TemporaryDirectory() as folder:
         exported, prepared, stored = (Path(folder, f"{name}.onnx") for name in ("exported", "prepared", "stored"))
         exported.write_bytes(_onnx(model, images))
-        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+        quant_pre_process(exported, prepared, skip_symbolic_shape=True)  # which would write into the current folder
         name = onnx.load(prepared, load_external_data=False).graph.input[0].name
         options = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
         quantization.quantize_static(prepared, stored, Reader(name), per_channel=True, **options)

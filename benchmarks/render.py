@@ -285,11 +285,10 @@ def _int8_parts_of(path: Path) -> str:
     report = json.loads(path.read_text())
     gains: dict[str, dict[str, str]] = {}
     for row in report["rows"]:
-        if row["without"] != "nothing":
-            point = gains.setdefault(f"{row['variant']}, batch {row['batch']}", {})
-            point[row["without"]] = f"{row['speedup']:.2f}x"
+        point = gains.setdefault(f"{row['variant']}, batch {row['batch']}", {})
+        point[row["part"]] = f"{row['gain']:.2f}x"
     parts = [*next(iter(gains.values()))]
-    table = Table(*map(Column, ("over the engine without", *parts))).markdown(
+    table = Table(*map(Column, ("gain of", *parts))).markdown(
         (point, *(found[part] for part in parts)) for point, found in gains.items()
     )
     return f"{table}\n\n{_cpu(report)}, the rest in {report['rest']}; medians over rounds in which all took turns."

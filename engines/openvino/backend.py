@@ -186,10 +186,13 @@ class OpenVINO(Backend):
         return self.torch_device()
 
     def _rest_of(self, manifest: Manifest) -> str:
-        """As it was built, where its engines are for this CPU."""
+        """As it was built, where its engines are for this CPU, or if that was fp32: attention reads 8 bits then, which
+        OpenVINO gets wrong in bf16 on CPUs with AMX if there are as many tokens as a head has channels."""
         from .device import describe, native_precisions
 
         rest, native = manifest.precisions.get(REST), native_precisions(self.device)
+        if rest == "fp32":
+            return rest
         return rest if rest in native and manifest.runtime == describe(self.device) else self.fastest()[0]
 
     def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:

@@ -53,7 +53,7 @@ def describe(device: str = CPU) -> dict[str, Any]:
 def instruction_limit() -> str | None:
     """The newest instructions that OpenVINO's products may use, where the environment limits them; other engines are
     built then, and others are the fastest."""
-    return os.environ.get("ONEDNN_MAX_CPU_ISA") or None
+    return next(filter(None, map(os.environ.get, ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))), None)
 
 
 def _capabilities(device: str) -> list[str]:

@@ -12,15 +12,15 @@ from .eight_bits import constant
 from .runtime import ov
 
 FROM_NUMBERS = {"Convert", "Multiply", "Subtract"}  # from 8-bit numbers to what they stand for
-STEPS = 60_001  # in a range: odd, as 0 is one; of 65,536 OpenVINO would make integers of 16 bits
+STEPS = 10_000_001  # in a range: odd, as 0 is one, and fewer than float32 tells apart
 
 
 def add_in_convolutions(model: ov.Model) -> int:
     """Lets convolutions in 8 bits add what is added to them, before they write. Returns how many.
 
     OpenVINO does that behind a bias or a FakeQuantize, and the scale of 8-bit products is neither. So a FakeQuantize is
-    put there, which changes nothing: its steps are 500 times as fine as the result's, and beyond its range the result
-    is cut off anyway. OpenVINO leaves out its rounding, and its scale, which is 1.
+    put there, which changes nothing: its steps are thousands of times as fine as the result's, and beyond its range the
+    result is cut off anyway. Where OpenVINO adds in the convolution, it leaves out its rounding.
     """
     places = 0
     for node in model.get_ordered_ops():

@@ -167,10 +167,12 @@ def test_description_of_the_cpu_is_json_and_steady():
     assert described["openvino"] == engine_module.ov.__version__
 
 
-def test_limited_instructions_are_another_cpu(monkeypatch):
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_limited_instructions_are_another_cpu(variable, monkeypatch):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     usual = devices.describe()
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv(variable, "AVX2")
     assert devices.describe() != usual
     assert devices.native_precisions()[0] == "fp32"
     assert devices.describe().keys() == usual.keys()

@@ -194,6 +194,21 @@ def test_the_rest_of_int8_is_in_it(pretend, small_model, tmp_path):
         assert not cache.cached_engines()
 
 
+def test_a_bundle_whose_attention_reads_8_bits_keeps_fp32_on_other_cpus(pretend, small_model, monkeypatch, tmp_path):
+    """In bf16 with AMX OpenVINO computes it wrongly where there are as many tokens as a head has channels."""
+    batch = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pretend(EMERALD_RAPIDS)
+    fast = cf.compile(small_model, backend="openvino", precision="int8", quantization=[batch])
+    fast(batch)
+    folder = fast.save(tmp_path / "bundle")
+    cache.clear_cache()
+    pretend(ZEN_5)
+    monkeypatch.setattr(device, "describe", lambda *_: {"device": "another"})
+    loaded = cf.load(folder)
+    assert loaded._engine.computed.rest == "fp32"
+    assert torch.equal(loaded(batch).logits, fast(batch).logits)
+
+
 def test_attention_reads_8_bits_where_it_would_be_in_fp32(pretend, small_model, monkeypatch):
     """And elsewhere the graph is that of a quantization without ranges for it."""
     batch = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
