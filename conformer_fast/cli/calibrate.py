@@ -8,7 +8,6 @@ import math
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
-from ..inference.quantization import product_of
 from ..model.names import IN_8_BITS
 from .arguments import add_model, add_size, file, model_of, new_file, positive, refuse, show
 
@@ -62,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from ..datasets.batches import Batches, DatasetBatches, images_in
     from ..datasets.dataset import open_dataset
     from ..engines.registry import choose
+    from ..inference.quantization import product_of
     from ..model.recipe import input_side
     from ..storage.paths import cache_root
 
