@@ -15,7 +15,6 @@ SKIPPED = {  # reasons why tests may be skipped on a GPU too
     "needs two CUDA devices",
     "on a GPU nothing is interpreted",
     "Triton's interpreter does not run it",
-    "PyTorch's own convolution is wrong here",  # that of the CPU, which stands in
 }
 
 pytestmark = pytest.mark.slow
