@@ -3,17 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <exception>
 #include <optional>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <vector>
 
 #include "arrow.h"
+#include "parallel.h"
+#include "regions_module.h"
 #include "resample.h"
 
 namespace py = pybind11;
@@ -154,32 +152,6 @@ Layout layout_of(const py::array& out, bool channels_last, const std::optional<p
             static_cast<int>(out.itemsize())};
 }
 
-// Pictures go to whichever thread is free; the first error of any thread is raised once all have stopped.
-void resample_all(const std::vector<Picture>& pictures, const Layout& layout, const Passes& passes, std::byte* out,
-                  std::size_t threads) {
-    std::atomic<std::size_t> next{0};
-    std::vector<std::exception_ptr> errors(threads);
-    const auto work = [&](std::size_t thread) {
-        try {
-            for (std::size_t i = next++; i < pictures.size(); i = next++)
-                resample(pictures[i], layout, passes, out + i * layout.bytes());
-        } catch (...) {
-            errors[thread] = std::current_exception();
-            next = pictures.size();
-        }
-    };
-    std::vector<std::thread> others;
-    others.reserve(threads - 1);  // an error from here on would meet threads that run
-    try {
-        for (std::size_t thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
-    } catch (const std::exception&) {  // neither memory nor the system has room for more: those there are do the work
-    }
-    work(0);
-    for (std::thread& other : others) other.join();
-    for (const std::exception_ptr& error : errors)
-        if (error) std::rethrow_exception(error);
-}
-
 void resample_batch(const py::list& given, py::array out, bool channels_last, const std::optional<py::array>& values,
                     int threads, const std::string& instructions) {
     if (threads < 1) throw py::value_error("threads must be at least 1, got " + std::to_string(threads));
@@ -188,9 +160,9 @@ void resample_batch(const py::list& given, py::array out, bool channels_last, co
     std::vector<Picture> pictures;
     for (const py::handle& one : given) pictures.push_back(picture_of(one, layout.size));
     auto* memory = static_cast<std::byte*>(out.mutable_data());
-    const auto workers = std::min(static_cast<std::size_t>(threads), std::max(pictures.size(), std::size_t{1}));
     py::gil_scoped_release release;
-    resample_all(pictures, layout, passes, memory, workers);
+    in_parallel(pictures.size(), static_cast<std::size_t>(threads),
+                [&](std::size_t i) { resample(pictures[i], layout, passes, memory + i * layout.bytes()); });
 }
 
 }  // namespace
@@ -198,7 +170,8 @@ void resample_batch(const py::list& given, py::array out, bool channels_last, co
 
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
     using namespace conformer_fast;
-    module.doc() = "Resize, center-crop, normalize and pack, bit for bit as Pillow's bicubic filter.";
+    module.doc() =
+        "Resize, center-crop, normalize and pack, bit for bit as Pillow's bicubic filter; and a detector's regions.";
     module.def("instruction_sets", &instruction_sets, "What can run here, the fastest first: avx512, avx2, portable.");
     module.def("strip_spare_rows", &strip_spare_rows, py::arg("width"), "Rows that each strip must have in addition.");
     module.def("resample", &resample_batch, py::arg("pictures"), py::arg("out"), py::arg("channels_last"),
@@ -214,4 +187,5 @@ threads:      at most so many; the GIL is released.
 instructions: one of instruction_sets(), "" for the fastest.
 
 Raises TypeError and ValueError for arguments that do not fit together, before anything is written.)");
+    add_regions(module);
 }
