@@ -19,7 +19,7 @@ DATA = Path(__file__).parent / "data"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest error over the recorded values' standard deviation: in float64 it is the rounding of the stored float32."""
 
-_recipe_image = runpy.run_path(str(DATA / "recipe.py"))["image"]
+recipe_image = runpy.run_path(str(DATA / "recipe.py"))["image"]
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ def cases(*files: str) -> list[Case]:
 
 
 def image(batch: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.from_numpy(_recipe_image(batch, height, width)).to(dtype)
+    return torch.from_numpy(recipe_image(batch, height, width)).to(dtype)
 
 
 def build(variant: str, dtype: torch.dtype) -> Conformer:

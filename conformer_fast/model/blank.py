@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .config import ConformerConfig
 from .reference import Conformer
 from .shapes import Pad
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def outline(config: ConformerConfig, features_only: bool = False, pad: Pad = "stem") -> Conformer:
     """On the meta device: every weight's name, shape and type, and no values."""
+    return outline_of(lambda: Conformer(config, features_only, pad))
+
+
+def outline_of(make: Callable[[], Model]) -> Model:
+    """The same of the module that `make` makes."""
     with torch.device("meta"), _Unfilled():
-        return Conformer(config, features_only, pad)
+        return make()
 
 
-def in_memory(model: Conformer, device: torch.device) -> Conformer:
+def in_memory(model: Model, device: torch.device) -> Model:
     """An `outline` with memory for its weights, which hold anything until they are loaded; counters are 0."""
     model = model.to_empty(device=device)
     for buffer in model.buffers():

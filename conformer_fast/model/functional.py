@@ -207,6 +207,7 @@ def conv3x3(
     weight: Tensor,
     bias: Tensor,
     stride: int = 1,
+    relu: bool = True,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     out_scale: Tensor | None = None,
@@ -214,7 +215,35 @@ def conv3x3(
 ) -> Tensor:
     """relu(conv(x) + bias), padding 1. (B, H, W, K), (K', K, 3, 3) -> (B, H', W', K')."""
     out = _product(F.conv2d, _nchw(feature_map), weight, bias, input_scale, weight_scale, stride=stride, padding=1)
-    return _as_read(_nhwc(F.relu(out)), out_scale, out_dtype)
+    return _as_read(_nhwc(F.relu(out) if relu else out), out_scale, out_dtype)
+
+
+def lateral(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    coarser: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
+    """A step of a feature pyramid: x weight^T + bias + coarser, each of whose pixels is repeated twice along both axes.
+
+    (B, H, W, K), (K', K), coarser (B, H / 2, W / 2, K') -> (B, H, W, K').
+    """
+    token_map = coarser.flatten(1, 2)
+    return conv1x1(feature_map, weight, bias, 1, False, None, token_map, 2, input_scale, weight_scale)
+
+
+def every_second(feature_map: Tensor) -> Tensor:
+    """(B, H, W, K) -> (B, ceil(H / 2), ceil(W / 2), K)."""
+    return feature_map[:, ::2, ::2].clone(memory_format=torch.contiguous_format)
+
+
+def unfolded(feature_map: Tensor) -> Tensor:
+    """Four pixels of each, in turn the upper ones and the lower ones. (B, H, W, 4 K) -> (B, 2 H, 2 W, K)."""
+    B, H, W, K = feature_map.shape
+    pixels = feature_map.view(B, H, W, 2, 2, K // 4).transpose(2, 3)
+    return pixels.reshape(B, 2 * H, 2 * W, K // 4)
 
 
 def _with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:
@@ -239,7 +268,7 @@ def conv3x3_pool(
     pooled_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """conv3x3 and its average over S x S pixels, which FCU-down reads: (B, H', W', K'), (B, H' / S, W' / S, K')."""
-    out = conv3x3(feature_map, weight, bias, stride, input_scale, weight_scale)
+    out = conv3x3(feature_map, weight, bias, stride, True, input_scale, weight_scale)
     pooled = _as_read(average(out, pool_stride), pooled_scale, pooled_dtype)
     return _as_read(out, out_scale, out_dtype), pooled
 

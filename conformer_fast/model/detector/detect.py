@@ -1,0 +1,131 @@
+"""From images to detections: what stands between a detector's networks, and is the same whoever runs those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .boxes import BOX_STDS, REGION_STDS, anchors, areas, moved
+from .config import BOX_SIDE, MASK_SIDE, RATIOS, DetectorConfig
+from .masks import pasted
+from .operators import nms, roi_align
+from .parts import Proposed
+
+REGION_OVERLAP, BOX_OVERLAP = 0.7, 0.5  # above which the worse of two is removed
+FINEST = 56  # pixels of a region's side: up to twice that it is read from the finest map
+LAST_LEVEL = 3  # of the maps that regions are read from
+
+
+class ImageSize(NamedTuple):
+    """Of a picture in an image: its own pixels there, without padding; and of the original, which results are for."""
+
+    height: int
+    width: int
+    original_height: int
+    original_width: int
+
+
+class Detections(NamedTuple):
+    """What was found in one picture, the surest first.
+
+    boxes:  (N, 4), x1 y1 x2 y2 in pixels of the original picture
+    scores: (N,), probabilities
+    labels: (N,), class numbers
+    masks:  (N, height, width) of the original picture, True on the object; None without a mask head
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+
+class Networks(Protocol):
+    """What computes, each as the class in parts.py that has its result."""
+
+    def propose(self, images: Tensor) -> Proposed:
+        """Proposer: (B, 3, H, W) -> maps and regions."""
+
+    def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """BoxHead: (R, K, 7, 7) -> logits (R, classes + 1), deltas (R, classes * 4)."""
+
+    def masks(self, features: Tensor) -> Tensor:
+        """MaskHead: (R, K, 14, 14) -> logits (R, classes, 28, 28)."""
+
+
+def detect(networks: Networks, config: DetectorConfig, images: Tensor, sizes: Sequence[ImageSize]) -> list[Detections]:
+    """images (B, 3, H, W), H and W multiples of 32, and the sizes of the pictures in them -> one result each."""
+    proposed = networks.propose(images)
+    found = []
+    for index, size in enumerate(sizes):
+        maps = [feature_map[index] for feature_map in proposed.maps]
+        regions, _ = regions_of([values[index] for values in proposed.regions], size, config)
+        boxes, scores, labels = _boxes(networks, config, maps, regions, size)
+        masks = _masks(networks, config, maps, boxes, labels, size) if config.masks else None
+        found.append(Detections(_in_original(boxes, size), scores, labels, masks))
+    return found
+
+
+def regions_of(proposed: Sequence[Tensor], size: ImageSize, config: DetectorConfig) -> tuple[Tensor, Tensor]:
+    """Where objects may be: boxes (R, 4) in pixels of the image, and their scores (R,), the best first.
+
+    proposed: of each map (3 + 12, H, W), see parts.Proposed
+    """
+    boxes, scores, levels = [], [], []
+    for level, (values, stride) in enumerate(zip(proposed, config.strides, strict=True)):
+        _, H, W = values.shape
+        values = values.permute(1, 2, 0)  # by pixel
+        logits, deltas = values[..., : len(RATIOS)].reshape(-1), values[..., len(RATIOS) :].reshape(-1, 4)
+        best = logits.sigmoid().sort(descending=True, stable=True)
+        chosen = best.indices[: config.proposals]
+        placed = anchors(H, W, stride, like=values)[chosen]
+        boxes.append(moved(placed, deltas[chosen], REGION_STDS, size.height, size.width))
+        scores.append(best.values[: config.proposals])
+        levels.append(torch.full_like(chosen, level))
+    every, likely, level_of = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+    solid = (every[:, 2:] > every[:, :2]).all(1)
+    every, likely, level_of = every[solid], likely[solid], level_of[solid]
+    kept = nms(every, likely, level_of, REGION_OVERLAP)[: config.proposals]
+    return every[kept], likely[kept]
+
+
+def read_regions(maps: Sequence[Tensor], regions: Tensor, config: DetectorConfig, side: int) -> Tensor:
+    """Each region from the map whose pixels are of a size with it. (R, 4) -> (R, K, side, side)."""
+    level = (areas(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, LAST_LEVEL)
+    out = maps[0].new_zeros(len(regions), maps[0].shape[0], side, side)
+    for index, stride in enumerate(config.strides[: LAST_LEVEL + 1]):
+        members = (level == index).nonzero()[:, 0]
+        if len(members):
+            out[members] = roi_align(maps[index], regions[members], stride, side)
+    return out
+
+
+def _boxes(
+    networks: Networks, config: DetectorConfig, maps: Sequence[Tensor], regions: Tensor, size: ImageSize
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (N, 4) in pixels of the image, scores (N,) and labels (N,)."""
+    logits, deltas = networks.boxes(read_regions(maps, regions, config, BOX_SIDE))
+    probabilities = logits.softmax(-1)[:, :-1]  # without the background's
+    region, label = (probabilities > config.min_score).nonzero(as_tuple=True)
+    deltas = deltas.view(len(deltas), -1, 4)[region, label]
+    boxes = moved(regions[region], deltas, BOX_STDS, size.height, size.width)
+    scores = probabilities[region, label]
+    kept = nms(boxes, scores, label, BOX_OVERLAP)[: config.detections]
+    return boxes[kept], scores[kept], label[kept]
+
+
+def _masks(
+    networks: Networks, config: DetectorConfig, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor, size: ImageSize
+) -> Tensor:
+    """(N, height, width) of the original picture."""
+    logits = networks.masks(read_regions(maps, boxes, config, MASK_SIDE))
+    shares = logits[torch.arange(len(labels)), labels].sigmoid()
+    return pasted(shares, _in_original(boxes, size), size.original_height, size.original_width)
+
+
+def _in_original(boxes: Tensor, size: ImageSize) -> Tensor:
+    across, down = size.width / size.original_width, size.height / size.original_height
+    return boxes / boxes.new_tensor([across, down, across, down])

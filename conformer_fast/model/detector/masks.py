@@ -1,0 +1,31 @@
+"""Masks of boxes put into the whole picture."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+THRESHOLD = 0.5
+
+
+def pasted(shares: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Where bilinear samples of each box's mask are at least THRESHOLD. Outside of a mask is zero.
+
+    shares (N, h, w), boxes (N, 4) in pixels of the picture -> (N, height, width), bool
+    """
+    out = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    for index, (share, box) in enumerate(zip(shares, boxes, strict=True)):
+        x1, y1, x2, y2 = box.tolist()
+        if x2 <= x1 or y2 <= y1:
+            continue
+        left, right = max(math.floor(x1) - 1, 0), min(math.ceil(x2) + 1, width)
+        top, bottom = max(math.floor(y1) - 1, 0), min(math.ceil(y2) + 1, height)
+        x = (torch.arange(left, right, dtype=box.dtype, device=box.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
+        y = (torch.arange(top, bottom, dtype=box.dtype, device=box.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)
+        sampled = F.grid_sample(share[None, None].to(box.dtype), grid[None], align_corners=False)
+        out[index, top:bottom, left:right] = sampled[0, 0] >= THRESHOLD
+    return out

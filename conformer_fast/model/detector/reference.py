@@ -1,0 +1,103 @@
+"""The reference detector: Mask R-CNN or Faster R-CNN on a Conformer. It defines correctness.
+
+Parameter names are those of the official detection fork, so its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ...errors import ArgumentError, ArgumentTypeError, shown
+from ..recipe import Recipe, checked
+from ..reference import Conformer
+from .config import MULTIPLE, DetectorConfig
+from .detect import Detections, ImageSize, detect
+from .parts import FPN, Proposed, Proposer, RoIHead, RPNHead
+
+
+class Detector(nn.Module):
+    """images (B, 3, H, W) and the sizes of the pictures in them -> a list of B Detections.
+
+    H and W are multiples of 32: pictures are normalized, then padded with zeros at the bottom and right. `recipe` is
+    what it was trained for: the classes' names and the normalization of its pictures.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        if not isinstance(config, DetectorConfig):
+            raise ArgumentTypeError(
+                f"a Detector is made of a DetectorConfig, got {shown(repr(config))}; create_detector takes names"
+            )
+        self.config = config
+        self._recipe = Recipe()
+        self.backbone = Conformer(config.backbone, features_only=True)
+        self.neck = FPN(config)
+        self.rpn_head = RPNHead(config)
+        self.roi_head = RoIHead(config)
+        for part in (self.neck, self.rpn_head, self.roi_head):
+            part.apply(_initialize)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self._recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        self._recipe = checked(recipe)
+
+    @property
+    def proposer(self) -> Proposer:
+        """Backbone, pyramid and region proposals as one module, which shares this one's parameters."""
+        return Proposer(self.config, self.backbone, self.neck, self.rpn_head).train(self.training)
+
+    def forward(self, images: Tensor, sizes: Sequence[ImageSize] | None = None) -> list[Detections]:
+        """sizes: default: each image is a picture of its own size."""
+        return detect(self, self.config, images, checked_sizes(images, sizes))
+
+    def propose(self, images: Tensor) -> Proposed:
+        return self.proposer(images)
+
+    def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.roi_head.bbox_head(features)
+
+    def masks(self, features: Tensor) -> Tensor:
+        assert self.roi_head.mask_head is not None
+        return self.roi_head.mask_head(features)
+
+
+def checked_sizes(images: Tensor, sizes: Sequence[ImageSize] | None) -> list[ImageSize]:
+    """The sizes, one an image. Raises ArgumentError for images or sizes that a detector cannot take."""
+    if not isinstance(images, Tensor):
+        raise ArgumentTypeError(
+            f"images must be a tensor (B, 3, H, W), got a {type(images).__name__}; see fit_pictures"
+        )
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise ArgumentError(f"images must have shape (batch, 3, height, width), none empty, got {tuple(images.shape)}")
+    H, W = images.shape[-2:]
+    if H % MULTIPLE or W % MULTIPLE:
+        raise ArgumentError(f"a detector's images have sides of multiples of {MULTIPLE}, got {H}x{W}; see fit_pictures")
+    if sizes is None:
+        return [ImageSize(H, W, H, W)] * len(images)
+    found = []
+    for size in sizes:
+        values = tuple(size) if isinstance(size, tuple | list) else ()
+        if len(values) != 4 or not all(type(value) is int and value > 0 for value in values):
+            raise ArgumentError(f"a size is an ImageSize of four whole numbers, at least 1, got {shown(repr(size))}")
+        found.append(ImageSize(*values))
+        if found[-1].height > H or found[-1].width > W:
+            raise ArgumentError(f"a picture of {values[0]}x{values[1]} is not in an image of {H}x{W}")
+    if len(found) != len(images):
+        raise ArgumentError(f"{len(found)} sizes for {len(images)} images; give one each")
+    return found
+
+
+def _initialize(module: nn.Module) -> None:
+    """Starting values: Kaiming for convolutions, small normal ones for products, zero for biases."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
