@@ -58,6 +58,7 @@ def conv3x3_kernel(
     STRIDE: tl.constexpr,  # pixels of x from one pixel of out to the next
     SCALED: tl.constexpr,  # the weight is in 8 bits
     WAIT: tl.constexpr,  # finish the product of each step before the next (`launch.must_wait`)
+    RELU: tl.constexpr,
     POOL: tl.constexpr,  # pixels of out per token side that are averaged; 1: no second output
     PRECISION: tl.constexpr,  # of fp32 products: "ieee" or "tf32"
     BLOCK_M: tl.constexpr,
@@ -116,7 +117,8 @@ def conv3x3_kernel(
         n = first_n + i * PIECE + tl.arange(0, PIECE)
         acc = scaled(sums[i], input_scale_ptr, weight_scale_ptr, n, N) if SCALED else sums[i]
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-        acc = relu(acc)
+        if RELU:
+            acc = relu(acc)
         mask = m_mask[:, None] & (n < N)[None, :]
         value = as_read(acc, out_scale_ptr, out_ptr.dtype.element_ty)
         tl.store(out_ptr + pixel[:, None] * N + n[None, :], value, mask=mask)
@@ -134,6 +136,7 @@ def plan_conv3x3(
     weight: Tensor,
     bias: Tensor,
     stride: int = 1,
+    relu: bool = True,
     input_scale: Tensor | None = None,
     weight_scale: Tensor | None = None,
     out_scale: Tensor | None = None,
@@ -141,7 +144,7 @@ def plan_conv3x3(
 ) -> Plan:
     """Arguments and result: functional.conv3x3."""
     scales, kept = Scales(input_scale, weight_scale), Kept(out_scale, out_dtype)
-    return _plan("conv3x3", feature_map, weight, bias, stride, 1, scales, kept, Kept())
+    return _plan("conv3x3", feature_map, weight, bias, stride, relu, 1, scales, kept, Kept())
 
 
 def plan_conv3x3_pool(
@@ -159,7 +162,7 @@ def plan_conv3x3_pool(
 ) -> Plan:
     """Arguments and result: functional.conv3x3_pool."""
     scales, kept = Scales(input_scale, weight_scale), (Kept(out_scale, out_dtype), Kept(pooled_scale, pooled_dtype))
-    return _plan("conv3x3_pool", feature_map, weight, bias, stride, pool_stride, scales, *kept)
+    return _plan("conv3x3_pool", feature_map, weight, bias, stride, True, pool_stride, scales, *kept)
 
 
 def _plan(
@@ -168,6 +171,7 @@ def _plan(
     weight: Tensor,
     bias: Tensor,
     stride: int,
+    rectified: bool,
     pool: int,
     scales: Scales,
     kept: Kept,
@@ -219,6 +223,7 @@ def _plan(
             width=width,
             STRIDE=stride,
             WAIT=must_wait(weight, computed),
+            RELU=rectified,
             POOL=pool,
             PRECISION=dot_precision(),
             BLOCK_M=tile.m,
@@ -230,6 +235,7 @@ def _plan(
         return out if pooled is out else (out, pooled)
 
     words = [operation, product_type(weight, bias), f"B{B} H{H} W{W} N{N} K{K} stride{stride}"]
+    words += ["linear"] * (not rectified)
     words += [f"pool{pool}"] * (pool > 1) + words_of_8_bits(feature_map, out=kept, pooled=kept_pooled)
     unsupported = unsupported_dtype(weight, scales)
     if operation == "conv3x3_pool":

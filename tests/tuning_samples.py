@@ -11,7 +11,7 @@ from kernel_checks import DEVICE
 from torch import Tensor, nn
 
 from conformer_fast.inference import ops
-from conformer_fast.inference.network import Weights
+from conformer_fast.inference.weights import Weights
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.tiles import Tile
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..inference.network import READ_A_NORM, InferenceConformer
+from ..inference.base import READ_A_NORM
+from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
 from ..model.functional import stored
 from .histograms import Histogram

@@ -40,6 +40,6 @@ def fold_attention_scale(qkv: nn.Linear, num_heads: int) -> tuple[Tensor, Tensor
     return weight.to(qkv.weight.dtype), bias.to(qkv.bias.dtype)
 
 
-def _as_matrix(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def as_matrix(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """A 1x1 convolution's weight as a matrix. (C, K, 1, 1) -> (C, K)."""
     return weight.flatten(1), bias

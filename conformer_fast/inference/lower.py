@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -10,22 +11,55 @@ from torch import nn
 from ..errors import ArgumentError
 from ..model.blank import outline
 from ..model.config import ConformerConfig
+from ..model.detector.parts import BoxHead, MaskHead, Proposer
 from ..model.precision import DTYPES
 from ..model.reference import Conformer
+from .base import InferenceNetwork
+from .detector import InferenceBoxHead, InferenceMaskHead, InferenceProposer
 from .network import InferenceConformer
 from .quantization import Quantization
 
+Lowered = Conformer | Proposer | BoxHead | MaskHead
+"""What inference networks are made of: a Conformer, or a part of a detector. Each has a `config`."""
 
+_NETWORKS: dict[type, Callable[[Any], InferenceNetwork]] = {
+    Conformer: InferenceConformer,
+    Proposer: InferenceProposer,
+    BoxHead: InferenceBoxHead,
+    MaskHead: InferenceMaskHead,
+}
+
+
+@overload
 def lower(
     reference: Conformer,
     outputs: Sequence[str] | None = None,
     precision: str | None = None,
     quantization: Quantization | None = None,
     attended: bool = False,
-) -> InferenceConformer:
+) -> InferenceConformer: ...
+
+
+@overload
+def lower(
+    reference: Lowered,
+    outputs: Sequence[str] | None = None,
+    precision: str | None = None,
+    quantization: Quantization | None = None,
+    attended: bool = False,
+) -> InferenceNetwork: ...
+
+
+def lower(
+    reference: Lowered,
+    outputs: Sequence[str] | None = None,
+    precision: str | None = None,
+    quantization: Quantization | None = None,
+    attended: bool = False,
+) -> InferenceNetwork:
     """The inference network of `reference`, which is left untouched and shares no memory with it.
 
-    outputs:      names of InferenceConformer.outputs; default: what the reference returns
+    outputs:      names of the network's outputs; default: what the reference returns
     precision:    of products and maps, as `in_precision` takes it: "fp32", "bf16" or "fp16"; None leaves every type
     quantization: which products are in 8 bits, and how
     attended:     whether what attention reads is too
@@ -36,7 +70,8 @@ def lower(
     if any(part.training for part in reference.modules()):
         raise ArgumentError("lower: the model, or a part of it, is in training mode; call model.eval() first")
     with torch.no_grad():
-        network = InferenceConformer(reference).requires_grad_(False).eval()
+        made = next(made for kind, made in _NETWORKS.items() if isinstance(reference, kind))
+        network = made(reference).requires_grad_(False).eval()
     if outputs is not None:
         network = network.with_outputs(outputs)
     if precision is not None:

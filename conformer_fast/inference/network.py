@@ -18,30 +18,21 @@ The result is a plain module of operators (ops.py) on channels-last maps. Its we
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, first_few
-from ..model.outputs import LOGITS, SUM, check_outputs, feature_names, output_names
+from ..model.outputs import LOGITS, SUM, feature_names, output_names
 from ..model.reference import Bottleneck, Conformer, ConvTransBlock, FCUDown, FCUUp, TransformerBlock
 from . import ops
-from .fold import _as_matrix, fold_attention_scale, fold_batch_norm
-from .quantization import Quantization, addend_of, result_of
+from .base import InferenceNetwork
+from .fold import as_matrix, fold_attention_scale, fold_batch_norm
 from .streams import TWO_STREAMS, beside, join
-
-Module = TypeVar("Module", bound=nn.Module)
-
-READ_A_NORM = ("qkv", "fc1")  # products of a transformer block
-AS_IT_IS: Mapping[str, Any] = MappingProxyType({})  # no keywords: a result in its own type
+from .weights import AS_IT_IS, Norm, Numbers, Weights
 
 
-class InferenceConformer(nn.Module):
+class InferenceConformer(InferenceNetwork):
     """images (B, in_channels, H, W) -> a tuple of the tensors named in `outputs`.
 
     Names: "conv_logits", "trans_logits" and "logits", their sum, each (B, classes); for a block k "k.map" (B, K, H, W),
@@ -68,98 +59,16 @@ class InferenceConformer(nn.Module):
             self.conv_head = Weights(model.conv_cls_head.weight, model.conv_cls_head.bias)
             self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
 
-    def with_outputs(self, outputs: Sequence[str]) -> InferenceConformer:
-        """A copy that returns these outputs. It shares the weights' memory, and casts or moves leave this model alone.
-
-        Raises ArgumentError for an unknown name, a name given twice, or none.
-        """
-        names = check_outputs(outputs, self.output_names)
-        other = _copy(self)
-        other.outputs = names
-        return other
-
-    def in_precision(self, dtype: torch.dtype) -> InferenceConformer:
-        """A copy whose products and maps are in `dtype`, and whose tokens and norms are in float32.
-
-        Weights that are so already share this model's memory.
-
-        The class token doubles in each coupled block, beyond what float16 may hold, and each residual sum would round
-        it again. Convolutions keep their weights in the memory order of channels-last maps.
-
-        Raises ArgumentError for a model with products in 8 bits, whose numbers were chosen for the type around them.
-        """
-        if any(isinstance(part, Weights) and part.scales() for part in self.modules()):
-            raise ArgumentError(
-                "in_precision: the model has products in 8 bits; call in_precision() first, then quantized()"
-            )
-        other = _copy(self).float()
-        for part in other.modules():
-            if isinstance(part, Weights):
-                part.to(dtype)
-                if part.weight.ndim == 4:
-                    part.weight = nn.Buffer(part.weight.contiguous(memory_format=torch.channels_last))
-        return other
+    @property
+    def in_channels(self) -> int:
+        return self.config.in_channels
 
     @property
-    def quantizable(self) -> tuple[str, ...]:
-        """The names of the products that `quantized` takes: all but the heads'."""
-        outside = getattr(self, "conv_head", None), getattr(self, "trans_head", None)
-        return tuple(name for name, part in self.named_modules() if isinstance(part, Weights) and part not in outside)
-
-    def smoothed(self, factors: Mapping[str, Sequence[float]]) -> InferenceConformer:
-        """An equal copy, up to rounding: what a product reads from its layer norm is divided by its factors, one for
-        each channel, and its weight is multiplied by them (smoothquant.py).
-
-        factors: by the product's name, "trans_1.qkv" or "trans_1.fc1"
-
-        Other weights share this model's memory.
-
-        Raises ArgumentError for other products, and unless the factors are one positive number for each channel.
-        """
-        other = _copy(self)
-        for name, values in factors.items():
-            owner, _, product = name.rpartition(".")
-            block = other.get_submodule(owner) if name in self.quantizable else None
-            if product not in READ_A_NORM or not isinstance(block, InferenceTransformer):
-                raise ArgumentError(
-                    f"smoothed: {name} is no product that reads a layer norm; were the factors made for another model?"
-                )
-            if len(values) != self.config.embed_dim or not all(0 < value < math.inf for value in values):
-                raise ArgumentError(
-                    f"smoothed: {name} takes {self.config.embed_dim} positive factors, got {len(values)} of which the "
-                    f"least is {min(values, default=0)}; were they made for another model?"
-                )
-            block.smooth(product, torch.tensor(values, dtype=torch.float64, device=self.cls_token.device))
-        return other
-
-    def quantized(self, quantization: Quantization, attended: bool = False) -> InferenceConformer:
-        """A copy whose products that `quantization` has ranges of are computed in 8 bits (functional.py), the weight
-        stored in them beside its scales. The others stay as they are, and so does what is not only read in 8 bits.
-
-        What a bottleneck adds is in 8 bits too if it has a range (`addend_of`) and the product it is added to is.
-        attended: whether what attention reads is, where the joint projection's result has one (`result_of`) and it is
-        Weights that stay as they are share this model's memory.
-
-        Raises ArgumentError for ranges of products that the model does not have, or has in 8 bits already.
-        """
-        names = self.quantizable
-        adding = [addend_of(name) for name in names if name.endswith(".conv3")]
-        results = [result_of(name) for name in names if name.endswith(".qkv")]
-        unknown = set(quantization.ranges) - {*names, *adding, *results}
-        if unknown:
-            raise ArgumentError(
-                f"quantized: the model has no products {first_few(sorted(unknown))}, but {first_few(names)}; were the "
-                f"ranges measured on another one?"
-            )
-        other = self.smoothed(quantization.smoothing)
-        for name, part in other.named_modules():
-            if name in quantization.ranges and isinstance(part, Weights):
-                part.quantize(name, quantization, attended)
-        return other
+    def last_products(self) -> tuple[str, ...]:
+        return "conv_head", "trans_head"
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Every name that `outputs` may hold."""
         return output_names(self.config, heads=hasattr(self, "conv_head"), norm=self.norm is not None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -217,124 +126,18 @@ class InferenceConformer(nn.Module):
         return block
 
 
-def _copy(part: Module) -> Module:
-    """A copy of a module and all inside it. It shares the weights' memory, and casts or moves leave the module alone;
-    copy.deepcopy takes thirty times as long."""
-    other = copy.copy(part)
-    vars(other).update({name: value.copy() for name, value in vars(part).items() if isinstance(value, dict | set)})
-    other._modules.update({name: inner and _copy(inner) for name, inner in part._modules.items()})
-    return other
-
-
-class Numbers(NamedTuple):
-    """What stands for values in 8 bits: numbers of `dtype` at `scale`, as it is stored."""
-
-    scale: float
-    dtype: torch.dtype
-
-
-class Weights(nn.Module):
-    """A product's weight and bias; calling it returns both. In 8 bits it has `scales` too, else none.
-
-    reads: the numbers that it makes of its input; adds: of what is added to it; makes: those that its result is, for
-    attention. None if it does not.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Buffer(weight.detach().clone()), nn.Buffer(bias.detach().clone())
-        self._scales: tuple[str, ...] = ()
-        self.reads: Numbers | None = None
-        self.adds: Numbers | None = None
-        self.makes: Numbers | None = None
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        return self.weight, self.bias
-
-    def scales(self) -> dict[str, Any]:
-        """The operators' keywords of a product in 8 bits: "input_scale", "weight_scale" and maybe "addend_scale"."""
-        return {name: self.get_buffer(name) for name in self._scales if name != "result_scale"}
-
-    def as_read(self, result: str = "out", *others: Numbers | None) -> Mapping[str, Any]:
-        """The operators' keywords that make a `result` the numbers that this product reads; none if it reads none, or
-        `others` that read the result do not read the same."""
-        if self.reads is None or any(numbers != self.reads for numbers in others):
-            return AS_IT_IS
-        return {f"{result}_scale": self.get_buffer("input_scale"), f"{result}_dtype": self.reads.dtype}
-
-    def as_added(self) -> Mapping[str, Any]:
-        """The keywords that make a result the numbers that this product adds to itself; none if it adds none."""
-        if self.adds is None:
-            return AS_IT_IS
-        return {"out_scale": self.get_buffer("addend_scale"), "out_dtype": self.adds.dtype}
-
-    def as_made(self) -> Mapping[str, Any]:
-        """The keywords that make its result the numbers that attention reads; none if it reads none."""
-        if self.makes is None:
-            return AS_IT_IS
-        return {"out_scale": self.get_buffer("result_scale"), "out_dtype": self.makes.dtype}
-
-    def as_attended(self) -> Mapping[str, Any]:
-        """The keywords of an attention that reads these numbers."""
-        if self.makes is None:
-            return AS_IT_IS
-        return {"qkv_scale": self.get_buffer("result_scale")}
-
-    def quantize(self, name: str, quantization: Quantization, attended: bool = False) -> None:
-        """Puts the weight in 8 bits, and if `attended` the result for attention; `name` is the product's in
-        `quantization`. Raises ArgumentError if it is already."""
-        if self._scales:
-            raise ArgumentError(f"quantized: {name} is in 8 bits already; start from the model before quantized()")
-        dtype, device = self.weight.dtype, self.weight.device
-        order = torch.channels_last if self.weight.ndim == 4 else torch.contiguous_format
-        numbers, scale = quantization.weight(self.weight, axis=0)
-        scales = {"weight_scale": scale, "input_scale": quantization.scale(name, dtype)}
-        if addend_of(name) in quantization.ranges:
-            scales["addend_scale"] = quantization.scale(addend_of(name), dtype)
-        if attended and result_of(name) in quantization.ranges:
-            scales["result_scale"] = quantization.scale(result_of(name), dtype)
-        self.weight = nn.Buffer(numbers.to(device).contiguous(memory_format=order))
-        for scale_name, value in scales.items():
-            self.register_buffer(scale_name, value.to(device))
-        self._scales = tuple(scales)
-        self._remember(scales)
-
-    def _remember(self, scales: Mapping[str, Tensor]) -> None:
-        """What its scales say of what it reads and adds."""
-        known = {name: scale for name, scale in scales.items() if scale.ndim == 0 and not scale.is_meta}
-        numbers = {name: Numbers(scale.item(), self.weight.dtype) for name, scale in known.items()}
-        self.reads, self.adds = numbers.get("input_scale"), numbers.get("addend_scale")
-        self.makes = numbers.get("result_scale")
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._remember({name: self.get_buffer(name) for name in self._scales})
-
-
-class Norm(nn.Module):
-    """A layer norm's weight, bias and eps; calling it returns all three."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Buffer(norm.weight.detach().clone()), nn.Buffer(norm.bias.detach().clone())
-        self.eps = norm.eps
-
-    def forward(self) -> tuple[Tensor, Tensor, float]:
-        return self.weight, self.bias, self.eps
-
-
 class InferenceBottleneck(nn.Module):
     """(B, H, W, K) -> (B, H', W', K'), in three steps that a coupled block calls one by one."""
 
     def __init__(self, block: Bottleneck) -> None:
         super().__init__()
         self.stride = block.conv2.stride[0]
-        self.conv1 = Weights(*_as_matrix(*fold_batch_norm(block.conv1, block.bn1)))
+        self.conv1 = Weights(*as_matrix(*fold_batch_norm(block.conv1, block.bn1)))
         self.conv2 = Weights(*fold_batch_norm(block.conv2, block.bn2))
-        self.conv3 = Weights(*_as_matrix(*fold_batch_norm(block.conv3, block.bn3)))
+        self.conv3 = Weights(*as_matrix(*fold_batch_norm(block.conv3, block.bn3)))
         self.residual = None
         if block.project:
-            self.residual = Weights(*_as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
+            self.residual = Weights(*as_matrix(*fold_batch_norm(block.residual_conv, block.residual_bn)))
 
     def forward(
         self, feature_map: Tensor, reader: InferenceBottleneck, kept: Mapping[str, Any] = AS_IT_IS
@@ -480,7 +283,7 @@ class InferenceFCUDown(nn.Module):
     def __init__(self, unit: FCUDown) -> None:
         super().__init__()
         assert unit.conv_project.bias is not None
-        self.project = Weights(*_as_matrix(unit.conv_project.weight, unit.conv_project.bias))
+        self.project = Weights(*as_matrix(unit.conv_project.weight, unit.conv_project.bias))
         self.norm = Norm(unit.ln)
 
     def forward(
@@ -492,4 +295,4 @@ class InferenceFCUDown(nn.Module):
 
 
 def _fcu_up(unit: FCUUp) -> Weights:
-    return Weights(*_as_matrix(*fold_batch_norm(unit.conv_project, unit.bn)))
+    return Weights(*as_matrix(*fold_batch_norm(unit.conv_project, unit.bn)))

@@ -173,7 +173,17 @@ def conv1x1_pair(feature_map, weight, bias, residual, next_weight, next_bias, to
 
 
 @_operator
-def conv3x3(feature_map, weight, bias, stride=1, input_scale=None, weight_scale=None, out_scale=None, out_dtype=None):
+def conv3x3(
+    feature_map,
+    weight,
+    bias,
+    stride=1,
+    relu=True,
+    input_scale=None,
+    weight_scale=None,
+    out_scale=None,
+    out_dtype=None,
+):
     return _convolved(feature_map, weight, bias, stride, out_dtype)
 
 
@@ -232,6 +242,23 @@ def pool(feature_map, tokens, norm_weight, norm_bias, norm_eps):
 def heads(feature_map, tokens, norm_weight, norm_bias, norm_eps, conv_weight, conv_bias, trans_weight, trans_bias):
     shape = feature_map.shape[0], conv_weight.shape[0]
     return tokens.new_empty(shape), tokens.new_empty(shape), tokens.new_empty(shape)
+
+
+@_operator
+def lateral(feature_map, weight, bias, coarser, input_scale=None, weight_scale=None):
+    return _convolved(feature_map, weight, bias, 1, None)
+
+
+@_operator
+def every_second(feature_map):
+    B, H, W, K = feature_map.shape
+    return feature_map.new_empty(B, _halved(H), _halved(W), K)
+
+
+@_operator
+def unfolded(feature_map):
+    B, H, W, K = feature_map.shape
+    return feature_map.new_empty(B, 2 * H, 2 * W, K // 4)
 
 
 def _with_norm(shape: Sequence[int], bias: Tensor, added: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:

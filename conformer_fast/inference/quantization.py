@@ -76,6 +76,13 @@ class Quantization:
         """What values are stored in."""
         return FORMATS[self.precision]
 
+    def part(self, name: str) -> Quantization:
+        """That of one of several networks, whose products' names begin with its own here."""
+        prefix = f"{name}."
+        ranges = {key.removeprefix(prefix): value for key, value in self.ranges.items() if key.startswith(prefix)}
+        smoothing = {key.removeprefix(prefix): value for key, value in self.smoothing.items() if key.startswith(prefix)}
+        return Quantization(self.precision, ranges, smoothing, self.origin)
+
     def scale(self, point: str, dtype: torch.dtype) -> Tensor:
         """The scale of values at `point`, a scalar in their `dtype`; 1 if they were always zero."""
         return _scale(torch.tensor(self.ranges[point], dtype=torch.float32, device="cpu"), self.dtype, dtype)

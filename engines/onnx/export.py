@@ -1,4 +1,4 @@
-"""The inference model as an ONNX graph: dynamic batch, height and width, standard operators only.
+"""An inference network as an ONNX graph: dynamic batch, height and width, standard operators only.
 
 The model is traced symbolically, so no size of any example is baked in: its forward is a straight line of the operators
 of inference/ops.py, and each operator has one translation below. In ONNX, maps are (B, K, H, W) and tokens (B, T, C).
@@ -22,7 +22,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.inference.base import InferenceNetwork
 from conformer_fast.inference.ops import operation_of
 from conformer_fast.inference.trace import trace
 
@@ -32,7 +32,7 @@ from .typed_graph import TypedGraph
 Products = Literal["matmul", "conv"]
 
 
-def onnx_from_model(model: InferenceConformer, products: Products = "matmul") -> onnx.ModelProto:
+def onnx_from_model(model: InferenceNetwork, products: Products = "matmul") -> onnx.ModelProto:
     """The ONNX model of `model`: input "images" (B, in_channels, H, W), outputs named as `model.outputs`, all fp32.
 
     products: how the tokens' projections are written, as matrix products or as the equal 1x1 convolutions
@@ -59,7 +59,7 @@ def onnx_from_model(model: InferenceConformer, products: Products = "matmul") ->
             values[node] = _TRANSLATIONS[operation_of(node)](writer, *arguments, **keywords)
     for name, value in zip(model.outputs, results, strict=True):
         writer.node("Identity", [writer.cast(value, torch.float32)], output=name)
-    images = ["batch", model.config.in_channels, "height", "width"]
+    images = ["batch", model.in_channels, "height", "width"]
     return writer.model({IMAGES: images}, {name: _shape(name) for name in model.outputs})
 
 
@@ -136,7 +136,7 @@ class _Writer(TypedGraph):
 
 def _shape(output: str) -> list[str]:
     """The dimensions' names of one of the model's outputs; other than the batch they are free."""
-    rank = {"map": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(output.partition(".")[2], 2)
+    rank = {"map": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(output.rpartition(".")[2], 2)
     return ["batch", *(f"{output}.{axis}" for axis in range(1, rank))]
 
 
@@ -232,25 +232,41 @@ def _with_token_map(w, feature_map, token_map, stride, channels):
     grid = w.node("Div", [w.shape(feature_map, start=2, end=4), [stride]])  # H / S, W / S
     shape = w.node("Concat", [[0, channels], grid], axis=0)
     addition = w.node("Reshape", [w.node("Transpose", [token_map], perm=[0, 2, 1]), shape])  # (B, K, H / S, W / S)
-    if stride > 1:
-        scales = torch.tensor([1.0, 1.0, stride, stride], dtype=torch.float32, device="cpu")
-        addition = w.node(
-            "Resize",
-            [addition, "", scales],
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-    return w.node("Add", [feature_map, addition])
+    return w.node("Add", [feature_map, _repeated(w, addition, stride) if stride > 1 else addition])
 
 
-def _conv3x3(w, feature_map, weight, bias, stride=1, input_scale=None, weight_scale=None):
+def _repeated(w, feature_map, stride):
+    """Each pixel, along both axes."""
+    return w.node(
+        "Resize",
+        [feature_map, "", torch.tensor([1.0, 1.0, stride, stride], dtype=torch.float32, device="cpu")],
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _conv3x3(w, feature_map, weight, bias, stride=1, relu=True, input_scale=None, weight_scale=None):
     options = {"strides": [stride, stride], "pads": [1, 1, 1, 1]}
-    return w.node("Relu", [w.convolve(feature_map, weight, bias, input_scale, weight_scale, **options)])
+    out = w.convolve(feature_map, weight, bias, input_scale, weight_scale, **options)
+    return w.node("Relu", [out]) if relu else out
+
+
+def _lateral(w, feature_map, weight, bias, coarser, input_scale=None, weight_scale=None):
+    out = w.convolve(feature_map, weight, bias, input_scale, weight_scale)
+    return w.node("Add", [out, _repeated(w, coarser, 2)])
+
+
+def _every_second(w, feature_map):
+    return w.node("MaxPool", [feature_map], kernel_shape=[1, 1], strides=[2, 2])
+
+
+def _unfolded(w, feature_map):
+    return w.node("DepthToSpace", [feature_map], blocksize=2, mode="DCR")
 
 
 def _conv3x3_pool(w, feature_map, weight, bias, stride, pool_stride, input_scale=None, weight_scale=None):
-    out = _conv3x3(w, feature_map, weight, bias, stride, input_scale, weight_scale)
+    out = _conv3x3(w, feature_map, weight, bias, stride, True, input_scale, weight_scale)
     return out, _average(w, out, pool_stride)
 
 
@@ -318,6 +334,9 @@ _TRANSLATIONS: dict[str, Callable[..., Any]] = {
     "conv1x1": _conv1x1,
     "conv3x3": _conv3x3,
     "conv3x3_pool": _conv3x3_pool,
+    "lateral": _lateral,
+    "every_second": _every_second,
+    "unfolded": _unfolded,
     "fcu_down": _fcu_down,
     "fcu_up": _fcu_up,
     "pool": _pool,

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conformer_fast.engines.onnx.export import onnx_from_model
 from conformer_fast.inference.lower import lower
-from conformer_fast.inference.network import Weights
 from conformer_fast.inference.ops import NAMESPACE
 from conformer_fast.inference.quantization import Quantization, addend_of
+from conformer_fast.inference.weights import Weights
 from conformer_fast.kernels import dispatch
 from conformer_fast.model import functional as CF
 from conformer_fast.model.distance import relative_error
