@@ -28,6 +28,7 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 """What DistributedDataParallel, torch.compile and training programs (Lightning) put in front."""
 BODY = ("trans_patch_conv.", "conv_trans_")  # how only a Conformer's names begin
 HEADS = ("trans_cls_head.", "conv_cls_head.")
+DETECTOR = ("neck.", "rpn_head.", "roi_head.")  # a detector's parts beside its backbone
 COUNTER = "num_batches_tracked"  # of every batch norm; inference does not read it
 BESIDE = ("n_averaged", "total_ops", "total_params")  # what AveragedModel and thop add to a state dict
 RENAMED = (  # official name, mmpretrain's
@@ -156,6 +157,20 @@ def recognize(state: Mapping[str, Tensor]) -> Recognized:
     else:
         dialect = "mmdetection" if prefixed else "official"
     return Recognized(dialect, official, ignored)
+
+
+def detector_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detector's state dict under the names of the official detection fork: the backbone's tensors under the official
+    names behind "backbone.", and its other parts'. Nothing of a classifier's but its backbone.
+
+    Raises CheckpointError as `recognize` does.
+    """
+    found = recognize(state)
+    plain = {name: _unwrapped(name) for name in state}
+    holder = _holder([name for name in plain.values() if not _is_beside(name)])
+    others = {inner.removeprefix(holder): state[name] for name, inner in plain.items()}
+    named = {f"backbone.{name}": tensor for name, tensor in found.state.items()}
+    return named | {name: tensor for name, tensor in others.items() if name.startswith(DETECTOR)}
 
 
 def to_dialect(state: Mapping[str, Tensor], dialect: Dialect) -> dict[str, Tensor]:

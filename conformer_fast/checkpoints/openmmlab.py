@@ -29,14 +29,17 @@ _TO_RGB = re.compile(r"""\b(?:bgr_)?to_rgb\b['"]? ?[=:] ?(\w{1,10})""")
 Numbers = tuple[float, ...]
 
 
-def recipe_beside(found: Recognized, state: Mapping[str, Tensor], meta: Mapping[str, Any], where: str) -> Recipe:
+def recipe_beside(
+    found: Recognized, state: Mapping[str, Tensor], meta: Mapping[str, Any], where: str, num_classes: int | None = None
+) -> Recipe:
     """What can be used of it. Warns, in one line, of what is there and cannot.
 
-    found, state: the weights, under the official names and under their own. where: for the warning
+    found, state: the weights, under the official names and under their own. where: for the warning. num_classes: of a
+    detector, whose classes they are then
     """
     known: dict[str, Any] = {}
     unused = []
-    for read in (lambda: _labels(found, meta), lambda: _normalization(found, state, meta)):
+    for read in (lambda: _labels(num_classes or found.num_classes, meta), lambda: _normalization(found, state, meta)):
         try:
             known |= Recipe(**read()).known()
         except ArgumentError as error:
@@ -50,18 +53,18 @@ def recipe_beside(found: Recognized, state: Mapping[str, Tensor], meta: Mapping[
     return Recipe(**known)
 
 
-def _labels(found: Recognized, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _labels(num_classes: int | None, meta: Mapping[str, Any]) -> dict[str, Any]:
     """Of a model with heads: a backbone's are those of its detector. Raises ArgumentError for what names no classes."""
     data = meta.get("dataset_meta")
     places = [data, meta] if isinstance(data, Mapping) else [meta]
     said = [place.get(key) for place in places for key in ("classes", "CLASSES")]
     names = next((names for names in said if names is not None), None)
-    if names is None or found.num_classes is None:
+    if names is None or num_classes is None:
         return {}
     if not isinstance(names, list | tuple):
         raise ArgumentError("its class names, which are no list")
-    if len(names) != found.num_classes:
-        raise ArgumentError(f"its {len(names)} class names, as the model has {found.num_classes} classes")
+    if len(names) != num_classes:
+        raise ArgumentError(f"its {len(names)} class names, as the model has {num_classes} classes")
     return {"labels": names}
 
 

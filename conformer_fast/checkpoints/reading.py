@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import CheckpointError, a_path, shown, truth
 from ..model.recipe import Recipe
 from ..storage.regular import open_regular
-from .dialects import Recognized, recognize
+from .dialects import Recognized, detector_names, recognize
 from .metadata import recipe_in
 from .openmmlab import recipe_beside
 from .pickled import Left, PickleError
@@ -29,6 +29,7 @@ CONTAINERS = ("model", "state_dict", "model_state_dict", "net", *AVERAGED)
 """Keys that a state dict is found under, in order of preference."""
 PICKLE_MAGIC = b"\x80"
 MANIFEST = "manifest.json"  # of a bundle
+CLASSES = "roi_head.bbox_head.fc_cls.weight"  # of a detector: a row for each, and for the background
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ def read_checkpoint(path: str | os.PathLike[str], ema: bool = False) -> Checkpoi
     try:
         found = recognize(state)
         return Checkpoint(state, found, recipe_in(metadata).over(recipe_beside(found, state, meta, str(path))))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_detector(path: str | os.PathLike[str]) -> Checkpoint:
+    """The same of a detector's file: `state` under the fork's names, `found` its backbone."""
+    state, metadata, meta = _read(path, ema=False)
+    try:
+        found, named = recognize(state), detector_names(state)
+        classes = named.get(CLASSES)
+        count = classes.shape[0] - 1 if classes is not None and classes.ndim == 2 else None
+        return Checkpoint(named, found, recipe_in(metadata).over(recipe_beside(found, state, meta, str(path), count)))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

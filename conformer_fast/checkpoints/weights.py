@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, first_few, shown, truth
 from ..model.blank import in_memory, outline
@@ -106,7 +106,7 @@ def with_weights(
 def _fitting(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int]:
     """The tensors meant for this model, each of the right shape, and how many keys of the file are not."""
     values, ignored = _select(found, model)
-    _check_coverage(found, values, model)
+    check_coverage(found.dialect, values, model, lambda: _size_differences(found, model.config))
     return values, ignored
 
 
@@ -117,7 +117,7 @@ def _copy(found: Recognized, recipe: Recipe, model: Conformer) -> LoadReport:
     except ArgumentError as error:
         raise CheckpointError(str(error)) from error
     parameters = model.state_dict()
-    values = {name: _checked(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
+    values = {name: checked_values(name, tensor, parameters[name].dtype) for name, tensor in values.items()}
     with torch.no_grad():
         for name, tensor in values.items():
             parameters[name].copy_(tensor)
@@ -138,7 +138,8 @@ def _select(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int
         return kept, found.ignored + len(values) - len(kept)
     if found.num_classes is None:
         raise CheckpointError(
-            f"{found.dialect} weights without classification heads; build the model with features_only=True"
+            f"{found.dialect} weights without classification heads; build the model with features_only=True, or a "
+            f"detector with create_detector"
         )
     if found.num_classes != model.config.num_classes:
         raise CheckpointError(
@@ -148,7 +149,13 @@ def _select(found: Recognized, model: Conformer) -> tuple[dict[str, Tensor], int
     return values, found.ignored
 
 
-def _check_coverage(found: Recognized, values: Mapping[str, Tensor], model: Conformer) -> None:
+def check_coverage(
+    dialect: str, values: Mapping[str, Tensor], model: nn.Module, differences: Callable[[], list[str]]
+) -> None:
+    """Raises CheckpointError, with the first few names, unless `values` are a model's tensors by name and shape.
+
+    dialect: whose names they had; differences: what else is known of why they do not fit, in words
+    """
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
     shared = [name for name in wanted if name in values]
     problems = {
@@ -163,9 +170,9 @@ def _check_coverage(found: Recognized, values: Mapping[str, Tensor], model: Conf
     if not any(problems.values()):
         return
     matched = len(shared) - len(problems["misshapen"])
-    text = [f"{found.dialect} weights do not fit: {matched} of the model's {len(wanted)} tensors match"]
+    text = [f"{dialect} weights do not fit: {matched} of the model's {len(wanted)} tensors match"]
     text += [f"{len(names)} {kind}: {first_few(names)}" for kind, names in problems.items() if names]
-    raise CheckpointError("; ".join(text + _size_differences(found, model.config)))
+    raise CheckpointError("; ".join(text + differences()))
 
 
 def _size_differences(found: Recognized, config: ConformerConfig) -> list[str]:
@@ -181,7 +188,9 @@ def _size_differences(found: Recognized, config: ConformerConfig) -> list[str]:
     ]
 
 
-def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def checked_values(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A file's tensor in this type. Raises CheckpointError unless it holds finite numbers, and variances no negative
+    ones."""
     if not tensor.is_floating_point():
         raise CheckpointError(f"{shown(name)} holds {tensor.dtype} values, not weights in floating point")
     tensor = tensor.to(dtype)
