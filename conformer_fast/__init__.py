@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .bundles.manifest import Manifest as Manifest
     from .calibration.calibrate import calibrate as calibrate
     from .checkpoints.create import create_model as create_model
+    from .checkpoints.create_detector import create_detector as create_detector
     from .checkpoints.reading import read_state_dict as read_state_dict
     from .checkpoints.weights import LoadReport as LoadReport
     from .checkpoints.weights import load_weights as load_weights
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
     from .deploy.benchmark import benchmark as benchmark
     from .deploy.build import build as build
     from .deploy.compile import compile as compile
+    from .deploy.detect import Damaged as Damaged
+    from .deploy.detect import DetectedPicture as DetectedPicture
     from .deploy.explain import Explanation as Explanation
     from .deploy.explain import explain as explain
     from .deploy.export import export as export
     from .deploy.export_server import export_server as export_server
     from .deploy.fast_conformer import FastConformer as FastConformer
+    from .deploy.fast_detector import FastDetector as FastDetector
     from .deploy.info import Info as Info
     from .deploy.info import info as info
     from .deploy.load import load as load
@@ -73,6 +77,10 @@ if TYPE_CHECKING:
     from .inference.quantization import Quantization as Quantization
     from .model.config import VARIANTS as VARIANTS
     from .model.config import ConformerConfig as ConformerConfig
+    from .model.detector.config import DetectorConfig as DetectorConfig
+    from .model.detector.detect import Detections as Detections
+    from .model.detector.detect import ImageSize as ImageSize
+    from .model.detector.reference import Detector as Detector
     from .model.recipe import Recipe as Recipe
     from .model.reference import Conformer as Conformer
     from .model.reference import ConformerFeatures as ConformerFeatures
@@ -80,6 +88,7 @@ if TYPE_CHECKING:
     from .model.shapes import Shapes as Shapes
     from .preprocessing.cpu import load_batch as load_batch
     from .preprocessing.cpu import preprocess as preprocess
+    from .preprocessing.detection import fit_pictures as fit_pictures
     from .serving.on_ray import serve_app as serve_app
     from .serving.serve import serve as serve
     from .storage.hashed import DamagedError as DamagedError
@@ -104,10 +113,15 @@ HOMES = {  # where each name is defined
     "ConformerFastError": "errors:ConformerFastError",
     "ConformerFeatures": "model.reference:ConformerFeatures",
     "ConformerOutput": "model.reference:ConformerOutput",
+    "Damaged": "deploy.detect:Damaged",
     "DamagedError": "storage.hashed:DamagedError",
     "Dataset": "datasets.dataset:Dataset",
     "DatasetBatches": "datasets.batches:DatasetBatches",
     "DatasetError": "errors:DatasetError",
+    "DetectedPicture": "deploy.detect:DetectedPicture",
+    "Detections": "model.detector.detect:Detections",
+    "Detector": "model.detector.reference:Detector",
+    "DetectorConfig": "model.detector.config:DetectorConfig",
     "Diff": "verification.diff:Diff",
     "DownloadError": "errors:DownloadError",
     "EngineError": "errors:EngineError",
@@ -115,14 +129,16 @@ HOMES = {  # where each name is defined
     "Evaluation": "evaluation.report:Evaluation",
     "Explanation": "deploy.explain:Explanation",
     "FastConformer": "deploy.fast_conformer:FastConformer",
+    "FastDetector": "deploy.fast_detector:FastDetector",
     "GPUMemoryError": "engines.cuda:GPUMemoryError",
     "Guess": "deploy.predict:Guess",
     "ImageError": "errors:ImageError",
+    "ImageSize": "model.detector.detect:ImageSize",
     "Info": "deploy.info:Info",
     "LoadReport": "checkpoints.weights:LoadReport",
     "Manifest": "bundles.manifest:Manifest",
-    "Pictures": "datasets.batches:Pictures",
     "OpenVINO": "engines.openvino.backend:OpenVINO",
+    "Pictures": "datasets.batches:Pictures",
     "Prediction": "deploy.predict:Prediction",
     "Predictions": "deploy.predict:Predictions",
     "Quantization": "inference.quantization:Quantization",
@@ -146,12 +162,14 @@ HOMES = {  # where each name is defined
     "clear_cache": "engines.cache:clear_cache",
     "compile": "deploy.compile:compile",
     "convert": "checkpoints.writing:convert",
+    "create_detector": "checkpoints.create_detector:create_detector",
     "create_model": "checkpoints.create:create_model",
     "diff": "verification.diff:diff",
     "evaluate": "evaluation.evaluate:evaluate",
     "explain": "deploy.explain:explain",
     "export": "deploy.export:export",
     "export_server": "deploy.export_server:export_server",
+    "fit_pictures": "preprocessing.detection:fit_pictures",
     "images_in": "datasets.batches:images_in",
     "info": "deploy.info:info",
     "load": "deploy.load:load",

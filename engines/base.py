@@ -19,6 +19,8 @@ from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.errors import BackendError, BundleError
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
 
@@ -113,6 +115,10 @@ class Backend(ABC):
     @abstractmethod
     def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> Engine:
         """An engine that returns these outputs (names of InferenceConformer.outputs), on the settings' device."""
+
+    def networks(self, detector: Detector, settings: Settings) -> Networks:
+        """What computes a detector. Raises BackendError where nothing does."""
+        raise BackendError(f"backend {self.name!r} runs no detectors yet; 'openvino' and 'reference' do, on the CPU")
 
     def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes | None:
         """The ONNX graph that its engines are built from, if they are."""

@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.outputs import COUPLING, observed_outputs, reference_outputs
 from conformer_fast.model.reference import Conformer
 
@@ -32,6 +34,9 @@ class Reference(Backend):
 
     def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> ReferenceEngine:
         return ReferenceEngine(reference, outputs)
+
+    def networks(self, detector: Detector, settings: Settings) -> Networks:
+        return detector
 
 
 class ReferenceEngine:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.adopt import Model, Source, adopt
 from ..datasets.batches import Batches, DatasetBatches, Pictures, images_in
@@ -33,14 +33,15 @@ from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
 from ..model.config import ConformerConfig
+from ..model.detector.reference import Detector
 from ..model.digest import digest_of, weights_sha256
 from ..model.precision import FORMATS
 from ..model.recipe import USUAL, Recipe, input_side
-from ..model.reference import Conformer
 from ..storage.hashed import HashedFile
 from ..storage.sources import sources_sha256
 from ..version import __version__
 from .accuracy_gate import GateReport, check_max_drop, gate
+from .calibrate_detector import PRECISION, calibrate_detector
 from .counts import Counts, counted
 from .image_facts import doubts
 from .smoothquant import Factors, smoothing_factors
@@ -52,7 +53,7 @@ Images = Iterable[Tensor] | Iterable[Sequence[Any]] | str | os.PathLike[str]  # 
 
 
 def calibrate(
-    model: Model | InferenceConformer,
+    model: Model | InferenceConformer | Detector,
     images: Images,
     *,
     precision: str = "int8",
@@ -65,7 +66,9 @@ def calibrate(
 ) -> Quantization:
     """How to quantize `model`: what `compile` and `build` take for an 8-bit precision, and `Quantization.save` writes.
 
-    model:     what `compile` takes, or its inference model in fp32. It is not changed.
+    model:     what `compile` takes, or its inference model in fp32. It is not changed. For a detector there is "int8"
+               alone, and neither a gate nor a cache; its images have sides of multiples of 32, and of a folder 64
+               pictures are taken, as `fit_pictures` makes them.
     images:    batches of images (B, in_channels, H, W), normalized, like those that the model will see. A sequence is
                read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
                else is kept in memory. Of (images, labels), as a DataLoader gives them, the images. A folder's path: 512
@@ -90,6 +93,11 @@ def calibrate(
     point; BackendError when `timed` cannot run here in this precision.
     """
     truth("smoothquant", smoothquant)
+    if isinstance(model, Detector):
+        _check_detector(precision, max_drop=max_drop, labels=labels, timed=timed, cache=cache, report=report)
+        quantization = calibrate_detector(model, cast(Any, images), smoothquant)
+        warn_of(quantization)
+        return quantization
     kept = None if cache is None else a_path("the cache", cache)
     _check_options(model, precision, max_drop, labels, timed, report)
     backend = None if timed is None else choose(timed, precision).backend
@@ -119,7 +127,7 @@ def calibrate(
     return quantization
 
 
-def warn_of(quantization: Quantization, reference: Conformer | None = None) -> None:
+def warn_of(quantization: Quantization, reference: nn.Module | None = None) -> None:
     """Says, in one line, what in its origin speaks against a quantization, for this model if one is given."""
     found = list(doubts(quantization.origin))
     made_for = quantization.origin.get("weights")
@@ -204,6 +212,14 @@ def _check_options(
                 raise ArgumentError(f"{name}: for the gate; give max_drop too, such as 0.5 percentage points")
     if timed is not None and isinstance(model, InferenceConformer):
         raise ArgumentError("timed makes engines of the model itself: give that, not its inference model")
+
+
+def _check_detector(precision: str, **others: Any) -> None:
+    if precision != PRECISION:
+        raise ArgumentError(f"a detector's products are put in {PRECISION}, got precision {shown(repr(precision))}")
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ArgumentError(f"a detector is calibrated without {', '.join(given)}; leave them out")
 
 
 def _statistics(model: InferenceConformer, batches: _Checked, cache: Path | None) -> Counts:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ArgumentError
+from ..inference.base import InferenceNetwork
 from ..inference.network import InferenceConformer
 from ..inference.ops import operation_of
 from ..inference.quantization import addend_of, result_of
@@ -29,30 +30,33 @@ class Observer(fx.Interpreter):
     multiply_adds: of each product over all images so far, by its name
     """
 
-    def __init__(self, model: InferenceConformer) -> None:
+    def __init__(self, model: InferenceNetwork) -> None:
         graph = trace(model)
         graph.eliminate_dead_code()
         super().__init__(model, graph=graph)
         self.extra_traceback = False  # of fx, in the messages of our own errors
         self.multiply_adds: dict[str, int] = {}
-        self._model = model
+        self._model, self._products = model, frozenset(model.quantizable)
         self._see: See = lambda name, value: None
 
-    def observe(self, images: Tensor, see: See) -> None:
+    def observe(self, images: Tensor, see: See) -> tuple[Tensor, ...]:
         """Calls see(name, value) for the input of each product, by the product's name ("conv_trans_2.trans_block.fc1"),
         for the residuals that bottlenecks add, by `addend_of` their product, and for queries, keys and values, by
         `result_of` theirs.
 
         images: (B, in_channels, H, W), normalized, on the model's device; none of them is no error
 
+        Returns what the model returns; nothing for no images.
+
         Raises ArgumentError when they do not fit the model, or one of the values is NaN or infinite.
         """
-        check_image_size(images, self._model.config)
+        if isinstance(self._model, InferenceConformer):
+            check_image_size(images, self._model.config)
         if not len(images):
-            return
+            return ()
         self._see = see
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            self.run(images)
+            return self.run(images)
 
     def run_node(self, n: fx.Node) -> Any:
         read = _READ.get(operation_of(n)) if n.op == "call_function" else None
@@ -61,6 +65,8 @@ class Observer(fx.Interpreter):
         call = _signature(operation_of(n)).bind(*n.args, **n.kwargs)
         call.apply_defaults()
         product = call.arguments["weight"].target.removesuffix(".weight")
+        if product not in self._products:
+            return super().run_node(n)
         arguments = fx.node.map_arg(call.arguments, self.env.__getitem__)
         for name, value in zip((product, addend_of(product)), read(**arguments), strict=False):
             self._show(name, value, f"the input of {name}")
@@ -108,6 +114,7 @@ _READ: dict[str, Callable[..., Iterable[Tensor]]] = {
     "linear_norm": lambda x, **_: [x],
     "conv1x1": _conv1x1,
     "conv3x3": lambda feature_map, **_: [feature_map],
+    "lateral": lambda feature_map, **_: [feature_map],
     "conv3x3_pool": lambda feature_map, **_: [feature_map],
     "patch_embed": lambda stem_map, **_: [stem_map],
     "fcu_down": lambda feature_map, stride, **_: [functional.average(feature_map, stride)],

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
 from ..inference.quantization import Quantization
+from ..model.detector.reference import Detector
 from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.paths import cache_root
 from .calibrate import Images, calibrate, in_batches, warn_of
+from .calibrate_detector import calibrate_detector
 
 MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
@@ -27,21 +31,13 @@ def resolve(
     precision, and what `calibrate` raises. Warns as `calibrate` does, and of a quantization that was made for other
     weights: those of a later epoch may do with it, so it is not refused.
     """
-    if precision not in FORMATS:
-        if quantization is not None:
-            raise ArgumentError(
-                f"quantization is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}"
-            )
+    given = _given(precision, quantization)
+    if given is None:
         return None, None
-    if quantization is None:
-        raise ArgumentError(f"precision {precision!r} takes its ranges from images: give some hundred as quantization")
-    if isinstance(quantization, Quantization):
-        if quantization.precision != precision:
-            raise ArgumentError(
-                f"the quantization was made for {quantization.precision}, not for {precision!r}; calibrate again"
-            )
-        warn_of(quantization, reference)
-        return quantization, None
+    if isinstance(given, Quantization):
+        warn_of(given, reference)
+        return given, None
+    quantization = given
     batches = in_batches(quantization, reference.config, reference.recipe)
     found = calibrate(reference, batches, precision=precision, cache=cache_root() / "calibration")
     first: list[Tensor] = []
@@ -52,3 +48,36 @@ def resolve(
         if len(images) and images.shape[1:] == [*first, images][0].shape[1:]:
             first.append(images[:room].detach().to("cpu", torch.float32))  # where the reference is
     return found, torch.cat(first)
+
+
+def resolve_detector(
+    reference: Detector, precision: str, quantization: Quantization | Images | None
+) -> Quantization | None:
+    """The same for a detector, whose images have sides of multiples of 32. Raises as `resolve` does."""
+    given = _given(precision, quantization)
+    if given is None:
+        return None
+    if isinstance(given, Quantization):
+        warn_of(given, reference)
+        return given
+    found = calibrate_detector(reference, cast(Any, given))
+    warn_of(found)
+    return found
+
+
+def _given(precision: str, quantization: Quantization | Images | None) -> Quantization | Images | None:
+    """Raises ArgumentError when only one of an 8-bit precision and its quantization is given, or one for another
+    precision."""
+    if precision not in FORMATS:
+        if quantization is not None:
+            raise ArgumentError(
+                f"quantization is for {' and '.join(FORMATS)}; leave it out with precision {precision!r}"
+            )
+        return None
+    if quantization is None:
+        raise ArgumentError(f"precision {precision!r} takes its ranges from images: give some hundred as quantization")
+    if isinstance(quantization, Quantization) and quantization.precision != precision:
+        raise ArgumentError(
+            f"the quantization was made for {quantization.precision}, not for {precision!r}; calibrate again"
+        )
+    return quantization

@@ -25,6 +25,7 @@ from ..version import __version__
 
 COMMANDS = {
     "predict": "classify images",
+    "detect": "find objects in images, with boxes and masks",
     "batch": "classify a folder, tar or parquet files into a file of results",
     "serve": "answer over HTTP: classes of pictures",
     "evaluate": "top-1 and top-5 on labeled pictures",

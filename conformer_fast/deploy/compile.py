@@ -1,24 +1,39 @@
-"""compile(): from any Conformer to the fastest verified one on this machine."""
+"""compile(): from any Conformer, or a detector on one, to the fastest verified one on this machine."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
 
 from ..calibration.calibrate import Images
-from ..calibration.resolve import resolve
+from ..calibration.resolve import resolve, resolve_detector
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.module import EngineModule
 from ..engines.registry import choose
 from ..errors import ArgumentTypeError, BackendError, shown
 from ..inference.quantization import Quantization
+from ..model.detector.reference import Detector
 from .fast_conformer import FastConformer, compiled
+from .fast_detector import FastDetector, compiled_detector, own_copy
 from .save import on_device
 
 
+@overload
+def compile(
+    model: Detector,
+    *,
+    backend: str | Backend = "auto",
+    precision: str = "auto",
+    device: str | torch.device | None = None,
+    quantization: Quantization | Images | None = None,
+    **options: Any,
+) -> FastDetector: ...
+
+
+@overload
 def compile(
     model: Model,
     *,
@@ -27,11 +42,23 @@ def compile(
     device: str | torch.device | None = None,
     quantization: Quantization | Images | None = None,
     **options: Any,
-) -> FastConformer:
+) -> FastConformer: ...
+
+
+def compile(
+    model: Model | Detector,
+    *,
+    backend: str | Backend = "auto",
+    precision: str = "auto",
+    device: str | torch.device | None = None,
+    quantization: Quantization | Images | None = None,
+    **options: Any,
+) -> FastConformer | FastDetector:
     """A fast model that returns what `model` returns.
 
     model:     a reference Conformer, the official repository's Conformer, an mmpretrain ImageClassifier or Conformer
-               backbone, mmdetection's backbone, a state dict, or a checkpoint's path. It is not changed.
+               backbone, mmdetection's backbone, a state dict, or a checkpoint's path; or a Detector, which "openvino"
+               and "reference" run. It is not changed.
     backend:   "auto" (the first of these that can run here), "triton" (CUDA), "openvino" (CPU), "reference"; or
                "tensorrt" (CUDA), which is built for certain shapes; or one of their classes with its options, as
                TensorRT(shapes=Shapes(...))
@@ -58,6 +85,8 @@ def compile(
     """
     if isinstance(model, EngineModule):
         raise ArgumentTypeError("the model is compiled already; give the one it was made from")
+    if isinstance(model, Detector):
+        return _detector(model, backend, precision, _device(device or "cpu"), quantization, options)
     place = _gpu_of(model) if device is None else _device(device)
     with on_device(place or "cpu"):
         chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
@@ -65,6 +94,21 @@ def compile(
         found, _ = resolve(source.reference, precision, quantization)
         settings = Settings(chosen.for_model(source.reference), precision, chosen.torch_device(), found)
     return compiled(source, settings, reason)
+
+
+def _detector(
+    model: Detector,
+    backend: str | Backend,
+    precision: str,
+    place: torch.device,
+    quantization: Quantization | Images | None,
+    options: dict[str, Any],
+) -> FastDetector:
+    chosen, precision, reason = choose(backend, precision, options, place.type)
+    reference = own_copy(model)
+    found = resolve_detector(reference, precision, quantization)
+    settings = Settings(chosen, precision, chosen.torch_device(), found)
+    return compiled_detector(reference, settings, reason)
 
 
 def _device(asked: str | torch.device) -> torch.device:

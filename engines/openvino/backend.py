@@ -20,12 +20,15 @@ from conformer_fast.errors import (
     shown,
     whole,
 )
-from conformer_fast.inference.lower import lower
+from conformer_fast.inference.lower import Lowered, lower
+from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import usual_side
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
+from ..detector import EngineNetworks
 from .graph_hash import remembered_sha256
 
 if TYPE_CHECKING:
@@ -113,21 +116,24 @@ class OpenVINO(Backend):
             return speeds()
         return {}
 
-    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
+    def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine
 
         precision = settings.precision
         computed = Computed(precision, self.fastest()[0] if precision in FORMATS else precision)
         return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads, self.device)
 
-    def _ir(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> IR:
+    def networks(self, detector: Detector, settings: Settings) -> Networks:
+        return EngineNetworks(self.engine, detector, settings)
+
+    def _ir(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> IR:
         from .ir import cached_ir
 
         graph = cache(partial(self.graph, reference, settings, outputs))  # written once, for its hash and for the IR
         sha256 = remembered_sha256(reference, outputs, settings.quantization, self._attends_in_8_bits(settings), graph)
         return cached_ir(graph, sha256, settings.precision)
 
-    def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
+    def graph(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> bytes:
         """In fp32 with 8-bit products marked; the engine decides in what the rest is computed."""
         from ..onnx.export import onnx_from_model
 

@@ -16,6 +16,7 @@ import torch
 
 import conformer_fast.inference
 import conformer_fast.model
+from conformer_fast.inference.lower import Lowered
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.digest import weights_sha256
 from conformer_fast.model.reference import Conformer
@@ -29,7 +30,7 @@ CODE = conformer_fast.model, conformer_fast.inference, onnx  # the rooms that de
 
 
 def remembered_sha256(
-    reference: Conformer,
+    reference: Lowered,
     outputs: Sequence[str],
     quantization: Quantization | None,
     attended: bool,
@@ -48,7 +49,8 @@ def remembered_sha256(
     decided_by = {
         "weights": weights_sha256(reference),
         "config": asdict(reference.config),
-        "pad": reference.pad,
+        "network": type(reference).__name__,
+        "pad": reference.pad if isinstance(reference, Conformer) else None,
         "outputs": list(outputs),
         "quantization": quantization and [quantization.digest, attended],
         "code": IMPORTED,

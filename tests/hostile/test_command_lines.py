@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from attempts import Attempts, check_words, every, memory_within, nothing_run, s
 from bundle_samples import write_plan
 from damage import NAMES
 from data_samples import picture, write_tar
+from detector_samples import SMALL, filled
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import conformer_fast as cf
+from conformer_fast.checkpoints.metadata import metadata_of
 from conformer_fast.cli import main as cli
 from conformer_fast.cli.arguments import INPUTS, OUTPUTS
 from conformer_fast.cli.main import COMMANDS, MOST_LETTERS, STATUSES
@@ -76,6 +80,9 @@ class Files:
         model = cf.create_model("digits", "packaged")
         state = dict(model.state_dict())
         cf.save_weights(state, self.given / "w.safetensors", recipe=model.recipe)
+        parts = filled(replace(SMALL, proposals=5, detections=2))
+        weights = {name: tensor for name, tensor in parts.state_dict().items() if tensor.is_floating_point()}
+        save_file(weights, self.given / "d.safetensors", metadata=metadata_of(cf.Recipe(num_heads=4)))
         ranges = dict.fromkeys(("stem", "conv_1.conv1"), 1.0)
         cf.Quantization("int8", ranges).save(self.given / "int8.json")
         write_plan(self.given / "bundle", model)
@@ -91,6 +98,7 @@ class Files:
         image, data = str(self.given / "data" / "0" / "0.png"), given["data"]
         self.base: dict[str, Sequence[str]] = {
             "predict": (image, *HERE, "--size", "32"),
+            "detect": (image, "--weights", given["d.safetensors"], "--backend", "reference"),
             "batch": (data, *HERE, "--size", "32", "--workers", "0", "-o", "out.csv"),
             "evaluate": ("--data", given["x.tar"], *HERE, "--size", "32", "--workers", "0", "--limit", "2"),
             "bench": ("--models", "digits", "--backend", "reference", "--batch", "1", "--size", "32", "--rounds", "1"),
@@ -132,6 +140,7 @@ FEW = {
     "implementations": ("reference", "kernel", "triton"),
     "weights": ("pretrained", "packaged"),
     "max_drop": ("nan", "-1"),
+    "draw": ("drawn.png", "drawn", "no/where/x.png", ""),
 }
 SLOW = {"1e9", "99999999999999999999", "1" * 5000}  # taken as numbers by what would count so far
 COUNTED = {"rounds": SLOW, "workers": {*SLOW, "1 ", "\u0663", "1_0"}}  # the latter are processes

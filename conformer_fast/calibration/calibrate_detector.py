@@ -1,0 +1,127 @@
+"""How a detector's products are best put in 8 bits: `calibrate` for each of its networks, in one pass over images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..datasets.batches import images_in
+from ..errors import ArgumentError, several
+from ..inference.detector import parts_of
+from ..inference.lower import lower
+from ..inference.network import InferenceConformer
+from ..inference.quantization import Quantization
+from ..model.detector.config import LEVELS
+from ..model.detector.detect import detect
+from ..model.detector.parts import Proposed
+from ..model.detector.reference import Detector, checked_sizes
+from ..model.digest import weights_sha256
+from ..preprocessing.cpu import load_image
+from ..preprocessing.detection import fit_pictures
+from ..progress import Bar
+from ..version import __version__
+from .counts import Counts
+from .histograms import Histogram
+from .observer import Observer
+from .smoothquant import smoothing_factors
+
+FOLDER_LIMIT = 64  # pictures of a folder: each has as many positions as 20 of a classifier's
+SMOOTHED_ON = 4  # of them: where smoothing is measured
+PRECISION = "int8"
+
+Images = Sequence[Tensor] | str | os.PathLike[str]
+
+
+def calibrate_detector(detector: Detector, images: Images, smoothquant: bool = True) -> Quantization:
+    """How to quantize `detector`, which is in fp32 on the CPU and is not changed.
+
+    images:      batches (B, 3, H, W), normalized, of sides of multiples of 32; or a folder's path: 64 of the pictures
+                 below it, fitted as `fit_pictures` does it
+    smoothquant: as for `calibrate`
+
+    Raises ArgumentError when there are no images or one of the values is not finite; ImageError for a damaged picture.
+    """
+    batches = _Images(images, detector)
+    parts = {name: lower(part) for name, part in parts_of(detector).items()}
+    factors = {}
+    if smoothquant:
+        first = "proposer"
+        backbone = parts[first].get_submodule("backbone")
+        assert isinstance(backbone, InferenceConformer)
+        some = [batches.read(index) for index in range(min(SMOOTHED_ON, len(batches)))]
+        found = smoothing_factors(backbone, some, PRECISION)
+        factors = {f"{first}.backbone.{name}": values for name, values in found.items()}
+        parts[first] = parts[first].smoothed({f"backbone.{name}": values for name, values in found.items()})
+    counts, networks = Counts(), _Observed(parts)
+    with Bar("calibrating", len(batches), "batch") as bar:
+        for batch in batches:
+            with torch.inference_mode():
+                detect(networks, detector.config, batch, checked_sizes(batch, None))
+            counts.pictures.add(batch)
+            counts.images += len(batch)
+            bar.update()
+    counts.histograms = networks.histograms
+    origin = {
+        "conformer_fast": __version__,
+        "images": counts.images,
+        "pictures": counts.pictures.facts,
+        "weights": weights_sha256(detector),
+    }
+    return Quantization(PRECISION, counts.ranges(PRECISION), factors, origin)
+
+
+class _Images:
+    """The given batches, or a folder's pictures, which are read when they are asked for."""
+
+    def __init__(self, given: Images, detector: Detector) -> None:
+        self._recipe = detector.recipe
+        self._given: list[Any]
+        if isinstance(given, str | os.PathLike):
+            self._given = [*images_in(given, size=1, limit=FOLDER_LIMIT).paths]
+        else:
+            self._given = several("images for quantization", given)
+        if not self._given:
+            raise ArgumentError("calibration got no images; give some that are like those the detector will see")
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.read, range(len(self)))
+
+    def read(self, index: int) -> Tensor:
+        one = self._given[index]
+        images = fit_pictures([load_image(one)], recipe=self._recipe)[0] if isinstance(one, Path) else one
+        checked_sizes(images, None)
+        return images.detach().to("cpu", torch.float32)
+
+
+class _Observed:
+    """The networks in fp32, and how often each magnitude occurs in what their products read."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self._observers = {name: Observer(part) for name, part in parts.items()}
+        self.histograms: dict[str, Histogram] = {}
+
+    def propose(self, images: Tensor) -> Proposed:
+        found = self._run("proposer", images)
+        return Proposed(found[:LEVELS], found[LEVELS:])
+
+    def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        (found,) = self._run("boxes", features.flatten(1)[..., None, None])
+        classes = found.shape[1] // 5  # a logit and four deltas each, and the background's logit
+        return found[:, : classes + 1, 0, 0], found[:, classes + 1 :, 0, 0]
+
+    def masks(self, features: Tensor) -> Tensor:
+        return self._run("masks", features)[0]
+
+    def _run(self, part: str, images: Tensor) -> tuple[Tensor, ...]:
+        def see(name: str, value: Tensor) -> None:
+            self.histograms.setdefault(f"{part}.{name}", Histogram()).add(value)
+
+        return self._observers[part].observe(images, see)

@@ -1,0 +1,108 @@
+"""conformer-fast detect: objects in picture files, with their boxes and masks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import conformer_fast as cf
+
+from ..errors import ArgumentError, a_path, shown
+from .arguments import add_engine, show
+
+MIN_SCORE = 0.3
+FILES = (".png", ".jpg", ".jpeg")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a detector's checkpoint")
+    add_engine(parser)
+    parser.add_argument(
+        "--min-score", type=share, default=MIN_SCORE, metavar="S", help=f"of what is shown (default {MIN_SCORE})"
+    )
+    parser.add_argument(
+        "--draw",
+        metavar="OUT",
+        help="draw it: into a .png or .jpg file for one picture, for several into a folder, as NAME.detected.png",
+    )
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text!r}")
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..deploy.detect import Damaged
+
+    places = drawings(options.draw, options.images)
+    detector = cf.compile(
+        cf.create_detector(weights=options.weights),
+        backend=options.backend or "auto",
+        precision=options.precision or "auto",
+    )
+    pictures, damaged, lines = [], {}, []
+    for path, found in zip(options.images, detector.predict(options.images), strict=True):
+        if isinstance(found, Damaged):
+            damaged[path] = found.error
+            print(f"conformer-fast detect: {shown(found.error, 1000)}", file=sys.stderr)
+            continue
+        objects = found.objects(options.min_score)
+        pictures.append({"path": path, "width": found.width, "height": found.height, "objects": objects})
+        lines.append(shown(path, 1000))
+        for one in objects:
+            sides = " ".join(f"{side:.0f}" for side in one["box"])
+            lines.append(f"  {one['score']:7.2%}  {shown(one['label'])} ({one['index']})  {sides}")
+        if path in places:
+            draw(places[path], found, options.min_score)
+            lines.append(f"  drawn in {shown(places[path], 1000)}")
+    result = {
+        "weights": options.weights,
+        "backend": detector.settings.backend.name,
+        "precision": detector.settings.precision,
+        "pictures": pictures,
+        "damaged": [{"path": path, "error": error} for path, error in damaged.items()],
+    }
+    show(options, result, "\n".join(lines))
+    return 1 if damaged else 0
+
+
+def drawings(out: str | None, images: list[str]) -> dict[str, Path]:
+    """Where each picture is drawn. Raises ArgumentError, before any work, for a place that cannot be."""
+    from ..storage.outputs import check_output
+
+    if out is None:
+        return {}
+    path = a_path("--draw", out)
+    is_file = path.suffix.lower() in FILES
+    if is_file and len(images) > 1:
+        raise ArgumentError(f"{len(images)} pictures are drawn into a folder; give --draw one, not {shown(out)}")
+    if is_file:
+        places = {images[0]: path}
+    else:
+        places = {image: path / f"{Path(image).stem}.detected.png" for image in images}
+        if len(set(places.values())) != len(places):
+            raise ArgumentError("two of the pictures have the same name, and would be drawn into the same file")
+        path.mkdir(parents=True, exist_ok=True)
+    for place in places.values():
+        check_output(place, images)
+    return places
+
+
+def draw(place: Path, found: cf.DetectedPicture, min_score: float) -> None:
+    from ..deploy.draw import drawn
+    from ..preprocessing.cpu import load_image
+    from ..storage.outputs import write_output
+
+    picture, file = drawn(load_image(found.path), found.detections, found.labels, min_score), BytesIO()
+    picture.save(file, "PNG" if place.suffix.lower() == ".png" else "JPEG")
+    write_output(place, file.getvalue())

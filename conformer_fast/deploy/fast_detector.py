@@ -1,0 +1,100 @@
+"""FastDetector: a compiled detector, and all that can be done with it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engines.base import Settings
+from ..errors import ArgumentError
+from ..model.detector.class_names import detector_labels
+from ..model.detector.config import COCO_CLASSES, DetectorConfig
+from ..model.detector.detect import Detections, ImageSize, Networks, detect
+from ..model.detector.reference import Detector, checked_sizes
+from ..model.forked import before_computing
+from ..model.recipe import Recipe
+from .detect import Damaged, DetectedPicture, detect_files
+
+
+class FastDetector:
+    """What `compile` returns for a detector. It is called as the Detector it was made from: images (B, 3, H, W) on the
+    CPU, normalized, and the sizes of the pictures in them -> a list of B Detections.
+
+    `settings` and `reason` tell how it runs, `config` what it is, `recipe` what it was trained for, `labels` the
+    classes' names, `reference` the detector that defines what is correct here, in fp32 on the CPU.
+    """
+
+    def __init__(self, networks: Networks, settings: Settings, reason: str, reference: Detector) -> None:
+        self._networks = networks
+        self.settings, self.reason, self.reference = settings, reason, reference
+
+    @property
+    def config(self) -> DetectorConfig:
+        return self.reference.config
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.reference.recipe
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return detector_labels(self.recipe, self.config)
+
+    def __call__(self, images: Tensor, sizes: Sequence[ImageSize] | None = None) -> list[Detections]:
+        """sizes: default: each image is a picture of its own size.
+
+        Raises ArgumentError for images that are not (B, 3, H, W) of multiples of 32, hold NaN or are on a GPU, and for
+        sizes that do not fit them.
+        """
+        before_computing()
+        found = checked_sizes(images, sizes)
+        if images.device.type != "cpu":
+            raise ArgumentError(f"this detector is compiled for the CPU, the images are on {images.device}")
+        if not images.is_floating_point():
+            raise ArgumentError(f"images must be floating point and normalized, got {images.dtype}; see fit_pictures")
+        images = images.detach().float()
+        if not images.isfinite().all():
+            raise ArgumentError(
+                f"{int((~images.isfinite()).sum())} of the images' {images.numel()} values are not finite"
+            )
+        with torch.inference_mode():
+            return detect(self._networks, self.config, images, found)
+
+    def predict(self, paths: Sequence[str | os.PathLike[str]]) -> Iterator[DetectedPicture | Damaged]:
+        """What is in picture files, one after another; of one that cannot be used, what is wrong with it.
+
+        Warns, in one line, of what the weights do not say and is assumed.
+        """
+        assumed = []
+        if self.recipe.mean is None:
+            assumed.append("ImageNet's normalization")
+        if self.recipe.labels is None and self.config.num_classes == COCO_CLASSES:
+            assumed.append("COCO's class names")
+        if assumed:
+            warnings.warn(f"the weights do not say it; assumed: {', '.join(assumed)}", stacklevel=2)
+        return detect_files(self, paths)
+
+    def __repr__(self) -> str:
+        return f"FastDetector({self.reason})"
+
+
+def compiled_detector(reference: Detector, settings: Settings, reason: str) -> FastDetector:
+    """The detector of these settings. It is the reference's own copy that it keeps."""
+    return FastDetector(settings.backend.networks(reference, settings), settings, reason, reference)
+
+
+def own_copy(detector: Detector) -> Detector:
+    """In fp32 on the CPU, so that what becomes of `detector` changes nothing. Raises ArgumentError in training mode."""
+    if any(part.training for part in detector.modules()):
+        raise ArgumentError("the detector, or a part of it, is in training mode; call detector.eval() first")
+    state: dict[str, Any] = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        copy = Detector(detector.config).eval().requires_grad_(False)
+    copy.load_state_dict(state)
+    copy.recipe = detector.recipe
+    return copy

@@ -1,0 +1,93 @@
+"""conformer-fast detect."""
+
+from __future__ import annotations
+
+import pytest
+from detector_samples import small, smooth
+from PIL import Image
+from safetensors.torch import save_file
+
+import conformer_fast as cf
+from conformer_fast.checkpoints.metadata import metadata_of
+
+pytest.importorskip("openvino")
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "detector.safetensors"
+    state = {name: tensor for name, tensor in small().state_dict().items() if tensor.is_floating_point()}
+    recipe = cf.Recipe(num_heads=4, labels=NAMES, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    save_file(state, file, metadata=metadata_of(recipe))
+    return str(file)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name, size in (("a.png", (60, 90)), ("b.jpg", (80, 50))):
+        Image.fromarray(smooth(*size)).save(tmp_path / name)
+    return [str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
+
+
+def test_for_programs(run_json, weights, pictures):
+    status, result, err = run_json("detect", *pictures, "--weights", weights, "--min-score", 0.2, "--precision", "fp32")
+    assert (status, err) == (0, "")
+    assert [picture["path"] for picture in result["pictures"]] == pictures
+    assert (result["backend"], result["precision"]) == ("openvino", "fp32")
+    first = result["pictures"][0]
+    assert (first["width"], first["height"]) == (90, 60)
+    for one in first["objects"]:
+        assert one["label"] == NAMES[one["index"]]
+        assert one["score"] >= 0.2
+        x1, y1, x2, y2 = one["box"]
+        assert 0 <= x1 < x2 <= 90
+        assert 0 <= y1 < y2 <= 60
+        assert sum(one["mask"]["counts"]) == 60 * 90
+    fast = cf.compile(cf.create_detector(weights=weights), precision="fp32")
+    (found,) = fast.predict(pictures[:1])
+    assert first["objects"] == found.objects(0.2)
+    assert len(found.objects(0.2)) < len(found.objects())
+
+
+def test_for_people_and_drawn(run, weights, pictures, tmp_path):
+    out = tmp_path / "drawn" / "of all"
+    status, text, err = run("detect", *pictures, "--weights", weights, "--min-score", 0, "--draw", out)
+    assert (status, err) == (0, "")
+    lines = text.splitlines()
+    assert lines[0] == pictures[0]
+    assert f"  drawn in {out / 'a.detected.png'}" in lines
+    assert Image.open(out / "a.detected.png").size == (90, 60)
+    assert Image.open(out / "b.detected.png").size == (50, 80)
+    status, text, err = run("detect", pictures[0], "--weights", weights, "--draw", tmp_path / "one.jpg")
+    assert (status, err) == (0, "")
+    assert Image.open(tmp_path / "one.jpg").format == "JPEG"
+
+
+def test_a_damaged_picture_costs_only_itself(run_json, weights, pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    status, result, err = run_json("detect", tmp_path / "bad.png", pictures[1], "--weights", weights)
+    assert status == 1
+    assert [picture["path"] for picture in result["pictures"]] == pictures[1:]
+    assert "bad.png" in result["damaged"][0]["error"]
+    assert "bad.png" in err
+
+
+def test_what_cannot_be(run, weights, pictures, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.fromarray(smooth(20, 20)).save(tmp_path / "other" / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    for arguments, message in (
+        ([*pictures, "--weights", "absent.pth"], "no such file"),
+        ([*pictures, "--weights", weights, "--draw", tmp_path / "all.png"], "give --draw one"),
+        ([pictures[0], "--weights", weights, "--draw", pictures[0]], "would be lost"),
+        ([pictures[0], tmp_path / "other" / "a.png", "--weights", weights, "--draw", tmp_path / "d"], "same name"),
+        ([pictures[0], "--weights", weights, "--precision", "int8"], "8 bits"),
+        ([pictures[0], "--weights", weights, "--min-score", "2"], "from 0 to 1"),
+        ([pictures[0], "--weights", weights, "--backend", "tensorrt"], "tensorrt"),
+    ):
+        status, _, err = run("detect", *arguments)
+        assert status == 2
+        assert message in err
+        assert "Traceback" not in err
+    assert (tmp_path / "a.png").read_bytes() == before

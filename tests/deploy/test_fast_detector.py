@@ -1,0 +1,206 @@
+"""Compiled detectors against the reference, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detector_samples import SMALL, alike, filled, image, small, smooth
+from PIL import Image
+
+import conformer_fast as cf
+from conformer_fast.deploy.detect import run_lengths
+from conformer_fast.deploy.draw import drawn
+from conformer_fast.engines.openvino.device import native_precisions
+from conformer_fast.model.detector.boxes import overlaps
+from conformer_fast.model.distance import relative_error
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def fast() -> cf.FastDetector:
+    return cf.compile(small(), precision="fp32")
+
+
+@pytest.mark.parametrize("size", [(96, 160), (250, 200), (64, 64)], ids=str)
+def test_the_same_as_the_reference(fast, size):
+    images, sizes = image(*size)
+    (found,), (expected,) = fast(images, sizes), small()(images, sizes)
+    assert len(expected.boxes) >= 5
+    alike(found, expected)
+    twice = fast(images.expand(2, -1, -1, -1), sizes * 2)
+    for one in twice:
+        alike(one, expected)
+
+
+def test_without_masks():
+    images, sizes = image(96, 96)
+    fast = cf.compile(small(masks=False), precision="fp32")
+    (found,), (expected,) = fast(images, sizes), small(masks=False)(images, sizes)
+    alike(found, expected)
+    assert found.masks is None
+
+
+def test_boxes_and_masks_are_of_the_original_picture(fast):
+    images, ((height, width, *_),) = image(96, 160)
+    (found,) = fast(images, [cf.ImageSize(height, width, 2 * height, 3 * width)])
+    (plain,) = fast(images, [cf.ImageSize(height, width, height, width)])
+    torch.testing.assert_close(found.boxes, plain.boxes * torch.tensor([3.0, 2.0, 3.0, 2.0]))
+    assert found.masks.shape[1:] == (2 * height, 3 * width)
+
+
+@pytest.mark.parametrize("precision", [name for name in native_precisions() if name != "fp32"])
+def test_in_16_bits(precision):
+    """Of two boxes of nearly one score either may be kept, so most are compared, and not in order."""
+    images, sizes = image(160, 192)
+    (expected,) = small()(images, sizes)
+    (found,) = cf.compile(small(), precision=precision)(images, sizes)
+    nearest = overlaps(expected.boxes, found.boxes).max(1)
+    right = (nearest.values > 0.8) & (found.labels[nearest.indices] == expected.labels)
+    assert right.double().mean() > 0.7
+
+
+@pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
+def test_in_8_bits(tmp_path):
+    calibration = [image(160, 192)[0], image(128, 256)[0]]
+    quantization = cf.calibrate(small(), calibration)
+    assert {name.partition(".")[0] for name in quantization.ranges} == {"proposer", "boxes", "masks"}
+    assert "proposer.hidden" in quantization.ranges
+    assert not {"proposer.regions", "boxes.regions", "masks.masks"} & set(quantization.ranges)
+    quantization.save(tmp_path / "int8.json")
+    images, sizes = image(160, 192)
+    proposed = small().propose(images)
+    for given in (cf.Quantization.load(tmp_path / "int8.json"), calibration):
+        fast = cf.compile(small(), precision="int8", quantization=given)
+        found = fast._networks.propose(images)
+        for value, expected in zip([*found.maps, *found.regions], [*proposed.maps, *proposed.regions], strict=True):
+            assert 1e-3 < relative_error(value, expected) < 0.08
+        assert len(fast(images, sizes)[0].boxes) > 5
+
+
+@pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
+def test_a_folder_of_pictures_calibrates(tmp_path):
+    detector = small(masks=False)
+    for index in range(3):
+        Image.fromarray(smooth(20 + index, 400)).save(tmp_path / f"{index}.png")
+    quantization = cf.calibrate(detector, tmp_path, smoothquant=False)
+    assert quantization.origin["images"] == 3
+    assert {name.partition(".")[0] for name in quantization.ranges} == {"proposer", "boxes"}
+
+
+def test_quantizations_that_do_not_fit():
+    of_another = cf.Quantization("int8", {"stem": 1.0})
+    with pytest.raises(cf.ArgumentError, match="ranges of stem, which this detector does not have"):
+        cf.compile(small(), precision="int8", quantization=of_another)
+    unknown = cf.Quantization("int8", {"boxes.nothing": 1.0})
+    with pytest.raises(cf.ArgumentError, match="no products nothing"):
+        cf.compile(small(), precision="int8", quantization=unknown)(*image(64, 64))
+    for options, message in (
+        ({"precision": "fp8"}, "put in int8, got precision 'fp8'"),
+        ({"max_drop": 0.5}, "without max_drop"),
+        ({"images": []}, "got no images"),
+        ({"images": [torch.zeros(1, 3, 30, 32)]}, "multiples of 32"),
+    ):
+        with pytest.raises(cf.ArgumentError, match=message):
+            cf.calibrate(small(), **{"images": [image(64, 64)[0]], **options})
+
+
+def test_the_reference_backend():
+    images, sizes = image(64, 96)
+    fast = cf.compile(small(), backend="reference")
+    (found,), (expected,) = fast(images, sizes), small()(images, sizes)
+    alike(found, expected, atol=0)
+
+
+def test_what_becomes_of_the_model_changes_nothing():
+    detector = filled(SMALL)
+    fast = cf.compile(detector, precision="fp32")
+    images, sizes = image(64, 96)
+    (expected,) = small()(images, sizes)
+    for parameter in detector.parameters():
+        parameter.zero_()
+    (found,) = fast(images, sizes)
+    alike(found, expected)
+
+
+def test_nothing_in_the_picture():
+    detector = filled(SMALL)
+    detector.roi_head.bbox_head.fc_cls.weight.zero_()
+    detector.roi_head.bbox_head.fc_cls.bias.copy_(torch.tensor([0.0] * 5 + [20.0]))  # all is background
+    images, sizes = image(64, 96)
+    for run in (detector, cf.compile(detector, precision="fp32")):
+        (found,) = run(images, sizes)
+        assert found.boxes.shape == (0, 4)
+        assert found.masks.shape == (0, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "message"),
+    [
+        (torch.zeros(3, 64, 64), None, "must have shape"),
+        (torch.zeros(1, 1, 64, 64), None, "must have shape"),
+        (torch.zeros(0, 3, 64, 64), None, "none empty"),
+        (torch.zeros(1, 3, 64, 65), None, "multiples of 32, got 64x65"),
+        (torch.zeros(1, 3, 64, 64), [], "0 sizes for 1 images"),
+        (torch.zeros(1, 3, 64, 64), [(64, 64)], "four whole numbers"),
+        (torch.zeros(1, 3, 64, 64), [(65, 64, 9, 9)], "a picture of 65x64 is not in an image of 64x64"),
+        (torch.zeros(1, 3, 64, 64), [(64, 0, 9, 9)], "four whole numbers"),
+        (torch.full((1, 3, 64, 64), torch.nan), None, "12288 of the images' 12288 values are not finite"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), None, "floating point and normalized"),
+        ("picture.jpg", None, "must be a tensor"),
+    ],
+    ids=str,
+)
+def test_wrong_images(fast, images, sizes, message):
+    with pytest.raises(cf.ArgumentError, match=message):
+        fast(images, sizes)
+
+
+def test_what_runs_no_detectors():
+    for backend in ("triton", "tensorrt"):
+        with pytest.raises(cf.BackendError):
+            cf.compile(small(), backend=backend)
+    with pytest.raises(cf.ArgumentError, match="takes its ranges from images"):
+        cf.compile(small(), precision="int8")
+    with pytest.raises(cf.ArgumentError, match="training mode"):
+        cf.compile(cf.Detector(SMALL))
+
+
+def test_files(fast, tmp_path):
+    Image.fromarray(smooth(90, 120)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="assumed: ImageNet's normalization"):
+        found, damaged = fast.predict([tmp_path / "a.png", tmp_path / "b.png"])
+    assert (found.width, found.height, found.detections.masks.shape[1:]) == (120, 90, (90, 120))
+    assert "b.png" in damaged.error
+    first = found.objects(0.0)[0]
+    assert set(first) == {"label", "index", "score", "box", "mask"}
+    assert found.objects(1.0) == []
+    with pytest.raises(cf.ArgumentTypeError, match="paths must be a list"):
+        fast.predict("a.png")
+
+
+def test_run_lengths():
+    mask = torch.tensor([[0, 1], [1, 1]]).bool()
+    assert run_lengths(mask) == {"size": [2, 2], "counts": [1, 3]}
+    assert run_lengths(~mask) == {"size": [2, 2], "counts": [0, 1, 3]}
+    assert run_lengths(torch.zeros(2, 3).bool())["counts"] == [6]
+
+
+def test_drawn():
+    picture = Image.new("RGB", (80, 60), "gray")
+    mask = torch.zeros(2, 60, 80, dtype=torch.bool)
+    mask[0, 30:40, 20:50] = True
+    found = cf.Detections(
+        torch.tensor([[10.0, 20.0, 70.0, 50.0], [0.0, 0.0, 5.0, 5.0]]),
+        torch.tensor([0.9, 0.1]),
+        torch.tensor([1, 0]),
+        mask,
+    )
+    out = drawn(picture, found, ("a", "b"), min_score=0.5)
+    assert out.size == picture.size
+    assert out.getpixel((30, 35)) != picture.getpixel((30, 35))  # in the mask
+    assert out.getpixel((30, 45)) == picture.getpixel((30, 45))  # in the box
+    assert out.getpixel((10, 45)) != picture.getpixel((10, 45))  # on its edge
+    assert out.getpixel((75, 55)) == picture.getpixel((75, 55))
+    assert drawn(picture, found, ("a", "b"), min_score=1.0).tobytes() == picture.tobytes()
