@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detector_samples import small
 from PIL import Image
 
 import conformer_fast as cf
@@ -229,6 +230,7 @@ def test_wrong_arguments(call, tmp_path, monkeypatch):
 
 IMAGE = torch.zeros(1, 3, 64, 64)
 FAST = cf.compile(DIGITS, backend="reference")
+FAST_DETECTOR = cf.compile(small(masks=False), backend="reference")
 SINGLE = Image.new("RGB", (64, 64))
 TAKES = {  # for what another type is refused: each entry's arguments, one after another
     "batch model": lambda it: cf.batch(it, ".", "x.csv"),
@@ -240,12 +242,18 @@ TAKES = {  # for what another type is refused: each entry's arguments, one after
     "calibrate model": lambda it: cf.calibrate(it, [IMAGE]),
     "calibrate images": lambda it: cf.calibrate(DIGITS, it),
     "compile model": cf.compile,
+    "Detector config": cf.Detector,
+    "a detector's call": lambda it: FAST_DETECTOR(it),
+    "a detector's sizes": lambda it: FAST_DETECTOR(IMAGE, it or 3),
+    "a detector's predict": lambda it: FAST_DETECTOR.predict(it),
     "compile backend": lambda it: cf.compile(DIGITS, backend=it),
     "compile precision": lambda it: cf.compile(DIGITS, precision=it),
     "Conformer config": cf.Conformer,
     "convert source": lambda it: cf.convert(it, "x.safetensors"),
     "convert target": lambda it: cf.convert(WEIGHTS, it),
     "convert recipe": lambda it: cf.convert(WEIGHTS, "x.safetensors", recipe=it),
+    "create_detector name": lambda it: cf.create_detector(it or 3),
+    "create_detector weights": lambda it: cf.create_detector("mask-rcnn", it or 3),
     "create_model name": cf.create_model,
     "create_model weights": lambda it: cf.create_model("digits", it or 3),
     "DatasetBatches": lambda it: cf.DatasetBatches(it, 64),
@@ -260,6 +268,8 @@ TAKES = {  # for what another type is refused: each entry's arguments, one after
     "export file": lambda it: cf.export(DIGITS, it),
     "export_server bundle": lambda it: cf.export_server(it, "models"),
     "export_server repository": lambda it: cf.export_server("bundle", it),
+    "fit_pictures": cf.fit_pictures,
+    "fit_pictures of what is none": lambda it: cf.fit_pictures([it]),
     "images_in folder": lambda it: cf.images_in(it, 64, 8),
     "images_in size": lambda it: cf.images_in(".", it, 8) if it != 3 else cf.images_in(".", "3", 8),
     "load": cf.load,

@@ -23,6 +23,7 @@ DATA = {
     "conformer_fast/_C.pyi",
     "conformer_fast/py.typed",
     "conformer_fast/data/imagenet_classes.txt",
+    "conformer_fast/data/coco_classes.txt",
     "conformer_fast/data/digits.safetensors",
     "conformer_fast/serving/page.html",
 }

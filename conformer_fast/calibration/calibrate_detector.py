@@ -21,8 +21,6 @@ from ..model.detector.detect import detect
 from ..model.detector.parts import Proposed
 from ..model.detector.reference import Detector, checked_sizes
 from ..model.digest import weights_sha256
-from ..preprocessing.cpu import load_image
-from ..preprocessing.detection import fit_pictures
 from ..progress import Bar
 from ..version import __version__
 from .counts import Counts
@@ -95,8 +93,12 @@ class _Images:
         return map(self.read, range(len(self)))
 
     def read(self, index: int) -> Tensor:
-        one = self._given[index]
-        images = fit_pictures([load_image(one)], recipe=self._recipe)[0] if isinstance(one, Path) else one
+        images = self._given[index]
+        if isinstance(images, Path):
+            from ..preprocessing.cpu import load_image
+            from ..preprocessing.detection import fit_pictures
+
+            images, _ = fit_pictures([load_image(images)], recipe=self._recipe)
         checked_sizes(images, None)
         return images.detach().to("cpu", torch.float32)
 

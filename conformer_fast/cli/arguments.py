@@ -33,7 +33,7 @@ INPUTS = (
     *("weights", "bundle", "input", "images", "data", "labels", "class_names"),
     *("quantization", "calibration", "key", "token_file"),
 )
-OUTPUTS = ("output", "svg", "resume")
+OUTPUTS = ("output", "svg", "resume", "draw")
 
 # Options, by who adds them: what a bundle makes superfluous.
 MODEL = ("model", "weights")
@@ -154,7 +154,7 @@ def check_outputs(options: argparse.Namespace) -> None:
     for file in (given[name] for name in OUTPUTS if name in given and os.path.isfile(given[name] or "")):
         check_output(file, _inputs(given))
         if _holds_pictures(file):
-            raise ArgumentError(f"{file} holds pictures, and no command writes such files; give another name")
+            raise ArgumentError(f"{file} holds pictures, and no command writes over such files; give another name")
 
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:

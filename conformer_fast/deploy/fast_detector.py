@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from ..model.detector.detect import Detections, ImageSize, Networks, detect
 from ..model.detector.reference import Detector, checked_sizes
 from ..model.forked import before_computing
 from ..model.recipe import Recipe
-from .detect import Damaged, DetectedPicture, detect_files
+
+if TYPE_CHECKING:
+    from .detect import Damaged, DetectedPicture
 
 
 class FastDetector:
@@ -77,6 +79,8 @@ class FastDetector:
             assumed.append("COCO's class names")
         if assumed:
             warnings.warn(f"the weights do not say it; assumed: {', '.join(assumed)}", stacklevel=2)
+        from .detect import detect_files
+
         return detect_files(self, paths)
 
     def __repr__(self) -> str:

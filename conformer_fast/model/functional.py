@@ -242,8 +242,8 @@ def every_second(feature_map: Tensor) -> Tensor:
 def unfolded(feature_map: Tensor) -> Tensor:
     """Four pixels of each, in turn the upper ones and the lower ones. (B, H, W, 4 K) -> (B, 2 H, 2 W, K)."""
     B, H, W, K = feature_map.shape
-    pixels = feature_map.view(B, H, W, 2, 2, K // 4).transpose(2, 3)
-    return pixels.reshape(B, 2 * H, 2 * W, K // 4)
+    pixels = feature_map.reshape(B, H, W, 2, 2, K // 4).transpose(2, 3)
+    return pixels.clone(memory_format=torch.contiguous_format).view(B, 2 * H, 2 * W, K // 4)
 
 
 def _with_token_map(feature_map: Tensor, token_map: Tensor, stride: int) -> Tensor:

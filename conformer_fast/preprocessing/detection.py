@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ArgumentError, ImageError, several
+from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
 from ..model.detector.config import MULTIPLE
 from ..model.detector.detect import ImageSize
 from ..model.recipe import USUAL, Recipe, checked
@@ -38,6 +38,9 @@ def fit_pictures(
     pictures = several("pictures", pictures)
     if not pictures:
         raise ArgumentError("fit_pictures got no pictures; give at least one")
+    for picture in pictures:
+        if not isinstance(picture, Image.Image):
+            raise ArgumentTypeError(f"pictures must be of Pillow, got {type(picture).__name__}; see load_image")
     means, stds = checked(recipe).normalization
     if len(means) != 3:
         raise ArgumentError(f"pictures have 3 channels, the recipe's mean {means} has {len(means)}")

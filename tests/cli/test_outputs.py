@@ -111,7 +111,7 @@ def test_weights_that_no_path_names_are_not_written(run, kept, work, monkeypatch
 def test_what_lies_in_the_data_is_not_written(run, name, file, work):
     file = Path("pictures", file)
     file.write_bytes(b"precious")
-    refused(run, WRITES[name].format(file), f"{file} holds pictures, and no command writes such files")
+    refused(run, WRITES[name].format(file), f"{file} holds pictures, and no command writes over such files")
     assert file.read_bytes() == b"precious"
 
 

@@ -69,9 +69,13 @@ def _linear_samples() -> list[Sample]:
 def _conv3x3_samples() -> list[Sample]:
     weight, bias = shape(10, 6, 3, 3), shape(10)
     return [
-        Sample(f"B{B}-{H}x{W}-stride{stride}", "conv3x3", (shape(B, H, W, 6), weight, bias, stride))
+        Sample(
+            f"B{B}-{H}x{W}-stride{stride}{'' if relu else '-linear'}",
+            "conv3x3",
+            (shape(B, H, W, 6), weight, bias, stride, relu),
+        )
         for B, H, W in [(3, 5, 7), (1, 1, 1), (1, 4, 9)]
-        for stride in (1, 2)
+        for stride, relu in ((1, True), (2, True), (1, False))
     ]
 
 
@@ -142,6 +146,19 @@ SAMPLES = [
             (shape(B, h * S, w * S, 6), shape(B, 1 + h * w, 24), shape(24, 6), shape(24), *NORM, S, *NORM),
         )
         for B, h, w, S in [(3, 2, 3, 4), (1, 3, 1, 2), (3, 2, 2, 1), (1, 1, 1, 8), (1, 1, 2, 3)]
+    ),
+    *(
+        Sample(
+            f"B{B}-{h}x{w}",
+            "lateral",
+            (shape(B, 2 * h, 2 * w, 6), shape(10, 6), shape(10), shape(B, h, w, 10)),
+        )
+        for B, h, w in [(3, 2, 5), (1, 1, 1), (1, 3, 1)]
+    ),
+    *(
+        Sample(f"B{B}-{H}x{W}", op, (shape(B, H, W, 8),))
+        for op in ("every_second", "unfolded")
+        for B, H, W in [(3, 5, 8), (1, 1, 1), (1, 4, 1), (2, 1, 3)]
     ),
     Sample("B3-T7", "fcu_up", (shape(3, 7, 24), shape(6, 24), shape(6))),
     Sample("B1-T2", "fcu_up", (shape(1, 2, 24), shape(6, 24), shape(6))),

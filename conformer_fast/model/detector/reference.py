@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ...errors import ArgumentError, ArgumentTypeError, shown
+from ...errors import ArgumentError, ArgumentTypeError, several, shown
 from ..recipe import Recipe, checked
 from ..reference import Conformer
 from .config import MULTIPLE, DetectorConfig
@@ -81,7 +81,7 @@ def checked_sizes(images: Tensor, sizes: Sequence[ImageSize] | None) -> list[Ima
     if sizes is None:
         return [ImageSize(H, W, H, W)] * len(images)
     found = []
-    for size in sizes:
+    for size in several("sizes", sizes):
         values = tuple(size) if isinstance(size, tuple | list) else ()
         if len(values) != 4 or not all(type(value) is int and value > 0 for value in values):
             raise ArgumentError(f"a size is an ImageSize of four whole numbers, at least 1, got {shown(repr(size))}")

@@ -1,0 +1,168 @@
+"""Mask R-CNN on small-p32 at 800x1344, one image, on a CPU: detector.py OUT.json. Run by `make bench`.
+
+All in turn, in one process whose waiting threads sleep: the detector compiled in each precision, eager PyTorch, and
+OpenVINO with the networks as its converter reads them. What stands between the networks, proposals, RoIAlign and
+suppression, is the same code for all. Weights and image are random, so that there are as many regions and detections
+as there may be. "stages": seconds of each in our engines, in turn; "between": what is left of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_WAIT_POLICY"] = "passive"  # before PyTorch: spinning threads would slow whoever runs next
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import conformer_fast as cf
+from conformer_fast.engines.base import Settings
+from conformer_fast.engines.openvino.device import describe, native_precisions
+from conformer_fast.engines.openvino.runtime import core, ov
+from conformer_fast.engines.timing import seconds_of, time_in_turn
+from conformer_fast.model.detector.config import LEVELS
+from conformer_fast.model.detector.detect import Networks, detect, read_regions, regions_of
+from conformer_fast.model.detector.parts import Proposed
+from conformer_fast.model.outputs import feature_names
+
+from .cpu import identity
+from .peers import OPENVINO
+
+SIZE = 800, 1344
+ROUNDS, STAGE_ROUNDS = 7, 5
+CALIBRATION = 2  # images of noise: here only the speed counts
+SPREAD = {  # of the random weights, so that scores differ and boxes overlap
+    "rpn_head.rpn_cls.weight": 3.0,
+    "roi_head.bbox_head.fc_cls.weight": 10.0,
+    "roi_head.bbox_head.fc_reg.weight": 10.0,
+}
+
+
+def main(path: Path) -> None:
+    torch.manual_seed(0)
+    detector = cf.create_detector("mask-rcnn").requires_grad_(False)
+    for name, factor in SPREAD.items():
+        detector.get_parameter(name).mul_(factor)
+    images = torch.randn(1, 3, *SIZE)
+    ours = {f"conformer_fast {name}": fast for name, fast in compiled(detector)}
+    calls: dict[str, Callable[[Tensor], Any]] = {**ours}
+    calls["PyTorch eager fp32"] = no_gradients(detector.to(memory_format=torch.channels_last))
+    for precision in OPENVINO:
+        if precision in native_precisions():
+            calls[f"OpenVINO {precision}"] = no_gradients(Converted(detector, precision).detect)
+    report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "height": SIZE[0], "width": SIZE[1]}
+    report["rows"] = [
+        {"implementation": name, "seconds": timing.median, "low": timing.low, "high": timing.high}
+        for name, timing in time_in_turn(calls, images, ROUNDS).items()
+    ]
+    print(*report["rows"], sep="\n", flush=True)
+    report["stages"] = [stages(name, fast, images) for name, fast in ours.items()]
+    print(*report["stages"], sep="\n", flush=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def compiled(detector: cf.Detector) -> Iterator[tuple[str, cf.FastDetector]]:
+    for precision in native_precisions():
+        if precision != "fp16":
+            yield precision, cf.compile(detector, backend="openvino", precision=precision)
+    noise = [torch.randn(1, 3, 256, 320) for _ in range(CALIBRATION)]
+    yield "int8", cf.compile(detector, backend="openvino", precision="int8", quantization=noise)
+
+
+def no_gradients(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def call(images: Tensor) -> Any:
+        with torch.inference_mode():
+            return run(images)
+
+    return call
+
+
+class Converted:
+    """The networks as OpenVINO's own converter reads the reference's parts."""
+
+    def __init__(self, detector: cf.Detector, precision: str) -> None:
+        self._config = detector.config
+        head, channels = detector.roi_head, detector.config.channels
+        assert head.mask_head is not None
+        features = torch.zeros(2, channels, 7, 7), torch.zeros(2, channels, 14, 14)
+        given = (
+            (detector.proposer, torch.zeros(1, 3, *SIZE), [1, 3, *SIZE]),
+            (head.bbox_head, features[0], [-1, *features[0].shape[1:]]),
+            (head.mask_head, features[1], [-1, *features[1].shape[1:]]),
+        )
+        self._requests = []
+        for part, example, shape in given:
+            model = ov.convert_model(part, example_input=example, input=[shape])
+            options = {"INFERENCE_PRECISION_HINT": OPENVINO[precision], "PERFORMANCE_HINT": "LATENCY"}
+            self._requests.append(core().compile_model(model, "CPU", options).create_infer_request())
+
+    def detect(self, images: Tensor) -> list[cf.Detections]:
+        height, width = images.shape[2:]
+        return detect(self, self._config, images, [cf.ImageSize(height, width, height, width)])
+
+    def propose(self, images: Tensor) -> Proposed:
+        found = self._run(0, images)
+        return Proposed(found[:LEVELS], found[LEVELS:])
+
+    def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = self._run(1, features)
+        return logits, deltas
+
+    def masks(self, features: Tensor) -> Tensor:
+        return self._run(2, features)[0]
+
+    def _run(self, part: int, images: Tensor) -> tuple[Tensor, ...]:
+        results = self._requests[part].infer([np.ascontiguousarray(images.numpy())], share_outputs=True)
+        return tuple(torch.from_numpy(value) for value in results.values())
+
+
+def stages(name: str, fast: cf.FastDetector, images: Tensor) -> dict[str, Any]:
+    """Seconds of each part: medians over rounds in which all take turns."""
+    networks: Networks = fast._networks
+    detector, settings = fast.reference, fast.settings
+    quantization = settings.quantization and settings.quantization.part("proposer").part("backbone")
+    alone = Settings(settings.backend, settings.precision, settings.device, quantization)
+    backbone = settings.backend.engine(detector.backbone, alone, feature_names(fast.config.backbone)[:-1])
+    size = cf.ImageSize(*images.shape[2:], *images.shape[2:])
+    proposed = networks.propose(images)
+    levels, maps = [values[0] for values in proposed.regions], [feature_map[0] for feature_map in proposed.maps]
+    regions, _ = regions_of(levels, size, fast.config)
+    (found,) = fast(images)
+    features, masked = (
+        read_regions(maps, boxes, fast.config, side) for boxes, side in ((regions, 7), (found.boxes, 14))
+    )
+    parts: dict[str, Callable[[Tensor], Any]] = {
+        "backbone": backbone,
+        "backbone, pyramid and proposals' network": networks.propose,
+        "proposals and their suppression": lambda _: regions_of(levels, size, fast.config),
+        "RoIAlign": lambda _: read_regions(maps, regions, fast.config, 7),
+        "box head": lambda _: networks.boxes(features),
+        "mask head": lambda _: networks.masks(masked),
+        "whole": fast,
+    }
+    seconds: dict[str, list[float]] = {part: [] for part in parts}
+    with torch.inference_mode():
+        for turn in range(1 + STAGE_ROUNDS):
+            for part, call in parts.items():
+                found_seconds = seconds_of(call, images)
+                if turn > 0:  # the first warms up
+                    seconds[part].append(found_seconds)
+    medians = {part: statistics.median(values) for part, values in seconds.items()}
+    known = sum(value for part, value in medians.items() if part not in ("backbone", "whole"))
+    return {
+        "implementation": name,
+        "regions": len(regions),
+        "detections": len(found.boxes),
+        "seconds": {**medians, "between": medians["whole"] - known},
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
