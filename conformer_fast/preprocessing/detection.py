@@ -25,12 +25,13 @@ WEIGHT_BITS = 11  # of what a pixel counts in OpenCV's resize
 
 
 def fit_pictures(
-    pictures: Sequence[Image.Image], *, recipe: Recipe = USUAL, edges: tuple[int, int] = (LONG_EDGE, SHORT_EDGE)
+    pictures: Sequence[Image.Image], *, recipe: Recipe = USUAL, edges: tuple[int, int] | None = None
 ) -> tuple[Tensor, list[ImageSize]]:
     """Pictures in mode RGB -> images (B, 3, H, W), float32, of one size that holds all, and where each picture is.
 
     recipe: of the model, for its mean and std; default: ImageNet's
-    edges:  pixels that the long and the short edge of a picture are resized to, whichever is reached first
+    edges:  pixels that the long and the short edge of a picture are resized to, whichever is reached first; default:
+            both the recipe's size, or (1344, 800) where it has none
 
     Raises ArgumentError for no pictures, edges that are no such pair, or a recipe that is not of three channels;
     ImageError for a picture too long to be resized.
@@ -44,6 +45,8 @@ def fit_pictures(
     means, stds = checked(recipe).normalization
     if len(means) != 3:
         raise ArgumentError(f"pictures have 3 channels, the recipe's mean {means} has {len(means)}")
+    if edges is None:
+        edges = (recipe.size, recipe.size) if recipe.size else (LONG_EDGE, SHORT_EDGE)
     sizes = [fitted_size(picture.width, picture.height, edges) for picture in pictures]
     H, W = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*(size[:2] for size in sizes), strict=True))
     images = torch.zeros(len(pictures), 3, H, W, dtype=torch.float32, device="cpu")

@@ -57,6 +57,12 @@ def test_the_same_size_changes_no_level():
     assert np.array_equal((images[0].permute(1, 2, 0) * 255).round().numpy(), pixels)
 
 
+def test_the_recipe_may_have_another_size():
+    images, (size,) = cf.fit_pictures([Image.fromarray(smooth(40, 80))], recipe=cf.Recipe(size=128))
+    assert images.shape == (1, 3, 64, 128)
+    assert size == (64, 128, 40, 80)
+
+
 def test_refused():
     picture = Image.new("RGB", (20, 10))
     with pytest.raises(cf.ArgumentError, match="no pictures"):
