@@ -22,7 +22,7 @@ FOLDERS = {"": ROOT / PACKAGE, "engines": ROOT / "engines", "kernels": ROOT / "k
 # From the top down. A room imports rooms of lower floors only, also where an import stands inside a function.
 FLOORS = [
     {"cli"},
-    {"serving", "bulk"},
+    {"serving", "bulk", "mmdet"},
     {"deploy"},
     {"verification", "evaluation"},
     {"calibration"},
@@ -40,6 +40,7 @@ OPTIONAL = {  # package: where it is imported
     "onnx": ("engines.onnx",),
     "onnxruntime": ("engines.onnx",),
     "pyarrow": ("datasets.parquet_files", "bulk.parquet_results"),
+    "mmdet": ("mmdet",),
     "torchvision": ("model.detector.operators",),
     "ray": ("cluster", "bulk.on_ray", "serving.on_ray"),
     "matplotlib": ("verification.heatmap",),
@@ -182,7 +183,7 @@ def test_optional_packages_are_imported_in_their_own_rooms(name):
     for package in {other.partition(".")[0] for other in imported(name)} & OPTIONAL.keys():
         assert name.startswith(OPTIONAL[package]), f"{name} imports {package}"
     early = {other.partition(".")[0] for other in imported(name, when_run=False)} & OPTIONAL.keys()
-    assert not early or name.startswith(("engines.", "kernels.", "serving.")), (
+    assert not early or name.startswith(("engines.", "kernels.", "serving.", "mmdet")), (
         f"{name} imports {early} at its beginning"
     )
 

@@ -31,7 +31,7 @@ def torchvision_ops() -> Torchvision | None:
 
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """The indices of the boxes that are kept, by falling score: from the best on, each one removes those of its group
-    that overlap it by more than `threshold`. In float32, as mmcv does it.
+    that overlap it by more than `threshold`. In float32, as mmcv's; that moves groups apart in it, and so rounds.
 
     boxes (N, 4), scores (N,), groups (N,), whole numbers -> (M,)
     """
