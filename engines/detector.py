@@ -17,6 +17,8 @@ from conformer_fast.model.detector.reference import Detector
 
 from .base import Engine, Settings
 
+ROWS = 4  # lengths of what the box head reads: as many as OpenVINO's engine has sizes of its own
+
 
 class EngineNetworks:
     """What `detect` computes with.
@@ -53,11 +55,12 @@ class EngineNetworks:
         return Proposed(found[:LEVELS], found[LEVELS:])
 
     def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions are the pixels of one image, and always as many, so that one engine takes them."""
+        """Regions are the pixels of one row, as long as one of ROWS, so that few engines take them."""
         features = features.flatten(1)
-        pixels = torch.zeros(1, features.shape[1], 1, self._most, dtype=torch.float32, device=features.device)
-        pixels[0, :, 0, : len(features)] = features.T
-        (found,) = self._boxes(pixels)
+        step = -(-self._most // ROWS)
+        row = torch.zeros(1, 1, max(1, -(-len(features) // step)) * step, features.shape[1], dtype=torch.float32)
+        row[0, 0, : len(features)] = features
+        (found,) = self._boxes(row)
         values = found[0, :, 0, : len(features)].T
         return values[:, : self._classes + 1], values[:, self._classes + 1 :].contiguous()
 

@@ -115,9 +115,10 @@ class _Observed:
         return Proposed(found[:LEVELS], found[LEVELS:])
 
     def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        (found,) = self._run("boxes", features.flatten(1)[..., None, None])
-        classes = found.shape[1] // 5  # a logit and four deltas each, and the background's logit
-        return found[:, : classes + 1, 0, 0], found[:, classes + 1 :, 0, 0]
+        (found,) = self._run("boxes", features.flatten(1)[None, None])
+        values = found[0, :, 0].T  # of each region a logit and four deltas a class, and the background's logit
+        classes = values.shape[1] // 5
+        return values[:, : classes + 1], values[:, classes + 1 :].contiguous()
 
     def masks(self, features: Tensor) -> Tensor:
         return self._run("masks", features)[0]

@@ -6,7 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class InferenceNetwork(nn.Module):
 
     outputs: tuple[str, ...]
     config: Any
+    channels_last: ClassVar[bool] = False  # what it reads is a map of channels-last order: (B, 1, W, channels)
 
     @property
     @abstractmethod

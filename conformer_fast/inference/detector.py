@@ -1,6 +1,6 @@
 """A detector's networks rewritten for inference, as network.py does it for the Conformer.
 
-Regions of interest are pixels to the box head, whose layers are then 1x1 convolutions of one map. The mask head's
+Regions of interest are pixels of one row to the box head, whose layers are then 1x1 convolutions. The mask head's
 transposed convolution is a 1x1 one to four pixels' channels. What leaves a network together is one product.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.detector.config import BOX_SIDE, LEVELS
+from ..model.detector.config import LEVELS
 from ..model.detector.parts import BoxHead, MaskHead, Proposer
 from ..model.detector.reference import Detector
 from . import ops
@@ -83,10 +83,11 @@ class InferenceProposer(InferenceNetwork):
 
 
 class InferenceBoxHead(InferenceNetwork):
-    """A region is a pixel: (B, K * 7 * 7, H, W) -> "regions.map" (B, classes + 1 + classes * 4, H, W), logits, then
-    deltas."""
+    """A region is a pixel of a row: (1, 1, R, K * 7 * 7) -> "regions.map" (1, classes + 1 + classes * 4, 1, R), logits,
+    then deltas."""
 
     outputs = (REGIONS,)
+    channels_last = True
 
     def __init__(self, model: BoxHead) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class InferenceBoxHead(InferenceNetwork):
 
     @property
     def in_channels(self) -> int:
-        return self.config.channels * BOX_SIDE**2
+        return 1
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -107,7 +108,7 @@ class InferenceBoxHead(InferenceNetwork):
         return ("regions",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = images.permute(0, 2, 3, 1)
+        features = images
         for layer in self.hidden:
             features = ops.conv1x1(features, *layer(), **layer.scales())
         return (ops.conv1x1(features, *self.regions(), relu=False).permute(0, 3, 1, 2),)

@@ -43,7 +43,8 @@ def onnx_from_model(model: InferenceNetwork, products: Products = "matmul") -> o
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.op == "placeholder":
-            values[node] = writer.input(IMAGES, torch.float32)
+            given = writer.input(IMAGES, torch.float32)
+            values[node] = writer.node("Transpose", [given], perm=[0, 3, 1, 2]) if model.channels_last else given
         elif node.op == "get_attr":
             values[node] = model.get_buffer(node.target)
         elif node.op == "output":

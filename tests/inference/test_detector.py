@@ -34,9 +34,9 @@ def test_the_proposer(detector, size):
 
 def test_the_heads(detector):
     features = torch.randn(30, 32, 7, 7, dtype=DOUBLE)
-    (found,) = lower(detector.roi_head.bbox_head)(features.flatten(1).T.reshape(1, -1, 5, 6))
+    (found,) = lower(detector.roi_head.bbox_head)(features.flatten(1)[None, None])
     logits, deltas = detector.boxes(features)
-    torch.testing.assert_close(found[0].flatten(1).T, torch.cat([logits, deltas], 1), rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(found[0, :, 0].T, torch.cat([logits, deltas], 1), rtol=EXACT, atol=EXACT)
     features = torch.randn(3, 32, 14, 14, dtype=DOUBLE)
     (found,) = lower(detector.roi_head.mask_head)(features)
     torch.testing.assert_close(found, detector.masks(features), rtol=EXACT, atol=EXACT)
@@ -64,7 +64,7 @@ def test_graphs_compute_the_same(detector):
     small = filled(SMALL)
     inputs = (
         (small.proposer, image(64, 96)[0]),
-        (small.roi_head.bbox_head, torch.randn(1, 32 * 49, 1, 9)),
+        (small.roi_head.bbox_head, torch.randn(1, 1, 9, 32 * 49)),
         (small.roi_head.mask_head, torch.randn(2, 32, 14, 14)),
     )
     for part, images in inputs:

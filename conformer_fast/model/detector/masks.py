@@ -12,8 +12,9 @@ THRESHOLD = 0.5
 
 
 def pasted(shares: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Where bilinear samples of each box's mask are at least THRESHOLD. Outside of a mask is zero. A box without width or
-    height has none, where mmdetection draws a strip.
+    """Where bilinear samples of each box's mask are at least THRESHOLD. Outside of a mask is zero.
+
+    A box without width or height has none, where mmdetection draws a strip.
 
     shares (N, h, w), boxes (N, 4) in pixels of the picture -> (N, height, width), bool
     """

@@ -6,6 +6,7 @@ Parameter names are those of the official detection fork, so its checkpoints loa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,8 +37,7 @@ class Detector(nn.Module):
         self.neck = FPN(config)
         self.rpn_head = RPNHead(config)
         self.roi_head = RoIHead(config)
-        for part in (self.neck, self.rpn_head, self.roi_head):
-            part.apply(_initialize)
+        self._initialize()
 
     @property
     def recipe(self) -> Recipe:
@@ -51,6 +51,19 @@ class Detector(nn.Module):
     def proposer(self) -> Proposer:
         """Backbone, pyramid and region proposals as one module, which shares this one's parameters."""
         return Proposer(self.config, self.backbone, self.neck, self.rpn_head).train(self.training)
+
+    def _initialize(self) -> None:
+        """Starting values: each layer hands on about as much as it reads, and what losses are of begins near zero."""
+        mask_head = self.roi_head.mask_head
+        for layer in (*self.neck.modules(), *self.rpn_head.modules(), *self.roi_head.modules()):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        head = self.roi_head.bbox_head
+        last: list[Any] = [self.rpn_head.rpn_cls, self.rpn_head.rpn_reg, head.fc_cls, head.fc_reg]
+        for layer in [*last, mask_head.conv_logits] if mask_head else last:
+            nn.init.normal_(layer.weight, std=0.01)
 
     def forward(self, images: Tensor, sizes: Sequence[ImageSize] | None = None) -> list[Detections]:
         """sizes: default: each image is a picture of its own size."""
@@ -91,13 +104,3 @@ def checked_sizes(images: Tensor, sizes: Sequence[ImageSize] | None) -> list[Ima
     if len(found) != len(images):
         raise ArgumentError(f"{len(found)} sizes for {len(images)} images; give one each")
     return found
-
-
-def _initialize(module: nn.Module) -> None:
-    """Starting values: Kaiming for convolutions, small normal ones for products, zero for biases."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.01)
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
