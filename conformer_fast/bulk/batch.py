@@ -21,8 +21,9 @@ from ..evaluation.decoding import decoded, usual_workers
 from ..evaluation.resume import fields_of
 from ..model.recipe import shown_labels
 from ..progress import Bar
+from ..storage.lines import going_on
 from ..storage.lock import held
-from .journal import Journal, going_on
+from .journal import Journal
 from .on_ray import rows_by_ray
 from .report import BatchResult
 from .results import WRITERS, check_results, ending_of

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DatasetError
 from ..evaluation.resume import differences
+from ..storage.lines import append, going_on, line_of, open_to_append, value_of
 from ..storage.regular import open_regular
 from .rows import Row, row_from
 
@@ -22,9 +20,9 @@ MOST_BYTES = 1 << 26  # of a line; 21,000 classes of a picture with long names t
 class Journal:
     """Rows of pictures in their order, in a file that has only grown when a program was killed.
 
-    A line is the CRC-32 of a JSON value, and the value: first the fields of the run, then row by row. What is behind
-    the first damaged line, or behind the last whole group, is written anew: pictures that run together must do so
-    again, or their scores may differ in the last bit.
+    Its lines, see storage.lines, are first the fields of the run, then row by row. What is behind the first damaged
+    line, or behind the last whole group, is written anew: pictures that run together must do so again, or their scores
+    may differ in the last bit.
 
     count: rows that are there
     """
@@ -39,10 +37,10 @@ class Journal:
         Raises DatasetError for a file of another run, or of something else.
         """
         self._file, self._names, self._group, self.count = file, names, group, 0
-        self._first = _line({WHAT: dict(fields)})
+        self._first = line_of({WHAT: dict(fields)})
         end = self._known() if os.path.lexists(file) else 0
         with going_on(file):
-            self._opened = open(file, "ab", buffering=0, opener=_no_link)  # noqa: SIM115 - until close()
+            self._opened = open_to_append(file)
             self._opened.truncate(end)
             if not end:
                 self._write(self._first)
@@ -50,14 +48,14 @@ class Journal:
     def add(self, rows: Iterable[Row]) -> None:
         """Writes the next rows. Raises OSError, after which the file goes on as after a kill."""
         with going_on(self._file):
-            self._write(b"".join(map(_line, rows)))
+            self._write(b"".join(map(line_of, rows)))
 
     def rows(self) -> Iterator[Row]:
         """All that were written, one after another."""
         with open_regular(self._file) as read:
             read.readline()
             for line in read:
-                yield row_from(_value(line))
+                yield row_from(value_of(line))
 
     def close(self) -> None:
         self._opened.close()
@@ -67,9 +65,7 @@ class Journal:
         self._file.unlink()
 
     def _write(self, content: bytes) -> None:
-        left = memoryview(content)
-        while left:
-            left = left[self._opened.write(left) :]
+        append(self._opened, content)
 
     def _known(self) -> int:
         """Counts the rows that stay. Returns the bytes up to their end; 0 for a first line that is not whole."""
@@ -88,7 +84,7 @@ class Journal:
         end = read.tell()
         for number, name in enumerate(self._names, start=1):
             try:
-                row = row_from(_value(read.readline(MOST_BYTES)))
+                row = row_from(value_of(read.readline(MOST_BYTES)))
             except ValueError:
                 break
             if row.picture != name:
@@ -100,40 +96,8 @@ class Journal:
     def _refuse(self, first: bytes) -> None:
         instead = "give another output, or delete this file"
         try:
-            fields = dict(_value(first)[WHAT])
+            fields = dict(value_of(first)[WHAT])
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{self._file} holds no rows of a batch; {instead}") from error
-        now = _value(self._first)[WHAT]
+        now = value_of(self._first)[WHAT]
         raise DatasetError(f"{self._file} is of another run: {differences(fields, now)}; {instead}")
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-@contextmanager
-def going_on(file: Path) -> Iterator[None]:
-    """An OSError inside says that nothing is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}; what is done is kept, the same call goes on", str(file)
-        ) from error
-
-
-def _line(value: Any) -> bytes:
-    text = json.dumps(value).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _value(line: bytes) -> Any:
-    """Raises ValueError for a damaged line."""
-    check, _, text = line.partition(b" ")
-    text = text.removesuffix(b"\n")
-    if not line.endswith(b"\n") or check != b"%08x" % zlib.crc32(text):
-        raise ValueError("damaged")
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("too deep") from error

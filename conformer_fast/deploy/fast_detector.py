@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from ..engines.base import Settings
 from ..errors import ArgumentError
-from ..model.detector.class_names import detector_labels
-from ..model.detector.config import COCO_CLASSES, DetectorConfig
+from ..model.detector.class_names import detector_labels, warn_of_assumptions
+from ..model.detector.config import DetectorConfig
 from ..model.detector.detect import Detections, ImageSize, Networks, detect
 from ..model.detector.reference import Detector, checked_sizes
 from ..model.forked import before_computing
@@ -72,15 +71,9 @@ class FastDetector:
 
         Warns, in one line, of what the weights do not say and is assumed.
         """
-        assumed = []
-        if self.recipe.mean is None:
-            assumed.append("ImageNet's normalization")
-        if self.recipe.labels is None and self.config.num_classes == COCO_CLASSES:
-            assumed.append("COCO's class names")
-        if assumed:
-            warnings.warn(f"the weights do not say it; assumed: {', '.join(assumed)}", stacklevel=2)
         from .detect import detect_files
 
+        warn_of_assumptions(self.recipe, self.config)
         return detect_files(self, paths)
 
     def __repr__(self) -> str:
