@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from .errors import EngineError as EngineError
     from .errors import EngineMismatchError as EngineMismatchError
     from .errors import ImageError as ImageError
+    from .evaluation.coco import evaluate_detector as evaluate_detector
+    from .evaluation.detector_report import DetectorEvaluation as DetectorEvaluation
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.report import Evaluation as Evaluation
     from .inference.quantization import Quantization as Quantization
@@ -122,6 +124,7 @@ HOMES = {  # where each name is defined
     "Detections": "model.detector.detect:Detections",
     "Detector": "model.detector.reference:Detector",
     "DetectorConfig": "model.detector.config:DetectorConfig",
+    "DetectorEvaluation": "evaluation.detector_report:DetectorEvaluation",
     "Diff": "verification.diff:Diff",
     "DownloadError": "errors:DownloadError",
     "EngineError": "errors:EngineError",
@@ -166,6 +169,7 @@ HOMES = {  # where each name is defined
     "create_model": "checkpoints.create:create_model",
     "diff": "verification.diff:diff",
     "evaluate": "evaluation.evaluate:evaluate",
+    "evaluate_detector": "evaluation.coco:evaluate_detector",
     "explain": "deploy.explain:explain",
     "export": "deploy.export:export",
     "export_server": "deploy.export_server:export_server",

@@ -39,6 +39,7 @@ OPTIONAL = {  # package: where it is imported
     "openvino": ("engines.openvino",),
     "onnx": ("engines.onnx",),
     "onnxruntime": ("engines.onnx",),
+    "pycocotools": ("evaluation.found",),
     "pyarrow": ("datasets.parquet_files", "bulk.parquet_results"),
     "mmdet": ("mmdet",),
     "torchvision": ("model.detector.operators",),

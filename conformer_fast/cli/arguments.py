@@ -30,7 +30,7 @@ KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 
 # Options that are paths, of all commands: what is read, and what is written.
 INPUTS = (
-    *("weights", "bundle", "input", "images", "data", "labels", "class_names"),
+    *("weights", "bundle", "input", "images", "data", "coco", "labels", "class_names"),
     *("quantization", "calibration", "key", "token_file"),
 )
 OUTPUTS = ("output", "svg", "resume", "draw")
@@ -159,7 +159,8 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raises ArgumentError, which says why and names them, if any of these options was given: it would be ignored."""
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False]  # 0 is given
     if given:
         raise ArgumentError(f"{why}; leave out {', '.join(given)}")
 

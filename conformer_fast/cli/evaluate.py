@@ -1,4 +1,4 @@
-"""conformer-fast evaluate: accuracy on labeled pictures, beside the reference in the same pass."""
+"""conformer-fast evaluate: accuracy on labeled pictures, or a detector's mAP, beside the reference in the same pass."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from .arguments import (
     add_quantization,
     add_size,
     bundled,
+    check_quantization,
     compiled,
     file,
+    folder,
     model_of,
     new_file,
     positive,
@@ -24,14 +26,23 @@ from .arguments import (
     show,
 )
 
+OF_CLASSIFIERS = ("labels", "model", "bundle", "key", "size", "batch", "workers", "skip_damaged", "calibration_limit")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--data",
-        required=True,
         metavar="DIR|FILE",
         help="a folder with one folder a class, or of pictures with --labels; or tar or parquet files",
     )
+    what.add_argument(
+        "--coco",
+        type=file,
+        metavar="FILE",
+        help="COCO's annotations (instances_*.json): evaluate the detector --weights",
+    )
+    parser.add_argument("--images", type=folder, metavar="DIR", help="the pictures that --coco names")
     parser.add_argument(
         "--labels", type=file, metavar="FILE", help="lines of a picture's name and its class's number or synset"
     )
@@ -57,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.coco:
+        return _detector(options)
+    refuse(options, ("images",), "only --coco names pictures in a folder of their own")
     fast, reference = _from_bundle(options) if options.bundle else _from_model(options)
     found = cf.evaluate(
         fast,
@@ -91,3 +105,28 @@ def _from_bundle(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conf
         raise ArgumentError("a bundle has no reference; give the --weights that it was made from")
     fast = bundled(options)
     return fast, model_of(options) if given else None
+
+
+def _detector(options: argparse.Namespace) -> int:
+    refuse(options, OF_CLASSIFIERS, "--coco evaluates detectors, one picture at a time")
+    missing = [f"--{name}" for name in ("images", "weights") if getattr(options, name) is None]
+    if missing:
+        raise ArgumentError(f"--coco needs the folder of its pictures and a detector; give {' and '.join(missing)}")
+    precision = options.precision or "auto"
+    check_quantization(options, [precision])
+    fast = cf.compile(
+        cf.create_detector(weights=options.weights),
+        backend=options.backend or "auto",
+        precision=precision,
+        quantization=cf.Quantization.load(options.quantization) if options.quantization else options.calibration,
+    )
+    found = cf.evaluate_detector(
+        fast,
+        options.coco,
+        options.images,
+        reference=None if options.reference is False else fast.reference,
+        limit=options.limit,
+        resume=options.resume,
+    )
+    show(options, {"weights": options.weights, **found.to_dict()}, str(found))
+    return 1 if found.damaged else 0

@@ -28,7 +28,7 @@ COMMANDS = {
     "detect": "find objects in images, with boxes and masks",
     "batch": "classify a folder, tar or parquet files into a file of results",
     "serve": "answer over HTTP: classes of pictures",
-    "evaluate": "top-1 and top-5 on labeled pictures",
+    "evaluate": "top-1 and top-5 on labeled pictures, or a detector's mAP",
     "bench": "time the compiled model against eager PyTorch",
     "tune": "measure the kernels' tiles on this GPU; takes minutes",
     "diff": "compare implementations inside the network",

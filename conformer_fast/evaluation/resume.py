@@ -26,6 +26,7 @@ MOST_SHOWN = 20  # of the fields that differ
 TODO, DONE, DAMAGED = range(3)
 HASHED = {  # fields that are hashes, which tell nobody anything: what it means that they differ
     "data": "of other pictures or labels",
+    "annotations": "of another annotation file",
     "source": "of other pictures",
     "labels": "of other names of the classes",
     "weights": "of other weights",
