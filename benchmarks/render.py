@@ -13,6 +13,7 @@ from typing import Any
 
 from conformer_fast.tables import Column, Table
 
+from . import render_detector
 from .gpu import roofline, steps
 from .gpu.session import PEERS
 from .gpu.steps import BATCHES, VARIANTS
@@ -35,7 +36,7 @@ DOCUMENTS = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("accuracy", "deploying", "images", "kernels", "performance", "reliability", "serving")
+        for name in ("accuracy", "deploying", "detecting", "images", "kernels", "performance", "reliability", "serving")
     ),
 )
 COLUMNS = {
@@ -536,6 +537,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "serving": serving,
     "cluster": cluster,
     "sizes": sizes,
+    "detector": lambda: render_detector.tables(sorted(RESULTS.glob("*/detector.json"))),
     "hostile": hostile,
     "floors": floors,
     "floor-parts": floor_parts,

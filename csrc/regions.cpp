@@ -49,6 +49,10 @@ std::vector<Cell> cells_of(float start, float stop, std::int32_t side, std::int6
     return cells;
 }
 
+void add_times(float* sums, const float* values, float weight, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) sums[i] += weight * values[i];
+}
+
 }  // namespace
 
 void keep_best(const Box* boxes, std::size_t count, float threshold, bool* kept) {
@@ -70,24 +74,18 @@ void align(const FeatureMap& map, const Box& region, std::int32_t side, float* o
         right = std::max(right, column.end);
     }
     left = std::min(left, right);
-    const std::int64_t width = right - left;
-    std::vector<float> line(width);  // bilinear weights are products of a row's and a column's
-    for (std::int64_t channel = 0; channel < map.channels; ++channel) {
-        const float* values = map.values + channel * map.height * map.width;
-        for (const Cell& row : rows) {
-            std::fill(line.begin(), line.end(), 0.0f);
-            for (std::int64_t y = row.first; y < row.end; ++y) {
-                const float weight = row.weights[y - row.first];
-                const float* pixels = values + y * map.width + left;
-                float* sums = line.data();
-                for (std::int64_t x = 0; x < width; ++x) sums[x] += weight * pixels[x];
-            }
-            for (const Cell& column : columns) {
-                float sum = 0.0f;
-                for (std::int64_t x = column.first; x < column.end; ++x)
-                    sum += column.weights[x - column.first] * line[x - left];
-                *out++ = sum;
-            }
+    const std::int64_t channels = map.channels;
+    std::vector<float> line((right - left) * channels);  // bilinear weights are products of a row's and a column's
+    for (const Cell& row : rows) {
+        std::fill(line.begin(), line.end(), 0.0f);
+        for (std::int64_t y = row.first; y < row.end; ++y)
+            add_times(line.data(), map.values + (y * map.width + left) * channels, row.weights[y - row.first],
+                      static_cast<std::int64_t>(line.size()));
+        for (const Cell& column : columns) {
+            std::fill(out, out + channels, 0.0f);
+            for (std::int64_t x = column.first; x < column.end; ++x)
+                add_times(out, line.data() + (x - left) * channels, column.weights[x - column.first], channels);
+            out += channels;
         }
     }
 }

@@ -15,11 +15,11 @@ struct Box {
 void keep_best(const Box* boxes, std::size_t count, float threshold, bool* kept);
 
 struct FeatureMap {
-    const float* values;  // (channels, height, width)
-    std::int64_t channels, height, width;
+    const float* values;  // (height, width, channels)
+    std::int64_t height, width, channels;
 };
 
-// The means of bilinear samples in side x side cells of a region, which is in pixels of the map; (channels, side, side).
+// The means of bilinear samples in side x side cells of a region, which is in pixels of the map; (side, side, channels).
 void align(const FeatureMap& map, const Box& region, std::int32_t side, float* out);
 
 }  // namespace conformer_fast

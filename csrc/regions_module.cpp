@@ -38,16 +38,16 @@ void roi_align(const Floats& feature_map, const Floats& regions, Floats out, int
     const Box* boxes = boxes_in(regions);
     if (threads < 1) throw py::value_error("threads must be at least 1, got " + std::to_string(threads));
     if (feature_map.ndim() != 3 || feature_map.size() == 0)
-        throw py::value_error("a map must have shape (channels, height, width), none 0, got " + shape_of(feature_map));
+        throw py::value_error("a map must have shape (height, width, channels), none 0, got " + shape_of(feature_map));
     const FeatureMap map = {feature_map.data(), feature_map.shape(0), feature_map.shape(1), feature_map.shape(2)};
-    if (out.ndim() != 4 || out.shape(0) != regions.shape(0) || out.shape(1) != map.channels || out.shape(2) < 1 ||
-        out.shape(2) != out.shape(3))
-        throw py::value_error("out must have shape (regions, channels, side, side), got " + shape_of(out));
+    if (out.ndim() != 4 || out.shape(0) != regions.shape(0) || out.shape(3) != map.channels || out.shape(1) < 1 ||
+        out.shape(1) != out.shape(2))
+        throw py::value_error("out must have shape (regions, side, side, channels), got " + shape_of(out));
     for (py::ssize_t i = 0; i < regions.size(); ++i)
         if (!(std::fabs(regions.data()[i]) <= kFarthest))
             throw py::value_error("a region has the coordinate " + std::to_string(regions.data()[i]) +
                                   ", which is far from every map");
-    const auto side = static_cast<std::int32_t>(out.shape(2));
+    const auto side = static_cast<std::int32_t>(out.shape(1));
     const auto count = static_cast<std::size_t>(regions.shape(0));
     float* memory = out.mutable_data();
     py::gil_scoped_release release;
@@ -62,8 +62,8 @@ void add_regions(py::module_& module) {
 Which boxes, (N, 4) float32 ordered by falling score, are kept: each removes the later ones that overlap it by more.)");
     module.def("roi_align", &roi_align, py::arg("feature_map").noconvert(), py::arg("regions").noconvert(),
                py::arg("out").noconvert(), py::arg("threads"), R"(
-Fills out (R, K, side, side) with the means of bilinear samples in the cells of regions (R, 4), in pixels of the map
-(K, H, W). All are float32 and contiguous; the GIL is released.
+Fills out (R, side, side, K) with the means of bilinear samples in the cells of regions (R, 4), in pixels of the map
+(H, W, K). All are float32 and contiguous; the GIL is released.
 
 Raises TypeError and ValueError for arguments that do not fit together, before anything is written.)");
 }

@@ -51,17 +51,17 @@ class EngineNetworks:
         self._propose, self._boxes, self._masks = engines["proposer"], engines["boxes"], engines.get("masks")
 
     def propose(self, images: Tensor) -> Proposed:
-        found = self._propose(images)
-        return Proposed(found[:LEVELS], found[LEVELS:])
+        found = [value.permute(0, 3, 1, 2) for value in self._propose(images)]
+        return Proposed(tuple(found[:LEVELS]), tuple(found[LEVELS:]))
 
     def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Regions are the pixels of one row, as long as one of ROWS, so that few engines take them."""
-        features = features.flatten(1)
+        features = features.permute(0, 2, 3, 1).flatten(1)
         step = -(-self._most // ROWS)
         row = torch.zeros(1, 1, max(1, -(-len(features) // step)) * step, features.shape[1], dtype=torch.float32)
         row[0, 0, : len(features)] = features
         (found,) = self._boxes(row)
-        values = found[0, :, 0, : len(features)].T
+        values = found[0, 0, : len(features)]
         return values[:, : self._classes + 1], values[:, self._classes + 1 :].contiguous()
 
     def masks(self, features: Tensor) -> Tensor:
@@ -69,4 +69,4 @@ class EngineNetworks:
         if not len(features):  # an engine takes no empty batch
             side = 2 * features.shape[-1]
             return features.new_empty(0, self._classes, side, side)
-        return self._masks(features)[0]
+        return self._masks(features.permute(0, 2, 3, 1))[0]

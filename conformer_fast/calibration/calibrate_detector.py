@@ -111,17 +111,17 @@ class _Observed:
         self.histograms: dict[str, Histogram] = {}
 
     def propose(self, images: Tensor) -> Proposed:
-        found = self._run("proposer", images)
-        return Proposed(found[:LEVELS], found[LEVELS:])
+        found = [value.permute(0, 3, 1, 2) for value in self._run("proposer", images)]
+        return Proposed(tuple(found[:LEVELS]), tuple(found[LEVELS:]))
 
     def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        (found,) = self._run("boxes", features.flatten(1)[None, None])
-        values = found[0, :, 0].T  # of each region a logit and four deltas a class, and the background's logit
+        (found,) = self._run("boxes", features.permute(0, 2, 3, 1).flatten(1)[None, None])
+        values = found[0, 0]  # of each region a logit and four deltas a class, and the background's logit
         classes = values.shape[1] // 5
         return values[:, : classes + 1], values[:, classes + 1 :].contiguous()
 
     def masks(self, features: Tensor) -> Tensor:
-        return self._run("masks", features)[0]
+        return self._run("masks", features.permute(0, 2, 3, 1))[0]
 
     def _run(self, part: str, images: Tensor) -> tuple[Tensor, ...]:
         def see(name: str, value: Tensor) -> None:

@@ -30,12 +30,12 @@ class InferenceNetwork(nn.Module):
 
     outputs: tuple[str, ...]
     config: Any
-    channels_last: ClassVar[bool] = False  # what it reads is a map of channels-last order: (B, 1, W, channels)
+    channels_last: ClassVar[bool] = False  # what it reads is (B, H, W, in_channels)
 
     @property
     @abstractmethod
-    def in_channels(self) -> int:
-        """Of what it reads."""
+    def second_dimension(self) -> int:
+        """Of what it reads, which is the same for every call: its channels, or the height where they come last."""
 
     @property
     @abstractmethod

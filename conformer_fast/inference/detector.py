@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.detector.config import LEVELS
+from ..model.detector.config import BOX_SIDE, LEVELS, MASK_SIDE
 from ..model.detector.parts import BoxHead, MaskHead, Proposer
 from ..model.detector.reference import Detector
 from . import ops
@@ -19,7 +19,7 @@ from .base import InferenceNetwork
 from .network import InferenceConformer
 from .weights import Weights
 
-REGIONS, MASKS = "regions.map", "masks.map"
+REGIONS, MASKS = "regions.pixels", "masks.map"
 
 
 def parts_of(detector: Detector) -> dict[str, Proposer | BoxHead | MaskHead]:
@@ -31,12 +31,12 @@ def parts_of(detector: Detector) -> dict[str, Proposer | BoxHead | MaskHead]:
 
 def proposed_names(levels: int = LEVELS) -> tuple[str, ...]:
     """The outputs of InferenceProposer: the maps, then what the region proposal network makes of each."""
-    return (*(f"{level}.map" for level in range(levels)), *(f"regions.{level}.map" for level in range(levels)))
+    return (*(f"{level}.pixels" for level in range(levels)), *(f"regions.{level}.pixels" for level in range(levels)))
 
 
 class InferenceProposer(InferenceNetwork):
-    """images (B, 3, H, W), H and W multiples of 32 -> "0.map" to "4.map" (B, K, H', W') and "regions.0.map" to
-    "regions.4.map" (B, 3 + 12, H', W'), see model.detector.parts.Proposed."""
+    """images (B, 3, H, W), H and W multiples of 32 -> "0.pixels" to "4.pixels" (B, H', W', K) and "regions.0.pixels" to
+    "regions.4.pixels" (B, H', W', 3 + 12), see model.detector.parts.Proposed."""
 
     def __init__(self, model: Proposer) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class InferenceProposer(InferenceNetwork):
         self.regions = _joint(model.rpn_head.rpn_cls, model.rpn_head.rpn_reg)
 
     @property
-    def in_channels(self) -> int:
-        return self.backbone.in_channels
+    def second_dimension(self) -> int:
+        return self.backbone.second_dimension
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class InferenceProposer(InferenceNetwork):
         ]
         maps.append(ops.every_second(maps[-1]))
         found = [*maps, *map(self._regions, maps)]
-        by_name = dict(zip(proposed_names(), (value.permute(0, 3, 1, 2) for value in found), strict=True))
+        by_name = dict(zip(proposed_names(), found, strict=True))
         return tuple(by_name[name] for name in self.outputs)
 
     def _regions(self, feature_map: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ class InferenceProposer(InferenceNetwork):
 
 
 class InferenceBoxHead(InferenceNetwork):
-    """A region is a pixel of a row: (1, 1, R, K * 7 * 7) -> "regions.map" (1, classes + 1 + classes * 4, 1, R), logits,
-    then deltas."""
+    """A region is a pixel of a row: (1, 1, R, 7 * 7 * K), a place's channels together, -> "regions.pixels"
+    (1, 1, R, classes + 1 + classes * 4), logits, then deltas."""
 
     outputs = (REGIONS,)
     channels_last = True
@@ -92,11 +92,14 @@ class InferenceBoxHead(InferenceNetwork):
     def __init__(self, model: BoxHead) -> None:
         super().__init__()
         self.config = model.config
-        self.hidden: Any = nn.ModuleList(map(_of, model.shared_fcs))
+        layers: list[Any] = [*model.shared_fcs]
+        first, *others = layers
+        by_place = first.weight.unflatten(1, (-1, BOX_SIDE, BOX_SIDE)).permute(0, 2, 3, 1).flatten(1)
+        self.hidden: Any = nn.ModuleList([Weights(by_place, first.bias), *map(_of, others)])
         self.regions = _joint(model.fc_cls, model.fc_reg)
 
     @property
-    def in_channels(self) -> int:
+    def second_dimension(self) -> int:
         return 1
 
     @property
@@ -111,13 +114,14 @@ class InferenceBoxHead(InferenceNetwork):
         features = images
         for layer in self.hidden:
             features = ops.conv1x1(features, *layer(), **layer.scales())
-        return (ops.conv1x1(features, *self.regions(), relu=False).permute(0, 3, 1, 2),)
+        return (ops.conv1x1(features, *self.regions(), relu=False),)
 
 
 class InferenceMaskHead(InferenceNetwork):
-    """(R, K, 14, 14) -> "masks.map" (R, classes, 28, 28), logits."""
+    """(R, 14, 14, K) -> "masks.map" (R, classes, 28, 28), logits."""
 
     outputs = (MASKS,)
+    channels_last = True
 
     def __init__(self, model: MaskHead) -> None:
         super().__init__()
@@ -129,8 +133,8 @@ class InferenceMaskHead(InferenceNetwork):
         self.masks = _of(model.conv_logits)
 
     @property
-    def in_channels(self) -> int:
-        return self.config.channels
+    def second_dimension(self) -> int:
+        return MASK_SIDE
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -141,7 +145,7 @@ class InferenceMaskHead(InferenceNetwork):
         return ("masks",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = images.permute(0, 2, 3, 1)
+        features = images
         for conv in self.convs:
             features = ops.conv3x3(features, *conv(), **conv.scales())
         features = ops.unfolded(ops.conv1x1(features, *self.up(), **self.up.scales()))

@@ -60,7 +60,7 @@ class InferenceConformer(InferenceNetwork):
             self.trans_head = Weights(model.trans_cls_head.weight, model.trans_cls_head.bias)
 
     @property
-    def in_channels(self) -> int:
+    def second_dimension(self) -> int:
         return self.config.in_channels
 
     @property

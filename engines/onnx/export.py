@@ -30,6 +30,7 @@ from . import IMAGES
 from .typed_graph import TypedGraph
 
 Products = Literal["matmul", "conv"]
+PIXELS = ".pixels"  # outputs that are (B, H, W, K), as the operators have their maps
 
 
 def onnx_from_model(model: InferenceNetwork, products: Products = "matmul") -> onnx.ModelProto:
@@ -59,8 +60,10 @@ def onnx_from_model(model: InferenceNetwork, products: Products = "matmul") -> o
                 keywords["qkv_dtype"] = node.args[0].kwargs["out_dtype"]
             values[node] = _TRANSLATIONS[operation_of(node)](writer, *arguments, **keywords)
     for name, value in zip(model.outputs, results, strict=True):
+        if name.endswith(PIXELS):
+            value = writer.node("Transpose", [value], perm=[0, 2, 3, 1])
         writer.node("Identity", [writer.cast(value, torch.float32)], output=name)
-    images = ["batch", model.in_channels, "height", "width"]
+    images = ["batch", model.second_dimension, "height", "width"]
     return writer.model({IMAGES: images}, {name: _shape(name) for name in model.outputs})
 
 
@@ -137,7 +140,7 @@ class _Writer(TypedGraph):
 
 def _shape(output: str) -> list[str]:
     """The dimensions' names of one of the model's outputs; other than the batch they are free."""
-    rank = {"map": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(output.rpartition(".")[2], 2)
+    rank = {"map": 4, "pixels": 4, "tokens": 3, "fcu_down": 3, "fcu_up": 3}.get(output.rpartition(".")[2], 2)
     return ["batch", *(f"{output}.{axis}" for axis in range(1, rank))]
 
 

@@ -25,20 +25,21 @@ def test_the_proposer(detector, size):
     network = lower(detector.proposer)
     found = dict(zip(network.outputs, network(images), strict=True))
     for level, (feature_map, values) in enumerate(zip(*expected, strict=True)):
-        for value, name in ((feature_map, f"{level}.map"), (values, f"regions.{level}.map")):
-            assert found[name].shape == value.shape
-            assert relative_error(found[name], value) < EXACT
-    (alone,) = network.with_outputs(["regions.2.map"])(images)
-    assert torch.equal(alone, found["regions.2.map"])
+        for value, name in ((feature_map, f"{level}.pixels"), (values, f"regions.{level}.pixels")):
+            ours = found[name].permute(0, 3, 1, 2)
+            assert ours.shape == value.shape
+            assert relative_error(ours, value) < EXACT
+    (alone,) = network.with_outputs(["regions.2.pixels"])(images)
+    assert torch.equal(alone, found["regions.2.pixels"])
 
 
 def test_the_heads(detector):
     features = torch.randn(30, 32, 7, 7, dtype=DOUBLE)
-    (found,) = lower(detector.roi_head.bbox_head)(features.flatten(1)[None, None])
+    (found,) = lower(detector.roi_head.bbox_head)(features.permute(0, 2, 3, 1).flatten(1)[None, None])
     logits, deltas = detector.boxes(features)
-    torch.testing.assert_close(found[0, :, 0].T, torch.cat([logits, deltas], 1), rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(found[0, 0], torch.cat([logits, deltas], 1), rtol=EXACT, atol=EXACT)
     features = torch.randn(3, 32, 14, 14, dtype=DOUBLE)
-    (found,) = lower(detector.roi_head.mask_head)(features)
+    (found,) = lower(detector.roi_head.mask_head)(features.permute(0, 2, 3, 1))
     torch.testing.assert_close(found, detector.masks(features), rtol=EXACT, atol=EXACT)
 
 
@@ -65,7 +66,7 @@ def test_graphs_compute_the_same(detector):
     inputs = (
         (small.proposer, image(64, 96)[0]),
         (small.roi_head.bbox_head, torch.randn(1, 1, 9, 32 * 49)),
-        (small.roi_head.mask_head, torch.randn(2, 32, 14, 14)),
+        (small.roi_head.mask_head, torch.randn(2, 14, 14, 32)),
     )
     for part, images in inputs:
         network = lower(part)

@@ -95,7 +95,8 @@ def regions_of(proposed: Sequence[Tensor], size: ImageSize, config: DetectorConf
 def read_regions(maps: Sequence[Tensor], regions: Tensor, config: DetectorConfig, side: int) -> Tensor:
     """Each region from the map whose pixels are of a size with it. (R, 4) -> (R, K, side, side)."""
     level = (areas(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, LAST_LEVEL)
-    out = maps[0].new_zeros(len(regions), maps[0].shape[0], side, side)
+    shape = len(regions), maps[0].shape[0], side, side
+    out = maps[0].new_zeros(shape).contiguous(memory_format=torch.channels_last)
     for index, stride in enumerate(config.strides[: LAST_LEVEL + 1]):
         members = (level == index).nonzero()[:, 0]
         if len(members):

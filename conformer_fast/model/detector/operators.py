@@ -53,10 +53,11 @@ def roi_align(feature_map: Tensor, regions: Tensor, stride: int, side: int) -> T
     feature_map (K, H, W), regions (R, 4) in pixels of the image -> (R, K, side, side)
     """
     if _by_extension(feature_map):
-        out = feature_map.new_empty(len(regions), len(feature_map), side, side)
+        out = feature_map.new_empty(len(regions), side, side, len(feature_map))
+        pixels = feature_map.permute(1, 2, 0).contiguous()  # as it is where channels come last
         scaled = (regions / stride - 0.5).contiguous()
-        _C.roi_align(feature_map.contiguous().numpy(), scaled.numpy(), out.numpy(), torch.get_num_threads())
-        return out
+        _C.roi_align(pixels.numpy(), scaled.numpy(), out.numpy(), torch.get_num_threads())
+        return out.permute(0, 3, 1, 2)
     found = torchvision_ops()
     if found:
         return found[1](feature_map[None], [regions], side, 1 / stride, 0, aligned=True)

@@ -92,23 +92,23 @@ def test_torchvision_is_found_and_a_broken_one_is_not(monkeypatch):
         ({"regions": np.zeros((2, 3), np.float32)}, r"boxes must have shape \(N, 4\)"),
         ({"regions": np.full((2, 4), np.nan, np.float32)}, "far from every map"),
         ({"regions": np.full((2, 4), 1e9, np.float32)}, "far from every map"),
-        ({"feature_map": np.zeros((3, 0, 4), np.float32)}, "none 0"),
-        ({"out": np.zeros((2, 2, 7, 7), np.float32)}, "out must have shape"),
-        ({"out": np.zeros((2, 3, 7, 6), np.float32)}, "out must have shape"),
+        ({"feature_map": np.zeros((0, 4, 3), np.float32)}, "none 0"),
+        ({"out": np.zeros((2, 7, 7, 2), np.float32)}, "out must have shape"),
+        ({"out": np.zeros((2, 7, 6, 3), np.float32)}, "out must have shape"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )
 def test_the_extension_refuses(change, message):
     given = {
-        "feature_map": np.zeros((3, 4, 4), np.float32),
+        "feature_map": np.zeros((4, 4, 3), np.float32),
         "regions": np.zeros((2, 4), np.float32),
-        "out": np.zeros((2, 3, 7, 7), np.float32),
+        "out": np.zeros((2, 7, 7, 3), np.float32),
         "threads": 1,
     }
     with pytest.raises(ValueError, match=message):
         operators._C.roi_align(**{**given, **change})
     with pytest.raises(TypeError):
-        operators._C.roi_align(**{**given, "feature_map": np.zeros((3, 4, 4))})  # float64
+        operators._C.roi_align(**{**given, "feature_map": np.zeros((4, 4, 3))})  # float64
 
 
 def looped_groups(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:

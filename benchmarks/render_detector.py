@@ -1,0 +1,41 @@
+"""The tables of docs/detecting.md: what an image takes a detector, beside peers and part by part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conformer_fast.tables import Column, Table
+
+PEER = "OpenVINO fp32"  # the better one in fp32
+OURS = "conformer_fast"
+
+
+def tables(files: list[Path]) -> str:
+    """Two a CPU."""
+    return "\n\n".join(_tables(json.loads(file.read_text())) for file in files)
+
+
+def _tables(report: dict[str, Any]) -> str:
+    seconds = {row["implementation"]: row["seconds"] for row in report["rows"]}
+    times = Table(Column("Mask R-CNN, small-p32"), Column("seconds", ".2f"), Column(f"{PEER} / this", ".2f")).markdown(
+        (_bold(name), value, seconds[PEER] / value) for name, value in seconds.items()
+    )
+    stages = {row["implementation"]: row["seconds"] for row in report["stages"]}
+    parts = Table(Column("seconds of"), *(Column(name, ".3f") for name in stages)).markdown(
+        (part, *(found[part] for found in stages.values())) for part in next(iter(stages.values()))
+    )
+    first = report["stages"][0]
+    return (
+        f"{times}\n\n{parts}\n\nMedians of calls in turn, one image of {report['height']}x{report['width']} with "
+        f"{first['regions']} regions and {first['detections']} detections, random weights, on {report['threads']} "
+        f"threads of an {report['name']} (family {report['family']}, model {report['model']}), OpenVINO "
+        f"{report['openvino'].partition('-')[0]}. It runs the reference's parts as its converter reads them; what "
+        "stands between the networks is the same code for all. The parts took turns of their own; `between` is what is left "
+        "of the whole: masks' regions, the second suppression, pasting."
+    )
+
+
+def _bold(name: str) -> str:
+    return f"**{name}**" if name.startswith(OURS) else name
