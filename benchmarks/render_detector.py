@@ -31,9 +31,9 @@ def _tables(report: dict[str, Any]) -> str:
         f"{times}\n\n{parts}\n\nMedians of calls in turn, one image of {report['height']}x{report['width']} with "
         f"{first['regions']} regions and {first['detections']} detections, random weights, on {report['threads']} "
         f"threads of an {report['name']} (family {report['family']}, model {report['model']}), OpenVINO "
-        f"{report['openvino'].partition('-')[0]}. It runs the reference's parts as its converter reads them; what stands "
-        "between the networks is the same code for all. The parts took turns of their own; `between` is what is left of "
-        "the whole: masks' regions, the second suppression, pasting."
+        f"{report['openvino'].partition('-')[0]}. It runs the reference's parts as its converter reads them; between "
+        "the networks is the same code for all. The parts took turns of their own; `between` is what is left of the "
+        "whole: masks' regions, the second suppression, pasting."
     )
 
 
