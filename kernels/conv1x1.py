@@ -1,7 +1,7 @@
 """relu(x weight^T + bias + residual) at every stride-th pixel of a map: a product whose rows are pixels (linear.py).
 
 FCU-up's token_map (B, H / S * W / S, K') is added on the way out, entry [h // S, w // S] at pixel [h, w]: its upsampled
-form is never written.
+form is never written. So is a pyramid's coarser map, with S = 2.
 """
 
 from __future__ import annotations
@@ -48,3 +48,16 @@ def plan_conv1x1(
         scales=Scales(input_scale, weight_scale, addend_scale),
         kept=Kept(out_scale, out_dtype),
     )
+
+
+def plan_lateral(
+    feature_map: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    coarser: Tensor,
+    input_scale: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Plan:
+    """Arguments and result: functional.lateral."""
+    token_map = coarser.flatten(1, 2)
+    return plan_conv1x1(feature_map, weight, bias, 1, False, None, token_map, 2, input_scale, weight_scale)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .attention import plan_attention
 from .chips import chip_of
-from .conv1x1 import plan_conv1x1
+from .conv1x1 import plan_conv1x1, plan_lateral
 from .conv1x1_pair import plan_conv1x1_pair
 from .conv3x3 import plan_conv3x3, plan_conv3x3_pool
 from .fcu_down import plan_fcu_down
@@ -40,6 +40,7 @@ PLANS: dict[str, Callable[..., Plan]] = {
     "fcu_down": plan_fcu_down,
     "fcu_up": plan_fcu_up,
     "heads": plan_heads,
+    "lateral": plan_lateral,
     "linear": plan_linear,
     "linear_norm": plan_linear_norm,
     "patch_embed": plan_patch_embed,

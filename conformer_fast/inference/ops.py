@@ -21,13 +21,15 @@ from ..model import functional as CF
 
 NAMESPACE = "conformer_fast"
 OPS: dict[str, CustomOpDef] = {}
+MOVES = {"every_second", "unfolded"}  # which compute nothing: PyTorch's copies, also where the others are kernels
 
 
 def _operator(fake):
     """Registers functional.<name> as an operator, with `fake` (same arguments) as its shape function."""
     op = custom_op(f"{NAMESPACE}::{fake.__name__}", getattr(CF, fake.__name__), mutates_args=())
     op.register_fake(fake)
-    op.register_kernel("cuda")(partial(_by_kernel, fake.__name__))
+    if fake.__name__ not in MOVES:
+        op.register_kernel("cuda")(partial(_by_kernel, fake.__name__))
     OPS[fake.__name__] = op
     return op
 
@@ -71,7 +73,8 @@ class _OnKernels(TorchDispatchMode):
         return False  # else the first call imports it, which takes seconds
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        call = partial(_by_kernel, func.overloadpacket.__name__) if func.namespace == NAMESPACE else func
+        name = func.overloadpacket.__name__
+        call = partial(_by_kernel, name) if func.namespace == NAMESPACE and name not in MOVES else func
         return call(*args, **(kwargs or {}))
 
 

@@ -56,7 +56,7 @@ BY_PYTORCH = ("pytorch", (X, WEIGHT), {"bias": BIAS})
 
 
 def test_every_operator_has_a_plan_with_the_arguments_of_its_function():
-    assert set(dispatch.PLANS) == set(ops.OPS)
+    assert set(dispatch.PLANS) == set(ops.OPS) - ops.MOVES
     for operation, plan in dispatch.PLANS.items():
         assert [*inspect.signature(plan).parameters] == [*inspect.signature(getattr(CF, operation)).parameters]
 

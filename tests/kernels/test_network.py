@@ -51,7 +51,7 @@ def check_network(config, images, dtype, **kind):
 def test_every_output_of_a_small_network(small_config, dtype):
     used = check_network(small_config, torch.randn(3, 3, 64, 48, device=DEVICE), dtype)
     assert used == USUAL
-    assert set(dispatch.PLANS) == set(ops.OPS)
+    assert set(dispatch.PLANS) == set(ops.OPS) - ops.MOVES
 
 
 def test_odd_sizes_and_large_patches(small_config):

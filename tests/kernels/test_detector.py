@@ -1,0 +1,39 @@
+"""A detector's networks on the kernels, beside the same in PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detector_samples import SMALL, filled, image
+from kernel_checks import DEVICE
+
+from benchmarks.judge import FLOOR, poisoned_memory
+from conformer_fast.inference import ops
+from conformer_fast.inference.lower import lower
+from conformer_fast.kernels import dispatch
+from conformer_fast.model.distance import ALLOWANCE, relative_error
+
+HALF = torch.float16
+
+
+@pytest.mark.slow
+def test_the_networks():
+    detector = filled(SMALL)
+    head = detector.roi_head
+    cases = (
+        (detector.proposer, image(32, 64)[0], {"lateral", "conv3x3", "conv1x1"}),
+        (head.bbox_head, torch.randn(1, 1, 9, 32 * 49), {"conv1x1"}),
+        (head.mask_head, torch.randn(2, 14, 14, 32), {"conv3x3", "conv1x1"}),
+    )
+    for part, images, operations in cases:
+        images = images if part is detector.proposer else images.half()  # heads read what maps are in
+        exact = lower(part).double()(images.double())
+        typed, images = lower(part, precision="fp16").to(DEVICE), images.to(DEVICE)
+        same = typed(images)
+        with torch.inference_mode(), ops.on_kernels(), poisoned_memory(), dispatch.calls() as made:
+            ours = typed(images)
+        for value, beside, true in zip(ours, same, exact, strict=True):
+            bound = ALLOWANCE * relative_error(beside, true) + FLOOR[HALF]
+            assert relative_error(value, true) <= bound
+        assert operations <= {call.operation for call in made}
+        assert not [call.reason for call in made if call.plan.unsupported]
