@@ -1,11 +1,8 @@
-"""Train the packaged detector on pictures of scattered handwritten digits: python examples/train_detector.py
+"""Train a small detector on pictures of scattered handwritten digits: python examples/train_detector.py
 
 Pictures are drawn as they are needed, so none is seen twice; the held-out ones show digits that no training picture
-has. The average precisions are computed by pycocotools, where that is installed. Takes half an hour on a CPU core that
-is shared with others (OMP_NUM_THREADS=1). The same seed, machine, thread count and PyTorch give the same weights.
-
-The shipped weights took two runs: the first as above, the second with
-`--steps 330 --seed 1 --learning-rate 0.001 --weights FIRST`.
+has. The average precisions are computed by pycocotools, where that is installed. 1200 steps take some twenty minutes on
+an idle CPU core (OMP_NUM_THREADS=1). The same seed, machine, thread count and PyTorch give the same weights.
 """
 
 from __future__ import annotations
