@@ -76,6 +76,10 @@ class FastDetector:
         warn_of_assumptions(self.recipe, self.config)
         return detect_files(self, paths)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the reference, and make the engines again."""
+        return compiled_detector, (self.reference, self.settings, self.reason)
+
     def __repr__(self) -> str:
         return f"FastDetector({self.reason})"
 

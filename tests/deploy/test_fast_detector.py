@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from detector_samples import SMALL, alike, filled, image, small, smooth
@@ -121,6 +125,22 @@ def test_what_becomes_of_the_model_changes_nothing():
         parameter.zero_()
     (found,) = fast(images, sizes)
     alike(found, expected)
+
+
+def test_copies_find_the_same(fast):
+    images, sizes = image(64, 96)
+    (expected,) = fast(images, sizes)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        (found,) = other(images, sizes)
+        alike(found, expected, atol=0)
+
+
+def test_several_threads(fast):
+    images, sizes = image(96, 64)
+    (expected,) = fast(images, sizes)
+    with ThreadPoolExecutor(4) as pool:
+        for (found,) in pool.map(lambda _: fast(images, sizes), range(8)):
+            alike(found, expected)
 
 
 def test_nothing_in_the_picture():
