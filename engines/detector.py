@@ -36,7 +36,8 @@ class EngineNetworks:
     ) -> None:
         parts, quantization = parts_of(detector), settings.quantization
         if quantization is not None:
-            unknown = [name for name in quantization.ranges if name.partition(".")[0] not in parts]
+            named = [*quantization.ranges, *quantization.smoothing]
+            unknown = [name for name in named if name.partition(".")[0] not in parts]
             if unknown:
                 raise ArgumentError(
                     f"the quantization has ranges of {first_few(unknown)}, which this detector does not have; "
@@ -58,7 +59,9 @@ class EngineNetworks:
         """Regions are the pixels of one row, as long as one of ROWS, so that few engines take them."""
         features = features.permute(0, 2, 3, 1).flatten(1)
         step = -(-self._most // ROWS)
-        row = torch.zeros(1, 1, max(1, -(-len(features) // step)) * step, features.shape[1], dtype=torch.float32)
+        row = torch.zeros(
+            1, 1, max(1, -(-len(features) // step)) * step, features.shape[1], dtype=torch.float32, device="cpu"
+        )
         row[0, 0, : len(features)] = features
         (found,) = self._boxes(row)
         values = found[0, 0, : len(features)]

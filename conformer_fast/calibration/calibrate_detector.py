@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.batches import images_in
-from ..errors import ArgumentError, several
+from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
 from ..inference.detector import parts_of
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
@@ -95,10 +95,16 @@ class _Images:
     def read(self, index: int) -> Tensor:
         images = self._given[index]
         if isinstance(images, Path):
-            from ..preprocessing.cpu import load_image
-            from ..preprocessing.detection import fit_pictures
+            from ..preprocessing.detection import fit_pictures, load_upright
 
-            images, _ = fit_pictures([load_image(images)], recipe=self._recipe)
+            try:
+                images, _ = fit_pictures([load_upright(images)], recipe=self._recipe)
+            except ImageError as error:
+                raise ImageError(f"{self._given[index]}: {error}") from error
+        elif isinstance(images, Tensor) and not images.is_floating_point():
+            raise ArgumentTypeError(
+                f"images must be floating point and normalized, got {images.dtype}; see fit_pictures"
+            )
         checked_sizes(images, None)
         return images.detach().to("cpu", torch.float32)
 

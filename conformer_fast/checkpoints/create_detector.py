@@ -25,7 +25,7 @@ def create_detector(
     name: str | DetectorConfig | None = None,
     weights: str | os.PathLike[str] | None = None,
     *,
-    variant: str | ConformerConfig = "small-p32",
+    variant: str | ConformerConfig | None = None,
     num_classes: int | None = None,
 ) -> Detector:
     """The reference detector in eval mode.
@@ -33,8 +33,8 @@ def create_detector(
     name:        "mask-rcnn", "faster-rcnn" or a configuration; None: what the weights are of
     weights:     the path of a checkpoint of the official detection fork, or of one with its names; None leaves random
                  values
-    variant:     of the backbone, or its configuration
-    num_classes: of objects; default: what the weights file holds, else COCO's 80
+    variant:     of the backbone that a name is of, or its configuration; default: small-p32
+    num_classes: of objects, for a name; default: what the weights file holds, else COCO's 80
 
     Its `recipe` is what the file says of itself.
 
@@ -42,6 +42,8 @@ def create_detector(
     tensors must be there, and no other.
     """
     before_computing()
+    if name is None and (variant is not None or num_classes is not None):
+        raise ArgumentError("variant and num_classes are for a detector's name; give 'mask-rcnn' or 'faster-rcnn'")
     if weights is None:
         return Detector(detector_config(name or "mask-rcnn", variant, num_classes)).eval()
     checkpoint = read_detector(weights)
@@ -83,7 +85,7 @@ def _instead(checkpoint: Checkpoint) -> str:
 def _filled(
     name: str | DetectorConfig | None,
     checkpoint: Checkpoint,
-    variant: str | ConformerConfig,
+    variant: str | ConformerConfig | None,
     num_classes: int | None,
 ) -> Detector:
     if name is None:

@@ -111,7 +111,10 @@ def _usual_heads(config: ConformerConfig) -> int:
     for known in (VARIANTS | PACKAGED).values():
         if replace(known, num_classes=config.num_classes, num_heads=config.num_heads) == config:
             return known.num_heads
-    advice = "build the model with create_model(ConformerConfig(...), weights=...) and give that instead"
+    advice = (
+        "build the model with create_model(ConformerConfig(...), weights=...), a detector with "
+        "create_detector(DetectorConfig(...), weights=...), and give that instead"
+    )
     if config.embed_dim % HEAD_DIM:
         raise CheckpointError(
             f"the tokens have {config.embed_dim} channels, not a multiple of {HEAD_DIM}, so the number of attention "

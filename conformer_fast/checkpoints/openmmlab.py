@@ -26,6 +26,8 @@ MOST_CHARACTERS, MOST_SHOWN = 1 << 20, 400  # of a config, and of what cannot be
 _NUMBERS = r"""\b%s\b['"]? ?[=:] ?[\[(]([^\])]{1,500})[\])]"""
 _TO_RGB = re.compile(r"""\b(?:bgr_)?to_rgb\b['"]? ?[=:] ?(\w{1,10})""")
 
+SET = "Where that matters, set what is true: detector.recipe = Recipe(...)"
+
 Numbers = tuple[float, ...]
 
 
@@ -46,8 +48,10 @@ def recipe_beside(
             unused.append(shown(error, MOST_SHOWN))
     if unused:
         warnings.warn(
-            f"{where}: not used of what it says beside its weights: {'; '.join(unused)}. To write what is true into "
-            f"the file: conformer-fast convert, or convert(..., recipe=Recipe(...))",
+            f"{where}: not used of what it says beside its weights: {'; '.join(unused)}. "
+            + ("To write what is true into the file: conformer-fast convert, or convert(..., recipe=Recipe(...))", SET)[
+                num_classes is not None
+            ],
             stacklevel=1,
         )
     return Recipe(**known)

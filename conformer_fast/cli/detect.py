@@ -10,7 +10,7 @@ from pathlib import Path
 import conformer_fast as cf
 
 from ..errors import ArgumentError, a_path, shown
-from .arguments import add_engine, show
+from .arguments import add_engine, add_quantization, check_quantization, refuse, show
 
 MIN_SCORE = 0.3
 FILES = (".png", ".jpg", ".jpeg")
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="a detector's checkpoint")
     add_engine(parser)
+    add_quantization(parser)
     parser.add_argument(
         "--min-score", type=share, default=MIN_SCORE, metavar="S", help=f"of what is shown (default {MIN_SCORE})"
     )
@@ -44,11 +45,14 @@ def share(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     from ..deploy.detect import Damaged
 
+    check_quantization(options, [options.precision or "auto"])
+    refuse(options, ("calibration_limit",), "of a folder 64 pictures are taken for a detector")
     places = drawings(options.draw, options.images)
     detector = cf.compile(
         cf.create_detector(weights=options.weights),
         backend=options.backend or "auto",
         precision=options.precision or "auto",
+        quantization=cf.Quantization.load(options.quantization) if options.quantization else options.calibration,
     )
     pictures, damaged, lines = [], {}, []
     for path, found in zip(options.images, detector.predict(options.images), strict=True):
@@ -78,12 +82,15 @@ def run(options: argparse.Namespace) -> int:
 
 def drawings(out: str | None, images: list[str]) -> dict[str, Path]:
     """Where each picture is drawn. Raises ArgumentError, before any work, for a place that cannot be."""
+    from ..datasets.labels import PICTURES
     from ..storage.outputs import check_output
 
     if out is None:
         return {}
     path = a_path("--draw", out)
     is_file = path.suffix.lower() in FILES
+    if (path.suffix.lower() in PICTURES and not is_file) or out == "-":
+        raise ArgumentError(f"--draw writes {', '.join(FILES)} files, or into a folder, got {shown(out)}")
     if is_file and len(images) > 1:
         raise ArgumentError(f"{len(images)} pictures are drawn into a folder; give --draw one, not {shown(out)}")
     if is_file:
@@ -100,9 +107,9 @@ def drawings(out: str | None, images: list[str]) -> dict[str, Path]:
 
 def draw(place: Path, found: cf.DetectedPicture, min_score: float) -> None:
     from ..deploy.draw import drawn
-    from ..preprocessing.cpu import load_image
+    from ..preprocessing.detection import load_upright
     from ..storage.outputs import write_output
 
-    picture, file = drawn(load_image(found.path), found.detections, found.labels, min_score), BytesIO()
+    picture, file = drawn(load_upright(found.path), found.detections, found.labels, min_score), BytesIO()
     picture.save(file, "PNG" if place.suffix.lower() == ".png" else "JPEG")
     write_output(place, file.getvalue())

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..errors import ImageError, path_text, several
 from ..model.detector.detect import Detections
-from ..preprocessing.cpu import load_image
-from ..preprocessing.detection import fit_pictures
+from ..preprocessing.detection import fit_pictures, load_upright
 from ..progress import Bar
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def detect_files(
         with Bar("detecting", len(names), "picture") as progress:
             for name in names:
                 try:
-                    yield _detected(detector, name, load_image(name))
+                    yield _detected(detector, name, load_upright(name))
                 except ImageError as error:
                     yield Damaged(name, str(error))
                 progress.update(1)

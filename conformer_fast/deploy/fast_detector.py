@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engines.base import Settings
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..model.detector.class_names import detector_labels, warn_of_assumptions
 from ..model.detector.config import DetectorConfig
 from ..model.detector.detect import Detections, ImageSize, Networks, detect
@@ -56,6 +56,8 @@ class FastDetector:
         found = checked_sizes(images, sizes)
         if images.device.type != "cpu":
             raise ArgumentError(f"this detector is compiled for the CPU, the images are on {images.device}")
+        if images.layout != torch.strided or images.is_nested:
+            raise ArgumentTypeError(f"images must be one dense tensor, got a {images.layout} one")
         if not images.is_floating_point():
             raise ArgumentError(f"images must be floating point and normalized, got {images.dtype}; see fit_pictures")
         images = images.detach().float()
@@ -63,7 +65,7 @@ class FastDetector:
             raise ArgumentError(
                 f"{int((~images.isfinite()).sum())} of the images' {images.numel()} values are not finite"
             )
-        with torch.inference_mode():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return detect(self._networks, self.config, images, found)
 
     def predict(self, paths: Sequence[str | os.PathLike[str]]) -> Iterator[DetectedPicture | Damaged]:
@@ -93,6 +95,8 @@ def own_copy(detector: Detector) -> Detector:
     """In fp32 on the CPU, so that what becomes of `detector` changes nothing. Raises ArgumentError in training mode."""
     if any(part.training for part in detector.modules()):
         raise ArgumentError("the detector, or a part of it, is in training mode; call detector.eval() first")
+    if any(tensor.is_meta for tensor in detector.state_dict().values()):
+        raise CheckpointError("the detector is on the meta device, without values; load its weights first")
     state: dict[str, Any] = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         copy = Detector(detector.config).eval().requires_grad_(False)

@@ -173,7 +173,7 @@ def cut_of(image: Image.Image, size: int) -> Cut:
             f"{MAX_RESIZED_PIXELS} pixels; crop it to a less extreme shape or use a smaller size than {size}"
         )
     return Cut(
-        image if image.mode == "RGB" else _to_rgb(image),
+        image if image.mode == "RGB" else to_rgb(image),
         width,
         height,
         round((width - size) / 2.0),  # a half goes to the even neighbor
@@ -288,7 +288,7 @@ def _decode(file: BinaryIO, most_pixels: float | None) -> Image.Image:
         raise ImageError(
             f"damaged or truncated ({type(error).__name__}: {shown(error)}); get the file again"
         ) from error
-    return _to_rgb(image)
+    return to_rgb(image)
 
 
 def _opened(file: BinaryIO, most_pixels: float | None) -> Image.Image:
@@ -331,7 +331,7 @@ def _vertical_first(width: int, height: int, new_width: int, new_height: int) ->
     return False
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageError(f"mode {image.mode} (32 bits a pixel) has no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):

@@ -7,18 +7,21 @@ point, as it computes pixels of 8 bits: the same numbers (docs/detecting.md).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
 from ..model.detector.config import MULTIPLE
 from ..model.detector.detect import ImageSize
 from ..model.recipe import USUAL, Recipe, checked
+from .cpu import load_image, to_rgb
 
 LONG_EDGE, SHORT_EDGE = 1344, 800  # pixels that neither edge exceeds
 WEIGHT_BITS = 11  # of what a pixel counts in OpenCV's resize
@@ -27,21 +30,21 @@ WEIGHT_BITS = 11  # of what a pixel counts in OpenCV's resize
 def fit_pictures(
     pictures: Sequence[Image.Image], *, recipe: Recipe = USUAL, edges: tuple[int, int] | None = None
 ) -> tuple[Tensor, list[ImageSize]]:
-    """Pictures in mode RGB -> images (B, 3, H, W), float32, of one size that holds all, and where each picture is.
+    """Pictures -> images (B, 3, H, W), float32, of one size that holds all, and where each picture is.
 
     recipe: of the model, for its mean and std; default: ImageNet's
     edges:  pixels that the long and the short edge of a picture are resized to, whichever is reached first; default:
             both the recipe's size, or (1344, 800) where it has none
 
     Raises ArgumentError for no pictures, edges that are no such pair, or a recipe that is not of three channels;
-    ImageError for a picture too long to be resized.
+    ImageError for a picture too long to be resized or without an RGB form.
     """
     pictures = several("pictures", pictures)
     if not pictures:
         raise ArgumentError("fit_pictures got no pictures; give at least one")
     for picture in pictures:
         if not isinstance(picture, Image.Image):
-            raise ArgumentTypeError(f"pictures must be of Pillow, got {type(picture).__name__}; see load_image")
+            raise ArgumentTypeError(f"pictures must be of Pillow, got {type(picture).__name__}; see predict for files")
     means, stds = checked(recipe).normalization
     if len(means) != 3:
         raise ArgumentError(f"pictures have 3 channels, the recipe's mean {means} has {len(means)}")
@@ -52,15 +55,28 @@ def fit_pictures(
     images = torch.zeros(len(pictures), 3, H, W, dtype=torch.float32, device="cpu")
     mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1) for values in (means, stds))
     for image, picture, size in zip(images, pictures, sizes, strict=True):
-        pixels = torch.from_numpy(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")))
+        pixels = torch.from_numpy(np.array(picture if picture.mode == "RGB" else to_rgb(picture)))
         resized = _resized(pixels, size.height, size.width).permute(2, 0, 1)  # (3, height, width)
         image[:, : size.height, : size.width] = (resized / 255 - mean) / std
     return images, sizes
 
 
+def load_upright(path: str | os.PathLike[str]) -> Image.Image:
+    """A file's picture in mode RGB, turned as its EXIF orientation says: so OpenCV reads it for mmdetection, where the
+    classifiers' loader does not turn it. Raises ImageError as `load_image` does."""
+    picture = load_image(path)
+    with suppress(Exception):  # damaged metadata, which change no pixel
+        picture = ImageOps.exif_transpose(picture)
+    return picture
+
+
 def fitted_size(width: int, height: int, edges: tuple[int, int] = (LONG_EDGE, SHORT_EDGE)) -> ImageSize:
     """What a picture of this size becomes. Raises ArgumentError and ImageError as `fit_pictures` does."""
-    if len(edges) != 2 or not all(type(edge) is int and 0 < edge <= 16 * LONG_EDGE for edge in edges):
+    if (
+        not isinstance(edges, tuple | list)
+        or len(edges) != 2
+        or not all(type(edge) is int and 0 < edge <= 16 * LONG_EDGE for edge in edges)
+    ):
         raise ArgumentError(f"edges must be two whole numbers of pixels, such as (1344, 800), got {edges!r}")
     if not width or not height:
         raise ImageError(f"a {width}x{height} picture has no pixels; give one with at least 1x1")

@@ -78,6 +78,16 @@ def test_another_detector_than_asked_for(checkpoint):
         cf.create_detector("yolo")
 
 
+def test_what_would_be_ignored_is_refused(checkpoint):
+    for given in ({"num_classes": 7}, {"variant": "small-p16"}):
+        with pytest.raises(cf.ArgumentError, match="are for a detector's name"):
+            cf.create_detector(weights=checkpoint(), **given)
+        with pytest.raises(cf.ArgumentError, match="a DetectorConfig has its backbone"):
+            cf.create_detector(SMALL, checkpoint(), **given)
+    with pytest.raises(cf.ArgumentError, match="num_classes must be a whole number"):
+        cf.create_detector("mask-rcnn", num_classes=0)
+
+
 def test_a_classifier_is_no_detector_and_the_reverse(checkpoint, tmp_path):
     file = tmp_path / "classifier.safetensors"
     cf.save_weights(cf.create_model(SMALL.backbone).state_dict(), file)

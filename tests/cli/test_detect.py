@@ -88,6 +88,8 @@ def test_what_cannot_be(run, weights, pictures, tmp_path):
         ([pictures[0], "--weights", weights, "--precision", "int8"], "takes its ranges from images"),
         ([pictures[0], "--weights", weights, "--min-score", "2"], "from 0 to 1"),
         ([pictures[0], "--weights", weights, "--backend", "tensorrt"], "tensorrt"),
+        ([pictures[0], "--weights", weights, "--draw", tmp_path / "o.webp"], "--draw writes .png, .jpg"),
+        ([pictures[0], "--weights", weights, "--draw", "-"], "--draw writes .png, .jpg"),
     ):
         status, _, err = run("detect", *arguments)
         assert status == 2

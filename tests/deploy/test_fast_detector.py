@@ -154,6 +154,45 @@ def test_nothing_in_the_picture():
         assert found.masks.shape == (0, 64, 96)
 
 
+def test_no_regions_are_no_error():
+    detector = filled(SMALL)
+    detector.rpn_head.rpn_reg.bias.fill_(-50.0)  # all boxes leave the image
+    images, sizes = image(64, 96)
+    for run in (detector, cf.compile(detector, precision="fp32")):
+        (found,) = run(images, sizes)
+        assert found.boxes.shape == (0, 4)
+        assert found.masks.shape == (0, 64, 96)
+
+
+def test_values_that_are_not_finite_are_refused():
+    for name, message in (("rpn_head.rpn_cls", "proposals are NaN"), ("roi_head.bbox_head.fc_cls", "scores are NaN")):
+        detector = filled(SMALL)
+        detector.get_parameter(f"{name}.bias").fill_(torch.nan)
+        images, sizes = image(64, 96)
+        for run in (detector, cf.compile(detector, precision="fp32")):
+            with pytest.raises(cf.ArgumentError, match=message):
+                run(images, sizes)
+
+
+def test_results_are_ordinary_tensors_wherever_pytorch_makes_them(fast):
+    images, sizes = image(64, 96)
+    with torch.device("meta"):
+        (found,) = fast(images, sizes)
+    found.boxes.mul_(2)
+    assert found.boxes.device.type == "cpu"
+
+
+def test_a_picture_is_turned_as_its_file_says(fast, tmp_path):
+    picture = Image.fromarray(smooth(60, 90))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # the first row is the right side
+    picture.save(tmp_path / "turned.png", exif=exif)
+    picture.rotate(-90, expand=True).save(tmp_path / "plain.png")
+    turned, plain = fast.predict([tmp_path / "turned.png", tmp_path / "plain.png"])
+    assert (turned.width, turned.height) == (60, 90)
+    alike(turned.detections, plain.detections, atol=0)
+
+
 @pytest.mark.parametrize(
     ("images", "sizes", "message"),
     [
@@ -167,6 +206,8 @@ def test_nothing_in_the_picture():
         (torch.zeros(1, 3, 64, 64), [(64, 0, 9, 9)], "four whole numbers"),
         (torch.full((1, 3, 64, 64), torch.nan), None, "12288 of the images' 12288 values are not finite"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), None, "floating point and normalized"),
+        (torch.zeros(1, 3, 64, 64).to_sparse(), None, "one dense tensor"),
+        (torch.zeros(1, 3, 64, 64), [(64, 64, 10**30, 9)], "four whole numbers"),
         ("picture.jpg", None, "must be a tensor"),
     ],
     ids=str,

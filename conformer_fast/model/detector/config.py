@@ -49,7 +49,9 @@ class DetectorConfig:
             if whole(name, getattr(self, name)) > most:
                 raise ArgumentError(f"DetectorConfig: {name} must be at most {most}, got {getattr(self, name)}")
         if not isinstance(self.min_score, float) or not 0 <= self.min_score < 1:
-            raise ArgumentError(f"DetectorConfig: min_score must be from 0.0 to 1.0, got {shown(repr(self.min_score))}")
+            raise ArgumentError(
+                f"DetectorConfig: min_score must be a float from 0.0 to below 1.0, got {shown(repr(self.min_score))}"
+            )
         if self.backbone.patch_size > MULTIPLE or len(self.backbone.feature_blocks) != LEVELS - 1:
             raise ArgumentError(
                 f"a detector needs four maps of strides 4 to {MULTIPLE} and images of whole patches; this backbone has "
@@ -84,13 +86,16 @@ class DetectorConfig:
 
 
 def detector_config(
-    name: str | DetectorConfig, variant: str | ConformerConfig = "small-p32", num_classes: int | None = None
+    name: str | DetectorConfig, variant: str | ConformerConfig | None = None, num_classes: int | None = None
 ) -> DetectorConfig:
-    """The configuration called "mask-rcnn" or "faster-rcnn" on this backbone, or `name` itself.
+    """The configuration called "mask-rcnn" or "faster-rcnn" on this backbone, small-p32 by default, or `name` itself.
 
-    Raises ArgumentError, with the names there are, when there is none.
+    Raises ArgumentError, with the names there are, when there is none, and for what a configuration says already.
     """
     if isinstance(name, DetectorConfig):
+        if variant is not None or num_classes is not None:
+            raise ArgumentError("a DetectorConfig has its backbone and classes; leave out variant and num_classes")
         return name
     one_of("detector", name, DETECTORS)
-    return DetectorConfig(get_config(variant), DETECTORS[name], num_classes or COCO_CLASSES)
+    classes = COCO_CLASSES if num_classes is None else num_classes
+    return DetectorConfig(get_config(variant or "small-p32"), DETECTORS[name], classes)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...errors import ArgumentError
 from .boxes import BOX_STDS, REGION_STDS, anchors, areas, moved
 from .config import BOX_SIDE, MASK_SIDE, RATIOS, DetectorConfig
 from .masks import pasted
@@ -57,10 +58,14 @@ class Networks(Protocol):
 
 
 def detect(networks: Networks, config: DetectorConfig, images: Tensor, sizes: Sequence[ImageSize]) -> list[Detections]:
-    """images (B, 3, H, W), H and W multiples of 32, and the sizes of the pictures in them -> one result each."""
+    """images (B, 3, H, W), H and W multiples of 32, and the sizes of the pictures in them -> one result each.
+
+    Raises ArgumentError where a network returns NaN or infinite values.
+    """
     proposed = networks.propose(images)
     found = []
     for index, size in enumerate(sizes):
+        _check_finite(torch.cat([values[index].flatten() for values in proposed.regions]), "proposals")
         maps = [feature_map[index] for feature_map in proposed.maps]
         regions, _ = regions_of([values[index] for values in proposed.regions], size, config)
         boxes, scores, labels = _boxes(networks, config, maps, regions, size)
@@ -109,9 +114,10 @@ def _boxes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (N, 4) in pixels of the image, scores (N,) and labels (N,)."""
     logits, deltas = networks.boxes(read_regions(maps, regions, config, BOX_SIDE))
+    _check_finite(logits, "scores")
     probabilities = logits.softmax(-1)[:, :-1]  # without the background's
     region, label = (probabilities > config.min_score).nonzero(as_tuple=True)
-    deltas = deltas.view(len(deltas), -1, 4)[region, label]
+    deltas = deltas.view(len(deltas), config.num_classes, 4)[region, label]
     boxes = moved(regions[region], deltas, BOX_STDS, size.height, size.width)
     scores = probabilities[region, label]
     kept = nms(boxes, scores, label, BOX_OVERLAP)[: config.detections]
@@ -123,8 +129,16 @@ def _masks(
 ) -> Tensor:
     """(N, height, width) of the original picture."""
     logits = networks.masks(read_regions(maps, boxes, config, MASK_SIDE))
-    shares = logits[torch.arange(len(labels)), labels].sigmoid()
+    shares = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
     return pasted(shares, _in_original(boxes, size), size.original_height, size.original_width)
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise ArgumentError(
+            f"the detector's {what} are NaN or infinite, beyond the precision's range; use bf16 or fp32, or check the "
+            f"weights and that the images are normalized"
+        )
 
 
 def _in_original(boxes: Tensor, size: ImageSize) -> Tensor:

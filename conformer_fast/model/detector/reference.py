@@ -17,6 +17,8 @@ from .config import MULTIPLE, DetectorConfig
 from .detect import Detections, ImageSize, detect
 from .parts import FPN, Proposed, Proposer, RoIHead, RPNHead
 
+LARGEST_PICTURE = 100_000  # pixels of a side
+
 
 class Detector(nn.Module):
     """images (B, 3, H, W) and the sizes of the pictures in them -> a list of B Detections.
@@ -96,8 +98,10 @@ def checked_sizes(images: Tensor, sizes: Sequence[ImageSize] | None) -> list[Ima
     found = []
     for size in several("sizes", sizes):
         values = tuple(size) if isinstance(size, tuple | list) else ()
-        if len(values) != 4 or not all(type(value) is int and value > 0 for value in values):
-            raise ArgumentError(f"a size is an ImageSize of four whole numbers, at least 1, got {shown(repr(size))}")
+        if len(values) != 4 or not all(type(value) is int and 0 < value <= LARGEST_PICTURE for value in values):
+            raise ArgumentError(
+                f"a size is an ImageSize of four whole numbers from 1 to {LARGEST_PICTURE}, got {shown(repr(size))}"
+            )
         found.append(ImageSize(*values))
         if found[-1].height > H or found[-1].width > W:
             raise ArgumentError(f"a picture of {values[0]}x{values[1]} is not in an image of {H}x{W}")
