@@ -141,7 +141,7 @@ class Converted:
 
 def stages(name: str, fast: cf.FastDetector, images: Tensor) -> dict[str, Any]:
     """Seconds of each part: medians over rounds in which all take turns."""
-    networks: Networks = fast._networks
+    networks: Networks = fast.networks
     detector, settings = fast.reference, fast.settings
     quantization = settings.quantization and settings.quantization.part("proposer").part("backbone")
     alone = Settings(settings.backend, settings.precision, settings.device, quantization)

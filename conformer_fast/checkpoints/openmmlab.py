@@ -26,7 +26,8 @@ MOST_CHARACTERS, MOST_SHOWN = 1 << 20, 400  # of a config, and of what cannot be
 _NUMBERS = r"""\b%s\b['"]? ?[=:] ?[\[(]([^\])]{1,500})[\])]"""
 _TO_RGB = re.compile(r"""\b(?:bgr_)?to_rgb\b['"]? ?[=:] ?(\w{1,10})""")
 
-SET = "Where that matters, set what is true: detector.recipe = Recipe(...)"
+CONVERT = "To write what is true into the file: conformer-fast convert, or convert(..., recipe=Recipe(...))"
+SET = "Where that matters, set what is true: detector.recipe = Recipe(...)"  # a detector's file is not converted
 
 Numbers = tuple[float, ...]
 
@@ -47,12 +48,9 @@ def recipe_beside(
         except ArgumentError as error:
             unused.append(shown(error, MOST_SHOWN))
     if unused:
+        advice = CONVERT if num_classes is None else SET
         warnings.warn(
-            f"{where}: not used of what it says beside its weights: {'; '.join(unused)}. "
-            + ("To write what is true into the file: conformer-fast convert, or convert(..., recipe=Recipe(...))", SET)[
-                num_classes is not None
-            ],
-            stacklevel=1,
+            f"{where}: not used of what it says beside its weights: {'; '.join(unused)}. {advice}", stacklevel=1
         )
     return Recipe(**known)
 

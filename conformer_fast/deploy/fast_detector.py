@@ -26,12 +26,12 @@ class FastDetector:
     """What `compile` returns for a detector. It is called as the Detector it was made from: images (B, 3, H, W) on the
     CPU, normalized, and the sizes of the pictures in them -> a list of B Detections.
 
-    `settings` and `reason` tell how it runs, `config` what it is, `recipe` what it was trained for, `labels` the
-    classes' names, `reference` the detector that defines what is correct here, in fp32 on the CPU.
+    `networks` are its engines, `settings` and `reason` tell how it runs, `config` what it is, `recipe` what it was
+    trained for, `labels` the classes' names, `reference` the detector that defines what is correct, in fp32 on the CPU.
     """
 
     def __init__(self, networks: Networks, settings: Settings, reason: str, reference: Detector) -> None:
-        self._networks = networks
+        self.networks = networks
         self.settings, self.reason, self.reference = settings, reason, reference
 
     @property
@@ -66,7 +66,7 @@ class FastDetector:
                 f"{int((~images.isfinite()).sum())} of the images' {images.numel()} values are not finite"
             )
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return detect(self._networks, self.config, images, found)
+            return detect(self.networks, self.config, images, found)
 
     def predict(self, paths: Sequence[str | os.PathLike[str]]) -> Iterator[DetectedPicture | Damaged]:
         """What is in picture files, one after another; of one that cannot be used, what is wrong with it.

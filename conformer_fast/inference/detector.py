@@ -29,9 +29,9 @@ def parts_of(detector: Detector) -> dict[str, Proposer | BoxHead | MaskHead]:
     return {name: part for name, part in found.items() if part is not None}
 
 
-def proposed_names(levels: int = LEVELS) -> tuple[str, ...]:
+def proposed_names() -> tuple[str, ...]:
     """The outputs of InferenceProposer: the maps, then what the region proposal network makes of each."""
-    return (*(f"{level}.pixels" for level in range(levels)), *(f"regions.{level}.pixels" for level in range(levels)))
+    return tuple(f"{kind}{level}.pixels" for kind in ("", "regions.") for level in range(LEVELS))
 
 
 class InferenceProposer(InferenceNetwork):

@@ -76,7 +76,7 @@ def test_in_8_bits(tmp_path):
     proposed = small().propose(images)
     for given in (cf.Quantization.load(tmp_path / "int8.json"), calibration):
         fast = cf.compile(small(), precision="int8", quantization=given)
-        found = fast._networks.propose(images)
+        found = fast.networks.propose(images)
         for value, expected in zip([*found.maps, *found.regions], [*proposed.maps, *proposed.regions], strict=True):
             assert 1e-3 < relative_error(value, expected) < 0.08
         assert len(fast(images, sizes)[0].boxes) > 5
