@@ -42,8 +42,6 @@ LINEAR = [
     coupled_sample(3, 1, 1, 1, 16, 16),
     coupled_sample(1, 1, 2, 8, 6, 10),
     coupled_sample(2, 2, 1, 3, 6, 10, stride=2),
-    Sample("B2-2x3", "lateral", (shape(2, 4, 6, 40), shape(20, 40), shape(20), shape(2, 2, 3, 20))),
-    Sample("one", "lateral", (shape(1, 2, 2, 6), shape(10, 6), shape(10), shape(1, 1, 1, 10))),
     Sample("N9", "fcu_up", (fine(3, 10, 48), shape(20, 48), shape(20))),
     Sample("N1", "fcu_up", (shape(1, 2, 24), shape(6, 24), shape(6))),
     patch_embed_sample("4x4", (2, 8, 12, 10), 24, 4),
@@ -69,11 +67,17 @@ CONV3X3 = [
     _plain(3, 5, 7, 6, 10, 2),
     _plain(1, 4, 9, 33, 40, 2),
     _plain(1, 6, 6, 96, 70, 1),
-    _plain(2, 5, 4, 24, 20, 1, relu=False),
     _pooled(3, 2, 3, 4, 24, 20, 1),
     _pooled(1, 1, 3, 8, 6, 10, 1),
     _pooled(3, 3, 5, 2, 40, 70, 1),
     _pooled(1, 3, 2, 4, 16, 16, 2),
+]
+
+
+PYRAMID = [  # which only detectors have
+    Sample("B2-2x3", "lateral", (shape(2, 4, 6, 40), shape(20, 40), shape(20), shape(2, 2, 3, 20))),
+    Sample("one", "lateral", (shape(1, 2, 2, 6), shape(10, 6), shape(10), shape(1, 1, 1, 10))),
+    _plain(2, 5, 4, 24, 20, 1, relu=False),
 ]
 
 

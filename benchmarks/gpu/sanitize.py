@@ -17,7 +17,10 @@ from conformer_fast.model.reference import Conformer
 
 CONFIG = ConformerConfig(channel_ratio=1, embed_dim=48, num_heads=2, depth=3, mlp_ratio=2, num_classes=7)
 
-PAIR = (2, 8, 7, 24), (96, 24), (96,), (2, 8, 7, 96), (40, 96), (40,)  # which only larger maps have
+OTHERS = {  # shapes of what only larger maps have, and only detectors
+    "conv1x1_pair": ((2, 8, 7, 24), (96, 24), (96,), (2, 8, 7, 96), (40, 96), (40,)),
+    "lateral": ((2, 8, 6, 24), (40, 24), (40,), (2, 4, 3, 40)),
+}
 
 
 def run() -> dict[str, Any]:
@@ -31,11 +34,11 @@ def run() -> dict[str, Any]:
         model = lower(reference, network.output_names, around(precision), quantization).cuda()
         with torch.inference_mode(), dispatch.calls() as made:
             model(images)
-            if precision == "fp16":
-                ops.conv1x1_pair(*(torch.randn(shape, dtype=torch.float16, device="cuda") for shape in PAIR))
+            for name, shapes in OTHERS.items() if precision == "fp16" else ():
+                ops.OPS[name](*(torch.randn(shape, dtype=torch.float16, device="cuda") for shape in shapes))
         torch.cuda.synchronize()
         missing = set(dispatch.PLANS) - {call.operation for call in made if call.choice != dispatch.PYTORCH}
         if precision != "fp16":
-            missing -= {"conv1x1_pair"}
+            missing -= OTHERS.keys()
         assert not missing, f"no kernel ran in {precision} for {missing}"
     return {}

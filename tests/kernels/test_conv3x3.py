@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernel_checks import DTYPES, Sample, check, layouts, make, shape
-from kernel_samples import CONV3X3
+from kernel_samples import CONV3X3, PYRAMID
 
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.tiles import Tile
@@ -12,7 +12,7 @@ from conformer_fast.model import functional as CF
 SMALL = Tile(16, 16, 16, 4, 2)
 
 
-EACH = pytest.mark.parametrize("sample", CONV3X3, ids=str)
+EACH = pytest.mark.parametrize("sample", [*CONV3X3, PYRAMID[2]], ids=str)
 
 
 @EACH

@@ -6,7 +6,7 @@ import pytest
 import torch
 from eight_bits import RANGES, TIES, in_8_bits, passed_on
 from kernel_checks import DEVICE, Sample, check, launches, layouts, make, shape
-from kernel_samples import CONV3X3, LINEAR, STEM, STEM_SMALL, WHOLE_ROWS
+from kernel_samples import CONV3X3, LINEAR, PYRAMID, STEM, STEM_SMALL, WHOLE_ROWS
 
 from benchmarks.judge import outputs, poisoned_memory
 from conformer_fast.inference import ops
@@ -18,9 +18,10 @@ from conformer_fast.kernels.tiles import Tile
 from conformer_fast.model import functional as CF
 from conformer_fast.model.precision import FORMATS
 
-SAMPLES = [*LINEAR, *CONV3X3, *WHOLE_ROWS, *STEM]
+SAMPLES = [*LINEAR, *CONV3X3, *WHOLE_ROWS, *PYRAMID, *STEM]
 EACH = pytest.mark.parametrize("sample", SAMPLES, ids=str)
-SOME = [SAMPLES[index] for index in (5, 13, 17, 19, 23, 27, 30, 36, 41, -6)]  # small ones, of each operation
+SOME = [SAMPLES[index] for index in (5, 13, 17, 19, 23, 27, 30, 36, 41)]  # small ones, of each operation
+SOME += [PYRAMID[1], SAMPLES[-6]]
 SOME_OF_THEM = pytest.mark.parametrize("sample", SOME, ids=str)
 PRECISION = pytest.mark.parametrize("precision", FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -50,7 +51,7 @@ def small(sample, arguments):
 def test_every_operation_that_multiplies_weights_is_here():
     taking = {name for name in ops.OPS if "weight_scale" in inspect.signature(getattr(CF, name)).parameters}
     assert taking == {sample.operation for sample in SOME} == {sample.operation for sample in SAMPLES}
-    assert set(ops.OPS) - taking == {"attention", "conv1x1_pair", "pool", "heads"}
+    assert set(ops.OPS) - taking == {"attention", "conv1x1_pair", "pool", "heads", *ops.MOVES}
 
 
 @EACH
@@ -191,7 +192,9 @@ def test_products_of_numbers_wait_for_no_rounding(precision, chip):
         if sample.operation in NORMED:
             assert kept == ["normed8"]
         else:
-            assert kept == ["out8", "pooled8"][: {"fcu_up": 0, "conv3x3_pool": 2}.get(sample.operation, 1)]
+            assert (
+                kept == ["out8", "pooled8"][: {"fcu_up": 0, "lateral": 0, "conv3x3_pool": 2}.get(sample.operation, 1)]
+            )
 
 
 def test_a_mean_of_numbers_is_refused():

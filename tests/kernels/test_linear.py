@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernel_checks import DTYPES, Sample, check, fine, layouts, make, shape
-from kernel_samples import LINEAR
+from kernel_samples import LINEAR, PYRAMID
 
 from benchmarks.judge import outputs, poisoned_memory
 from conformer_fast.kernels import dispatch
@@ -12,7 +12,7 @@ from conformer_fast.model import functional as CF
 
 SMALL = Tile(16, 16, 16, 4, 2)  # several steps and blocks in each direction, and ragged ends, on small sizes
 
-EACH = pytest.mark.parametrize("sample", LINEAR, ids=str)
+EACH = pytest.mark.parametrize("sample", [*LINEAR, *PYRAMID[:2]], ids=str)
 
 
 @EACH

@@ -108,6 +108,13 @@ class _Results:
         _local.on_gpu = self.before
 
 
+def _copies(func: Any) -> bool:
+    """Whether it has no kernel on a GPU either."""
+    from conformer_fast.inference import ops
+
+    return func.overloadpacket.__name__ in ops.MOVES
+
+
 class Operators(TorchDispatchMode):
     """Keeps marks, refuses mixed devices, and lets time pass."""
 
@@ -122,7 +129,7 @@ class Operators(TorchDispatchMode):
         on_gpu = True in there
         if on_gpu and False in there and func.overloadpacket.__name__ not in MAY_MIX:
             self._refuse_strays(func, given, there)
-        if on_gpu and func.namespace == "conformer_fast":
+        if on_gpu and func.namespace == "conformer_fast" and not _copies(func):
             from conformer_fast.inference import ops
 
             with self, ops.on_kernels():
