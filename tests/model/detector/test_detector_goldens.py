@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import goldens
 import numpy as np
 import pytest
@@ -12,12 +10,11 @@ from detector_samples import filled, image
 
 from conformer_fast.model.detector.boxes import overlaps
 from conformer_fast.model.detector.config import detector_config
-from conformer_fast.model.detector.detect import detect, regions_of
+from conformer_fast.model.detector.detect import regions_of
 from conformer_fast.model.detector.reference import Detector
 
 DOUBLE = torch.float64
 CHANNELS, DELTAS = 32, 3  # every so-many-th channel of the maps and of the deltas is recorded
-MASKS = 24  # first ones that are recorded
 
 
 @pytest.fixture(scope="module", params=["192x256", "250x350"])
@@ -59,19 +56,14 @@ def test_proposals_are_the_same_one_by_one(recorded, proposed, detector):
 
 
 def test_detections_are_the_same_one_by_one(recorded, detector):
-    """At the larger size only those with a recorded mask: in float64 masks take most of the time."""
     images, sizes = image(*recorded["size"], DOUBLE)
-    count = MASKS if recorded["size"] == (250, 350) else len(recorded["boxes"])
-    masked = replace(detector.config, detections=count, masks=count == MASKS)
     with torch.no_grad():
-        (found,) = detect(detector, masked, images, sizes)
-    same_boxes(found.boxes, found.scores, recorded["boxes"][:count])
-    assert found.labels.tolist() == recorded["labels"][:count].tolist()
-    if masked.masks:
-        width = recorded["size"][1]
-        expected = np.unpackbits(recorded["masks"], axis=2)[:, :, :width].astype(bool)
-        assert found.masks is not None
-        assert (found.masks.numpy() == expected).mean() > 0.999
+        (found,) = detector(images, sizes)
+    same_boxes(found.boxes, found.scores, recorded["boxes"])
+    assert found.labels.tolist() == recorded["labels"].tolist()
+    width = recorded["size"][1]
+    expected = np.unpackbits(recorded["masks"], axis=2)[:, :, :width].astype(bool)
+    assert (found.masks[: len(expected)].numpy() == expected).mean() > 0.999
 
 
 def same_boxes(boxes, scores, expected):
