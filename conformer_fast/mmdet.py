@@ -66,7 +66,7 @@ class ConformerFast(Conformer):
             load_weights(self, self._weights)
             self._compiled = ()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # as mmdetection's backbones
         if self.training or (torch.is_grad_enabled() and images.requires_grad):
             return self.forward_features(images).maps
         if not self._compiled:

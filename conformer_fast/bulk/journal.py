@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from ..errors import DatasetError
 from ..evaluation.resume import differences
-from ..storage.lines import append, going_on, line_of, open_to_append, value_of
+from ..storage.lines import append, begins_with, going_on, line_of, open_to_append, value_of
 from ..storage.regular import open_regular
 from .rows import Row, row_from
 
@@ -71,11 +71,8 @@ class Journal:
         """Counts the rows that stay. Returns the bytes up to their end; 0 for a first line that is not whole."""
         try:
             with open_regular(self._file) as read:
-                first = read.readline(MOST_BYTES)
-                if first != self._first:
-                    if self._first.startswith(first):  # it was killed while it wrote that
-                        return 0
-                    self._refuse(first)
+                if not begins_with(read, self._first, MOST_BYTES, self._refuse):
+                    return 0
                 return self._end_of_rows(read)
         except OSError as error:
             raise DatasetError(f"{self._file} cannot be read ({error.strerror}); give another output") from error
@@ -93,7 +90,7 @@ class Journal:
                 self.count, end = number, read.tell()
         return end
 
-    def _refuse(self, first: bytes) -> None:
+    def _refuse(self, first: bytes) -> NoReturn:
         instead = "give another output, or delete this file"
         try:
             fields = dict(value_of(first)[WHAT])

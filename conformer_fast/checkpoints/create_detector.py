@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -113,7 +113,7 @@ def _filled(
 
 def _differences(found: DetectorConfig, asked: DetectorConfig) -> list[str]:
     """In words, for an error: the sizes of the file where they differ from what was asked for."""
-    theirs, ours = found.to_json(), asked.to_json()
+    theirs, ours = asdict(found), asdict(asked)
     sizes = theirs.pop("backbone"), ours.pop("backbone")
     pairs = [*zip(theirs.items(), ours.values(), strict=True), *zip(sizes[0].items(), sizes[1].values(), strict=True)]
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -198,7 +199,7 @@ def _fields(own: Detector, settings: Settings) -> dict[str, Any]:
         "device": settings.device,
         "size": own.recipe.size,
         "normalization": [list(values) for values in own.recipe.normalization],
-        **own.config.to_json(),
+        **asdict(own.config),
     }
 
 

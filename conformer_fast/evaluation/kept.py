@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from ..errors import DatasetError
-from ..storage.lines import append, going_on, line_of, open_to_append, value_of
+from ..storage.lines import append, begins_with, going_on, line_of, open_to_append, value_of
 from ..storage.outputs import check_output
 from ..storage.regular import open_regular
 from .found import Found
@@ -67,11 +67,8 @@ class Kept:
         """Reads what is there. Returns the bytes up to its end; 0 for a first line that is not whole."""
         try:
             with open_regular(self._file) as read:
-                first = read.readline(MOST_BYTES)
-                if first != self._first:
-                    if self._first.startswith(first):  # it was killed while it wrote that
-                        return 0
-                    self._refuse(first)
+                if not begins_with(read, self._first, MOST_BYTES, self._refuse):
+                    return 0
                 end = read.tell()
                 while line := read.readline(MOST_BYTES):
                     try:
@@ -83,7 +80,7 @@ class Kept:
         except OSError as error:
             raise DatasetError(f"{self._file} cannot be read ({error.strerror}); name another file") from error
 
-    def _refuse(self, first: bytes) -> None:
+    def _refuse(self, first: bytes) -> NoReturn:
         instead = "name another file, or delete it"
         try:
             fields = dict(value_of(first)[WHAT])

@@ -86,8 +86,9 @@ class InferenceBoxHead(InferenceNetwork):
     """A region is a pixel of a row: (1, 1, R, 7 * 7 * K), a place's channels together, -> "regions.pixels"
     (1, 1, R, classes + 1 + classes * 4), logits, then deltas."""
 
-    outputs = (REGIONS,)
-    channels_last = True
+    outputs = output_names = (REGIONS,)
+    last_products = ("regions",)
+    channels_last, second_dimension = True, 1
 
     def __init__(self, model: BoxHead) -> None:
         super().__init__()
@@ -97,18 +98,6 @@ class InferenceBoxHead(InferenceNetwork):
         by_place = first.weight.unflatten(1, (-1, BOX_SIDE, BOX_SIDE)).permute(0, 2, 3, 1).flatten(1)
         self.hidden: Any = nn.ModuleList([Weights(by_place, first.bias), *map(_of, others)])
         self.regions = _joint(model.fc_cls, model.fc_reg)
-
-    @property
-    def second_dimension(self) -> int:
-        return 1
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        return (REGIONS,)
-
-    @property
-    def last_products(self) -> tuple[str, ...]:
-        return ("regions",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = images
@@ -120,8 +109,9 @@ class InferenceBoxHead(InferenceNetwork):
 class InferenceMaskHead(InferenceNetwork):
     """(R, 14, 14, K) -> "masks.map" (R, classes, 28, 28), logits."""
 
-    outputs = (MASKS,)
-    channels_last = True
+    outputs = output_names = (MASKS,)
+    last_products = ("masks",)
+    channels_last, second_dimension = True, MASK_SIDE
 
     def __init__(self, model: MaskHead) -> None:
         super().__init__()
@@ -131,18 +121,6 @@ class InferenceMaskHead(InferenceNetwork):
         assert up.bias is not None
         self.up = Weights(up.weight.permute(2, 3, 1, 0).flatten(0, 2), up.bias.repeat(4))  # (2 * 2 * K, K)
         self.masks = _of(model.conv_logits)
-
-    @property
-    def second_dimension(self) -> int:
-        return MASK_SIDE
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        return (MASKS,)
-
-    @property
-    def last_products(self) -> tuple[str, ...]:
-        return ("masks",)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = images

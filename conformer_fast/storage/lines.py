@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 
 def line_of(value: Any) -> bytes:
@@ -29,6 +29,16 @@ def value_of(line: bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("too deep") from error
+
+
+def begins_with(read: BinaryIO, first: bytes, most: int, refuse: Callable[[bytes], NoReturn]) -> bool:
+    """Whether a file's first line, which is read, is `first`; not if the program was killed while it wrote that. Calls
+    `refuse` with another line. most: bytes that are read
+    """
+    found = read.readline(most)
+    if found != first and not first.startswith(found):
+        refuse(found)
+    return found == first
 
 
 def open_to_append(file: Path) -> BinaryIO:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from ...errors import ArgumentError, ArgumentTypeError, one_of, shown, truth, whole
 from ..config import ConformerConfig, get_config
@@ -62,27 +61,6 @@ class DetectorConfig:
     def strides(self) -> tuple[int, ...]:
         """Pixels of the image per pixel of each of the pyramid's maps."""
         return tuple(4 << level for level in range(LEVELS))
-
-    @property
-    def pad(self) -> str:
-        """As of a Conformer; images of whole patches need none."""
-        return "stem"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> DetectorConfig:
-        """Of what `to_json` returned. Raises ArgumentError for anything else."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or set(value) != names or not isinstance(value["backbone"], dict):
-            raise ArgumentTypeError(
-                f"a detector's sizes must have {', '.join(sorted(names))}, got {shown(repr(value))}"
-            )
-        try:
-            return cls(**{**value, "backbone": ConformerConfig(**value["backbone"])})
-        except TypeError as error:
-            raise ArgumentTypeError(f"no sizes of a detector: {shown(error)}") from error
 
 
 def detector_config(

@@ -14,7 +14,7 @@ from .boxes import overlaps
 try:
     from ... import _C
 except ImportError:
-    _C = None  # type: ignore[assignment]
+    _C = None  # type: ignore[assignment]  # csrc/ was not built
 
 Torchvision = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
