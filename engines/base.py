@@ -17,6 +17,7 @@ from torch import Tensor
 from conformer_fast.bundles.folder import Bundle
 from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.errors import BackendError, BundleError
+from conformer_fast.inference.lower import Lowered
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.detector.detect import Networks
@@ -113,14 +114,14 @@ class Backend(ABC):
         return {}
 
     @abstractmethod
-    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> Engine:
+    def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> Engine:
         """An engine that returns these outputs (names of InferenceConformer.outputs), on the settings' device."""
 
     def networks(self, detector: Detector, settings: Settings) -> Networks:
         """What computes a detector. Raises BackendError where nothing does."""
         raise BackendError(f"backend {self.name!r} runs no detectors yet; 'openvino' and 'reference' do, on the CPU")
 
-    def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes | None:
+    def graph(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> bytes | None:
         """The ONNX graph that its engines are built from, if they are."""
         return None
 
@@ -131,7 +132,7 @@ class Backend(ABC):
 
     def contents(
         self,
-        reference: Conformer,
+        reference: Lowered,
         settings: Settings,
         outputs: Sequence[str],
         graph: bytes | None,

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from conformer_fast.inference.lower import Lowered
 from conformer_fast.model.detector.detect import Networks
 from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.outputs import COUPLING, observed_outputs, reference_outputs
@@ -32,7 +33,8 @@ class Reference(Backend):
     def precisions(self) -> Precisions:
         return Precisions(("fp32",))
 
-    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> ReferenceEngine:
+    def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> ReferenceEngine:
+        assert isinstance(reference, Conformer)  # a detector is whole here
         return ReferenceEngine(reference, outputs)
 
     def networks(self, detector: Detector, settings: Settings) -> Networks:

@@ -118,8 +118,8 @@ def losses(model: Detector, images: Tensor, objects: list[Objects]) -> dict[str,
         anchor.append(anchor_loss(values, target))
         regions = chosen_regions([part.detach() for part in values], target)
         every.append(regions)
-        box_features.append(read_regions(maps, regions.regions, CONFIG, BOX_SIDE))
-        mask_features.append(read_regions(maps, regions.regions[: len(regions.boxes)], CONFIG, MASK_SIDE))
+        box_features.append(read_regions(maps, regions.regions, CONFIG.strides, BOX_SIDE))
+        mask_features.append(read_regions(maps, regions.regions[: len(regions.boxes)], CONFIG.strides, MASK_SIDE))
     logits, deltas = model.boxes(torch.cat(box_features))
     labels = torch.cat([regions.labels for regions in every])
     found = labels < CONFIG.num_classes

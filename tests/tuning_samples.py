@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from kernel_checks import DEVICE
 from torch import Tensor, nn
 
 from conformer_fast.inference import ops
+from conformer_fast.inference.base import InferenceNetwork
 from conformer_fast.inference.weights import Weights
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.tiles import Tile
@@ -19,15 +19,21 @@ GPU = "NVIDIA Test"  # what the GPU here is called, so that no other test's tabl
 RULE, FAST, SLOW, BAD = (Tile(m, 64, 32, 4, 3) for m in (64, 32, 128, 256))
 
 
-class Net(nn.Module):
+class Net(InferenceNetwork):
     """Three products, of which two pose the same problem."""
 
     def __init__(self, dtype: torch.dtype = torch.float16, channels: int = 20) -> None:
         super().__init__()
-        self.config = SimpleNamespace(in_channels=channels)
+        self.channels = channels
         square, wide = torch.randn(channels, channels, device=DEVICE), torch.randn(33, channels, device=DEVICE)
         self.stem, self.second = (Weights(square / 4, square[0]).to(dtype) for _ in range(2))
         self.last = Weights(wide / 4, wide[:, 0]).to(dtype)
+
+    output_names, last_products = (), ()
+
+    @property
+    def second_dimension(self) -> int:
+        return self.channels
 
     def forward(self, images: Tensor) -> Tensor:
         feature_map = images.permute(0, 2, 3, 1)

@@ -17,7 +17,7 @@ from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
 from ..model.detector.config import LEVELS
-from ..model.detector.detect import detect
+from ..model.detector.detect import PYTORCH, detect
 from ..model.detector.parts import Proposed
 from ..model.detector.reference import Detector, checked_sizes
 from ..model.digest import weights_sha256
@@ -111,6 +111,8 @@ class _Images:
 
 class _Observed:
     """The networks in fp32, and how often each magnitude occurs in what their products read."""
+
+    operators = PYTORCH
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self._observers = {name: Observer(part) for name, part in parts.items()}

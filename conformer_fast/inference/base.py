@@ -38,6 +38,19 @@ class InferenceNetwork(nn.Module):
         """Of what it reads, which is the same for every call: its channels, or the height where they come last."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what it reads, and of its maps; weights may be in 8 bits."""
+        return self._first_bias.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._first_bias.device
+
+    @property
+    def _first_bias(self) -> Tensor:
+        return next(part.bias for part in self.modules() if isinstance(part, Weights))
+
+    @property
     @abstractmethod
     def output_names(self) -> tuple[str, ...]:
         """Every name that `outputs` may hold."""

@@ -34,6 +34,11 @@ def proposed_names() -> tuple[str, ...]:
     return tuple(f"{kind}{level}.pixels" for kind in ("", "regions.") for level in range(LEVELS))
 
 
+def outputs_of(part: str) -> tuple[str, ...]:
+    """What the network of a part returns."""
+    return {"proposer": proposed_names(), "boxes": (REGIONS,), "masks": (MASKS,)}[part]
+
+
 class InferenceProposer(InferenceNetwork):
     """images (B, 3, H, W), H and W multiples of 32 -> "0.pixels" to "4.pixels" (B, H', W', K) and "regions.0.pixels" to
     "regions.4.pixels" (B, H', W', 3 + 12), see model.detector.parts.Proposed."""

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from conformer_fast.errors import BackendError
-from conformer_fast.inference.lower import lower
+from conformer_fast.inference.lower import Lowered, lower
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.precision import around
-from conformer_fast.model.reference import Conformer
 
 
 def typed_graph(
-    reference: Conformer, outputs: Sequence[str], precision: str, quantization: Quantization | None = None
+    reference: Lowered, outputs: Sequence[str], precision: str, quantization: Quantization | None = None
 ) -> bytes:
     """It says what each operation is computed in: `precision`, or in 8 bits fp16 around the quantized products.
 
-    outputs: names of InferenceConformer.outputs
+    outputs: names of the network's outputs
 
     Raises BackendError if onnx is not installed.
     """

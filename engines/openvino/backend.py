@@ -28,7 +28,7 @@ from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import usual_side
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
-from ..detector import EngineNetworks
+from ..detector import engine_networks
 from .graph_hash import remembered_sha256
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class OpenVINO(Backend):
         return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads, self.device)
 
     def networks(self, detector: Detector, settings: Settings) -> Networks:
-        return EngineNetworks(self.engine, detector, settings)
+        return engine_networks(self, detector, settings)
 
     def _ir(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> IR:
         from .ir import cached_ir
@@ -148,23 +148,22 @@ class OpenVINO(Backend):
 
     def contents(
         self,
-        reference: Conformer,
+        reference: Lowered,
         settings: Settings,
         outputs: Sequence[str],
         graph: bytes | None,
         engine: Engine | None,
     ) -> Contents:
-        """The network, and the engines of the sizes run so far; if none was, of the usual size, which is built
-        first."""
+        """The network, and the engines of the sizes run so far; if none was, of a Conformer that of the usual size,
+        which is built first."""
         from .device import describe
-        from .engine import Input, OpenVINOEngine, engine_file
+        from .engine import OpenVINOEngine, engine_file
         from .ir import check
 
         assert graph is not None
         engine = engine or self.engine(reference, settings, outputs)
         assert isinstance(engine, OpenVINOEngine)
-        side = reference.recipe.size or usual_side(reference.config)
-        engines = engine.engines(otherwise=Input(1, side, side))
+        engines = engine.engines(otherwise=_usual_input(reference))
         network = engine.network()
         check(graph, network.onnx)
         precision, rest = engine.computed
@@ -219,3 +218,13 @@ class OpenVINO(Backend):
 
         kept = not bundle.signed  # nobody has signed what is in the cache
         return OpenVINOEngine(ir, computed, self.threads, self.device, stored, kept, sizes_of(manifest.files))
+
+
+def _usual_input(reference: Lowered) -> Input | None:
+    """What a Conformer is usually given. Pictures to detect in have no usual size."""
+    from .engine import Input
+
+    if not isinstance(reference, Conformer):
+        return None
+    side = reference.recipe.size or usual_side(reference.config)
+    return Input(1, side, side)

@@ -197,14 +197,15 @@ class OpenVINOEngine:
                     self._built[shape, streams] = engine
         return engine
 
-    def engines(self, otherwise: Input) -> dict[Input, bytes]:
+    def engines(self, otherwise: Input | None) -> dict[Input, bytes]:
         """The bytes of the engines in memory and, for their sizes, of the one for one image; if there are none, of
-        this one. None of a device whose engines cannot be stored."""
+        `otherwise`. None of a device whose engines cannot be stored."""
         if not exports(self._device):
             return {}
         with self._lock:
             shapes = {shape._replace(images=images) for shape, _ in self._built for images in (1, shape.images)}
-        return {shape: self._bytes(shape, self._options(1)) for shape in shapes or {otherwise}}
+        shapes = shapes or {shape for shape in (otherwise,) if shape}
+        return {shape: self._bytes(shape, self._options(1)) for shape in shapes}
 
     def network(self) -> _Network:
         with self._reading:

@@ -25,6 +25,7 @@ from conformer_fast.errors import (
     several,
     shown,
 )
+from conformer_fast.inference.lower import Lowered
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.recipe import input_side
 from conformer_fast.model.reference import Conformer
@@ -107,7 +108,7 @@ class TensorRT(Backend):
     def elsewhere(self) -> Mapping[str, Any]:
         return {"shapes": list(self.shapes), "flavor": get_flavor(self.flavor).name}
 
-    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> TensorRTEngine:
+    def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> TensorRTEngine:
         from .engine import TensorRTEngine
 
         if self.targets:
@@ -118,7 +119,7 @@ class TensorRT(Backend):
             plan = self._plan(self.graph(reference, settings, outputs), settings.precision, flavor)
         return TensorRTEngine(plan, flavor, outputs, device)
 
-    def graph(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> bytes:
+    def graph(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> bytes:
         return typed_graph(reference, outputs, settings.precision, settings.quantization)
 
     def check(self, settings: Settings) -> None:
@@ -128,7 +129,7 @@ class TensorRT(Backend):
 
     def contents(
         self,
-        reference: Conformer,
+        reference: Lowered,
         settings: Settings,
         outputs: Sequence[str],
         graph: bytes | None,

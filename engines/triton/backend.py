@@ -25,11 +25,11 @@ from conformer_fast.errors import (
     shown,
     truth,
 )
-from conformer_fast.inference.lower import blank, lower
+from conformer_fast.inference.base import InferenceNetwork
+from conformer_fast.inference.lower import Lowered, blank, lower
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.precision import DTYPES, FORMATS, around
-from conformer_fast.model.reference import Conformer
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cuda import current_device, in_8_bits
@@ -82,7 +82,7 @@ class Triton(Backend):
     def torch_device(self) -> str:
         return current_device()
 
-    def engine(self, reference: Conformer, settings: Settings, outputs: Sequence[str]) -> CUDAGraphEngine:
+    def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> CUDAGraphEngine:
         from . import tuning
 
         device = torch.device(settings.device)
@@ -98,7 +98,7 @@ class Triton(Backend):
 
     def contents(
         self,
-        reference: Conformer,
+        reference: Lowered,
         settings: Settings,
         outputs: Sequence[str],
         graph: bytes | None,
@@ -152,7 +152,7 @@ def interpreted() -> bool:
     return os.environ.get(INTERPRET, "").lower() in ("1", "true", "on")
 
 
-def _network(reference: Conformer, settings: Settings, outputs: Sequence[str]) -> InferenceConformer:
+def _network(reference: Lowered, settings: Settings, outputs: Sequence[str]) -> InferenceNetwork:
     return lower(reference, outputs, around(settings.precision), settings.quantization)
 
 

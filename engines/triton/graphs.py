@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.inference.base import InferenceNetwork
 from conformer_fast.inference.streams import TWO_STREAMS, side_stream
 from conformer_fast.model.precision import tf32_as_asked
 
@@ -35,16 +35,17 @@ Key = tuple[int, int, int]  # bucket, height, width
 
 
 class CUDAGraphEngine:
-    """images (B, in_channels, H, W), on the GPU -> one fp32 tensor (B, ...) per output. Callable from any thread.
+    """images (B, in_channels, H, W), or what else the model reads, on the GPU -> one fp32 tensor (B, ...) per output.
+    Callable from any thread.
 
     model: on the GPU to run on, in the precision to run in
     tune:  called before a bucket is recorded, with the model and the bucket's rows, height and width
     """
 
     def __init__(
-        self, model: InferenceConformer, tune: Callable[[InferenceConformer, int, int, int], None] | None = None
+        self, model: InferenceNetwork, tune: Callable[[InferenceNetwork, int, int, int], None] | None = None
     ) -> None:
-        self._model, self._device, self._tune = model, shared(model.stem.weight.device), tune
+        self._model, self._device, self._tune = model, shared(model.device), tune
         self._graphs: OrderedDict[Key, Graph] = OrderedDict()
         weakref.finalize(self, self._device.retire, self._graphs, model).atexit = False
 
@@ -99,7 +100,7 @@ class Device:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._lock = threading.Lock()
-        self._retired: deque[tuple[dict[Key, Graph], InferenceConformer]] = deque()
+        self._retired: deque[tuple[dict[Key, Graph], InferenceNetwork]] = deque()
         self._pool: Pool | None = None
         with torch.cuda.device(device):
             # Graphs are recorded on these. PyTorch has 32 streams of each priority and hands them out again and again:
@@ -131,7 +132,7 @@ class Device:
             finally:
                 self._done.record(stream)
 
-    def record(self, model: InferenceConformer, rows: int, height: int, width: int) -> Graph:
+    def record(self, model: InferenceNetwork, rows: int, height: int, width: int) -> Graph:
         """Raises GPUMemoryError when there is no room for it. Takes its `turn` itself, after the kernels are built."""
         graph = self._record_if_it_fits(model, rows, height, width)
         if graph is not None:
@@ -139,17 +140,17 @@ class Device:
         torch.cuda.empty_cache()  # what the failed run held
         free, total = torch.cuda.mem_get_info(self.device)
         raise GPUMemoryError(
-            f"{self.device} has no room for the activations of {rows} {height}x{width} images in {_dtype(model)}: "
+            f"{self.device} has no room for the activations of {rows} {height}x{width} images in {model.dtype}: "
             f"{free:,} bytes are free of {total:,}; run smaller batches or free memory",
             free,
             total,
         )
 
-    def _record_if_it_fits(self, model: InferenceConformer, rows: int, height: int, width: int) -> Graph | None:
-        dtype = _dtype(model)
+    def _record_if_it_fits(self, model: InferenceNetwork, rows: int, height: int, width: int) -> Graph | None:
+        dtype = model.dtype
         try:
             with torch.inference_mode(False):
-                shape = rows, model.config.in_channels, height, width
+                shape = rows, model.second_dimension, height, width
                 images = torch.zeros(shape, dtype=dtype, device=self.device)  # rows that nothing fills are computed too
             with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), tf32_as_asked(dtype):
                 outputs, graph, pool = self._capture(partial(model, images), two_streams=rows <= TWO_STREAMS)
@@ -186,7 +187,7 @@ class Device:
         graph.graph.reset()
         graph.pool.graphs -= 1
 
-    def retire(self, graphs: dict[Key, Graph], model: InferenceConformer) -> None:
+    def retire(self, graphs: dict[Key, Graph], model: InferenceNetwork) -> None:
         """Takes over what a dead engine leaves: the last replay may still read its weights.
 
         Called by Python's garbage collector, so anywhere, even inside a `turn` of this thread.
@@ -234,8 +235,3 @@ def _joined(stream: torch.cuda.Stream, side: torch.cuda.Stream | None) -> Iterat
 def _own(output: Tensor) -> Tensor:
     """A copy in fp32, in the usual order of memory."""
     return output.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-
-
-def _dtype(model: InferenceConformer) -> torch.dtype:
-    """Of images and maps; the stem's weight may be in 8 bits."""
-    return model.stem.bias.dtype

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from conformer_fast.errors import ArgumentError, shown
-from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.inference.base import InferenceNetwork
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.chips import chip_of
 from conformer_fast.kernels.dispatch import PYTORCH, Call, Choice
@@ -151,7 +151,7 @@ class KernelTuner:
         return bucket(batch)
 
     def tune(
-        self, network: InferenceConformer, batches: Sequence[int], side: int, skip: Container[str]
+        self, network: InferenceNetwork, batches: Sequence[int], side: int, skip: Container[str]
     ) -> Iterator[tuple[int, Mapping[str, Tuned] | None]]:
         network = network.to(self._device)
         for batch in batches:
@@ -164,10 +164,10 @@ class KernelTuner:
                 yield batch, found
 
 
-def tune_new(model: InferenceConformer, rows: int, height: int, width: int) -> None:
+def tune_new(model: InferenceNetwork, rows: int, height: int, width: int) -> None:
     """Tunes the problems of `rows` images that have no tuned choice yet, uses the choices and adds them to the user's
     table. Does nothing if the GPU has no room for such a batch: running it will say so."""
-    gpu = gpu_name(model.stem.weight.device)
+    gpu = gpu_name(model.device)
     try:
         found = tune(model, random_images(model, rows, height, width), skip=dispatch.table(gpu))
     except torch.OutOfMemoryError:
@@ -181,12 +181,11 @@ def tune_new(model: InferenceConformer, rows: int, height: int, width: int) -> N
             warnings.warn(f"what was tuned is not kept: {table_file(gpu)} cannot be written ({error})", stacklevel=2)
 
 
-def random_images(model: InferenceConformer, rows: int, height: int, width: int) -> Tensor:
+def random_images(model: InferenceNetwork, rows: int, height: int, width: int) -> Tensor:
     """A batch as the model is given it: a GPU is faster on zeros, which take less power."""
-    bias = model.stem.bias  # the weight may be in 8 bits
-    generator = torch.Generator(bias.device).manual_seed(0)  # PyTorch's own random numbers stay as they are
-    shape = rows, model.config.in_channels, height, width
-    return torch.randn(shape, generator=generator, dtype=bias.dtype, device=bias.device)
+    generator = torch.Generator(model.device).manual_seed(0)  # PyTorch's own random numbers stay as they are
+    shape = rows, model.second_dimension, height, width
+    return torch.randn(shape, generator=generator, dtype=model.dtype, device=model.device)
 
 
 def measured(call: Call, timer: Timer, weights: Container[int]) -> Tuned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -44,8 +44,18 @@ class Detections(NamedTuple):
     masks: Tensor | None
 
 
+class Operators(NamedTuple):
+    """What is computed between the networks, as `nms` of operators.py and `read_regions` do it."""
+
+    nms: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    read_regions: Callable[[Sequence[Tensor], Tensor, Sequence[int], int], Tensor]
+
+
 class Networks(Protocol):
-    """What computes, each as the class in parts.py that has its result."""
+    """What computes, each as the class in parts.py that has its result, and the operators between them."""
+
+    @property
+    def operators(self) -> Operators: ...
 
     def propose(self, images: Tensor) -> Proposed:
         """Proposer: (B, 3, H, W) -> maps and regions."""
@@ -67,14 +77,19 @@ def detect(networks: Networks, config: DetectorConfig, images: Tensor, sizes: Se
     for index, size in enumerate(sizes):
         _check_finite(torch.cat([values[index].flatten() for values in proposed.regions]), "proposals")
         maps = [feature_map[index] for feature_map in proposed.maps]
-        regions, _ = regions_of([values[index] for values in proposed.regions], size, config)
+        regions, _ = regions_of([values[index] for values in proposed.regions], size, config, networks.operators.nms)
         boxes, scores, labels = _boxes(networks, config, maps, regions, size)
         masks = _masks(networks, config, maps, boxes, labels, size) if config.masks else None
         found.append(Detections(_in_original(boxes, size), scores, labels, masks))
     return found
 
 
-def regions_of(proposed: Sequence[Tensor], size: ImageSize, config: DetectorConfig) -> tuple[Tensor, Tensor]:
+def regions_of(
+    proposed: Sequence[Tensor],
+    size: ImageSize,
+    config: DetectorConfig,
+    nms: Callable[[Tensor, Tensor, Tensor, float], Tensor] = nms,
+) -> tuple[Tensor, Tensor]:
     """Where objects may be: boxes (R, 4) in pixels of the image, and their scores (R,), the best first.
 
     proposed: of each map (3 + 12, H, W), see parts.Proposed
@@ -97,30 +112,36 @@ def regions_of(proposed: Sequence[Tensor], size: ImageSize, config: DetectorConf
     return every[kept], likely[kept]
 
 
-def read_regions(maps: Sequence[Tensor], regions: Tensor, config: DetectorConfig, side: int) -> Tensor:
-    """Each region from the map whose pixels are of a size with it. (R, 4) -> (R, K, side, side)."""
+def read_regions(maps: Sequence[Tensor], regions: Tensor, strides: Sequence[int], side: int) -> Tensor:
+    """Each region from that of the finer four maps whose pixels are of a size with it.
+
+    maps (K, H, W) each, of the finest first, regions (R, 4) in pixels of the image -> (R, K, side, side)
+    """
     level = (areas(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, LAST_LEVEL)
     shape = len(regions), maps[0].shape[0], side, side
     out = maps[0].new_zeros(shape).contiguous(memory_format=torch.channels_last)
-    for index, stride in enumerate(config.strides[: LAST_LEVEL + 1]):
+    for index, stride in enumerate(strides[: LAST_LEVEL + 1]):
         members = (level == index).nonzero()[:, 0]
         if len(members):
             out[members] = roi_align(maps[index], regions[members], stride, side)
     return out
 
 
+PYTORCH = Operators(nms, read_regions)
+
+
 def _boxes(
     networks: Networks, config: DetectorConfig, maps: Sequence[Tensor], regions: Tensor, size: ImageSize
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (N, 4) in pixels of the image, scores (N,) and labels (N,)."""
-    logits, deltas = networks.boxes(read_regions(maps, regions, config, BOX_SIDE))
+    logits, deltas = networks.boxes(networks.operators.read_regions(maps, regions, config.strides, BOX_SIDE))
     _check_finite(logits, "scores")
     probabilities = logits.softmax(-1)[:, :-1]  # without the background's
     region, label = (probabilities > config.min_score).nonzero(as_tuple=True)
     deltas = deltas.view(len(deltas), config.num_classes, 4)[region, label]
     boxes = moved(regions[region], deltas, BOX_STDS, size.height, size.width)
     scores = probabilities[region, label]
-    kept = nms(boxes, scores, label, BOX_OVERLAP)[: config.detections]
+    kept = networks.operators.nms(boxes, scores, label, BOX_OVERLAP)[: config.detections]
     return boxes[kept], scores[kept], label[kept]
 
 
@@ -128,7 +149,7 @@ def _masks(
     networks: Networks, config: DetectorConfig, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor, size: ImageSize
 ) -> Tensor:
     """(N, height, width) of the original picture."""
-    logits = networks.masks(read_regions(maps, boxes, config, MASK_SIDE))
+    logits = networks.masks(networks.operators.read_regions(maps, boxes, config.strides, MASK_SIDE))
     shares = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
     return pasted(shares, _in_original(boxes, size), size.original_height, size.original_width)
 

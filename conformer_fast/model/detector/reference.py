@@ -14,7 +14,7 @@ from ...errors import ArgumentError, ArgumentTypeError, several, shown
 from ..recipe import Recipe, checked
 from ..reference import Conformer
 from .config import MULTIPLE, DetectorConfig
-from .detect import Detections, ImageSize, detect
+from .detect import PYTORCH, Detections, ImageSize, detect
 from .parts import FPN, Proposed, Proposer, RoIHead, RPNHead
 
 LARGEST_PICTURE = 100_000  # pixels of a side
@@ -26,6 +26,8 @@ class Detector(nn.Module):
     H and W are multiples of 32: pictures are normalized, then padded with zeros at the bottom and right. `recipe` is
     what it was trained for: the classes' names and the normalization of its pictures.
     """
+
+    operators = PYTORCH
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
