@@ -14,13 +14,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from conformer_fast.bundles.folder import Bundle
-from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.bundles.folder import StoredEngine
+from conformer_fast.bundles.manifest import Facts, Format, Manifest, PartManifest
 from conformer_fast.errors import BackendError, BundleError
 from conformer_fast.inference.lower import Lowered
 from conformer_fast.inference.network import InferenceConformer
 from conformer_fast.inference.quantization import Quantization
-from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.detect import PYTORCH, Networks, Operators
 from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
@@ -100,7 +100,7 @@ class Backend(ABC):
         """Where its images and results are: the current device of its type."""
         return self.device_type
 
-    def for_model(self, reference: Conformer) -> Backend:
+    def for_model(self, reference: Lowered) -> Backend:
         """The same with all that was left open filled in. Raises ArgumentError for options that do not fit the
         model."""
         return self
@@ -120,6 +120,10 @@ class Backend(ABC):
     def networks(self, detector: Detector, settings: Settings) -> Networks:
         """What computes a detector. Raises BackendError where nothing does."""
         raise BackendError(f"backend {self.name!r} runs no detectors yet; 'openvino' and 'reference' do, on the CPU")
+
+    def operators(self) -> Operators:
+        """What is computed between a detector's networks."""
+        return PYTORCH
 
     def graph(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> bytes | None:
         """The ONNX graph that its engines are built from, if they are."""
@@ -145,22 +149,22 @@ class Backend(ABC):
         """
         raise NotImplementedError
 
-    def fits(self, manifest: Manifest) -> str:
+    def fits(self, manifest: Facts) -> str:
         """The device that runs the bundle's engine here. Raises EngineMismatchError if there is none."""
         raise NotImplementedError
 
-    def for_bundle(self, manifest: Manifest) -> Backend:
-        """The same with what the bundle says of its engine. Raises BackendError for options that say it too."""
+    def for_bundle(self, manifest: Manifest | PartManifest) -> Backend:
+        """The same with what the bundle says of an engine. Raises BackendError for options that say it too."""
         return self
 
-    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> Engine:
-        """The engine of a bundle that `fits`. key: what the bundle was signed with, if it was given.
+    def restore(self, stored: StoredEngine, settings: Settings, key: bytes | None) -> Engine:
+        """The engine that is stored in a bundle that `fits`. key: what the bundle was signed with, if it was given.
 
         Raises BundleError if it holds something else than it says.
         """
         raise NotImplementedError
 
-    def served(self, bundle: Bundle, name: str, instances: int) -> Mapping[str, bytes]:
+    def served(self, stored: StoredEngine, name: str, instances: int) -> Mapping[str, bytes]:
         """The files of a model of NVIDIA Triton Inference Server that runs the bundle's engine, by their paths.
 
         name: the model's; instances: how many batches run at once on each GPU
@@ -168,7 +172,7 @@ class Backend(ABC):
         Raises BundleError if the server runs no such engine.
         """
         raise BundleError(
-            f"{bundle.folder} holds an engine of backend {self.name!r}, which the server does not run; build one that "
+            f"{stored.folder} holds an engine of backend {self.name!r}, which the server does not run; build one that "
             f"it does: conformer_fast.build"
         )
 

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from train_digits import MAX_GRAD_NORM, WEIGHT_DECAY, learning_rate_factor
 
 from conformer_fast.checkpoints.metadata import metadata_of
-from conformer_fast.datasets.scattered_digits import CONFIG, SIDE, Objects, ScatteredDigits
+from conformer_fast.datasets.scattered_digits import SIDE, Objects, ScatteredDigits
 from conformer_fast.model.detector.boxes import BOX_STDS, REGION_STDS, anchors, overlaps
 from conformer_fast.model.detector.config import BOX_SIDE, MASK_SIDE, RATIOS
+from conformer_fast.model.detector.config import PACKAGED as CONFIG
 from conformer_fast.model.detector.detect import Detections, ImageSize, read_regions, regions_of
 from conformer_fast.model.detector.operators import roi_align
 from conformer_fast.model.detector.reference import Detector

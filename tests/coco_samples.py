@@ -14,7 +14,9 @@ from PIL import Image
 from conformer_fast.deploy.detect import run_lengths
 from conformer_fast.engines.base import Settings
 from conformer_fast.engines.reference import Reference
+from conformer_fast.model.detector.class_names import detector_labels
 from conformer_fast.model.detector.detect import Detections
+from conformer_fast.model.digest import weights_sha256
 
 SIZES = {"a.png": (20, 400), "deep/b.png": (400, 24), "c.png": (24, 380)}  # long ones: little is left when fitted
 NAMES = ("ant", "bee", "cat", "dog", "elk")
@@ -78,8 +80,15 @@ class Pretended:
     def __init__(self, found: Mapping[str, Detections], reference: Any = None, precision: str = "fp32") -> None:
         self.settings, self.reason = Settings(Reference(), precision), "pretended"
         self.reference = reference or small()
+        self.config, self.recipe = self.reference.config, self.reference.recipe
+        self.labels = detector_labels(self.recipe, self.config)
         self.calls, self.stop = 0, -1
         self._found = {SIZES[name]: detections for name, detections in found.items()}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        quantization = self.settings.quantization
+        return {"weights": weights_sha256(self.reference), "quantization": quantization and quantization.digest}
 
     def __call__(self, images: torch.Tensor, sizes: Any = None) -> list[Detections]:
         if self.calls == self.stop:

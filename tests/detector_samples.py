@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import goldens
 import lookalikes
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
+from conformer_fast.checkpoints.metadata import metadata_of
 from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.detector.config import DetectorConfig
 from conformer_fast.model.detector.detect import Detections, ImageSize
 from conformer_fast.model.detector.reference import Detector
+from conformer_fast.model.recipe import Recipe
 
+LABELS = ("ant", "bee", "cat", "dog", "elk")
 BACKBONE = ConformerConfig(channel_ratio=1, embed_dim=64, num_heads=4, depth=6, mlp_ratio=2)
 SMALL = DetectorConfig(BACKBONE, num_classes=5, channels=32, hidden=64, proposals=100, detections=20)
 RECORDED = {  # what the recorded detector's weights are multiplied by, so that its scores differ
@@ -41,6 +46,14 @@ def filled(config: DetectorConfig, dtype: torch.dtype = torch.float32) -> Detect
 def small(masks: bool = True) -> Detector:
     """It is shared: do not change it."""
     return filled(DetectorConfig(**{**vars(SMALL), "masks": masks}))
+
+
+def write_weights(file: Path, size: int | None = None) -> str:
+    """Those of `small`, with names of classes and a normalization. size: of its pictures"""
+    state = {name: tensor for name, tensor in small().state_dict().items() if tensor.is_floating_point()}
+    recipe = Recipe(size, num_heads=4, labels=LABELS, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    save_file(state, file, metadata=metadata_of(recipe))
+    return str(file)
 
 
 def image(height: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, list[ImageSize]]:

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from conformer_fast.bundles.folder import Bundle
+from conformer_fast.bundles.folder import StoredEngine
 from conformer_fast.bundles.manifest import Format, Manifest
 from conformer_fast.engines.base import Backend, Contents, Engine, Precisions, Settings
 from conformer_fast.inference.lower import blank, lower
@@ -56,7 +56,7 @@ class Toy(Backend):
     def fits(self, manifest: Manifest) -> str:
         return self.torch_device()
 
-    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> ToyEngine:
+    def restore(self, bundle: StoredEngine, settings: Settings, key: bytes | None) -> ToyEngine:
         weights = safetensors.torch.load(bundle.read(WEIGHTS))
         network = blank(
             bundle.manifest.config, bundle.manifest.outputs, "fp32", heads="conv_head.weight" in weights, norm=True

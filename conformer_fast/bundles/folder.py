@@ -23,16 +23,30 @@ from ..storage.hashed import SUFFIX
 from ..storage.lock import held
 from ..storage.regular import open_regular, read_regular
 from ..version import __version__
-from .manifest import MANIFEST, RUNTIME_CACHE, SCHEMA, Format, Manifest, StoredFile
+from .manifest import (
+    MANIFEST,
+    NETWORKS,
+    RUNTIME_CACHE,
+    SCHEMA,
+    DetectorManifest,
+    Format,
+    Manifest,
+    PartManifest,
+    StoredFile,
+    manifest_from_json,
+    prefix_of,
+)
 from .signature import ENTRIES, check_key, is_signed_by, signed
 
 LIMIT_BYTES = 1 << 20  # of a manifest; a real one has some thousand
 LOCK = ".lock"  # of who writes there
-BESIDE = {LOCK, RUNTIME_CACHE, RUNTIME_CACHE + SUFFIX, RUNTIME_CACHE + ".lock"}  # ours, and no part of the bundle
+RUNTIME_CACHES = [prefix + RUNTIME_CACHE for prefix in ("", *map(prefix_of, NETWORKS))]
+KEPT = {cache + ending for cache in RUNTIME_CACHES for ending in ("", SUFFIX)}  # by a runtime
+BESIDE = {LOCK, *KEPT, *(f"{cache}.lock" for cache in RUNTIME_CACHES)}  # ours, and no part of the bundle
 _PART = r"\.[0-9a-f]{32}\.part"
 _STAGED = r"\.[A-Za-z0-9_][A-Za-z0-9._-]*\.[0-9a-f]{16}"
 # What a save that was broken off may leave.
-LEFT = re.compile(rf"{_STAGED}({_PART})?|({re.escape(MANIFEST)}|{re.escape(RUNTIME_CACHE)}(\.hash)?){_PART}")
+LEFT = re.compile(rf"{_STAGED}({_PART})?|({'|'.join(map(re.escape, (MANIFEST, *sorted(KEPT))))}){_PART}")
 
 T = TypeVar("T")
 
@@ -45,7 +59,7 @@ class Bundle:
     """
 
     folder: Path
-    manifest: Manifest
+    manifest: Manifest | DetectorManifest
     digest: str
     signed: bool
     _kept: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
@@ -55,6 +69,13 @@ class Bundle:
         if name in self._kept:
             return self._kept.pop(name)
         return self._found(name, self._content)
+
+    def engines(self) -> dict[str, StoredEngine]:
+        """Of a detector by the names of its networks, else the one called ""."""
+        if isinstance(self.manifest, Manifest):
+            return {"": StoredEngine(self, self.manifest)}
+        parts = map(self.manifest.part, self.manifest.networks)
+        return {part.name: StoredEngine(self, part, prefix_of(part.name)) for part in parts}
 
     def verify(self, name: str, *, keep: bool) -> None:
         """Raises BundleError if a file is not what the manifest says. keep: its bytes, for one `read`."""
@@ -101,6 +122,31 @@ class Bundle:
             )
 
 
+@dataclass(frozen=True)
+class StoredEngine:
+    """One engine of a bundle: a Conformer's, or that of one network of a detector.
+
+    manifest: of this engine: its files are called as in the backend's Format
+    prefix:   of its files' names in the folder
+    """
+
+    bundle: Bundle
+    manifest: Manifest | PartManifest
+    prefix: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return self.bundle.folder
+
+    @property
+    def signed(self) -> bool:
+        return self.bundle.signed
+
+    def read(self, name: str) -> bytes:
+        """As a Bundle's."""
+        return self.bundle.read(self.prefix + name)
+
+
 def read_bundle(folder: str | os.PathLike[str], format_of: Callable[[str], Format], key: bytes | None = None) -> Bundle:
     """Verifies the manifest, its signature if there is a key, and then every file that it names; others may lie there.
 
@@ -137,7 +183,7 @@ def _verified_bundle(folder: Path, format_of: Callable[[str], Format], key: byte
         bundle.manifest.check(form)
     except ValueError as error:
         raise _unusable(folder / MANIFEST, error) from error
-    kept = {*form.read_once, bundle.manifest.labels}
+    kept = {*bundle.manifest.all_named(form.read_once), bundle.manifest.labels}
     with ThreadPoolExecutor() as pool:
         checks = [pool.submit(bundle.verify, name, keep=name in kept) for name in bundle.manifest.files]
     for check in checks:
@@ -146,7 +192,10 @@ def _verified_bundle(folder: Path, format_of: Callable[[str], Format], key: byte
 
 
 def write_bundle(
-    folder: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes], key: bytes | None = None
+    folder: str | os.PathLike[str],
+    manifest: Manifest | DetectorManifest,
+    files: Mapping[str, bytes],
+    key: bytes | None = None,
 ) -> Path:
     """Writes a bundle of `files`, whole or not at all, and returns its folder.
 
@@ -212,7 +261,7 @@ def _tidy(folder: Path) -> None:
     earlier = [_named(path) for path in left if path.name.startswith(f".{MANIFEST}.")]
     obsolete = {name for names in earlier for name in names} - named.keys()
     if any(names != named for names in earlier):
-        obsolete |= {RUNTIME_CACHE, RUNTIME_CACHE + SUFFIX}
+        obsolete |= KEPT
     for path in (*(folder / name for name in obsolete), *left):  # the earlier manifests last: they name the others
         with suppress(OSError):
             path.unlink()
@@ -295,14 +344,14 @@ def _is_lock(path: Path) -> bool:
     return not content or content.isdigit()
 
 
-def _parsed(path: Path, key: bytes | None) -> tuple[Manifest, str, bool]:
+def _parsed(path: Path, key: bytes | None) -> tuple[Manifest | DetectorManifest, str, bool]:
     """A manifest whose digest is right, and its HMAC if there is a key; its digest, and whether it is signed."""
     size = _size(path)
     if size > LIMIT_BYTES:
         raise BundleError(f"{path} has {size:,} bytes, a manifest at most {LIMIT_BYTES:,}; copy the bundle again")
     content, digest, signed = _verified(_read(path), path, key)
     try:
-        return Manifest.from_json(content), digest, signed
+        return manifest_from_json(content), digest, signed
     except (ValueError, TypeError, RecursionError) as error:
         raise _unusable(path, error) from error
 

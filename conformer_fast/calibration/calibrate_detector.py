@@ -35,7 +35,7 @@ PRECISION = "int8"
 Images = Sequence[Tensor] | str | os.PathLike[str]
 
 
-def calibrate_detector(detector: Detector, images: Images, smoothquant: bool = True) -> Quantization:
+def calibrate_detector(detector: Detector, images: Images | DetectorImages, smoothquant: bool = True) -> Quantization:
     """How to quantize `detector`, which is in fp32 on the CPU and is not changed.
 
     images:      batches (B, 3, H, W), normalized, of sides of multiples of 32; or a folder's path: 64 of the pictures
@@ -44,7 +44,7 @@ def calibrate_detector(detector: Detector, images: Images, smoothquant: bool = T
 
     Raises ArgumentError when there are no images or one of the values is not finite; ImageError for a damaged picture.
     """
-    batches = _Images(images, detector)
+    batches = images if isinstance(images, DetectorImages) else DetectorImages(images, detector)
     parts = {name: lower(part) for name, part in parts_of(detector).items()}
     factors = {}
     if smoothquant:
@@ -73,7 +73,7 @@ def calibrate_detector(detector: Detector, images: Images, smoothquant: bool = T
     return Quantization(PRECISION, counts.ranges(PRECISION), factors, origin)
 
 
-class _Images:
+class DetectorImages:
     """The given batches, or a folder's pictures, which are read when they are asked for."""
 
     def __init__(self, given: Images, detector: Detector) -> None:

@@ -14,7 +14,7 @@ from ..model.precision import FORMATS
 from ..model.reference import Conformer
 from ..storage.paths import cache_root
 from .calibrate import Images, calibrate, in_batches, warn_of
-from .calibrate_detector import calibrate_detector
+from .calibrate_detector import DetectorImages, calibrate_detector
 
 MEASURED_IMAGES = 8  # of the images given, on which a graph's error is measured
 
@@ -52,17 +52,19 @@ def resolve(
 
 def resolve_detector(
     reference: Detector, precision: str, quantization: Quantization | Images | None
-) -> Quantization | None:
-    """The same for a detector, whose images have sides of multiples of 32. Raises as `resolve` does."""
+) -> tuple[Quantization | None, Tensor | None]:
+    """The same for a detector, whose images have sides of multiples of 32, and the first image. Raises as `resolve`
+    does."""
     given = _given(precision, quantization)
     if given is None:
-        return None
+        return None, None
     if isinstance(given, Quantization):
         warn_of(given, reference)
-        return given
-    found = calibrate_detector(reference, cast(Any, given))
+        return given, None
+    batches = DetectorImages(cast(Any, given), reference)
+    found = calibrate_detector(reference, batches)
     warn_of(found)
-    return found
+    return found, batches.read(0)[:1]
 
 
 def _given(precision: str, quantization: Quantization | Images | None) -> Quantization | Images | None:

@@ -10,12 +10,12 @@ import torch
 from ..errors import ArgumentError, CheckpointError
 from ..model.blank import in_memory, outline_of
 from ..model.config import ConformerConfig
-from ..model.detector.config import DetectorConfig, detector_config
+from ..model.detector.config import PACKAGED, DetectorConfig, detector_config
 from ..model.detector.reference import Detector
 from ..model.forked import before_computing
 from .dialects import COUNTER, DETECTOR
 from .reading import CLASSES, Checkpoint, read_detector
-from .weights import check_coverage, checked_values
+from .weights import DATA, check_coverage, checked_values
 
 HIDDEN, PYRAMID = "roi_head.bbox_head.shared_fcs.0.weight", "neck.lateral_convs.0.conv.weight"
 MASK_HEAD = "roi_head.mask_head."
@@ -31,8 +31,8 @@ def create_detector(
     """The reference detector in eval mode.
 
     name:        "mask-rcnn", "faster-rcnn" or a configuration; None: what the weights are of
-    weights:     the path of a checkpoint of the official detection fork, or of one with its names; None leaves random
-                 values
+    weights:     the path of a checkpoint of the official detection fork, or of one with its names; "packaged" takes the
+                 small one that ships with this package (digits scattered on textures); None leaves random values
     variant:     of the backbone that a name is of, or its configuration; default: small-p32
     num_classes: of objects, for a name; default: what the weights file holds, else COCO's 80
 
@@ -46,6 +46,12 @@ def create_detector(
         raise ArgumentError("variant and num_classes are for a detector's name; give 'mask-rcnn' or 'faster-rcnn'")
     if weights is None:
         return Detector(detector_config(name or "mask-rcnn", variant, num_classes)).eval()
+    if weights == "pretrained":
+        raise CheckpointError("no detector can be downloaded; pass a checkpoint's path, or 'packaged'")
+    if weights == "packaged":
+        if name not in (None, PACKAGED):
+            raise CheckpointError("the packaged detector has sizes of its own; leave its name out")
+        name, weights = PACKAGED, DATA / "scattered_digits.safetensors"
     checkpoint = read_detector(weights)
     try:
         return _filled(name, checkpoint, variant, num_classes)

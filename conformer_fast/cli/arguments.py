@@ -204,7 +204,7 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
     """The reference model that was asked for. Sets `options.model` and `options.weights` to what was taken; the model
     is None for a checkpoint of sizes that have no name."""
     if options.model is None and options.weights not in (None, *KEYWORDS):
-        config = _implied(options.weights)
+        config = _implied(options.weights, features_only)
         options.model = next((name for name, known in (VARIANTS | PACKAGED).items() if _alike(known, config)), None)
         return cf.create_model(config, options.weights, features_only=features_only)
     options.model = options.model or DEFAULT
@@ -242,7 +242,9 @@ def compiled(options: argparse.Namespace, batch: int) -> cf.FastConformer:
 def bundled(options: argparse.Namespace) -> cf.FastConformer:
     """The engine of the bundle that was asked for."""
     refuse(options, ENGINE, "--bundle says how its model runs")
-    return cf.load(options.bundle, key=key_of(options.key))
+    from ..deploy.load import load_classifier
+
+    return load_classifier(options.bundle, key=key_of(options.key))
 
 
 def lines_of(path: str) -> list[str]:
@@ -312,11 +314,16 @@ def _holds_pictures(file: str) -> bool:
     return Path(file).suffix.lower() in (*PICTURES, *SHARDS)
 
 
-def _implied(path: str) -> ConformerConfig:
-    """The sizes of the model whose weights a file holds."""
-    from ..checkpoints.reading import read_checkpoint
+def _implied(path: str, features_only: bool) -> ConformerConfig:
+    """The sizes of the model whose weights a file holds. Raises ArgumentError for a detector's, unless its backbone
+    alone is asked for."""
+    from ..checkpoints.reading import CLASSES, read_checkpoint
 
     checkpoint = read_checkpoint(path)
+    if not features_only and any(name.endswith(CLASSES) for name in checkpoint.state):
+        raise ArgumentError(
+            f"{path} is a detector's checkpoint; `conformer-fast` detect, evaluate --coco, calibrate and build take it"
+        )
     try:
         return checkpoint.found.config(checkpoint.recipe.num_heads)
     except CheckpointError as error:

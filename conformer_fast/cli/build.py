@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import conformer_fast as cf
 
 from ..engines.registry import AHEAD
+from ..errors import ArgumentError
 from ..model.names import PRECISIONS
+from . import detectors
 from .arguments import (
     add_key,
     add_model,
@@ -25,6 +27,7 @@ from .arguments import (
 )
 
 if TYPE_CHECKING:
+    from ..datasets.batches import Pictures
     from ..model.shapes import Range
 
 
@@ -46,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image side: smallest, tuned for, largest (default: that of its training)",
     )
     parser.add_argument(
-        "--batch", type=_range, default=(1, 8, 64), metavar="N|N,N,N", help="smallest, tuned for, largest"
+        "--batch",
+        type=_range,
+        metavar="N|N,N,N",
+        help="smallest, tuned for, largest (default: 1,8,64; of a detector 1)",
     )
     parser.add_argument(
         "--target", type=_names, default=(), metavar="SM,SM", help="such as sm86,sm120 (default: the GPU here)"
@@ -67,7 +73,6 @@ def run(options: argparse.Namespace) -> int:
     from ..engines.base import Settings
     from ..engines.registry import format_of, make
     from ..model.outputs import LOGITS, SUM
-    from ..model.recipe import input_side
 
     check_quantization(options, [options.precision])
     if not {*LOGITS, SUM} & set(options.outputs or (() if options.features else LOGITS)):
@@ -76,18 +81,17 @@ def run(options: argparse.Namespace) -> int:
     backend = make(AHEAD, {"targets": options.target, "flavor": options.flavor})
     backend.check(Settings(backend, options.precision))  # before a download
     check_writable(options.output, key)
-    model = model_of(options, options.features)
-    tuned = input_side(model.recipe, model.config, options.size and options.size[1])
-    side = options.size or (tuned,) * 3
+    of_detector = not options.features and detectors.holds_detector(options.weights)
+    model, shapes, quantization = _detector(options) if of_detector else _conformer(options)
     folder = cf.build(
         model,
         options.output,
-        shapes=cf.Shapes(options.batch, side, side),
+        shapes=shapes,
         flavor=options.flavor,
         targets=options.target,
         precision=options.precision,
         outputs=options.outputs,
-        quantization=quantization_of(options, model, tuned),
+        quantization=quantization,
         key=key,
         labels=lines_of(options.class_names) if options.class_names else None,
         rebuild=_again(options),
@@ -103,6 +107,28 @@ def run(options: argparse.Namespace) -> int:
         lines.append(f"error of the graph ({by['name']} {by['version']}, {images}): {errors}")
     show(options, {"folder": str(folder), **manifest.to_json()}, "\n".join(lines))
     return 0
+
+
+def _conformer(
+    options: argparse.Namespace,
+) -> tuple[cf.Conformer, list[cf.Shapes], cf.Quantization | Pictures | None]:
+    """The model, the shapes that its engine takes, and how to quantize it."""
+    from ..model.recipe import input_side
+
+    model = model_of(options, options.features)
+    tuned = input_side(model.recipe, model.config, options.size and options.size[1])
+    side = options.size or (tuned,) * 3
+    return model, [cf.Shapes(options.batch or (1, 8, 64), side, side)], quantization_of(options, model, tuned)
+
+
+def _detector(options: argparse.Namespace) -> tuple[cf.Detector, list[cf.Shapes], cf.Quantization | str | None]:
+    """The same of a detector; without shapes it takes single images of up to 1344 x 1344."""
+    refuse(options, ("model", "outputs", "calibration_limit"), "--weights is a detector's")
+    batch, side = options.batch or (1, 1, 1), options.size
+    if options.batch and not side:
+        raise ArgumentError("--batch of a detector needs the --size of its images too")
+    shapes = [cf.Shapes(batch, side, side)] if side else []
+    return cf.create_detector(weights=options.weights), shapes, detectors.quantization_of(options)
 
 
 def _again(options: argparse.Namespace) -> str:

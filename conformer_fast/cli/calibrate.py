@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from typing import TYPE_CHECKING
 
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
+from ..errors import ArgumentError
 from ..model.names import IN_8_BITS
 from .arguments import add_model, add_size, file, model_of, new_file, positive, refuse, show
+from .detectors import holds_detector
+
+if TYPE_CHECKING:
+    from ..calibration.accuracy_gate import GateReport
 
 LIMIT = 512
 BATCH = 8
@@ -28,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
         type=positive,
-        default=LIMIT,
         metavar="N",
-        help=f"at most so many pictures, evenly from all (default {LIMIT})",
+        help=f"at most so many pictures, evenly from all (default {LIMIT}; of a detector always 64)",
     )
     add_size(parser)
     parser.add_argument("--precision", default="int8", choices=IN_8_BITS)
@@ -57,11 +63,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..calibration.accuracy_gate import GateReport
+    from ..inference.quantization import product_of
+
+    reports: list[GateReport] = []
+    of_detector = holds_detector(options.weights)
+    quantization = _of_detector(options) if of_detector else _of_conformer(options, reports)
+    path = quantization.save(options.output)
+    products = [name for name in quantization.ranges if product_of(name) == name]
+    smoothed = f", {len(quantization.smoothing)} smoothed" if quantization.smoothing else ""
+    what = f"{len(products)} products in {quantization.precision}{smoothed}"
+    lines = [*map(str, reports), f"{path}: {what}, ranges of {quantization.origin['images']} images"]
+    facts = {"file": str(path), "precision": quantization.precision, "products": products}
+    show(options, {**facts, "smoothed": list(quantization.smoothing), **quantization.origin}, "\n".join(lines))
+    return 0 if all(report.holds for report in reports) else 1
+
+
+def _of_detector(options: argparse.Namespace) -> cf.Quantization:
+    given = ("model", "labels", "labels_from_folders", "limit", "size", "max_drop", "timed")
+    refuse(options, given, "--weights is a detector's, which takes 64 pictures of a folder as they are")
+    if not os.path.isdir(options.data):
+        raise ArgumentError(f"a detector is calibrated on a folder of pictures, and {options.data} is none")
+    detector = cf.create_detector(weights=options.weights)
+    return cf.calibrate(detector, options.data, precision=options.precision, smoothquant=not options.no_smoothquant)
+
+
+def _of_conformer(options: argparse.Namespace, reports: list[GateReport]) -> cf.Quantization:
     from ..datasets.batches import Batches, DatasetBatches, images_in
     from ..datasets.dataset import open_dataset
     from ..engines.registry import choose
-    from ..inference.quantization import product_of
     from ..model.recipe import input_side
     from ..storage.paths import cache_root
 
@@ -75,12 +104,11 @@ def run(options: argparse.Namespace) -> int:
     labels = None
     if options.labels_from_folders or options.labels:
         classes = model.config.num_classes, model.recipe.labels
-        dataset = open_dataset(options.data, options.labels, *classes).evenly(options.limit)
+        dataset = open_dataset(options.data, options.labels, *classes).evenly(options.limit or LIMIT)
         images, labels = DatasetBatches(dataset, size, BATCH, model.recipe), dataset.labels
     else:
-        images = images_in(options.data, size, options.limit, BATCH, recipe=model.recipe)
-    reports: list[GateReport] = []
-    quantization = cf.calibrate(
+        images = images_in(options.data, size, options.limit or LIMIT, BATCH, recipe=model.recipe)
+    return cf.calibrate(
         model,
         images,
         precision=options.precision,
@@ -91,14 +119,6 @@ def run(options: argparse.Namespace) -> int:
         cache=cache_root() / "calibration",
         report=None if options.max_drop is None else reports.append,
     )
-    path = quantization.save(options.output)
-    products = [name for name in quantization.ranges if product_of(name) == name]
-    smoothed = f", {len(quantization.smoothing)} smoothed" if quantization.smoothing else ""
-    what = f"{len(products)} products in {quantization.precision}{smoothed}"
-    lines = [*map(str, reports), f"{path}: {what}, ranges of {quantization.origin['images']} images"]
-    facts = {"file": str(path), "precision": quantization.precision, "products": products}
-    show(options, {**facts, "smoothed": list(quantization.smoothing), **quantization.origin}, "\n".join(lines))
-    return 0 if all(report.holds for report in reports) else 1
 
 
 def _points(text: str) -> float:

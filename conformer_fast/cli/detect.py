@@ -10,7 +10,8 @@ from pathlib import Path
 import conformer_fast as cf
 
 from ..errors import ArgumentError, a_path, shown
-from .arguments import add_engine, add_quantization, check_quantization, refuse, show
+from .arguments import add_bundle, add_engine, add_quantization, show
+from .detectors import detector_of
 
 MIN_SCORE = 0.3
 FILES = (".png", ".jpg", ".jpeg")
@@ -18,9 +19,12 @@ FILES = (".png", ".jpg", ".jpeg")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a detector's checkpoint")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a detector's checkpoint, or 'packaged' (digits scattered on textures)"
+    )
     add_engine(parser)
     add_quantization(parser)
+    add_bundle(parser, "run this detector's engines instead")
     parser.add_argument(
         "--min-score", type=share, default=MIN_SCORE, metavar="S", help=f"of what is shown (default {MIN_SCORE})"
     )
@@ -45,38 +49,36 @@ def share(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     from ..deploy.detect import Damaged
 
-    check_quantization(options, [options.precision or "auto"])
-    refuse(options, ("calibration_limit",), "of a folder 64 pictures are taken for a detector")
+    if (options.weights is None) == (options.bundle is None):
+        raise ArgumentError("give either --weights or --bundle, a detector's")
     places = drawings(options.draw, options.images)
-    detector = cf.compile(
-        cf.create_detector(weights=options.weights),
-        backend=options.backend or "auto",
-        precision=options.precision or "auto",
-        quantization=cf.Quantization.load(options.quantization) if options.quantization else options.calibration,
-    )
-    pictures, damaged, lines = [], {}, []
+    detector = detector_of(options)
+    pictures, damaged = [], []
     for path, found in zip(options.images, detector.predict(options.images), strict=True):
         if isinstance(found, Damaged):
-            damaged[path] = found.error
+            damaged.append({"path": path, "error": found.error})
             print(f"conformer-fast detect: {shown(found.error, 1000)}", file=sys.stderr)
             continue
         objects = found.objects(options.min_score)
         pictures.append({"path": path, "width": found.width, "height": found.height, "objects": objects})
-        lines.append(shown(path, 1000))
+        lines = [shown(path, 1000)]
         for one in objects:
             sides = " ".join(f"{side:.0f}" for side in one["box"])
             lines.append(f"  {one['score']:7.2%}  {shown(one['label'])} ({one['index']})  {sides}")
         if path in places:
             draw(places[path], found, options.min_score)
             lines.append(f"  drawn in {shown(places[path], 1000)}")
+        if not options.json:
+            print("\n".join(lines), flush=True)
     result = {
         "weights": options.weights,
+        "bundle": options.bundle,
         "backend": detector.settings.backend.name,
         "precision": detector.settings.precision,
         "pictures": pictures,
-        "damaged": [{"path": path, "error": error} for path, error in damaged.items()],
+        "damaged": damaged,
     }
-    show(options, result, "\n".join(lines))
+    show(options, result, "")
     return 1 if damaged else 0
 
 

@@ -15,7 +15,6 @@ from .arguments import (
     add_quantization,
     add_size,
     bundled,
-    check_quantization,
     compiled,
     file,
     folder,
@@ -25,8 +24,9 @@ from .arguments import (
     refuse,
     show,
 )
+from .detectors import detector_of
 
-OF_CLASSIFIERS = ("labels", "model", "bundle", "key", "size", "batch", "workers", "skip_damaged", "calibration_limit")
+OF_CLASSIFIERS = ("labels", "model", "size", "batch", "workers", "skip_damaged")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coco",
         type=file,
         metavar="FILE",
-        help="COCO's annotations (instances_*.json): evaluate the detector --weights",
+        help="COCO's annotations (instances_*.json): evaluate a detector, --weights or --bundle",
     )
     parser.add_argument("--images", type=folder, metavar="DIR", help="the pictures that --coco names")
     parser.add_argument(
@@ -109,24 +109,22 @@ def _from_bundle(options: argparse.Namespace) -> tuple[cf.FastConformer, cf.Conf
 
 def _detector(options: argparse.Namespace) -> int:
     refuse(options, OF_CLASSIFIERS, "--coco evaluates detectors, one picture at a time")
-    missing = [f"--{name}" for name in ("images", "weights") if getattr(options, name) is None]
+    needed = {"--images": options.images, "--weights or --bundle": options.weights or options.bundle}
+    missing = [name for name, given in needed.items() if given is None]
     if missing:
         raise ArgumentError(f"--coco needs the folder of its pictures and a detector; give {' and '.join(missing)}")
-    precision = options.precision or "auto"
-    check_quantization(options, [precision])
-    fast = cf.compile(
-        cf.create_detector(weights=options.weights),
-        backend=options.backend or "auto",
-        precision=precision,
-        quantization=cf.Quantization.load(options.quantization) if options.quantization else options.calibration,
-    )
+    if options.reference and options.weights is None:
+        raise ArgumentError("a bundle has no reference; give the --weights that it was made from")
+    fast, reference = detector_of(options), None
+    if options.reference is not False:
+        reference = fast.reference or (options.weights and cf.create_detector(weights=options.weights))
     found = cf.evaluate_detector(
         fast,
         options.coco,
         options.images,
-        reference=None if options.reference is False else fast.reference,
+        reference=reference,
         limit=options.limit,
         resume=options.resume,
     )
-    show(options, {"weights": options.weights, **found.to_dict()}, str(found))
+    show(options, {"weights": options.weights, "bundle": options.bundle, **found.to_dict()}, str(found))
     return 1 if found.damaged else 0

@@ -16,20 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.config import ConformerConfig
 from ..model.detector.boxes import overlaps
-from ..model.detector.config import DetectorConfig
 from .digits import INK, load_pixels, split_indices
 
-# Every part of a published detector, in a size that a CPU trains in a quarter of an hour.
-CONFIG = DetectorConfig(
-    ConformerConfig(channel_ratio=1, embed_dim=64, num_heads=4, depth=6, mlp_ratio=2),
-    num_classes=10,
-    channels=32,
-    hidden=128,
-    proposals=100,
-    detections=30,
-)
 SIDE = 128  # of a picture, in pixels
 FEWEST, MOST = 2, 6  # digits of a picture
 SMALLEST, LARGEST = 24, 56  # pixels of the side of a digit's 8x8 pixels

@@ -1,4 +1,4 @@
-"""build(): from any Conformer to an engine in a bundle, for other machines too. TensorRT-RTX needs no GPU for it."""
+"""build(): from any Conformer or Detector to a bundle, for other machines too. TensorRT-RTX needs no GPU for it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import torch
 
 from ..bundles.folder import check_writable
 from ..calibration.calibrate import Images
-from ..calibration.resolve import resolve
+from ..calibration.resolve import resolve, resolve_detector
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.registry import AHEAD, given
-from ..errors import one_of
+from ..errors import ArgumentError, one_of
 from ..inference.quantization import Quantization
+from ..model.detector.reference import Detector
 from ..model.names import PRECISIONS
 from ..model.outputs import check_outputs, names_of
+from .fast_detector import own_copy
 from .save import call, check_labels, check_settings, save
+from .save_detector import save_detector
 
 
 def build(
-    model: Model,
+    model: Model | Detector,
     folder: str | os.PathLike[str],
     *,
     backend: str | Backend = AHEAD,
@@ -38,7 +41,7 @@ def build(
 ) -> Path:
     """Builds an engine of `model` and writes it as a bundle, which `conformer_fast.load` runs.
 
-    model:        what `compile` takes. It is not changed.
+    model:        what `compile` takes, also a Detector. It is not changed.
     folder:       of the bundle; an earlier bundle there is replaced
     backend:      "tensorrt", or its class with options, as TensorRT(shapes=Shapes(...), targets=["sm89"])
     precision:    "fp16", "bf16", "fp32", or "int8" or "fp8" for the products of stem and branches, with fp16 around
@@ -62,6 +65,17 @@ def build(
     chosen = given(backend, options)
     check_settings(Settings(chosen, precision))
     check_writable(folder, key)
+    device = chosen.torch_device() if torch.cuda.is_available() else chosen.device_type
+    if isinstance(model, Detector):
+        if outputs is not None:
+            raise ArgumentError("outputs are of Conformers; a detector returns its detections, so leave them out")
+        detector = own_copy(model)
+        found, images = resolve_detector(detector, precision, quantization)
+        settings = Settings(chosen, precision, device, found)
+        again = call(f"conformer_fast.build(detector, {Path(folder).absolute().name!r}", settings) + ")"
+        return save_detector(
+            folder, detector, settings, rebuild_with=rebuild or again, labels=labels, key=key, images=images
+        )
     source = adopt(model)
     check_labels(labels, source.reference.config)
     if outputs is not None:
@@ -69,7 +83,6 @@ def build(
         source = replace(source, outputs=names, structure=names[0] if len(names) == 1 else list(names))
     chosen = chosen.for_model(source.reference)
     found, images = resolve(source.reference, precision, quantization)
-    device = chosen.torch_device() if torch.cuda.is_available() else chosen.device_type
     settings = Settings(chosen, precision, device, found)
     more = {} if outputs is None else {"outputs": list(outputs)}
     again = call(f"conformer_fast.build(model, {Path(folder).absolute().name!r}", settings, **more) + ")"

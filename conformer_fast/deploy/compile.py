@@ -86,7 +86,7 @@ def compile(
     if isinstance(model, EngineModule):
         raise ArgumentTypeError("the model is compiled already; give the one it was made from")
     if isinstance(model, Detector):
-        return _detector(model, backend, precision, _device(device or "cpu"), quantization, options)
+        return _detector(model, backend, precision, None if device is None else _device(device), quantization, options)
     place = _gpu_of(model) if device is None else _device(device)
     with on_device(place or "cpu"):
         chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
@@ -100,14 +100,15 @@ def _detector(
     model: Detector,
     backend: str | Backend,
     precision: str,
-    place: torch.device,
+    place: torch.device | None,
     quantization: Quantization | Images | None,
     options: dict[str, Any],
 ) -> FastDetector:
-    chosen, precision, reason = choose(backend, precision, options, place.type)
-    reference = own_copy(model)
-    found = resolve_detector(reference, precision, quantization)
-    settings = Settings(chosen, precision, chosen.torch_device(), found)
+    with on_device(place or "cpu"):
+        chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
+        reference = own_copy(model)
+        found, _ = resolve_detector(reference, precision, quantization)
+        settings = Settings(chosen, precision, chosen.torch_device(), found)
     return compiled_detector(reference, settings, reason)
 
 

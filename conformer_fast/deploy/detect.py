@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError, path_text, several
-from ..model.detector.detect import Detections
+from ..model.detector.detect import Detections, on_cpu
 from ..preprocessing.detection import fit_pictures, load_upright
 from ..progress import Bar
 
@@ -79,8 +79,8 @@ def _detected(detector: FastDetector, path: str, picture: Image.Image) -> Detect
         images, sizes = fit_pictures([picture], recipe=detector.recipe)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
-    (detections,) = detector(images, sizes)
-    return DetectedPicture(path, picture.width, picture.height, detections, detector.labels)
+    (found,) = detector(images.to(detector.device), sizes)
+    return DetectedPicture(path, picture.width, picture.height, on_cpu(found), detector.labels)
 
 
 def run_lengths(mask: Tensor) -> dict[str, list[int]]:

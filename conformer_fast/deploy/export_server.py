@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from ..bundles.folder import bundle_path, read_bundle
+from ..bundles.manifest import Manifest
 from ..engines.registry import format_of, make
 from ..errors import ArgumentError, BundleError, a_path, shown, whole
 
@@ -38,7 +39,9 @@ def export_server(
         raise ArgumentError(f"a model's name has letters, digits, '_', '-' and '.', got {shown(repr(name))}")
     instances = whole("instances", instances)
     read = read_bundle(bundle, format_of, key)
-    files = make(read.manifest.backend).served(read, name, instances)
+    if not isinstance(read.manifest, Manifest):
+        raise BundleError(f"{bundle} holds a detector, and the server's models are classifiers and backbones")
+    files = make(read.manifest.backend).served(read.engines()[""], name, instances)
     folder = repository / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

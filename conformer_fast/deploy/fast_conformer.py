@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from ..bundles.folder import Bundle, bundle_path, read_bundle, write_bundle
+from ..bundles.folder import Bundle, bundle_path
 from ..bundles.manifest import Manifest
 from ..checkpoints.adopt import Model, Source
-from ..engines.base import Engine, Settings
+from ..engines.base import Backend, Engine, Settings
 from ..engines.module import EngineModule
-from ..engines.registry import format_of, make
-from ..errors import ArgumentError, BundleError, ConformerFastError, shown
+from ..errors import ArgumentError, ConformerFastError
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, check_outputs, names_of
-from ..model.recipe import check_label_lines, class_labels, shown_labels
+from ..model.recipe import class_labels, shown_labels
 from ..model.reference import Conformer
-from .save import call, check_labels, label_lines, on_device, save
+from .bundled import copied, labels_of, opened, reason_of, settings_of
+from .save import call, on_device, save
 
 if TYPE_CHECKING:
     from ..verification.verify import Report
@@ -49,7 +49,8 @@ class FastConformer(EngineModule):
         if isinstance(made_from, Source):
             of: Any = made_from.reference, made_from.outputs, made_from.structure
         else:
-            of = made_from.manifest, made_from.manifest.outputs, made_from.manifest.structure
+            manifest = cast(Manifest, made_from.manifest)
+            of = manifest, manifest.outputs, manifest.structure
         model, outputs, structure = of
         recipe = model.recipe if isinstance(made_from, Source) else replace(model.recipe, labels=labels or None)
         super().__init__(engine, settings, reason, model.config, model.pad, outputs, structure, recipe)
@@ -62,7 +63,7 @@ class FastConformer(EngineModule):
 
     @property
     def manifest(self) -> Manifest | None:
-        return self._made_from.manifest if isinstance(self._made_from, Bundle) else None
+        return cast(Manifest, self._made_from.manifest) if isinstance(self._made_from, Bundle) else None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class FastConformer(EngineModule):
         """
         path = bundle_path(folder)
         if isinstance(self._made_from, Bundle):
-            return _copied(self._made_from, path, labels, key)
+            return copied(self._made_from, path, labels, key)
         again = call("conformer_fast.compile(model", self.settings) + f").save({path.absolute().name!r})"
         return save(path, self._made_from, self.settings, self._engine, rebuild_with=again, labels=labels, key=key)
 
@@ -146,7 +147,7 @@ class FastConformer(EngineModule):
             return compiled, (self._made_from, self.settings, self.reason)
         bundle, backend = self._made_from, self.settings.backend
         options = {option.name: getattr(backend, option.name) for option in fields(cast(Any, backend))}
-        return loaded, (str(bundle.folder), options, None, bundle.digest)
+        return reopened, (str(bundle.folder), options, bundle.digest)
 
 
 def compiled(source: Source, settings: Settings, reason: str) -> FastConformer:
@@ -158,51 +159,15 @@ def compiled(source: Source, settings: Settings, reason: str) -> FastConformer:
     return FastConformer(engine, settings, reason, source, labels)
 
 
-def loaded(
-    folder: str | os.PathLike[str], options: Mapping[str, Any], key: bytes | None = None, digest: str | None = None
-) -> FastConformer:
-    """`load`. digest: of the only bundle that will do."""
-    bundle = read_bundle(folder, format_of, key)
-    if digest not in (None, bundle.digest):
-        raise BundleError(f"{bundle.folder} holds another bundle than when the model was copied; load it anew")
-    manifest = bundle.manifest
-    chosen = make(manifest.backend, options)
-    try:
-        backend = chosen.for_bundle(manifest)
-    except ArgumentError as error:
-        raise BundleError(f"{bundle.folder} has an engine that cannot be: {error}; make the bundle again") from error
-    settings = Settings(backend, manifest.precision, backend.fits(manifest))
-    labels = _labels(bundle)
-    engine = backend.restore(bundle, settings, key)
-    return FastConformer(
-        engine, settings, f"{backend.name} {manifest.precision}: from {bundle.folder.name}", bundle, labels
-    )
+def loaded(bundle: Bundle, backend: Backend, key: bytes | None = None) -> FastConformer:
+    """The model in a verified bundle."""
+    stored = bundle.engines()[""]
+    settings = settings_of(stored, backend)
+    labels = labels_of(bundle)
+    engine = settings.backend.restore(stored, settings, key)
+    return FastConformer(engine, settings, reason_of(bundle), bundle, labels)
 
 
-def _copied(bundle: Bundle, folder: str | os.PathLike[str], labels: Sequence[str] | None, key: bytes | None) -> Path:
-    """Writes a verified bundle's files to another folder, with other labels if they are given."""
-    manifest = bundle.manifest
-    files = {name: bundle.read(name) for name in manifest.files}
-    if labels is not None:
-        check_labels(labels, manifest.config)
-        if manifest.labels is None:
-            raise BundleError(f"{bundle.folder} has no scores that could have labels")
-        files[manifest.labels] = label_lines(labels)
-    return write_bundle(folder, replace(manifest, files={}), files, key)
-
-
-def _labels(bundle: Bundle) -> tuple[str, ...]:
-    manifest = bundle.manifest
-    if manifest.labels is None:
-        return ()
-    try:
-        labels = tuple(bundle.read(manifest.labels).decode().removesuffix("\n").split("\n"))
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{bundle.folder / manifest.labels} is not UTF-8 ({error}); make the bundle again") from error
-    if len(labels) != manifest.config.num_classes:
-        raise BundleError(f"{bundle.folder} has {len(labels)} labels for {manifest.config.num_classes} classes")
-    try:
-        check_label_lines(labels)
-    except ArgumentError as error:
-        raise BundleError(f"{bundle.folder / manifest.labels}: {shown(error)}; make the bundle again") from error
-    return labels
+def reopened(folder: str, options: Mapping[str, Any], digest: str) -> FastConformer:
+    """A copy of a loaded model."""
+    return loaded(*opened(folder, options, digest=digest))

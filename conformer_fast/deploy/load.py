@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ..bundles.manifest import DetectorManifest
+from ..errors import ArgumentError
+from .bundled import opened
 from .fast_conformer import FastConformer, loaded
+from .fast_detector import FastDetector, loaded_detector
 
 
-def load(folder: str | os.PathLike[str], *, key: bytes | None = None, **options: Any) -> FastConformer:
-    """The compiled model in a bundle, which `FastConformer.save` or `conformer_fast.build` wrote.
+def load(folder: str | os.PathLike[str], *, key: bytes | None = None, **options: Any) -> FastConformer | FastDetector:
+    """The compiled model in a bundle, which its `save` or `conformer_fast.build` wrote: a FastDetector if it is one.
 
     key:     what it must be signed with, a secret or the bytes of a public key's PEM file; without one, only damage is
              noticed. Running an engine is running whatever its writer put into it: load none from strangers. A signed
@@ -25,4 +29,17 @@ def load(folder: str | os.PathLike[str], *, key: bytes | None = None, **options:
     unchanged bundle; EngineMismatchError, which is one, when it does not fit this machine; BackendError for an option
     that its backend does not have, or that the bundle decides, as the shapes of "tensorrt".
     """
-    return loaded(folder, options, key)
+    bundle, backend = opened(folder, options, key)
+    made = loaded_detector if isinstance(bundle.manifest, DetectorManifest) else loaded
+    return made(bundle, backend, key)
+
+
+def load_classifier(folder: str | os.PathLike[str], *, key: bytes | None = None, **options: Any) -> FastConformer:
+    """The same for what runs Conformers alone. Raises ArgumentError for a detector's bundle too."""
+    bundle, backend = opened(folder, options, key)
+    if isinstance(bundle.manifest, DetectorManifest):
+        raise ArgumentError(
+            f"{bundle.folder} holds a detector, and a classifier or a backbone is asked for; `conformer-fast detect` "
+            f"and `conformer-fast evaluate --coco` run detectors"
+        )
+    return loaded(bundle, backend, key)

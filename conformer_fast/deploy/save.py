@@ -19,6 +19,7 @@ from ..engines.base import Engine, Settings
 from ..engines.registry import choose, with_bundles
 from ..errors import ArgumentError, ArgumentTypeError, BackendError, shown
 from ..model.config import ConformerConfig
+from ..model.detector.config import DetectorConfig
 from ..model.digest import weights_sha256
 from ..model.outputs import LOGITS, SUM, rebuild
 from ..model.precision import FORMATS
@@ -114,7 +115,7 @@ def _preprocessing(recipe: Recipe, shapes: Sequence[Shapes]) -> dict[str, Any]:
     }
 
 
-def check_labels(labels: Sequence[str] | None, config: ConformerConfig) -> None:
+def check_labels(labels: Sequence[str] | None, config: ConformerConfig | DetectorConfig) -> None:
     """Raises ArgumentError unless there is one name, of one line, for each class of the model; None is left to us."""
     if labels is None:
         return

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -18,11 +18,12 @@ from ..engines.reference import Reference
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, a_path, truth
 from ..model.detector.class_names import detector_labels, warn_of_assumptions
 from ..model.detector.config import DetectorConfig
-from ..model.detector.detect import Detections, ImageSize
+from ..model.detector.detect import Detections, ImageSize, on_cpu
 from ..model.detector.reference import Detector
 from ..model.digest import weights_sha256
 from ..model.forked import before_computing
 from ..model.precision import DTYPES, tf32_as_asked
+from ..model.recipe import Recipe
 from ..preprocessing.cpu import load_image
 from ..preprocessing.detection import fit_pictures
 from ..progress import Bar
@@ -37,11 +38,21 @@ Run = Callable[[Tensor, Sequence[ImageSize]], list[Detections]]
 
 
 class Compiled(Protocol):
-    """What `compile` returns for a detector."""
+    """What `compile` and `load` return for a detector."""
 
     settings: Settings
     reason: str
-    reference: Detector
+    recipe: Recipe
+    labels: tuple[str, ...]
+
+    @property
+    def config(self) -> DetectorConfig: ...
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    @property
+    def reference(self) -> Detector | None: ...
 
     def __call__(self, images: Tensor, sizes: Sequence[ImageSize] | None = None) -> list[Detections]: ...
 
@@ -59,7 +70,7 @@ def evaluate_detector(
     """Runs a detector on the pictures of a COCO annotation file, one at a time as `fit_pictures` makes them, and judges
     its boxes, and its masks if it has any, by pycocotools.
 
-    detector:    compiled, or a Detector
+    detector:    compiled or loaded, or a Detector
     annotations: a file such as instances_val2017.json; its categories are the detector's classes by their names, if
                  these are the same, else in the order of their ids
     images:      the folder in which its pictures have the names that it says
@@ -78,16 +89,16 @@ def evaluate_detector(
     truth("progress", progress)
     resume = None if resume is None else a_path("the file to resume from", resume)
     pycocotools()
-    own, settings, reason = _of(detector)
+    own = _of(detector)
     runs = {"compiled": _run_of(detector)}
     if reference is not None:
         runs["reference"] = _run_of(_same(reference, own))
     config = own.config
     coco = read_coco(annotations, images, outlines=config.masks, limit=limit)
-    classes, classes_by = _classes(coco, detector_labels(own.recipe, config))
+    classes, classes_by = _classes(coco, own.labels)
     warn_of_assumptions(own.recipe, config)
     fields = {"annotations": coco.sha256, "pictures": len(coco.pictures), "reference": reference is not None}
-    kept = Kept(resume, {**fields, **_fields(own, settings)}, partial(_found_from, coco, config, len(runs)))
+    kept = Kept(resume, {**fields, **_fields(own)}, partial(_found_from, coco, config, len(runs)))
     before = len(kept.found)
     damaged: dict[str, str] = {}
     with kept, Bar("evaluating", len(coco.pictures), "image", done=before, shown=progress) as bar:
@@ -120,10 +131,10 @@ def evaluate_detector(
         pictures=len(coco.pictures),
         objects=len(objects),
         damaged=damaged,
-        backend=settings.backend.name,
-        precision=settings.precision,
-        device=settings.device,
-        reason=reason,
+        backend=own.settings.backend.name,
+        precision=own.settings.precision,
+        device=own.settings.device,
+        reason=own.reason,
         size=own.recipe.size,
         classes=classes_by,
         compiled=precisions["compiled"],
@@ -134,27 +145,38 @@ def evaluate_detector(
     )
 
 
-def _of(detector: Compiled | Detector) -> tuple[Detector, Settings, str]:
-    """The Detector that defines what is right, how the other runs, and why so."""
-    own = detector if isinstance(detector, Detector) else getattr(detector, "reference", None)
-    if not isinstance(own, Detector):
-        raise ArgumentTypeError(
-            f"evaluate_detector runs compiled detectors and Detectors, got a {type(detector).__name__}; evaluate runs "
-            f"classifiers"
-        )
+class _Judged(NamedTuple):
+    """Of what is evaluated: what it is, how it runs, why so, and hashes of what it was made from."""
+
+    config: DetectorConfig
+    recipe: Recipe
+    labels: tuple[str, ...]
+    settings: Settings
+    reason: str
+    identity: dict[str, Any]
+
+
+def _of(detector: Compiled | Detector) -> _Judged:
     if isinstance(detector, Detector):
         weight = next(detector.parameters())
         name = next((name for name, dtype in DTYPES.items() if dtype == weight.dtype), str(weight.dtype))
         settings = Settings(Reference(), name, str(weight.device))
-        return own, settings, f"the reference itself, in {name} on {weight.device}"
-    return own, detector.settings, detector.reason
+        reason = f"the reference itself, in {name} on {weight.device}"
+        labels, identity = detector_labels(detector.recipe, detector.config), {"weights": weights_sha256(detector)}
+        return _Judged(detector.config, detector.recipe, labels, settings, reason, identity)
+    if not isinstance(getattr(detector, "config", None), DetectorConfig):
+        raise ArgumentTypeError(
+            f"evaluate_detector runs compiled detectors and Detectors, got a {type(detector).__name__}; evaluate runs "
+            f"classifiers"
+        )
+    return _Judged(*(getattr(detector, name) for name in _Judged._fields))
 
 
-def _same(reference: Detector, own: Detector) -> Detector:
+def _same(reference: Detector, own: _Judged) -> Detector:
     """Raises ArgumentError unless the reference is that of the detector."""
     if not isinstance(reference, Detector):
         raise ArgumentTypeError(f"reference must be a Detector, got a {type(reference).__name__}; see .reference")
-    if reference.config != own.config or weights_sha256(reference) != weights_sha256(own):
+    if reference.config != own.config or weights_sha256(reference) != own.identity["weights"]:
         raise ArgumentError(
             "the reference is another detector, of other sizes or weights; give the one that this was made from"
         )
@@ -163,7 +185,7 @@ def _same(reference: Detector, own: Detector) -> Detector:
 
 def _run_of(detector: Compiled | Detector) -> Run:
     if not isinstance(detector, Detector):
-        return detector
+        return lambda images, sizes: [*map(on_cpu, detector(images.to(detector.settings.device), sizes))]
     if any(part.training for part in detector.modules()):
         raise ArgumentError("the detector, or a part of it, is in training mode; call detector.eval() first")
     weight = next(detector.parameters())
@@ -188,15 +210,14 @@ def _classes(coco: CocoFile, labels: Sequence[str]) -> tuple[list[int], str]:
     return [*range(len(names))], "the order of their ids"
 
 
-def _fields(own: Detector, settings: Settings) -> dict[str, Any]:
+def _fields(own: _Judged) -> dict[str, Any]:
     """What decides all that is found in a picture, as JSON values."""
     return {
         "conformer_fast": __version__,
-        "weights": weights_sha256(own),
-        "quantization": settings.quantization and settings.quantization.digest,
-        "backend": settings.backend.name,
-        "precision": settings.precision,
-        "device": settings.device,
+        **own.identity,
+        "backend": own.settings.backend.name,
+        "precision": own.settings.precision,
+        "device": own.settings.device,
         "size": own.recipe.size,
         "normalization": [list(values) for values in own.recipe.normalization],
         **asdict(own.config),

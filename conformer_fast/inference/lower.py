@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
-from ..model.blank import outline
+from ..model.blank import outline, outline_of
 from ..model.config import ConformerConfig
+from ..model.detector.config import DetectorConfig
 from ..model.detector.parts import BoxHead, MaskHead, Proposer
+from ..model.detector.reference import Detector
 from ..model.precision import DTYPES
 from ..model.reference import Conformer
 from .base import InferenceNetwork
-from .detector import InferenceBoxHead, InferenceMaskHead, InferenceProposer
+from .detector import InferenceBoxHead, InferenceMaskHead, InferenceProposer, parts_of
 from .network import InferenceConformer
 from .quantization import Quantization
 
@@ -91,3 +93,9 @@ def blank(
     if norm and not heads:
         model.trans_norm = nn.LayerNorm(config.embed_dim, device="meta")
     return lower(model.eval(), outputs, precision)
+
+
+def blank_part(config: DetectorConfig, name: str, precision: str) -> InferenceNetwork:
+    """The same of a part of a detector, one of `parts_of`."""
+    detector = outline_of(lambda: Detector(config)).eval()
+    return lower(parts_of(detector)[name], precision=precision)

@@ -18,12 +18,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
-from ..model.detector.config import MULTIPLE
+from ..model.detector.config import LONG_EDGE, MULTIPLE, SHORT_EDGE, edges_for
 from ..model.detector.detect import ImageSize
 from ..model.recipe import USUAL, Recipe, checked
 from .cpu import load_image, to_rgb
 
-LONG_EDGE, SHORT_EDGE = 1344, 800  # pixels that neither edge exceeds
 WEIGHT_BITS = 11  # of what a pixel counts in OpenCV's resize
 
 
@@ -48,9 +47,7 @@ def fit_pictures(
     means, stds = checked(recipe).normalization
     if len(means) != 3:
         raise ArgumentError(f"pictures have 3 channels, the recipe's mean {means} has {len(means)}")
-    if edges is None:
-        edges = (recipe.size, recipe.size) if recipe.size else (LONG_EDGE, SHORT_EDGE)
-    sizes = [fitted_size(picture.width, picture.height, edges) for picture in pictures]
+    sizes = [fitted_size(picture.width, picture.height, edges or edges_for(recipe.size)) for picture in pictures]
     H, W = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*(size[:2] for size in sizes), strict=True))
     images = torch.zeros(len(pictures), 3, H, W, dtype=torch.float32, device="cpu")
     mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1) for values in (means, stds))

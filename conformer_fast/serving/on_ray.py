@@ -21,7 +21,7 @@ import torch
 
 from ..bundles.folder import read_bundle
 from ..cluster import HERE, check_ray, reach
-from ..deploy.load import load
+from ..deploy.load import load_classifier
 from ..engines.registry import format_of, make
 from ..errors import ArgumentError, ArgumentTypeError, BackendError, shown, whole
 from .checks import address_of, check_place, check_runs, options_of
@@ -81,7 +81,7 @@ def serve_app(
 
         if not on_gpu:
             torch.set_num_threads(cores)
-        fast = load(folder, key=key)
+        fast = load_classifier(folder, key=key)
         app = create_app(fast, replace(options, decoders=os.cpu_count() or 1))
         check_runs(fast, size)  # here its error is told, later it would be in a log
         return app

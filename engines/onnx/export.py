@@ -45,7 +45,9 @@ def onnx_from_model(model: InferenceNetwork, products: Products = "matmul") -> o
     for node in graph.nodes:
         if node.op == "placeholder":
             given = writer.input(IMAGES, torch.float32)
-            values[node] = writer.node("Transpose", [given], perm=[0, 3, 1, 2]) if model.channels_last else given
+            if model.channels_last:  # a map, which nothing casts on its way into a product
+                given = writer.cast(writer.node("Transpose", [given], perm=[0, 3, 1, 2]), model.dtype)
+            values[node] = given
         elif node.op == "get_attr":
             values[node] = model.get_buffer(node.target)
         elif node.op == "output":

@@ -9,8 +9,8 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
-from conformer_fast.bundles.folder import Bundle
-from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.bundles.folder import StoredEngine
+from conformer_fast.bundles.manifest import Facts, Format
 from conformer_fast.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -124,7 +124,7 @@ class OpenVINO(Backend):
         return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads, self.device)
 
     def networks(self, detector: Detector, settings: Settings) -> Networks:
-        return engine_networks(self, detector, settings)
+        return engine_networks(detector, settings)
 
     def _ir(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> IR:
         from .ir import cached_ir
@@ -174,7 +174,7 @@ class OpenVINO(Backend):
         }
         return Contents({XML: network.xml, WEIGHTS: network.weights.read(), **built}, parts, describe(self.device))
 
-    def fits(self, manifest: Manifest) -> str:
+    def fits(self, manifest: Facts) -> str:
         try:
             from .device import absent, native_precisions
         except ImportError as error:
@@ -190,7 +190,7 @@ class OpenVINO(Backend):
             raise EngineMismatchError("precision", manifest.precision, found, manifest.rebuild)
         return self.torch_device()
 
-    def _rest_of(self, manifest: Manifest) -> str:
+    def _rest_of(self, manifest: Facts) -> str:
         """As it was built, where its engines are for this CPU, or if that was fp32: attention reads 8 bits then, which
         OpenVINO gets wrong in bf16 on CPUs with AMX if there are as many tokens as a head has channels."""
         from .device import describe, native_precisions
@@ -200,24 +200,24 @@ class OpenVINO(Backend):
             return rest
         return rest if rest in native and manifest.runtime == describe(self.device) else self.fastest()[0]
 
-    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> OpenVINOEngine:
+    def restore(self, stored: StoredEngine, settings: Settings, key: bytes | None) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine, engine_file, sizes_of
         from .ir import IR, ir_sha256
 
-        manifest, precision = bundle.manifest, settings.precision
+        manifest, precision = stored.manifest, settings.precision
         onnx = str(manifest.sha256["onnx"])
         sha256 = ir_sha256(onnx, manifest.files[WEIGHTS].sha256)
         computed = Computed(precision, self._rest_of(manifest) if precision in FORMATS else precision)
 
         def ir() -> IR:
-            return IR(bundle.read(XML), bundle.read(WEIGHTS), onnx, sha256)
+            return IR(stored.read(XML), stored.read(WEIGHTS), onnx, sha256)
 
-        def stored(shape: Input) -> bytes | None:
+        def kept_engine(shape: Input) -> bytes | None:
             name = engine_file(sha256, computed, shape, self.device)
-            return bundle.read(name) if name in manifest.files else None
+            return stored.read(name) if name in manifest.files else None
 
-        kept = not bundle.signed  # nobody has signed what is in the cache
-        return OpenVINOEngine(ir, computed, self.threads, self.device, stored, kept, sizes_of(manifest.files))
+        kept = not stored.signed  # nobody has signed what is in the cache
+        return OpenVINOEngine(ir, computed, self.threads, self.device, kept_engine, kept, sizes_of(manifest.files))
 
 
 def _usual_input(reference: Lowered) -> Input | None:

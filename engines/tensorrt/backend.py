@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from conformer_fast.bundles.folder import Bundle
-from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.bundles.folder import StoredEngine
+from conformer_fast.bundles.manifest import Facts, Format, Manifest, PartManifest
 from conformer_fast.bundles.signature import is_pair
 from conformer_fast.errors import (
     MOST_OF_A_COMMAND,
@@ -26,6 +26,8 @@ from conformer_fast.errors import (
     shown,
 )
 from conformer_fast.inference.lower import Lowered
+from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.recipe import input_side
 from conformer_fast.model.reference import Conformer
@@ -34,6 +36,7 @@ from conformer_fast.model.shapes import Shapes, check_shapes, square_shapes
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cache import cached
 from ..cuda import current_device, in_8_bits
+from ..detector import engine_networks, shapes_for
 from ..onnx.graph import typed_graph
 from . import FLAVORS
 from .flavors import Flavor, get_flavor, gpu_target
@@ -96,10 +99,15 @@ class TensorRT(Backend):
     def torch_device(self) -> str:
         return current_device()
 
-    def for_model(self, reference: Conformer) -> TensorRT:
+    def for_model(self, reference: Lowered) -> TensorRT:
+        if not isinstance(reference, Conformer):
+            return replace(self, shapes=shapes_for(reference, self.shapes))
         shapes = self.shapes or (square_shapes(input_side(reference.recipe, reference.config)),)
         check_shapes(shapes, reference.config, reference.pad)
         return replace(self, shapes=shapes)
+
+    def networks(self, detector: Detector, settings: Settings) -> Networks:
+        return engine_networks(detector, settings)
 
     def for_images(self, shape: Sequence[int]) -> TensorRT:
         B, _, H, W = shape
@@ -155,7 +163,7 @@ class TensorRT(Backend):
         }
         return Contents({PLAN: plan}, parts, runtime, self.shapes)
 
-    def fits(self, manifest: Manifest) -> str:
+    def fits(self, manifest: Facts) -> str:
         needed = manifest.runtime
         try:
             flavor = get_flavor(needed["flavor"])
@@ -176,32 +184,32 @@ class TensorRT(Backend):
             )
         return self.torch_device()
 
-    def for_bundle(self, manifest: Manifest) -> TensorRT:
+    def for_bundle(self, manifest: Manifest | PartManifest) -> TensorRT:
         built = TensorRT(manifest.shapes, manifest.runtime["flavor"])
         if self not in (TensorRT(), built):
             raise BackendError("the bundle says for what its engine was built; load it without shapes, flavor, targets")
         return built
 
-    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> TensorRTEngine:
+    def restore(self, stored: StoredEngine, settings: Settings, key: bytes | None) -> TensorRTEngine:
         from .engine import TensorRTEngine
         from .kernel_cache import RuntimeCacheFile
 
-        manifest, flavor = bundle.manifest, get_flavor(self.flavor)
+        manifest, flavor = stored.manifest, get_flavor(self.flavor)
         secret = key is not None and not is_pair(key)  # a public key would sign for everybody
-        keep = flavor.has_runtime_cache and (secret or not bundle.signed)
-        kept = RuntimeCacheFile(bundle.folder, key) if keep else None
+        keep = flavor.has_runtime_cache and (secret or not stored.signed)
+        kept = RuntimeCacheFile(stored.folder, key, stored.prefix) if keep else None
         try:
-            return TensorRTEngine(bundle.read(PLAN), flavor, manifest.outputs, torch.device(settings.device), kept)
+            return TensorRTEngine(stored.read(PLAN), flavor, manifest.outputs, torch.device(settings.device), kept)
         except EngineError as error:
             raise BundleError(
-                f"{bundle.folder / PLAN} cannot be loaded: {error}; make it again: "
+                f"{stored.folder / (stored.prefix + PLAN)} cannot be loaded: {error}; make it again: "
                 f"{shown(manifest.rebuild, MOST_OF_A_COMMAND)}"
             ) from error
 
-    def served(self, bundle: Bundle, name: str, instances: int) -> Mapping[str, bytes]:
+    def served(self, stored: StoredEngine, name: str, instances: int) -> Mapping[str, bytes]:
         from .triton_server import model_files
 
-        return model_files(bundle, PLAN, name, instances)
+        return model_files(stored, PLAN, name, instances)
 
     def _plan(self, graph: bytes, precision: str, flavor: Flavor) -> bytes:
         """The engine of a graph; from the cache if it is there."""

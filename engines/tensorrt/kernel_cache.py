@@ -11,11 +11,12 @@ from conformer_fast.storage.hashed import HashedFile
 class RuntimeCacheFile:
     """Kernels that TensorRT-RTX compiled, kept in a bundle's folder as runtime.cache.
 
-    key: of the bundle; then nothing is read that this key has not signed. Kernels are code for the GPU.
+    key:    of the bundle; then nothing is read that this key has not signed. Kernels are code for the GPU.
+    prefix: of the file's name, as a detector's networks have one each
     """
 
-    def __init__(self, folder: Path, key: bytes | None = None) -> None:
-        self._file = HashedFile(folder / RUNTIME_CACHE, key, folder_mode=None)
+    def __init__(self, folder: Path, key: bytes | None = None, prefix: str = "") -> None:
+        self._file = HashedFile(folder / (prefix + RUNTIME_CACHE), key, folder_mode=None)
 
     def read(self) -> bytes | None:
         """What was written last, or None: with a warning if it is damaged, or not signed by the key."""

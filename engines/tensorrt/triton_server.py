@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conformer_fast.bundles.folder import Bundle
+from conformer_fast.bundles.folder import StoredEngine
 from conformer_fast.bundles.manifest import Manifest
 from conformer_fast.errors import BundleError
 from conformer_fast.model.config import EXPANSION, ConformerConfig
@@ -19,7 +19,7 @@ CONFIGURATION = "config.pbtxt"
 QUEUE_MICROSECONDS = 500  # how long a request waits for others: about what an engine takes for one image
 
 
-def model_files(bundle: Bundle, plan: str, name: str, instances: int) -> dict[str, bytes]:
+def model_files(stored: StoredEngine, plan: str, name: str, instances: int) -> dict[str, bytes]:
     """The files of a model that runs the bundle's engine, by their paths in the model's folder.
 
     plan: the engine's file in the bundle; name: what clients call the model; instances: batches run at once on each
@@ -27,7 +27,8 @@ def model_files(bundle: Bundle, plan: str, name: str, instances: int) -> dict[st
 
     Raises BundleError when the engine is not TensorRT's or takes no single images.
     """
-    manifest, where = bundle.manifest, bundle.folder
+    manifest, where = stored.manifest, stored.folder
+    assert isinstance(manifest, Manifest)
     kind = manifest.runtime.get("flavor", manifest.backend)
     if kind != "tensorrt":
         raise BundleError(
@@ -46,9 +47,9 @@ def model_files(bundle: Bundle, plan: str, name: str, instances: int) -> dict[st
             f"{where} takes {smallest} images or more, and the server passes single ones on when no others wait: "
             f"build one with --batch 1,{smallest},{largest}"
         )
-    files = {f"1/{plan}": bundle.read(plan), CONFIGURATION: configuration(manifest, name, instances).encode()}
+    files = {f"1/{plan}": stored.read(plan), CONFIGURATION: configuration(manifest, name, instances).encode()}
     if manifest.labels:
-        files[manifest.labels] = bundle.read(manifest.labels)
+        files[manifest.labels] = stored.read(manifest.labels)
     return files
 
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from conformer_fast.bundles.folder import Bundle
-from conformer_fast.bundles.manifest import Format, Manifest
+from conformer_fast.bundles.folder import StoredEngine
+from conformer_fast.bundles.manifest import Facts, Format, Manifest, PartManifest
 from conformer_fast.errors import (
     MOST_OF_A_COMMAND,
     ArgumentError,
@@ -26,13 +26,15 @@ from conformer_fast.errors import (
     truth,
 )
 from conformer_fast.inference.base import InferenceNetwork
-from conformer_fast.inference.lower import Lowered, blank, lower
-from conformer_fast.inference.network import InferenceConformer
+from conformer_fast.inference.lower import Lowered, blank, blank_part, lower
 from conformer_fast.inference.quantization import Quantization
+from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.precision import DTYPES, FORMATS, around
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cuda import current_device, in_8_bits
+from ..detector import engine_networks
 from .graphs import CUDAGraphEngine
 
 if TYPE_CHECKING:
@@ -91,6 +93,9 @@ class Triton(Backend):
             _network(reference, settings, outputs).to(device), tuning.tune_new if self.tune else None
         )
 
+    def networks(self, detector: Detector, settings: Settings) -> Networks:
+        return engine_networks(detector, settings)
+
     def tuner(self, device: str) -> KernelTuner:
         from .tuning import KernelTuner
 
@@ -119,26 +124,26 @@ class Triton(Backend):
         files = {WEIGHTS: safetensors.torch.save(tensors), TILES: tiles.encode()}
         return Contents(files, parts, {"gpu": gpu, "torch": versions["torch"], "triton": versions["triton"]})
 
-    def fits(self, manifest: Manifest) -> str:
+    def fits(self, manifest: Facts) -> str:
         missing = self.missing()
         if missing:
             needed = f"one that backend {self.name!r} runs on"
             raise EngineMismatchError("GPU", needed, f"none: {missing}", manifest.rebuild)
         return self.torch_device()
 
-    def restore(self, bundle: Bundle, settings: Settings, key: bytes | None) -> CUDAGraphEngine:
+    def restore(self, stored: StoredEngine, settings: Settings, key: bytes | None) -> CUDAGraphEngine:
         from . import tuning
 
-        manifest, device = bundle.manifest, torch.device(settings.device)
+        manifest, device = stored.manifest, torch.device(settings.device)
         try:
-            tensors = safetensors.torch.load(bundle.read(WEIGHTS))
+            tensors = safetensors.torch.load(stored.read(WEIGHTS))
             network = _with_weights(manifest, tensors).to(device)
             gpu = tuning.gpu_name(device)
-            tiles = json.loads(bundle.read(TILES)).get(gpu, {}).items()
+            tiles = json.loads(stored.read(TILES)).get(gpu, {}).items()
             choices = {problem: tuning.dispatch.choice_of(tile, f"{TILES}: {problem!r}") for problem, tile in tiles}
         except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise BundleError(
-                f"{bundle.folder} does not hold what its manifest says: {shown(error)}; make it again: "
+                f"{stored.folder} does not hold what its manifest says: {shown(error)}; make it again: "
                 f"{shown(manifest.rebuild, MOST_OF_A_COMMAND)}"
             ) from error
         tuning.use_user_table(device)
@@ -156,7 +161,7 @@ def _network(reference: Lowered, settings: Settings, outputs: Sequence[str]) -> 
     return lower(reference, outputs, around(settings.precision), settings.quantization)
 
 
-def _same_versions(manifest: Manifest) -> bool:
+def _same_versions(manifest: Facts) -> bool:
     """Whether its tiles were measured with the versions that are here; a warning if not."""
     from . import tuning
 
@@ -172,11 +177,15 @@ def _same_versions(manifest: Manifest) -> bool:
     return here == there
 
 
-def _with_weights(manifest: Manifest, tensors: Mapping[str, Tensor]) -> InferenceConformer:
+def _with_weights(manifest: Manifest | PartManifest, tensors: Mapping[str, Tensor]) -> InferenceNetwork:
     """The inference model of these weights, without copying them. Raises ArgumentError if they are not such a
     model's."""
     heads, norm = "conv_head.weight" in tensors, "norm.weight" in tensors
-    model = blank(manifest.config, manifest.outputs, around(manifest.precision), heads=heads, norm=norm)
+    model: InferenceNetwork
+    if isinstance(manifest, PartManifest):
+        model = blank_part(manifest.config, manifest.name, around(manifest.precision))
+    else:
+        model = blank(manifest.config, manifest.outputs, around(manifest.precision), heads=heads, norm=norm)
     if manifest.precision in FORMATS:
         scaled = (name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale"))
         added = (name.removesuffix("_scale") for name in tensors if name.endswith(".addend_scale"))

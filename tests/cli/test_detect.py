@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from detector_samples import small, smooth
+from detector_samples import LABELS, smooth, write_weights
 from PIL import Image
-from safetensors.torch import save_file
 
 import conformer_fast as cf
-from conformer_fast.checkpoints.metadata import metadata_of
 
 pytest.importorskip("openvino")
-NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    file = tmp_path_factory.mktemp("weights") / "detector.safetensors"
-    state = {name: tensor for name, tensor in small().state_dict().items() if tensor.is_floating_point()}
-    recipe = cf.Recipe(num_heads=4, labels=NAMES, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    save_file(state, file, metadata=metadata_of(recipe))
-    return str(file)
+    return write_weights(tmp_path_factory.mktemp("weights") / "detector.safetensors")
 
 
 @pytest.fixture
@@ -40,7 +33,7 @@ def test_for_programs(run_json, weights, pictures):
     first = result["pictures"][0]
     assert (first["width"], first["height"]) == (90, 60)
     for one in first["objects"]:
-        assert one["label"] == NAMES[one["index"]]
+        assert one["label"] == LABELS[one["index"]]
         assert one["score"] >= 0.46
         x1, y1, x2, y2 = one["box"]
         assert 0 <= x1 < x2 <= 90
@@ -64,6 +57,29 @@ def test_for_people_and_drawn(run, weights, pictures, tmp_path):
     status, text, err = run("detect", pictures[0], "--weights", weights, "--draw", tmp_path / "one.jpg")
     assert (status, err) == (0, "")
     assert Image.open(tmp_path / "one.jpg").format == "JPEG"
+
+
+def test_a_bundle(run_json, weights, pictures, tmp_path):
+    fast = cf.compile(cf.create_detector(weights=weights), precision="fp32")
+    folder = fast.save(tmp_path / "bundle")
+    status, result, err = run_json("detect", *pictures, "--bundle", folder, "--min-score", 0.46)
+    assert (status, err) == (0, "")
+    assert (result["weights"], result["bundle"], result["precision"]) == (None, str(folder), "fp32")
+    for picture, found in zip(result["pictures"], fast.predict(pictures), strict=True):
+        assert picture["objects"] == found.objects(0.46)
+
+
+def test_each_picture_is_told_when_it_is_done(run, weights, pictures, monkeypatch):
+    """Not at the end: a long run shows what it has."""
+    whole = cf.FastDetector.predict
+
+    def stopping(detector, paths):
+        yield next(whole(detector, paths))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cf.FastDetector, "predict", stopping)
+    _, text, _ = run("detect", *pictures, "--weights", weights)
+    assert text.startswith(f"{pictures[0]}\n")
 
 
 def test_a_damaged_picture_costs_only_itself(run_json, weights, pictures, tmp_path):

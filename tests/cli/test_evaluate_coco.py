@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 from coco_samples import NAMES, SIZES, annotation_file, objects, write_json, write_pictures
-from detector_samples import small
-from safetensors.torch import save_file
+from detector_samples import write_weights
 
 import conformer_fast as cf
-from conformer_fast.checkpoints.metadata import metadata_of
 from conformer_fast.preprocessing.cpu import load_image
 
 pytest.importorskip("pycocotools", reason="needs pycocotools")
@@ -18,11 +16,7 @@ REFERENCE = ("--backend", "reference", "--no-reference")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Pictures are fitted to 256 pixels, which is quick."""
-    file = tmp_path_factory.mktemp("weights") / "detector.safetensors"
-    state = {name: tensor for name, tensor in small().state_dict().items() if tensor.is_floating_point()}
-    recipe = cf.Recipe(size=256, num_heads=4, labels=NAMES, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    save_file(state, file, metadata=metadata_of(recipe))
-    return str(file)
+    return write_weights(tmp_path_factory.mktemp("weights") / "detector.safetensors", size=256)
 
 
 @pytest.fixture
@@ -104,6 +98,21 @@ def test_in_8_bits(run, run_json, line, folder, weights, tmp_path):
     assert "give --calibration DIR" in err
 
 
+def test_a_bundle(run, run_json, line, weights, tmp_path):
+    pytest.importorskip("openvino")
+    position = line.index("--weights")
+    without = [*line[:position], *line[position + 2 :]]
+    bundle = cf.compile(cf.create_detector(weights=weights), precision="fp32").save(tmp_path / "bundle")
+    status, alone, _ = run_json(*without, "--bundle", bundle)
+    assert (status, alone["bundle"], alone["reference"]) == (0, str(bundle), {})
+    status, beside, _ = run_json(*line, "--bundle", bundle)  # with --weights beside its reference
+    assert status == 0
+    assert beside["compiled"] == alone["compiled"]
+    assert beside["agreement"]["box"]["ap"] > 0.99
+    status, _, err = run(*without, "--bundle", bundle, "--reference")
+    assert (status, "give the --weights that it was made from" in err) == (2, True)
+
+
 def test_options_that_do_not_go_together(run, line, folder, weights):
     coco, without = line[2], line[:1]
     for arguments, message in (
@@ -114,13 +123,13 @@ def test_options_that_do_not_go_together(run, line, folder, weights):
         ([*line, "--skip-damaged"], "leave out --skip-damaged"),
         ([*line, "--workers", 0], "leave out --workers"),
         ([*line, "--size", 640, "--labels", coco], "leave out --labels, --size"),
-        ([*line, "--bundle", "x", "--key", coco], "leave out --bundle, --key"),
+        ([*line, "--key", coco], "a key is for a --bundle"),
         ([*line, "--calibration", folder, "--calibration-limit", 3], "leave out --calibration-limit"),
         ([*line, "--quantization", coco], "--quantization is for int8 and fp8"),
         ([*line, "--data", folder], "argument --data: not allowed with argument --coco"),
         (
             [*without, "--coco", coco],
-            "--coco needs the folder of its pictures and a detector; give --images and --weights",
+            "--coco needs the folder of its pictures and a detector; give --images and --weights or --bundle",
         ),
         ([*without, "--coco", coco, "--images", folder], "give --weights"),
         ([*without, "--coco", "absent", "--images", folder], "there is no file absent"),

@@ -11,7 +11,6 @@ import torch
 from conformer_fast.checkpoints.reading import read_checkpoint, read_state_dict
 from conformer_fast.datasets.digits import load_pixels, split_indices
 from conformer_fast.datasets.scattered_digits import (
-    CONFIG,
     FEWEST,
     LARGEST_OVERLAP,
     MOST,
@@ -21,7 +20,7 @@ from conformer_fast.datasets.scattered_digits import (
     seen,
 )
 from conformer_fast.model.detector.boxes import overlaps
-from conformer_fast.model.detector.config import MULTIPLE
+from conformer_fast.model.detector.config import MULTIPLE, PACKAGED
 from conformer_fast.model.detector.reference import Detector
 
 pytest.importorskip("sklearn")
@@ -34,7 +33,7 @@ def test_pictures():
     assert (pictures.shape, pictures.dtype) == ((32, 3, SIDE, SIDE), torch.uint8)
     assert SIDE % MULTIPLE == 0
     assert len({len(found.labels) for found in objects}) > 2
-    assert torch.cat([found.labels for found in objects]).unique().tolist() == list(range(CONFIG.num_classes))
+    assert torch.cat([found.labels for found in objects]).unique().tolist() == list(range(PACKAGED.num_classes))
     for picture, (boxes, labels, masks) in zip(pictures, objects, strict=True):
         count = len(labels)
         assert FEWEST <= count <= MOST
@@ -108,7 +107,7 @@ def test_training_script(tmp_path):
     subprocess.run(command, check=True, timeout=500, capture_output=True)
     state = read_state_dict(out)
     assert state["backbone.conv1.weight"].dtype == torch.float16
-    missing, unexpected = Detector(CONFIG).load_state_dict(state, strict=False)
+    missing, unexpected = Detector(PACKAGED).load_state_dict(state, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
     assert read_checkpoint(out).recipe.labels == tuple("0123456789")

@@ -13,6 +13,7 @@ LEVELS = 5  # maps of the pyramid
 RATIOS = (0.5, 1.0, 2.0)  # height / width of the anchors at a pixel
 ANCHOR_SCALE = 8  # side of a square anchor / the stride of its map
 BOX_SIDE, MASK_SIDE = 7, 14  # pixels of what the heads read of a region
+LONG_EDGE, SHORT_EDGE = 1344, 800  # pixels that neither edge of a picture exceeds
 MULTIPLE = 32  # of pixels, to which images are padded: the stride of the last map of the backbone
 MOST = {"num_classes": 65536, "channels": 65536, "hidden": 65536, "proposals": 10_000, "detections": 10_000}
 
@@ -61,6 +62,23 @@ class DetectorConfig:
     def strides(self) -> tuple[int, ...]:
         """Pixels of the image per pixel of each of the pyramid's maps."""
         return tuple(4 << level for level in range(LEVELS))
+
+
+def edges_for(size: int | None) -> tuple[int, int]:
+    """Pixels that the long and the short edge of pictures are resized to, whichever is reached first: both to the
+    recipe's size, if it has one."""
+    return (size, size) if size else (LONG_EDGE, SHORT_EDGE)
+
+
+PACKAGED = DetectorConfig(
+    # Trained by examples/train_detector.py; its weights ship with the package. Every part of a published detector.
+    ConformerConfig(channel_ratio=1, embed_dim=64, num_heads=4, depth=6, mlp_ratio=2),
+    num_classes=10,
+    channels=32,
+    hidden=128,
+    proposals=100,
+    detections=30,
+)
 
 
 def detector_config(

@@ -44,6 +44,12 @@ class Detections(NamedTuple):
     masks: Tensor | None
 
 
+def on_cpu(found: Detections) -> Detections:
+    """The same in the CPU's memory."""
+    boxes, scores, labels, masks = found
+    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), None if masks is None else masks.cpu())
+
+
 class Operators(NamedTuple):
     """What is computed between the networks, as `nms` of operators.py and `read_regions` do it."""
 

@@ -1,0 +1,41 @@
+"""What the commands that run detectors share."""
+
+from __future__ import annotations
+
+import argparse
+
+import conformer_fast as cf
+
+from ..errors import ArgumentError
+from .arguments import ENGINE, KEYWORDS, check_quantization, key_of, refuse
+
+
+def detector_of(options: argparse.Namespace) -> cf.FastDetector:
+    """Of --bundle, or compiled as it was asked for."""
+    if options.bundle:
+        refuse(options, ENGINE, "--bundle says how its detector runs")
+        fast = cf.load(options.bundle, key=key_of(options.key))
+        if not isinstance(fast, cf.FastDetector):
+            raise ArgumentError(f"{options.bundle} holds a classifier or a backbone, and a detector is asked for")
+        return fast
+    refuse(options, ("key",), "a key is for a --bundle")
+    refuse(options, ("calibration_limit",), "of a folder 64 pictures are taken for a detector")
+    check_quantization(options, [options.precision or "auto"])
+    return cf.compile(
+        cf.create_detector(weights=options.weights),
+        backend=options.backend or "auto",
+        precision=options.precision or "auto",
+        quantization=quantization_of(options),
+    )
+
+
+def quantization_of(options: argparse.Namespace) -> cf.Quantization | str | None:
+    """A file's content, or the folder of pictures to measure."""
+    return cf.Quantization.load(options.quantization) if options.quantization else options.calibration
+
+
+def holds_detector(weights: str | None) -> bool:
+    """Whether --weights is a detector's file. Raises CheckpointError for a file that is no checkpoint."""
+    from ..checkpoints.reading import CLASSES, read_state_dict
+
+    return weights not in (None, *KEYWORDS) and any(name.endswith(CLASSES) for name in read_state_dict(weights))
