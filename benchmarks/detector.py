@@ -3,7 +3,8 @@
 All in turn, in one process whose waiting threads sleep: the detector compiled in each precision, eager PyTorch, and
 OpenVINO with the networks as its converter reads them. What stands between the networks, proposals, RoIAlign and
 suppression, is the same code for all. Weights and image are random, so that there are as many regions and detections
-as there may be. "stages": seconds of each in our engines, in turn; "between": what is left of the whole.
+as there may be. "stages": seconds of each in our engines, in turn; "between": what is left of the whole. "operators":
+RoIAlign and suppression of these regions beside OpenVINO's own, with which the whole could be one of its engines.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,21 @@ from conformer_fast.engines.base import Settings
 from conformer_fast.engines.openvino.device import describe, native_precisions
 from conformer_fast.engines.openvino.runtime import core, ov
 from conformer_fast.engines.timing import seconds_of, time_in_turn
-from conformer_fast.model.detector.config import LEVELS
-from conformer_fast.model.detector.detect import Networks, detect, read_regions, regions_of
+from conformer_fast.model.detector.boxes import areas
+from conformer_fast.model.detector.config import BOX_SIDE, LEVELS
+from conformer_fast.model.detector.detect import (
+    FINEST,
+    LAST_LEVEL,
+    PYTORCH,
+    REGION_OVERLAP,
+    Networks,
+    detect,
+    read_regions,
+    regions_of,
+)
+from conformer_fast.model.detector.operators import nms
 from conformer_fast.model.detector.parts import Proposed
+from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import feature_names
 
 from .cpu import identity
@@ -66,6 +79,8 @@ def main(path: Path) -> None:
     print(*report["rows"], sep="\n", flush=True)
     report["stages"] = [stages(name, fast, images) for name, fast in ours.items()]
     print(*report["stages"], sep="\n", flush=True)
+    report["operators"] = operators(detector, images)
+    print(*report["operators"], sep="\n", flush=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -102,6 +117,8 @@ def no_gradients(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 class Converted:
     """The networks as OpenVINO's own converter reads the reference's parts."""
+
+    operators = PYTORCH
 
     def __init__(self, detector: cf.Detector, precision: str) -> None:
         self._config = detector.config
@@ -152,13 +169,13 @@ def stages(name: str, fast: cf.FastDetector, images: Tensor) -> dict[str, Any]:
     regions, _ = regions_of(levels, size, fast.config)
     (found,) = fast(images)
     features, masked = (
-        read_regions(maps, boxes, fast.config, side) for boxes, side in ((regions, 7), (found.boxes, 14))
+        read_regions(maps, boxes, fast.config.strides, side) for boxes, side in ((regions, 7), (found.boxes, 14))
     )
     parts: dict[str, Callable[[Tensor], Any]] = {
         "backbone": backbone,
         "backbone, pyramid and proposals' network": networks.propose,
         "proposals and their suppression": lambda _: regions_of(levels, size, fast.config),
-        "RoIAlign": lambda _: read_regions(maps, regions, fast.config, 7),
+        "RoIAlign": lambda _: read_regions(maps, regions, fast.config.strides, 7),
         "box head": lambda _: networks.boxes(features),
         "mask head": lambda _: networks.masks(masked),
         "whole": fast,
@@ -178,6 +195,99 @@ def stages(name: str, fast: cf.FastDetector, images: Tensor) -> dict[str, Any]:
         "detections": len(found.boxes),
         "seconds": {**medians, "between": medians["whole"] - known},
     }
+
+
+def operators(detector: cf.Detector, images: Tensor) -> list[dict[str, Any]]:
+    config, size = detector.config, cf.ImageSize(*images.shape[2:], *images.shape[2:])
+    with torch.inference_mode():
+        proposed = detector.propose(images)
+        maps = [feature_map[0] for feature_map in proposed.maps]
+        candidates: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def noted(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+            candidates.append((boxes, scores, groups))
+            return nms(boxes, scores, groups, threshold)
+
+        regions, _ = regions_of([values[0] for values in proposed.regions], size, config, noted)
+        pairs = {
+            f"RoIAlign of {len(regions)} regions": (
+                lambda _: read_regions(maps, regions, config.strides, BOX_SIDE),
+                openvino_read_regions(maps, regions, config.strides),
+            ),
+            f"suppression among {len(candidates[0][0])} boxes": (
+                lambda _: nms(*candidates[0], REGION_OVERLAP),
+                openvino_nms(*candidates[0]),
+            ),
+        }
+        found = []
+        for name, (ours, theirs) in pairs.items():
+            assert relative_error(theirs(images), ours(images)) < 1e-4, name
+            timings = time_in_turn({"conformer_fast": ours, "OpenVINO": theirs}, images, ROUNDS)
+            found.append({"operator": name, **{who: timing.median for who, timing in timings.items()}})
+    return found
+
+
+def openvino_read_regions(
+    maps: Sequence[Tensor], regions: Tensor, strides: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """Each map's regions in a node of their own, in one engine."""
+    op, inputs, nodes, members = ov.opset13, [], [], []
+    level = (areas(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, LAST_LEVEL)
+    for index, (feature_map, stride) in enumerate(zip(maps, strides[: LAST_LEVEL + 1], strict=False)):
+        places = (level == index).nonzero()[:, 0]
+        if len(places):
+            shape, boxes = [1, *feature_map.shape], regions[places].numpy()
+            inputs.append((op.parameter(shape, np.float32), feature_map[None].contiguous().numpy()))
+            node = op.roi_align(
+                inputs[-1][0],
+                op.constant(boxes),
+                op.constant(np.zeros(len(boxes), np.int32)),
+                pooled_h=BOX_SIDE,
+                pooled_w=BOX_SIDE,
+                sampling_ratio=0,
+                spatial_scale=1 / stride,
+                mode="avg",
+                aligned_mode="half_pixel_for_nn",
+            )
+            nodes.append(node)
+            members.append(places)
+    request = request_of(ov.Model(nodes, [parameter for parameter, _ in inputs]))
+
+    def run(images: Tensor) -> Tensor:
+        found = request.infer([values for _, values in inputs], share_inputs=True, share_outputs=True)
+        out = torch.empty(len(regions), len(maps[0]), BOX_SIDE, BOX_SIDE)
+        for places, value in zip(members, found.values(), strict=True):
+            out[places] = torch.from_numpy(value)
+        return out
+
+    return run
+
+
+def openvino_nms(boxes: Tensor, scores: Tensor, groups: Tensor) -> Callable[[Tensor], Tensor]:
+    """Of all groups at once, moved apart."""
+    op = ov.opset13
+    apart = (boxes + groups[:, None] * (boxes.max() + 1)).numpy()[None]
+    inputs = op.parameter(apart.shape, np.float32), op.parameter([1, 1, len(boxes)], np.float32)
+    node = op.non_max_suppression(
+        *inputs,
+        op.constant(np.int64(len(boxes))),
+        op.constant(np.float32(REGION_OVERLAP)),
+        op.constant(np.float32(-1)),
+        box_encoding="corner",
+        sort_result_descending=True,
+        output_type="i64",
+    )
+    request = request_of(ov.Model([node.output(0)], [*inputs]))
+
+    def run(images: Tensor) -> Tensor:
+        (found,) = request.infer([apart, scores.numpy()[None, None]], share_inputs=True).values()
+        return torch.from_numpy(found[:, 2])
+
+    return run
+
+
+def request_of(model: ov.Model) -> ov.InferRequest:
+    return core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
 
 
 if __name__ == "__main__":

@@ -26,14 +26,17 @@ def _tables(report: dict[str, Any]) -> str:
     parts = Table(Column("seconds of"), *(Column(name, ".3f") for name in stages)).markdown(
         (part, *(found[part] for found in stages.values())) for part in next(iter(stages.values()))
     )
+    operators = Table(Column("milliseconds of"), Column(OURS, ".1f"), Column("OpenVINO's own", ".1f")).markdown(
+        (row["operator"], row[OURS] * 1e3, row["OpenVINO"] * 1e3) for row in report["operators"]
+    )
     first = report["stages"][0]
     return (
-        f"{times}\n\n{parts}\n\nMedians of calls in turn, one image of {report['height']}x{report['width']} with "
-        f"{first['regions']} regions and {first['detections']} detections, random weights, on {report['threads']} "
-        f"threads of an {report['name']} (family {report['family']}, model {report['model']}), OpenVINO "
-        f"{report['openvino'].partition('-')[0]}. It runs the reference's parts as its converter reads them; between "
-        "the networks is the same code for all. The parts took turns of their own; `between` is what is left of the "
-        "whole: masks' regions, the second suppression, pasting."
+        f"{times}\n\n{parts}\n\n{operators}\n\n"
+        f"Medians of calls in turn, one image of {report['height']}x{report['width']} with {first['regions']} regions "
+        f"and {first['detections']} detections, random weights, on {report['threads']} threads of an {report['name']} "
+        f"(family {report['family']}, model {report['model']}), OpenVINO {report['openvino'].partition('-')[0]}. It "
+        "runs the reference's parts as its converter reads them; between the networks is the same code for all. The "
+        "parts took turns of their own; `between` is what is left of the whole: masks' regions, the second suppression, pasting."
     )
 
 

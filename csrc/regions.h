@@ -11,8 +11,8 @@ struct Box {
     float x1, y1, x2, y2;
 };
 
-// From the first on, each kept box removes the later ones that overlap it by more than `threshold`.
-void keep_best(const Box* boxes, std::size_t count, float threshold, bool* kept);
+// From the first on, each kept box removes the later ones of its group that overlap it by more than `threshold`.
+void keep_best(const Box* boxes, const std::int64_t* groups, std::size_t count, float threshold, bool* kept);
 
 struct FeatureMap {
     const float* values;  // (height, width, channels)

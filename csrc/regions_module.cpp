@@ -13,6 +13,7 @@ namespace conformer_fast {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
+using Integers = py::array_t<std::int64_t, py::array::c_style>;
 
 constexpr float kFarthest = 1e6f;  // of a region's coordinates, in pixels of the map
 
@@ -24,13 +25,16 @@ const Box* boxes_in(const Floats& boxes) {
     return reinterpret_cast<const Box*>(boxes.data());
 }
 
-py::array_t<bool> best(const Floats& boxes, float threshold) {
+py::array_t<bool> best(const Floats& boxes, const Integers& groups, float threshold) {
     const Box* first = boxes_in(boxes);
+    if (groups.ndim() != 1 || groups.shape(0) != boxes.shape(0))
+        throw py::value_error("groups must have shape (N,), one a box, got " + shape_of(groups));
     const auto count = static_cast<std::size_t>(boxes.shape(0));
+    const std::int64_t* numbers = groups.data();
     py::array_t<bool> kept(boxes.shape(0));
     bool* out = kept.mutable_data();
     py::gil_scoped_release release;
-    keep_best(first, count, threshold, out);
+    keep_best(first, numbers, count, threshold, out);
     return kept;
 }
 
@@ -58,8 +62,9 @@ void roi_align(const Floats& feature_map, const Floats& regions, Floats out, int
 }  // namespace
 
 void add_regions(py::module_& module) {
-    module.def("best", &best, py::arg("boxes").noconvert(), py::arg("threshold"), R"(
-Which boxes, (N, 4) float32 ordered by falling score, are kept: each removes the later ones that overlap it by more.)");
+    module.def("best", &best, py::arg("boxes").noconvert(), py::arg("groups").noconvert(), py::arg("threshold"), R"(
+Which boxes, (N, 4) float32 ordered by falling score, are kept: each removes the later ones of its group, (N,) int64,
+that overlap it by more.)");
     module.def("roi_align", &roi_align, py::arg("feature_map").noconvert(), py::arg("regions").noconvert(),
                py::arg("out").noconvert(), py::arg("threads"), R"(
 Fills out (R, side, side, K) with the means of bilinear samples in the cells of regions (R, 4), in pixels of the map

@@ -121,8 +121,8 @@ class Backend(ABC):
         """What computes a detector. Raises BackendError where nothing does."""
         raise BackendError(f"backend {self.name!r} runs no detectors yet; 'openvino' and 'reference' do, on the CPU")
 
-    def operators(self) -> Operators:
-        """What is computed between a detector's networks."""
+    def operators(self, device: str) -> Operators:
+        """What is computed between a detector's networks, which are on this device."""
         return PYTORCH
 
     def graph(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> bytes | None:

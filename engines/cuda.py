@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from importlib.util import find_spec
 
 import torch
 
 from conformer_fast.errors import ConformerFastError
+from conformer_fast.model.detector.detect import PYTORCH, Operators
 
 RECORDING = threading.Lock()  # PyTorch records one graph at a time in a process
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # in the messages of PyTorch and CUDA, of cuBLAS
@@ -39,3 +41,13 @@ def current_device() -> str:
 def in_8_bits() -> tuple[str, ...]:
     """The 8-bit precisions that the current GPU multiplies."""
     return ("int8", "fp8") if torch.cuda.get_device_capability() >= CAPABILITY_FP8 else ("int8",)
+
+
+def between_networks(device: str) -> Operators:
+    """What is computed between a detector's networks: our kernels on a GPU, where Triton is installed."""
+    if torch.device(device).type != "cuda" or find_spec("triton") is None:
+        return PYTORCH
+    from conformer_fast.kernels.regions import read_regions
+    from conformer_fast.kernels.suppress import nms
+
+    return Operators(nms, read_regions)

@@ -55,7 +55,7 @@ def engine_networks(detector: Detector, settings: Settings) -> EngineNetworks:
     engines = {
         name: own[name].backend.engine(part, own[name], outputs_of(name)) for name, part in parts_of(detector).items()
     }
-    return EngineNetworks(engines, detector.config, settings.backend.operators())
+    return EngineNetworks(engines, detector.config, settings.backend.operators(settings.device))
 
 
 def shapes_for(part: Proposer | BoxHead | MaskHead, images: Sequence[Shapes]) -> tuple[Shapes, ...]:

@@ -31,7 +31,7 @@ FLOORS = [
     {"model", "storage", "kernels", "cluster"},
     {"errors", "version", "tables", "progress"},
 ]
-KERNELS = {"inference.ops", "preprocessing.gpu"}  # what reaches them beside engines/triton
+KERNELS = {"inference.ops", "preprocessing.gpu", "engines.cuda"}  # what reaches them beside engines/triton
 OPTIONAL = {  # package: where it is imported
     "triton": ("engines.triton", "kernels", "preprocessing.gpu"),
     "tensorrt": ("engines.tensorrt",),

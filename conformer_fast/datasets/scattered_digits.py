@@ -54,9 +54,13 @@ class ScatteredDigits:
         pictures, objects = zip(*(self._draw() for _ in range(count)), strict=True)
         return torch.stack(pictures), list(objects)
 
-    def _draw(self) -> tuple[Tensor, Objects]:
+    def draw_on(self, ground: Tensor) -> tuple[Tensor, Objects]:
+        """The same on a picture of one's own, uint8 (3, SIDE, SIDE): one of a kind that no detector was trained on."""
+        return self._draw(ground.numpy() / 255)
+
+    def _draw(self, ground: np.ndarray | None = None) -> tuple[Tensor, Objects]:
         inks, objects = self._scatter()
-        picture = self._textured(self._random.rand(3), 0.25)
+        picture = self._textured(self._random.rand(3), 0.25) if ground is None else ground
         for ink in reversed(inks):
             behind = (picture * ink).sum((1, 2)) / ink.sum()
             picture = picture + ink * (self._textured(self._color_on(behind), 0.1) - picture)

@@ -201,8 +201,8 @@ def loaded_detector(bundle: Bundle, backend: Backend, key: bytes | None = None) 
     own = {name: (stored, settings_of(stored, backend)) for name, stored in bundle.engines().items()}
     labels = labels_of(bundle)
     engines = {name: settings.backend.restore(stored, settings, key) for name, (stored, settings) in own.items()}
-    networks = EngineNetworks(engines, manifest.config, backend.operators())
     settings = replace(own["proposer"][1], backend=backend)
+    networks = EngineNetworks(engines, manifest.config, backend.operators(settings.device))
     return FastDetector(networks, settings, reason_of(bundle), bundle, replace(manifest.recipe, labels=labels), labels)
 
 

@@ -26,7 +26,7 @@ from conformer_fast.errors import (
     shown,
 )
 from conformer_fast.inference.lower import Lowered
-from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.detect import Networks, Operators
 from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.recipe import input_side
@@ -35,7 +35,7 @@ from conformer_fast.model.shapes import Shapes, check_shapes, square_shapes
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cache import cached
-from ..cuda import current_device, in_8_bits
+from ..cuda import between_networks, current_device, in_8_bits
 from ..detector import engine_networks, shapes_for
 from ..onnx.graph import typed_graph
 from . import FLAVORS
@@ -108,6 +108,9 @@ class TensorRT(Backend):
 
     def networks(self, detector: Detector, settings: Settings) -> Networks:
         return engine_networks(detector, settings)
+
+    def operators(self, device: str) -> Operators:
+        return between_networks(device)
 
     def for_images(self, shape: Sequence[int]) -> TensorRT:
         B, _, H, W = shape

@@ -28,12 +28,12 @@ from conformer_fast.errors import (
 from conformer_fast.inference.base import InferenceNetwork
 from conformer_fast.inference.lower import Lowered, blank, blank_part, lower
 from conformer_fast.inference.quantization import Quantization
-from conformer_fast.model.detector.detect import Networks
+from conformer_fast.model.detector.detect import Networks, Operators
 from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.precision import DTYPES, FORMATS, around
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
-from ..cuda import current_device, in_8_bits
+from ..cuda import between_networks, current_device, in_8_bits
 from ..detector import engine_networks
 from .graphs import CUDAGraphEngine
 
@@ -95,6 +95,9 @@ class Triton(Backend):
 
     def networks(self, detector: Detector, settings: Settings) -> Networks:
         return engine_networks(detector, settings)
+
+    def operators(self, device: str) -> Operators:
+        return between_networks(device)
 
     def tuner(self, device: str) -> KernelTuner:
         from .tuning import KernelTuner

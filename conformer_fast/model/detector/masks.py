@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +19,7 @@ def pasted(shares: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
     shares (N, h, w), boxes (N, 4) in pixels of the picture -> (N, height, width), bool
     """
-    out = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    out = _nothing((len(boxes), height, width), boxes.device)
     for index, (share, box) in enumerate(zip(shares, boxes, strict=True)):
         x1, y1, x2, y2 = box.tolist()
         if x2 <= x1 or y2 <= y1:
@@ -31,3 +32,11 @@ def pasted(shares: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
         sampled = F.grid_sample(share[None, None].to(box.dtype), grid[None], align_corners=False)
         out[index, top:bottom, left:right] = sampled[0, 0] >= THRESHOLD
     return out
+
+
+def _nothing(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """False everywhere. In the CPU's memory by NumPy, whose zeros are pages that the system fills when they are first
+    written: 100 masks of a photograph are a hundred MB, of which boxes cover a part."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros(shape, np.bool_))
+    return torch.zeros(shape, dtype=torch.bool, device=device)

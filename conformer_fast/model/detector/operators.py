@@ -37,6 +37,9 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tens
     """
     boxes, scores = boxes.detach().float(), scores.detach().float()
     order = scores.argsort(descending=True, stable=True)
+    if _by_extension(boxes):
+        ordered = boxes[order].contiguous().numpy(), groups[order].long().numpy()
+        return order[torch.from_numpy(_C.best(*ordered, threshold))]
     kept = torch.zeros_like(scores, dtype=torch.bool)
     for group in groups.unique():
         members = order[groups[order] == group]
@@ -72,8 +75,6 @@ def _by_extension(tensor: Tensor) -> bool:
 
 def _best(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     """Which boxes of one group, ordered by falling score, are kept: indices, or a mask."""
-    if _by_extension(boxes):
-        return torch.from_numpy(_C.best(boxes.contiguous().numpy(), threshold))
     found = torchvision_ops()
     return found[0](boxes, scores, threshold) if found else _plain_best(boxes, threshold)
 

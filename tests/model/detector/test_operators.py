@@ -109,6 +109,11 @@ def test_the_extension_refuses(change, message):
         operators._C.roi_align(**{**given, **change})
     with pytest.raises(TypeError):
         operators._C.roi_align(**{**given, "feature_map": np.zeros((4, 4, 3))})  # float64
+    boxes = np.zeros((2, 4), np.float32)
+    with pytest.raises(ValueError, match="one a box"):
+        operators._C.best(boxes, np.zeros(3, np.int64), 0.5)
+    with pytest.raises(TypeError):
+        operators._C.best(boxes, np.zeros(2, np.int32), 0.5)
 
 
 def looped_groups(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:
