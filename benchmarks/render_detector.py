@@ -36,7 +36,8 @@ def _tables(report: dict[str, Any]) -> str:
         f"and {first['detections']} detections, random weights, on {report['threads']} threads of an {report['name']} "
         f"(family {report['family']}, model {report['model']}), OpenVINO {report['openvino'].partition('-')[0]}. It "
         "runs the reference's parts as its converter reads them; between the networks is the same code for all. The "
-        "parts took turns of their own; `between` is what is left of the whole: masks' regions, the second suppression, pasting."
+        "parts took turns of their own; `between` is what is left of the whole: masks' "
+        "regions, the second suppression, pasting."
     )
 
 

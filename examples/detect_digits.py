@@ -1,7 +1,7 @@
 """Detects handwritten digits that are scattered on a photograph: python examples/detect_digits.py
 
-The detector ships with the package and was trained on textures alone; the photograph, a cup of coffee, ships with
-scikit-image, and no training picture had these digits. Prints what was found beside what is there, and draws it.
+The detector ships with the package and was trained on drawn textures alone; the photograph, Hubble's deep field, ships
+with scikit-image, and no training picture had these digits. Prints what was found beside what is there, and draws it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from skimage import data
@@ -27,10 +28,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("detected.png"))
     args = parser.parse_args()
-    photograph = Image.fromarray(data.coffee()).resize((SIDE, SIDE))
+    photograph = Image.fromarray(data.hubble_deep_field()).resize((SIDE, SIDE))
     picture, truth = scattered_on(photograph, SEED)
     fast = cf.compile(cf.create_detector(weights="packaged"))
-    found = detections_of(fast, enlarged(picture))
+    found = detections_of(fast, picture)
     print(fast)
     for line in beside(found, truth):
         print(line)
@@ -40,7 +41,7 @@ def main() -> None:
 
 def scattered_on(photograph: Image.Image, seed: int) -> tuple[Image.Image, Objects]:
     """Held-out digits on a picture of SIDE x SIDE pixels, and what they are."""
-    ground = torch.tensor([*photograph.getdata()], dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1)
+    ground = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)
     pixels, truth = ScatteredDigits("test", seed).draw_on(ground)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy()), truth
 
@@ -50,8 +51,10 @@ def enlarged(picture: Image.Image) -> Image.Image:
 
 
 def detections_of(fast: cf.FastDetector, picture: Image.Image) -> cf.Detections:
-    images, sizes = cf.fit_pictures([picture], recipe=fast.recipe)
-    (found,) = fast(images, sizes)
+    """Of a picture, in pixels of the enlarged one."""
+    images, (size,) = cf.fit_pictures([picture], recipe=fast.recipe)
+    larger = size._replace(original_height=SIDE * ENLARGED, original_width=SIDE * ENLARGED)
+    (found,) = fast(images, [larger])
     return found
 
 

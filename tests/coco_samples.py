@@ -11,11 +11,11 @@ import torch
 from detector_samples import small, smooth
 from PIL import Image
 
-from conformer_fast.deploy.detect import run_lengths
 from conformer_fast.engines.base import Settings
 from conformer_fast.engines.reference import Reference
 from conformer_fast.model.detector.class_names import detector_labels
 from conformer_fast.model.detector.detect import Detections
+from conformer_fast.model.detector.masks import run_lengths
 from conformer_fast.model.digest import weights_sha256
 
 SIZES = {"a.png": (20, 400), "deep/b.png": (400, 24), "c.png": (24, 380)}  # long ones: little is left when fitted

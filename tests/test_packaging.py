@@ -25,6 +25,7 @@ DATA = {
     "conformer_fast/data/imagenet_classes.txt",
     "conformer_fast/data/coco_classes.txt",
     "conformer_fast/data/digits.safetensors",
+    "conformer_fast/data/scattered_digits.safetensors",
     "conformer_fast/serving/page.html",
 }
 TUNED = "kernels/tuned/NVIDIA-Test.json"  # as `make gpu STEPS=tune` writes them

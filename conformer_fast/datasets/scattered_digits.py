@@ -8,15 +8,19 @@ it.
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..model.detector.boxes import overlaps
+from ..model.detector.masks import run_lengths
 from .digits import INK, load_pixels, split_indices
 
 SIDE = 128  # of a picture, in pixels
@@ -125,6 +129,34 @@ class ScatteredDigits:
         """Pixels from the middle in a random direction, (SIDE, SIDE)."""
         angle, place = self._random.uniform(0, 2 * math.pi), np.arange(SIDE) + 0.5 - SIDE / 2
         return math.cos(angle) * place + math.sin(angle) * place[:, None]
+
+
+def write_coco(folder: Path, pictures: Tensor, objects: list[Objects]) -> Path:
+    """What was drawn, as files in COCO's form for `evaluate_detector`: N.png and instances.json, whose path is
+    returned. folder: it is there."""
+    annotations = [
+        {
+            "image_id": index,
+            "category_id": int(label),
+            "iscrowd": 0,
+            "area": int(mask.sum()),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": run_lengths(mask),
+        }
+        for index, found in enumerate(objects)
+        for (x1, y1, x2, y2), label, mask in zip(found.boxes.tolist(), found.labels, found.masks, strict=True)
+    ]
+    names = [f"{index}.png" for index in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / name)
+    content = {
+        "images": [{"id": index, "file_name": name, "height": SIDE, "width": SIDE} for index, name in enumerate(names)],
+        "categories": [{"id": label, "name": str(label)} for label in range(10)],
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+    }
+    file = folder / "instances.json"
+    file.write_text(json.dumps(content))
+    return file
 
 
 def seen(mask: Tensor, covered: Tensor) -> Tensor | None:

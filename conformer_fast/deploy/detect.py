@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..errors import ImageError, path_text, several
 from ..model.detector.detect import Detections, on_cpu
+from ..model.detector.masks import run_lengths
 from ..preprocessing.detection import fit_pictures, load_upright
 from ..progress import Bar
 
@@ -81,11 +80,3 @@ def _detected(detector: FastDetector, path: str, picture: Image.Image) -> Detect
         raise ImageError(f"{path}: {error}") from error
     (found,) = detector(images.to(detector.device), sizes)
     return DetectedPicture(path, picture.width, picture.height, on_cpu(found), detector.labels)
-
-
-def run_lengths(mask: Tensor) -> dict[str, list[int]]:
-    """(height, width), bool -> COCO's uncompressed form: lengths of runs, of zeros first, down the columns."""
-    values = mask.numpy().T.ravel()
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    counts = np.diff([0, *changes, len(values)]).tolist()
-    return {"size": [*mask.shape], "counts": [0, *counts] if len(values) and values[0] else counts}

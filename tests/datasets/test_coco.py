@@ -12,8 +12,8 @@ import torch
 from coco_samples import NAMES, annotation_file, objects, write_json, write_pictures
 
 from conformer_fast.datasets.coco import read_coco, run_lengths
-from conformer_fast.deploy.detect import run_lengths as lengths_of
 from conformer_fast.errors import ArgumentError, DatasetError
+from conformer_fast.model.detector.masks import run_lengths as lengths_of
 
 SOUND = annotation_file(
     {"a.png": objects((10, 2, 20, 12), (50, 0, 60, 5)), "c.png": objects((0, 0, 9, 9), name="c.png")}

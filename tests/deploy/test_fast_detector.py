@@ -12,10 +12,10 @@ from detector_samples import SMALL, alike, filled, image, small, smooth
 from PIL import Image
 
 import conformer_fast as cf
-from conformer_fast.deploy.detect import run_lengths
 from conformer_fast.deploy.draw import drawn
 from conformer_fast.engines.openvino.device import native_precisions
 from conformer_fast.model.detector.boxes import overlaps
+from conformer_fast.model.detector.masks import run_lengths
 from conformer_fast.model.distance import relative_error
 
 pytest.importorskip("openvino")

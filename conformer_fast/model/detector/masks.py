@@ -34,6 +34,14 @@ def pasted(shares: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     return out
 
 
+def run_lengths(mask: Tensor) -> dict[str, list[int]]:
+    """(height, width), bool -> COCO's uncompressed form: lengths of runs, of zeros first, down the columns."""
+    values = mask.numpy().T.ravel()
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
+    counts = np.diff([0, *changes, len(values)]).tolist()
+    return {"size": [*mask.shape], "counts": [0, *counts] if len(values) and values[0] else counts}
+
+
 def _nothing(shape: tuple[int, int, int], device: torch.device) -> Tensor:
     """False everywhere. In the CPU's memory by NumPy, whose zeros are pages that the system fills when they are first
     written: 100 masks of a photograph are a hundred MB, of which boxes cover a part."""
