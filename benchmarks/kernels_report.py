@@ -46,6 +46,8 @@ from conformer_fast.engines.cuda import CAPABILITY_FP8
 from conformer_fast.kernels import chips as chips_module
 from conformer_fast.kernels import launch as launch_module
 from conformer_fast.kernels.preprocess import Pass, launch_preprocess
+from conformer_fast.kernels.regions import read_regions
+from conformer_fast.kernels.suppress import kept_of
 from conformer_fast.model.config import VARIANTS
 from conformer_fast.model.outputs import LOGITS
 from conformer_fast.model.precision import DTYPES, FORMATS, around
@@ -55,6 +57,7 @@ TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"
 TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
 TYPES |= {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 PRECISIONS = (*DTYPES, "tf32", *FORMATS)
+STRIDES = (4, 8, 16, 32)  # of the maps that a detector's regions are read from
 SIZES = (IMAGE, 384, 1344)  # pixels a side; 1344: COCO's longer side, in whole patches
 EXACT = r"tt\.dot (?!.*inputPrecision = tf32).*: tensor<\w+xf32> \*"  # in Triton's own form: products of fp32
 SERIALIZED = r"\(C751[45]\)"  # ptxas: "wgmma.mma_async instructions are serialized"
@@ -186,8 +189,8 @@ def binary_of(launch: launch_module.Launch, chip: int) -> Binary:
     return Binary(*names, tuple(signature), tuple(constants), tuple(divisible), chip, tile.warps, tile.stages)
 
 
-def compiled(binary: Binary, disassembled: bool = False) -> dict[str, Any]:
-    """Registers, spilled bytes, shared memory and matrix instruction of a binary, and what its machine code says."""
+def assembled(binary: Binary) -> Any:
+    """What Triton makes of it, all stages of it in `asm`; the assembler's log goes to the standard output."""
     module = __import__(binary.module, fromlist=[binary.kernel])
     attributes = {(index,): [["tt.divisibility", 16]] for index in binary.divisible}
     kernel = getattr(module, binary.kernel)
@@ -195,8 +198,13 @@ def compiled(binary: Binary, disassembled: bool = False) -> dict[str, Any]:
     options = {"num_warps": binary.warps, "num_stages": binary.stages, **launch_module.OPTIONS}
     triton.knobs.compilation.always_compile = True  # the log is the assembler's, which does not run for a cached binary
     triton.knobs.nvidia.dump_ptxas_log = True
+    return triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
+
+
+def compiled(binary: Binary, disassembled: bool = False) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and matrix instruction of a binary, and what its machine code says."""
     with redirect_stdout(io.StringIO()) as log:
-        result = triton.compile(source, target=GPUTarget("cuda", binary.chip, 32), options=options)
+        result = assembled(binary)
     ptx, ttgir = result.asm["ptx"], result.asm["ttgir"]
     constants = dict(binary.constants)
     from_registers = re.search(r"warp_group_dot .*opIdx = 0", ttgir)
@@ -227,9 +235,9 @@ def launches(
     batches: Sequence[int],
     sizes: Sequence[int],
 ) -> Iterator[tuple[int, str, int, int, str, launch_module.Launch]]:
-    """(chip, variant, batch, size, problem, launch) of every kernel of these variants, and of preprocessing. Around
-    products in 8 bits it is fp16, and chips without products in fp8 are left out of that. Batches are of images of
-    224x224; of any other size there is one image."""
+    """(chip, variant, batch, size, problem, launch) of every kernel of these variants, of preprocessing, and between a
+    detector's networks. Around products in 8 bits it is fp16, and chips without products in fp8 are left out of that.
+    Batches are of images of 224x224; of any other size there is one image."""
     points = [(batch, size) for size in sizes for batch in (batches if size == IMAGE else (1,))]
     for variant, chip, precision, (batch, size) in itertools.product(variants, chips, precisions, points):
         if precision == "fp8" and divmod(chip, 10) < CAPABILITY_FP8:
@@ -247,7 +255,7 @@ def launches(
                         call.run(call.choice)
                     for launch in made:
                         yield chip, variant, batch, size, call.plan.problem, launch
-            for problem, launch in preprocessing():
+            for problem, launch in itertools.chain(preprocessing(), between_networks()):
                 yield chip, variant, batch, size, problem, launch
 
 
@@ -272,6 +280,19 @@ def preprocessing() -> Iterator[tuple[str, launch_module.Launch]]:
                 launch_preprocess(pixels, [one], [one], tables, torch.empty((3, 256), dtype=dtype), 22)
             yield "preprocess levels", made[0]
             yield f"preprocess {launch_module.DTYPES[dtype]}", made[1]
+
+
+def between_networks() -> Iterator[tuple[str, launch_module.Launch]]:
+    """(problem, launch) of the kernels between a detector's networks, at the sizes of COCO."""
+    with torch.device("meta"), launch_module.recording() as made:
+        for dtype, (R, side) in itertools.product(launch_module.DTYPES, ((1000, 7), (100, 14))):
+            maps = [torch.empty((1344 // stride, 1344 // stride, 256), dtype=dtype) for stride in STRIDES]
+            read_regions([pixels.permute(2, 0, 1) for pixels in maps], torch.empty(R, 4), STRIDES, side)
+            yield f"read_regions {launch_module.DTYPES[dtype]} R{R} K256 side{side}", made.pop()
+        for N in (100, 5000, 20000):
+            kept_of(torch.empty(N, 4), torch.empty(N, dtype=torch.int64), 0.5)
+            yield from ((f"nms fp32 N{N}", launch) for launch in made)
+            made.clear()
 
 
 def report(

@@ -18,9 +18,11 @@ OPERATIONS = {
     "heads",
     "linear",
     "linear_norm",
+    "nms",
     "patch_embed",
     "pool",
     "preprocess",
+    "read_regions",
     "stem",
 }
 

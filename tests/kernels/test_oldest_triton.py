@@ -13,7 +13,7 @@ from compiled_report import OPERATIONS, ROOT, faults, report
 
 FOLDER = os.environ.get("OLDEST_TRITON")
 IN_8_BITS = {"conv1x1", "conv3x3", "conv3x3_pool", "fcu_down", "fcu_up", "linear", "linear_norm", "patch_embed"}
-MULTIPLYING = OPERATIONS - {"pool", "preprocess"}
+MULTIPLYING = OPERATIONS - {"nms", "pool", "preprocess", "read_regions"}
 MULTIPLIED = {  # in each precision but bf16, whose kernels are those of fp16
     "fp16": MULTIPLYING,
     **dict.fromkeys(("fp32", "tf32"), MULTIPLYING - {"conv1x1_pair"}),
