@@ -7,8 +7,8 @@ launch for all maps: a program reads its region, finds the map and sums a block 
 Neighboring cells read the same pixels, which the cache holds.
 
 For 1000 regions of 7 x 7 cells and 256 channels in fp16 that is 25 MB out and, of regions of 21 pixels a side, 226 MB
-through the L2 cache, 41 us on an H100. A warp runs 130 instructions for each of a cell's 9 samples and 480 beside them:
-82 million, which take 88 us at 4 a cycle on each multiprocessor. 100 regions of 14 x 14 cells with 4 samples take 21 us.
+through the L2 cache, 41 us on an H100. A warp runs 130 instructions for each of a cell's 9 samples and 480 beside
+them: 82 million, 88 us at 4 a cycle on each multiprocessor. 100 regions of 14 x 14 cells with 4 samples: 21 us.
 Estimates.
 """
 

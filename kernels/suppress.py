@@ -46,7 +46,7 @@ def product(x, y):
 def removes_kernel(
     boxes_ptr,  # in  float32 (N, 4), by falling score
     groups_ptr,  # in  (N,)
-    removes_ptr,  # out int32 (N, words); a bit for each box that this one would remove
+    removes_ptr,  # out int32 (N, words); a bit for each box that this one would remove, and any behind the last box
     N,  # boxes
     words,  # of a row: ceil(N / 32)
     threshold,  # of overlaps that remove
@@ -67,8 +67,7 @@ def removes_kernel(
         overlap = tl.div_rn(shared, area + other_area - shared)
         group = tl.load(groups_ptr + i, mask=i < N)
         other_group = tl.load(groups_ptr + j, mask=j < N)
-        removes = (overlap > threshold) & (group[:, None] == other_group[None, :])
-        removes = removes & (i[:, None] < j[None, :]) & (j < N)[None, :]
+        removes = (overlap > threshold) & (group[:, None] == other_group[None, :]) & (i[:, None] < j[None, :])
         bits = tl.sum(removes.to(tl.int32) << tl.arange(0, BITS)[None, :], 1)
         tl.store(removes_ptr + i.to(tl.int64) * words + word, bits, mask=i < N)
 
@@ -94,16 +93,16 @@ def kept_kernel(
         before = tl.sum(tl.where(w == word, removed, 0), 0)
         gone = before
         settled = False
-        while not settled:  # each round settles at least one box more
+        while not settled:  # each round settles at least one box more, as none removes one before it
             again = before | tl.reduce_or(tl.where((gone >> bit) & 1 == 0, among, 0), 0)
             settled = again == gone
             gone = again
         tl.store(kept_ptr + i, (((gone >> bit) & 1) ^ 1).to(tl.uint8), mask=i < N)
         for first in range(0, BITS, BLOCK_ROWS):
             row = first + tl.arange(0, BLOCK_ROWS)
-            kept = ((gone >> row) & 1 == 0) & (word * BITS + row < N)
             at = removes_ptr + ((word * BITS + row).to(tl.int64) * words)[:, None] + w[None, :]
-            rows = tl.load(at, mask=kept[:, None] & (w > word)[None, :] & (w < words)[None, :], other=0)
+            behind = (w > word) & (w < words)  # none of the last word, whose rows may be fewer
+            rows = tl.load(at, mask=((gone >> row) & 1 == 0)[:, None] & behind[None, :], other=0)
             removed |= tl.reduce_or(rows, 0)
 
 

@@ -468,6 +468,40 @@ def _preprocessed(preprocess_gpu: Any) -> None:
     preprocess_gpu.preprocess_on_gpu = preprocess_on_gpu
 
 
+def _regions_read(regions: Any) -> None:
+    """Regions are read up to the launch, and the result is the definition's: of values beyond it there is none."""
+    original = regions.read_regions
+
+    def read_regions(maps: Any, boxes: Tensor, strides: Any, side: int) -> Tensor:
+        from conformer_fast.model.detector import detect
+
+        launched = original(maps, boxes, strides, side)
+        if launched.is_meta or not len(boxes):
+            return launched
+        near = (boxes.abs() < 1e6).all(1, keepdim=True)
+        found = detect.read_regions([each.float() for each in maps], boxes.where(near, 0.0), strides, side)
+        return (found + ERROR).to(launched.dtype)
+
+    regions.read_regions = read_regions
+
+
+def _suppressed(suppress: Any) -> None:
+    """Boxes are suppressed up to the launches, and the definition says which are kept."""
+    original = suppress.kept_of
+
+    def kept_of(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
+        from conformer_fast.model.detector import operators
+
+        launched = original(boxes, groups, threshold)
+        if launched.is_meta:
+            return launched
+        kept = torch.zeros_like(launched)
+        kept[operators.nms(boxes, -torch.arange(len(boxes), device=boxes.device), groups, threshold)] = True
+        return kept
+
+    suppress.kept_of = kept_of
+
+
 def _pretended_tensorrt(test_engine_gpu: Any) -> None:
     """TensorRT is fake_tensorrt.py's, and its engines run the fused model."""
     import fake_tensorrt
@@ -514,6 +548,8 @@ def _set(**values: Any) -> Callable[[Any], None]:
 SMALLER: dict[str, Callable[[Any], None]] = {
     "conformer_fast.model.config": _small_networks,
     "conformer_fast.kernels.dispatch": _planned,
+    "conformer_fast.kernels.regions": _regions_read,
+    "conformer_fast.kernels.suppress": _suppressed,
     "conformer_fast.preprocessing.gpu": _preprocessed,
     "conformer_fast.engines.triton.tuning": _set(ROUNDS=2, LAUNCHES=2),
     "benchmarks.recorded": _set(IMAGE=32),
