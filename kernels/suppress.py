@@ -131,7 +131,7 @@ def kept_of(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
         launch(
             kept_kernel,
             (1,),
-            Tile(rows, columns, 1, 4, 1),
+            Tile(rows, columns, 1, 4 if columns <= 256 else 8, 1),
             removes_ptr=removes,
             kept_ptr=kept,
             N=N,
