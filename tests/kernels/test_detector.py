@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detector_samples import SMALL, filled, image
+from detector_samples import SMALL, alike, filled, image
 from kernel_checks import DEVICE
 
 from benchmarks.judge import FLOOR, poisoned_memory
+from conformer_fast.engines.cuda import between_networks
 from conformer_fast.inference import ops
 from conformer_fast.inference.lower import lower
 from conformer_fast.kernels import dispatch
+from conformer_fast.kernels.regions import read_regions
+from conformer_fast.kernels.suppress import nms
+from conformer_fast.model.detector.detect import PYTORCH, Operators, on_cpu
 from conformer_fast.model.distance import ALLOWANCE, relative_error
 
 HALF = torch.float16
@@ -37,3 +41,17 @@ def test_the_networks():
             assert relative_error(value, true) <= bound
         assert operations <= {call.operation for call in made}
         assert not [call.reason for call in made if call.plan.unsupported]
+
+
+def test_between_the_networks():
+    """What a GPU takes there is our kernels, and finds the same objects."""
+    detector = filled(SMALL).to(DEVICE)
+    images, sizes = image(64, 96)
+    (expected,) = filled(SMALL)(images, sizes)
+    detector.operators = between_networks("cuda:0")
+    assert detector.operators == Operators(nms, read_regions)
+    assert between_networks("cpu") is PYTORCH
+    with torch.inference_mode():
+        (found,) = detector(images.to(DEVICE), sizes)
+    assert len(expected.boxes) > 5
+    alike(on_cpu(found), expected)

@@ -1,0 +1,87 @@
+"""The detector that ships finds held-out digits, in every precision of this CPU nearly as its reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import conformer_fast as cf
+from benchmarks.detector_accuracy import rows
+from conformer_fast.datasets.scattered_digits import SIDE, ScatteredDigits, write_coco
+from conformer_fast.evaluation.coco import evaluate_detector
+from conformer_fast.model.detector.config import PACKAGED
+
+pytest.importorskip("openvino")
+pytest.importorskip("pycocotools")
+pytest.importorskip("sklearn")
+LEAST = {"fp32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.95}  # precision by the reference's detections as truth
+PICTURES = 80
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    return {row["precision"]: row for row in rows(tmp_path_factory.mktemp("digits"), PICTURES, calibration=32)}
+
+
+def test_it_finds_digits(judged):
+    """500 pictures have 0.746 and 0.712."""
+    reference = judged["fp32"]["reference"]
+    assert reference["box"] > 0.70
+    assert reference["mask"] > 0.67
+
+
+def test_every_precision_agrees(judged, record_property):
+    assert {"fp32", "int8"} <= judged.keys() <= LEAST.keys()
+    for precision, row in judged.items():
+        for kind in ("box", "mask"):
+            record_property("table", ("AP by the reference's detections", precision, kind, row["agreement"][kind]))
+            assert row["agreement"][kind] >= LEAST[precision]
+            assert row["compiled"][kind] >= row["reference"][kind] - 0.02
+
+
+def test_a_worse_detector_is_told(tmp_path):
+    """What the bounds are of: another rounding of one layer's weights loses more than any precision may."""
+    detector = cf.create_detector(weights="packaged")
+    file = write_coco(tmp_path, *ScatteredDigits("test", 1).draw(24))
+    worse = cf.create_detector(weights="packaged")
+    with torch.no_grad():
+        weight = worse.roi_head.bbox_head.shared_fcs[1].weight
+        step = weight.abs().max() / 2
+        weight.copy_((weight / step).round() * step)
+    found = evaluate_detector(cf.compile(worse, precision="fp32"), file, tmp_path, reference=worse)
+    assert found.agreement["box"].ap == 1
+    right = evaluate_detector(detector, file, tmp_path)
+    assert found.compiled["box"].ap < right.compiled["box"].ap - 0.02
+
+
+def test_what_it_is():
+    detector = cf.create_detector(weights="packaged")
+    assert detector.config == PACKAGED
+    assert (detector.recipe.size, detector.recipe.labels) == (SIDE, tuple("0123456789"))
+    with pytest.raises(cf.CheckpointError, match="the packaged detector has sizes of its own"):
+        cf.create_detector("mask-rcnn", weights="packaged")
+    with pytest.raises(cf.CheckpointError, match="no detector can be downloaded; pass a checkpoint's path, or 'packag"):
+        cf.create_detector(weights="pretrained")
+
+
+def test_drawn_pictures_as_files(tmp_path):
+    """Found objects in them are judged as the drawn ones: those are all right."""
+    pictures, objects = ScatteredDigits("test", 3).draw(4)
+    file = write_coco(tmp_path, pictures, objects)
+
+    class Right:
+        """A compiled detector that finds what was drawn."""
+
+        def __init__(self) -> None:
+            fast = cf.compile(cf.create_detector(weights="packaged"), backend="reference")
+            self.config, self.recipe, self.labels = fast.config, fast.recipe, fast.labels
+            self.settings, self.reason, self.reference, self.identity = fast.settings, "drawn", None, {"weights": ""}
+            self.left = list(objects)
+
+        def __call__(self, images, sizes=None):
+            boxes, labels, masks = self.left.pop(0)
+            return [cf.Detections(boxes, torch.ones(len(boxes)), labels, masks)]
+
+    found = evaluate_detector(Right(), file, tmp_path)
+    assert (found.compiled["box"].ap, found.compiled["mask"].ap) == (pytest.approx(1), pytest.approx(1))
+    assert found.classes == "their names"
