@@ -32,16 +32,13 @@ from conformer_fast.engines.timing import seconds_of, time_in_turn
 from conformer_fast.model.detector.boxes import areas
 from conformer_fast.model.detector.config import BOX_SIDE, LEVELS
 from conformer_fast.model.detector.detect import (
-    FINEST,
-    LAST_LEVEL,
     PYTORCH,
     REGION_OVERLAP,
     Networks,
     detect,
-    read_regions,
     regions_of,
 )
-from conformer_fast.model.detector.operators import nms
+from conformer_fast.model.detector.operators import FINEST, LAST_LEVEL, nms, read_regions
 from conformer_fast.model.detector.parts import Proposed
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import feature_names

@@ -538,6 +538,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cluster": cluster,
     "sizes": sizes,
     "detector": lambda: render_detector.tables(sorted(RESULTS.glob("*/detector.json"))),
+    "detector-accuracy": lambda: render_detector.accuracy(sorted(RESULTS.glob("*/detector_accuracy.json"))),
     "hostile": hostile,
     "floors": floors,
     "floor-parts": floor_parts,

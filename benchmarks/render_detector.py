@@ -17,6 +17,27 @@ def tables(files: list[Path]) -> str:
     return "\n\n".join(_tables(json.loads(file.read_text())) for file in files)
 
 
+def accuracy(files: list[Path]) -> str:
+    """One a CPU."""
+    return "\n\n".join(_accuracy(json.loads(file.read_text())) for file in files)
+
+
+def _accuracy(report: dict[str, Any]) -> str:
+    columns = [f"{what} {kind} AP" for what in ("", "by reference's,") for kind in ("box", "mask")]
+    table = Table(Column("precision"), *(Column(name.strip(), ".3f") for name in columns))
+    reference = report["rows"][0]["reference"]
+    rows = [("the reference", reference["box"], reference["mask"], None, None)]
+    rows += [
+        (row["precision"], *(row[of][kind] for of in ("compiled", "agreement") for kind in ("box", "mask")))
+        for row in report["rows"]
+    ]
+    return (
+        f"{table.markdown(rows)}\n\n{report['pictures']} held-out pictures, on an {report['name']} (family "
+        f"{report['family']}, model {report['model']}), OpenVINO {report['openvino'].partition('-')[0]}. By "
+        "reference's: what the reference found with a score of 0.3 or more is taken as the truth."
+    )
+
+
 def _tables(report: dict[str, Any]) -> str:
     seconds = {row["implementation"]: row["seconds"] for row in report["rows"]}
     times = Table(Column("Mask R-CNN, small-p32"), Column("seconds", ".2f"), Column(f"{PEER} / this", ".2f")).markdown(

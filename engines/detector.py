@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from conformer_fast.errors import ArgumentError, first_few
@@ -104,8 +103,10 @@ class EngineNetworks:
         """Regions are the pixels of one row, as long as one of ROWS, so that few engines take them."""
         features = features.permute(0, 2, 3, 1).flatten(1)
         length = max(1, -(-len(features) // self._step)) * self._step
-        row = torch.zeros(1, 1, length, features.shape[1], dtype=torch.float32, device=features.device)
-        row[0, 0, : len(features)] = features
+        row = features[None, None]
+        if len(features) < length:
+            row = features.new_zeros(1, 1, length, features.shape[1])
+            row[0, 0, : len(features)] = features
         (found,) = self.engines["boxes"](row)
         values = found[0, 0, : len(features)]
         return values[:, : self._classes + 1], values[:, self._classes + 1 :].contiguous()

@@ -27,8 +27,8 @@ from conformer_fast.evaluation.coco import evaluate_detector
 from conformer_fast.model.detector.boxes import BOX_STDS, REGION_STDS, anchors, overlaps
 from conformer_fast.model.detector.config import BOX_SIDE, MASK_SIDE, RATIOS
 from conformer_fast.model.detector.config import PACKAGED as CONFIG
-from conformer_fast.model.detector.detect import ImageSize, read_regions, regions_of
-from conformer_fast.model.detector.operators import roi_align
+from conformer_fast.model.detector.detect import ImageSize, regions_of
+from conformer_fast.model.detector.operators import read_regions, roi_align
 from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.recipe import MEAN, STD, Recipe
 

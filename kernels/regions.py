@@ -134,7 +134,7 @@ def read_regions_kernel(
 
 
 def read_regions(maps: Sequence[Tensor], regions: Tensor, strides: Sequence[int], side: int) -> Tensor:
-    """Each region from that of the finer four maps whose pixels are of a size with it, as detect.read_regions.
+    """Each region from that of the finer four maps whose pixels are of a size with it, as operators.read_regions.
 
     maps:    (K, H, W) each, four or more, of the finest first, in one of fp32, fp16 and bf16; where channels come last
              in memory they are read in place, else copied

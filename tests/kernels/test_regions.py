@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.judge import FLOOR, poisoned_memory
 from conformer_fast.kernels import launch, regions
 from conformer_fast.kernels.regions import read_regions
-from conformer_fast.model.detector import detect
+from conformer_fast.model.detector import operators
 from conformer_fast.model.distance import ALLOWANCE, relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of values that no region has
@@ -60,8 +60,8 @@ def check(maps: list[Tensor], boxes: Tensor, side: int) -> Tensor:
     """Each region may err by one rounding, and ALLOWANCE times as much as with float32 in PyTorch."""
     dtype = maps[0].dtype
     found = read(maps, boxes, side)
-    exact = detect.read_regions([each.double() for each in maps], boxes.double(), STRIDES, side)
-    same = detect.read_regions([each.float() for each in maps], boxes, STRIDES, side).to(dtype)
+    exact = operators.read_regions([each.double() for each in maps], boxes.double(), STRIDES, side)
+    same = operators.read_regions([each.float() for each in maps], boxes, STRIDES, side).to(dtype)
     for index, (ours, beside, true) in enumerate(zip(found, same, exact, strict=True)):
         bound = ALLOWANCE * relative_error(beside, true) + FLOOR[dtype]
         assert relative_error(ours, true) <= bound, boxes[index].tolist()
@@ -132,8 +132,8 @@ def test_values_that_no_region_has(value):
 
 
 def test_the_levels_are_those_of_the_definition():
-    assert regions.LEVELS == detect.LAST_LEVEL + 1
-    assert regions.FINEST.value == detect.FINEST
+    assert regions.LEVELS == operators.LAST_LEVEL + 1
+    assert regions.FINEST.value == operators.FINEST
 
 
 @pytest.mark.parametrize("side", [112, 224, 448])
@@ -144,5 +144,5 @@ def test_around_a_level(side):
     boxes = torch.zeros(6, 4)
     boxes[:, 2:] = bits.view(torch.float32)[:, None]
     found = read([each.to(DEVICE) for each in maps], boxes.to(DEVICE), 4).mean((1, 2, 3)).round()
-    assert found.tolist() == detect.read_regions(maps, boxes, STRIDES, 4).mean((1, 2, 3)).round().tolist()
+    assert found.tolist() == operators.read_regions(maps, boxes, STRIDES, 4).mean((1, 2, 3)).round().tolist()
     assert len(found.unique()) == 2

@@ -473,13 +473,13 @@ def _regions_read(regions: Any) -> None:
     original = regions.read_regions
 
     def read_regions(maps: Any, boxes: Tensor, strides: Any, side: int) -> Tensor:
-        from conformer_fast.model.detector import detect
+        from conformer_fast.model.detector import operators
 
         launched = original(maps, boxes, strides, side)
         if launched.is_meta or not len(boxes):
             return launched
         near = (boxes.abs() < 1e6).all(1, keepdim=True)
-        found = detect.read_regions([each.float() for each in maps], boxes.where(near, 0.0), strides, side)
+        found = operators.read_regions([each.float() for each in maps], boxes.where(near, 0.0), strides, side)
         return (found + ERROR).to(launched.dtype)
 
     regions.read_regions = read_regions

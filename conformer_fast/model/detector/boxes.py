@@ -18,14 +18,18 @@ def anchors(height: int, width: int, stride: int, like: Tensor) -> Tensor:
     """(H * W * 3, 4): of each pixel of a map, in turn, those of the three RATIOS. Their centers are the pixels' upper
     left corners. like: a tensor of their dtype and device
     """
+    return anchors_at(torch.arange(height * width * len(RATIOS), device=like.device), width, stride, like)
+
+
+def anchors_at(places: Tensor, width: int, stride: int, like: Tensor) -> Tensor:
+    """Those of a map so wide that have these places in `anchors`. (N,) -> (N, 4)."""
     ratios = torch.tensor(RATIOS, dtype=like.dtype, device=like.device)
     side = stride * ANCHOR_SCALE
     widths, heights = side / ratios.sqrt(), side * ratios.sqrt()
     shapes = torch.stack([-widths, -heights, widths, heights], -1) / 2  # (3, 4)
-    y = torch.arange(height, dtype=like.dtype, device=like.device) * stride
-    x = torch.arange(width, dtype=like.dtype, device=like.device) * stride
-    centers = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).view(-1, 1, 2)  # (H * W, 1, 2): x, y
-    return (centers.repeat(1, 1, 2) + shapes).view(-1, 4)
+    pixels = places // len(RATIOS)
+    centers = torch.stack([pixels % width, pixels // width], -1).to(like.dtype) * stride  # (N, 2): x, y
+    return centers.repeat(1, 2) + shapes[places % len(RATIOS)]
 
 
 def moved(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], height: int, width: int) -> Tensor:

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .boxes import BOX_STDS, REGION_STDS, anchors, areas, moved
+from .boxes import BOX_STDS, REGION_STDS, anchors_at, moved
 from .config import BOX_SIDE, MASK_SIDE, RATIOS, DetectorConfig
 from .masks import pasted
-from .operators import nms, roi_align
+from .operators import nms, read_regions
 from .parts import Proposed
 
 REGION_OVERLAP, BOX_OVERLAP = 0.7, 0.5  # above which the worse of two is removed
-FINEST = 56  # pixels of a region's side: up to twice that it is read from the finest map
-LAST_LEVEL = 3  # of the maps that regions are read from
 
 
 class ImageSize(NamedTuple):
@@ -51,7 +49,7 @@ def on_cpu(found: Detections) -> Detections:
 
 
 class Operators(NamedTuple):
-    """What is computed between the networks, as `nms` of operators.py and `read_regions` do it."""
+    """What is computed between the networks, as those of operators.py do it."""
 
     nms: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     read_regions: Callable[[Sequence[Tensor], Tensor, Sequence[int], int], Tensor]
@@ -81,7 +79,7 @@ def detect(networks: Networks, config: DetectorConfig, images: Tensor, sizes: Se
     proposed = networks.propose(images)
     found = []
     for index, size in enumerate(sizes):
-        _check_finite(torch.cat([values[index].flatten() for values in proposed.regions]), "proposals")
+        _check_finite([values[index] for values in proposed.regions], "proposals")
         maps = [feature_map[index] for feature_map in proposed.maps]
         regions, _ = regions_of([values[index] for values in proposed.regions], size, config, networks.operators.nms)
         boxes, scores, labels = _boxes(networks, config, maps, regions, size)
@@ -102,14 +100,13 @@ def regions_of(
     """
     boxes, scores, levels = [], [], []
     for level, (values, stride) in enumerate(zip(proposed, config.strides, strict=True)):
-        _, H, W = values.shape
+        width = values.shape[2]
         values = values.permute(1, 2, 0)  # by pixel
-        logits, deltas = values[..., : len(RATIOS)].reshape(-1), values[..., len(RATIOS) :].reshape(-1, 4)
-        best = logits.sigmoid().sort(descending=True, stable=True)
-        chosen = best.indices[: config.proposals]
-        placed = anchors(H, W, stride, like=values)[chosen]
+        likely, deltas = values[..., : len(RATIOS)].reshape(-1).sigmoid(), values[..., len(RATIOS) :].reshape(-1, 4)
+        chosen = _best(likely, config.proposals)
+        placed = anchors_at(chosen, width, stride, like=values)
         boxes.append(moved(placed, deltas[chosen], REGION_STDS, size.height, size.width))
-        scores.append(best.values[: config.proposals])
+        scores.append(likely[chosen])
         levels.append(torch.full_like(chosen, level))
     every, likely, level_of = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
     solid = (every[:, 2:] > every[:, :2]).all(1)
@@ -118,19 +115,12 @@ def regions_of(
     return every[kept], likely[kept]
 
 
-def read_regions(maps: Sequence[Tensor], regions: Tensor, strides: Sequence[int], side: int) -> Tensor:
-    """Each region from that of the finer four maps whose pixels are of a size with it.
-
-    maps (K, H, W) each, of the finest first, regions (R, 4) in pixels of the image -> (R, K, side, side)
-    """
-    level = (areas(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, LAST_LEVEL)
-    shape = len(regions), maps[0].shape[0], side, side
-    out = maps[0].new_zeros(shape).contiguous(memory_format=torch.channels_last)
-    for index, stride in enumerate(strides[: LAST_LEVEL + 1]):
-        members = (level == index).nonzero()[:, 0]
-        if len(members):
-            out[members] = roi_align(maps[index], regions[members], stride, side)
-    return out
+def _best(scores: Tensor, count: int) -> Tensor:
+    """The places of so many of the best, as far as there are, in falling order; of equal ones the first come first."""
+    places = torch.arange(len(scores), device=scores.device)
+    if len(scores) > count:  # sorting all of them would take ten times as long
+        places = places[scores >= scores.topk(count).values[-1]]
+    return places[scores[places].argsort(descending=True, stable=True)[:count]]
 
 
 PYTORCH = Operators(nms, read_regions)
@@ -141,7 +131,7 @@ def _boxes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (N, 4) in pixels of the image, scores (N,) and labels (N,)."""
     logits, deltas = networks.boxes(networks.operators.read_regions(maps, regions, config.strides, BOX_SIDE))
-    _check_finite(logits, "scores")
+    _check_finite([logits], "scores")
     probabilities = logits.softmax(-1)[:, :-1]  # without the background's
     region, label = (probabilities > config.min_score).nonzero(as_tuple=True)
     deltas = deltas.view(len(deltas), config.num_classes, 4)[region, label]
@@ -160,8 +150,8 @@ def _masks(
     return pasted(shares, _in_original(boxes, size), size.original_height, size.original_width)
 
 
-def _check_finite(values: Tensor, what: str) -> None:
-    if not values.isfinite().all():
+def _check_finite(found: Sequence[Tensor], what: str) -> None:
+    if not all(values.isfinite().all() for values in found):
         raise ArgumentError(
             f"the detector's {what} are NaN or infinite, beyond the precision's range; use bf16 or fp32, or check the "
             f"weights and that the images are normalized"

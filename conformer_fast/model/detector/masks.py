@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 
 import numpy as np
 import torch
@@ -43,8 +44,11 @@ def run_lengths(mask: Tensor) -> dict[str, list[int]]:
 
 
 def _nothing(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """False everywhere. In the CPU's memory by NumPy, whose zeros are pages that the system fills when they are first
-    written: 100 masks of a photograph are a hundred MB, of which boxes cover a part."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.zeros(shape, np.bool_))
-    return torch.zeros(shape, dtype=torch.bool, device=device)
+    """False everywhere. In the CPU's memory these are pages that the system makes when they are first written: 100
+    masks of a photograph are a hundred MB, of which boxes cover a part. NumPy's zeros are such too, but in huge pages,
+    which the system may take long to find."""
+    size = math.prod(shape)
+    if device.type != "cpu" or not size or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.zeros(shape, dtype=torch.bool, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.bool).view(shape)

@@ -3,19 +3,21 @@ torchvision where it is installed; else the same in plain PyTorch, which is what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from .boxes import overlaps
+from .boxes import areas, overlaps
 
 try:
     from ... import _C
 except ImportError:
     _C = None  # type: ignore[assignment]  # csrc/ was not built
 
+FINEST = 56  # pixels of a region's side: up to twice that it is read from the finest map
+LAST_LEVEL = 3  # of the maps that regions are read from
 Torchvision = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
 
@@ -47,6 +49,24 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tens
     return order[kept[order]]
 
 
+def read_regions(maps: Sequence[Tensor], regions: Tensor, strides: Sequence[int], side: int) -> Tensor:
+    """`roi_align` of each region from that of the finer four maps whose pixels are of a size with it.
+
+    maps (K, H, W) each, of the finest first, regions (R, 4) in pixels of the image -> (R, K, side, side)
+    """
+    level = (areas(regions).sqrt() / FINEST + 1e-6).log2().floor().clamp(0, LAST_LEVEL)
+    if all(map(_by_extension, maps)):
+        some = level.nan_to_num(0)  # what is inside out has no level, and no samples on any
+        return _aligned(maps[: LAST_LEVEL + 1], some, regions, strides, side)
+    shape = len(regions), maps[0].shape[0], side, side
+    out = maps[0].new_zeros(shape).contiguous(memory_format=torch.channels_last)
+    for index, stride in enumerate(strides[: LAST_LEVEL + 1]):
+        members = (level == index).nonzero()[:, 0]
+        if len(members):
+            out[members] = roi_align(maps[index], regions[members], stride, side)
+    return out
+
+
 def roi_align(feature_map: Tensor, regions: Tensor, stride: int, side: int) -> Tensor:
     """The mean of bilinear samples in each of side x side cells of each region.
 
@@ -56,11 +76,7 @@ def roi_align(feature_map: Tensor, regions: Tensor, stride: int, side: int) -> T
     feature_map (K, H, W), regions (R, 4) in pixels of the image -> (R, K, side, side)
     """
     if _by_extension(feature_map):
-        out = feature_map.new_empty(len(regions), side, side, len(feature_map))
-        pixels = feature_map.permute(1, 2, 0).contiguous()  # as it is where channels come last
-        scaled = (regions / stride - 0.5).contiguous()
-        _C.roi_align(pixels.numpy(), scaled.numpy(), out.numpy(), torch.get_num_threads())
-        return out.permute(0, 3, 1, 2)
+        return _aligned([feature_map], torch.zeros(len(regions)), regions, [stride], side)
     found = torchvision_ops()
     if found:
         return found[1](feature_map[None], [regions], side, 1 / stride, 0, aligned=True)
@@ -71,6 +87,16 @@ def _by_extension(tensor: Tensor) -> bool:
     """Whether the extension takes it: it knows no gradients."""
     tracked = tensor.requires_grad and torch.is_grad_enabled()
     return _C is not None and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not tracked
+
+
+def _aligned(maps: Sequence[Tensor], level: Tensor, regions: Tensor, strides: Sequence[int], side: int) -> Tensor:
+    """By the extension. level: (R,), the map that each region is read from."""
+    level = level.long()
+    out = maps[0].new_empty(len(regions), side, side, len(maps[0]))
+    pixels = [each.permute(1, 2, 0).contiguous().numpy() for each in maps]  # as they are where channels come last
+    scaled = (regions / regions.new_tensor(strides)[level, None] - 0.5).contiguous()
+    _C.roi_align(pixels, level.numpy(), scaled.numpy(), out.numpy(), torch.get_num_threads())
+    return out.permute(0, 3, 1, 2)
 
 
 def _best(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:

@@ -15,7 +15,7 @@ from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.detector import operators
 from conformer_fast.model.detector.boxes import BOX_STDS, REGION_STDS, anchors, moved
 from conformer_fast.model.detector.config import BOX_SIDE, MASK_SIDE, detector_config
-from conformer_fast.model.detector.detect import ImageSize, read_regions, regions_of
+from conformer_fast.model.detector.detect import ImageSize, regions_of
 from conformer_fast.model.detector.masks import pasted
 from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.recipe import MEAN, STD
@@ -204,7 +204,7 @@ def test_regions_are_read_alike(side, dtype, atol):
     special = torch.tensor([[0, 0, W, H], [9, 9, 9, 20], [8, 8, 119.99999, 119.99999]])  # all, empty, a level's edge
     boxes = torch.cat([_random_boxes(200), special]).to(dtype)
     judged = extractor([feature_map[None] for feature_map in maps], F.pad(boxes, (1, 0)))
-    _close(read_regions(maps, boxes, ours.config.strides, side), judged, atol)
+    _close(operators.read_regions(maps, boxes, ours.config.strides, side), judged, atol)
 
 
 def test_masks_are_pasted_alike():

@@ -92,7 +92,12 @@ def test_torchvision_is_found_and_a_broken_one_is_not(monkeypatch):
         ({"regions": np.zeros((2, 3), np.float32)}, r"boxes must have shape \(N, 4\)"),
         ({"regions": np.full((2, 4), np.nan, np.float32)}, "far from every map"),
         ({"regions": np.full((2, 4), 1e9, np.float32)}, "far from every map"),
-        ({"feature_map": np.zeros((0, 4, 3), np.float32)}, "none 0"),
+        ({"feature_maps": [np.zeros((0, 4, 3), np.float32)]}, "none 0"),
+        ({"feature_maps": []}, "there must be a map"),
+        ({"feature_maps": [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.float32)]}, "the same channels"),
+        ({"levels": np.array([0, 1])}, "a region is of level 1, there are 1 maps"),
+        ({"levels": np.array([0, -1])}, "a region is of level -1, there are 1 maps"),
+        ({"levels": np.zeros(3, np.int64)}, "levels must have shape"),
         ({"out": np.zeros((2, 7, 7, 2), np.float32)}, "out must have shape"),
         ({"out": np.zeros((2, 7, 6, 3), np.float32)}, "out must have shape"),
         ({"threads": 0}, "threads must be at least 1"),
@@ -100,7 +105,8 @@ def test_torchvision_is_found_and_a_broken_one_is_not(monkeypatch):
 )
 def test_the_extension_refuses(change, message):
     given = {
-        "feature_map": np.zeros((4, 4, 3), np.float32),
+        "feature_maps": [np.zeros((4, 4, 3), np.float32)],
+        "levels": np.zeros(2, np.int64),
         "regions": np.zeros((2, 4), np.float32),
         "out": np.zeros((2, 7, 7, 3), np.float32),
         "threads": 1,
@@ -108,7 +114,7 @@ def test_the_extension_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         operators._C.roi_align(**{**given, **change})
     with pytest.raises(TypeError):
-        operators._C.roi_align(**{**given, "feature_map": np.zeros((4, 4, 3))})  # float64
+        operators._C.roi_align(**{**given, "feature_maps": [np.zeros((4, 4, 3))]})  # float64
     boxes = np.zeros((2, 4), np.float32)
     with pytest.raises(ValueError, match="one a box"):
         operators._C.best(boxes, np.zeros(3, np.int64), 0.5)

@@ -1,0 +1,48 @@
+"""Draws detections.png: the packaged detector on held-out pictures and on two photographs of scikit-image."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+from detect_digits import MIN_SCORE, detections_of, enlarged, scattered_on  # noqa: E402
+
+import conformer_fast as cf  # noqa: E402
+from conformer_fast.datasets.scattered_digits import SIDE, ScatteredDigits  # noqa: E402
+from conformer_fast.deploy.draw import drawn  # noqa: E402
+
+HELD_OUT = 4  # the first of those that are judged
+SEED = 1
+COLUMNS, GAP = 3, 12  # of the picture, pixels between its parts
+SHOWN = 400  # pixels of a part's side
+
+
+def main() -> None:
+    fast = cf.compile(cf.create_detector(weights="packaged"), precision="fp32")
+    parts = [drawn(enlarged(one), detections_of(fast, one), fast.labels, MIN_SCORE) for one in pictures()]
+    rows = -(-len(parts) // COLUMNS)
+    size = (COLUMNS * (SHOWN + GAP) - GAP, rows * (SHOWN + GAP) - GAP)
+    out = Image.new("RGBA", size, (0, 0, 0, 0))
+    for index, part in enumerate(parts):
+        place = (index % COLUMNS * (SHOWN + GAP), index // COLUMNS * (SHOWN + GAP))
+        out.paste(part.resize((SHOWN, SHOWN), Image.Resampling.LANCZOS), place)
+    out.quantize(256).save(Path(__file__).with_name("detections.png"), optimize=True)
+
+
+def pictures() -> list[Image.Image]:
+    found = ScatteredDigits("test", SEED).draw(HELD_OUT)[0]
+    parts = [Image.fromarray(np.ascontiguousarray(one.permute(1, 2, 0).numpy())) for one in found]
+    for photograph in (data.hubble_deep_field(), data.chelsea()):
+        ground = Image.fromarray(photograph).resize((SIDE, SIDE))
+        parts.append(scattered_on(ground, SEED)[0])
+    return parts
+
+
+if __name__ == "__main__":
+    main()
