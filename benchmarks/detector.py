@@ -5,6 +5,8 @@ OpenVINO with the networks as its converter reads them. What stands between the 
 suppression, is the same code for all. Weights and image are random, so that there are as many regions and detections
 as there may be. "stages": seconds of each in our engines, in turn; "between": what is left of the whole. "operators":
 RoIAlign and suppression of these regions beside OpenVINO's own, with which the whole could be one of its engines.
+"sizes": what a picture of another size costs: "first" and "later" seconds of an engine of its own, and of one for any
+size. "first" of an own size has the graph there already.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +24,13 @@ from typing import Any
 os.environ["OMP_WAIT_POLICY"] = "passive"  # before PyTorch: spinning threads would slow whoever runs next
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import conformer_fast as cf
 from conformer_fast.engines.base import Settings
+from conformer_fast.engines.openvino import engine
 from conformer_fast.engines.openvino.device import describe, native_precisions
 from conformer_fast.engines.openvino.runtime import core, ov
 from conformer_fast.engines.timing import seconds_of, time_in_turn
@@ -78,6 +83,8 @@ def main(path: Path) -> None:
     print(*report["stages"], sep="\n", flush=True)
     report["operators"] = operators(detector, images)
     print(*report["operators"], sep="\n", flush=True)
+    report["sizes"] = [sizes(detector, precision) for precision in native_precisions() if precision != "fp16"]
+    print(*report["sizes"], sep="\n", flush=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -192,6 +199,25 @@ def stages(name: str, fast: cf.FastDetector, images: Tensor) -> dict[str, Any]:
         "detections": len(found.boxes),
         "seconds": {**medians, "between": medians["whole"] - known},
     }
+
+
+def sizes(detector: cf.Detector, precision: str) -> dict[str, Any]:
+    height, width = SIZE
+    across, down = torch.randn(1, 3, height, width), torch.randn(1, 3, width, height)
+    own = cf.compile(detector, backend="openvino", precision=precision)
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFORMER_FAST_CACHE", cache)
+        own(across)  # writes the graph
+        found = {"precision": precision, "own": _first_and_later(own, down)}
+        patch.setattr(engine, "OWN_SIZES", 0)
+        shared = cf.compile(detector, backend="openvino", precision=precision)
+        found["shared"] = _first_and_later(shared, down)
+    return found
+
+
+def _first_and_later(fast: cf.FastDetector, images: Tensor) -> dict[str, float]:
+    first = seconds_of(fast, images)
+    return {"first": first, "later": statistics.median(seconds_of(fast, images) for _ in range(ROUNDS))}
 
 
 def operators(detector: cf.Detector, images: Tensor) -> list[dict[str, Any]]:

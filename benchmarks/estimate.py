@@ -31,6 +31,7 @@ from benchmarks.machine_code import Part
 from benchmarks.recorded import IMAGE
 from conformer_fast.kernels.chips import CHIPS
 from conformer_fast.kernels.tiles import ceil_div
+from conformer_fast.model.config import VARIANTS
 from conformer_fast.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def networks(rows: Sequence[Row]) -> list[Network]:
     for row in rows:
         if row.chip == CHIP.capability and row.size == IMAGE:
             launches.setdefault((row.variant, row.problem), []).append(row)
+    rows = [row for row in rows if row.variant in VARIANTS]  # detectors have no floor here
     points, variants = {(row.variant, row.batch) for row in rows}, list(dict.fromkeys(row.variant for row in rows))
     in_order = sorted(points, key=lambda point: (variants.index(point[0]), point[1]))
     found = []

@@ -1,4 +1,5 @@
-"""What the compiler makes of every kernel, for every shape of the four variants on six chips, without a GPU.
+"""What the compiler makes of every kernel, for every shape of the four variants and of Mask R-CNN on six chips, without
+a GPU.
 
     python -m benchmarks.kernels_report [--chips 90] [--precision int8 fp8] [--batch 1 128] [--size 224] [--json FILE]
         [--estimates FILE] [--against FILE]
@@ -41,14 +42,16 @@ from triton.compiler import ASTSource
 
 from benchmarks import estimate, machine_code
 from benchmarks.machine_code import MachineCode
-from benchmarks.recorded import IMAGE, recorded_calls
+from benchmarks.recorded import IMAGE, detector_calls, recorded_calls
 from conformer_fast.engines.cuda import CAPABILITY_FP8
 from conformer_fast.kernels import chips as chips_module
+from conformer_fast.kernels import dispatch
 from conformer_fast.kernels import launch as launch_module
 from conformer_fast.kernels.preprocess import Pass, launch_preprocess
 from conformer_fast.kernels.regions import read_regions
 from conformer_fast.kernels.suppress import kept_of
 from conformer_fast.model.config import VARIANTS
+from conformer_fast.model.detector.config import LONG_EDGE
 from conformer_fast.model.outputs import LOGITS
 from conformer_fast.model.precision import DTYPES, FORMATS, around
 from conformer_fast.tables import Column, Table
@@ -57,6 +60,8 @@ TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"
 TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
 TYPES |= {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 PRECISIONS = (*DTYPES, "tf32", *FORMATS)
+DETECTOR = "mask-rcnn"  # among the variants: its networks, at COCO's size
+MODELS = [*VARIANTS, DETECTOR]
 STRIDES = (4, 8, 16, 32)  # of the maps that a detector's regions are read from
 SIZES = (IMAGE, 384, 1344)  # pixels a side; 1344: COCO's longer side, in whole patches
 EXACT = r"tt\.dot (?!.*inputPrecision = tf32).*: tensor<\w+xf32> \*"  # in Triton's own form: products of fp32
@@ -238,25 +243,38 @@ def launches(
     """(chip, variant, batch, size, problem, launch) of every kernel of these variants, of preprocessing, and between a
     detector's networks. Around products in 8 bits it is fp16, and chips without products in fp8 are left out of that.
     Batches are of images of 224x224; of any other size there is one image."""
-    points = [(batch, size) for size in sizes for batch in (batches if size == IMAGE else (1,))]
-    for variant, chip, precision, (batch, size) in itertools.product(variants, chips, precisions, points):
+    points = [
+        (variant, batch, size)
+        for variant in variants
+        for size in ((LONG_EDGE,) if variant == DETECTOR else sizes)
+        for batch in (batches if size == IMAGE else (1,))
+    ]
+    for (variant, batch, size), chip, precision in itertools.product(points, chips, precisions):
         if precision == "fp8" and divmod(chip, 10) < CAPABILITY_FP8:
             continue
-        config, stored = VARIANTS[variant], precision if precision in FORMATS else None
+        stored = precision if precision in FORMATS else None
         rest = "fp32" if precision == "tf32" else around(precision)
-        pooled = tuple(f"{block}.pooled" for block in config.feature_blocks)  # as mmpretrain's backbone returns them
         with (
             chips_module.assuming(chips_module.CHIPS[chip]),
             products_of_fp32("tf32" if precision == "tf32" else "ieee"),
         ):
-            for outputs in (LOGITS, pooled):  # a map that leaves is not made in 8 bits
-                for call in recorded_calls(config, batch, rest, outputs, stored, size):
-                    with launch_module.recording() as made:
-                        call.run(call.choice)
-                    for launch in made:
-                        yield chip, variant, batch, size, call.plan.problem, launch
+            for call in _calls(variant, batch, rest, stored, size):
+                with launch_module.recording() as made:
+                    call.run(call.choice)
+                for launch in made:
+                    yield chip, variant, batch, size, call.plan.problem, launch
             for problem, launch in itertools.chain(preprocessing(), between_networks()):
                 yield chip, variant, batch, size, problem, launch
+
+
+def _calls(variant: str, batch: int, precision: str, stored: str | None, size: int) -> Iterator[dispatch.Call]:
+    if variant == DETECTOR:
+        yield from detector_calls(precision, stored)
+        return
+    config = VARIANTS[variant]
+    pooled = tuple(f"{block}.pooled" for block in config.feature_blocks)  # as mmpretrain's backbone returns them
+    for outputs in (LOGITS, pooled):  # a map that leaves is not made in 8 bits
+        yield from recorded_calls(config, batch, precision, outputs, stored, size)
 
 
 @contextmanager
@@ -337,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32, 128], help="of images of 224x224")
     parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="of images; one each beside 224")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="MODEL")
+    parser.add_argument("--variants", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL")
     parser.add_argument("--estimates", metavar="FILE", help="write the estimates there")
     parser.add_argument("--against", metavar="FILE", help="fail if an estimate is above that file's by more than 3 %%")
     options = parser.parse_args(arguments)

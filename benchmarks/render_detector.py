@@ -50,15 +50,25 @@ def _tables(report: dict[str, Any]) -> str:
     operators = Table(Column("milliseconds of"), Column(OURS, ".1f"), Column("OpenVINO's own", ".1f")).markdown(
         (row["operator"], row[OURS] * 1e3, row["OpenVINO"] * 1e3) for row in report["operators"]
     )
+    sizes = Table(
+        Column("a picture of another size"),
+        Column("own engine: first", ".2f"),
+        Column("later", ".2f"),
+        Column("any size: first", ".2f"),
+        Column("later", ".2f"),
+    ).markdown(
+        (row["precision"], *(row[of][when] for of in ("own", "shared") for when in ("first", "later")))
+        for row in report["sizes"]
+    )
     first = report["stages"][0]
     return (
-        f"{times}\n\n{parts}\n\n{operators}\n\n"
+        f"{times}\n\n{parts}\n\n{operators}\n\n{sizes}\n\n"
         f"Medians of calls in turn, one image of {report['height']}x{report['width']} with {first['regions']} regions "
         f"and {first['detections']} detections, random weights, on {report['threads']} threads of an {report['name']} "
         f"(family {report['family']}, model {report['model']}), OpenVINO {report['openvino'].partition('-')[0]}. It "
         "runs the reference's parts as its converter reads them; between the networks is the same code for all. The "
         "parts took turns of their own; `between` is what is left of the whole: masks' "
-        "regions, the second suppression, pasting."
+        "regions, the second suppression, pasting. The last table is in seconds."
     )
 
 

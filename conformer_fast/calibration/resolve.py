@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..inference.detector import parts_of
+from ..inference.lower import blank, blank_part
 from ..inference.quantization import Quantization
 from ..model.detector.reference import Detector
 from ..model.precision import FORMATS
@@ -28,13 +30,15 @@ def resolve(
                   or a folder's path
 
     Raises ArgumentError when only one of an 8-bit precision and its quantization is given, or one for another
-    precision, and what `calibrate` raises. Warns as `calibrate` does, and of a quantization that was made for other
-    weights: those of a later epoch may do with it, so it is not refused.
+    precision or of another model's products, and what `calibrate` raises. Warns as `calibrate` does, and of a
+    quantization that was made for other weights: those of a later epoch may do with it, so it is not refused.
     """
     given = _given(precision, quantization)
     if given is None:
         return None, None
     if isinstance(given, Quantization):
+        heads = not reference.features_only
+        blank(reference.config, None, "fp32", heads=heads, norm=heads).check_products(given)
         warn_of(given, reference)
         return given, None
     quantization = given
@@ -59,6 +63,8 @@ def resolve_detector(
     if given is None:
         return None, None
     if isinstance(given, Quantization):
+        for name in parts_of(reference):
+            blank_part(reference.config, name, "fp32").check_products(given.part(name))
         warn_of(given, reference)
         return given, None
     batches = DetectorImages(cast(Any, given), reference)

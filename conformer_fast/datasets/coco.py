@@ -94,6 +94,8 @@ def read_coco(
             for index, one in enumerate(kept, start=1)  # to pycocotools, 0 is no object
         ),
     )
+    if not os.path.isdir(folder):
+        raise DatasetError(f"{folder}: there is no such folder; give the one that has the pictures of {path}")
     absent = [picture.name for picture in found.pictures if not os.path.isfile(picture.path)]
     if absent:
         raise DatasetError(

@@ -128,6 +128,18 @@ class InferenceNetwork(nn.Module):
             block.smooth(product, torch.tensor(values, dtype=torch.float64, device=weight.device))
         return other
 
+    def check_products(self, quantization: Quantization) -> None:
+        """Raises ArgumentError for ranges of products that the model does not have, or not to be put in 8 bits."""
+        names = self.quantizable
+        adding = [addend_of(name) for name in names if name.endswith(".conv3")]
+        results = [result_of(name) for name in names if name.endswith(".qkv")]
+        unknown = set(quantization.ranges) - {*names, *adding, *results}
+        if unknown:
+            raise ArgumentError(
+                f"quantized: the model has no products {first_few(sorted(unknown))}, but {first_few(names)}; were the "
+                f"ranges measured on another one?"
+            )
+
     def quantized(self, quantization: Quantization, attended: bool = False) -> Self:
         """A copy whose products that `quantization` has ranges of are computed in 8 bits (functional.py), the weight
         stored in them beside its scales. The others stay as they are, and so does what is not only read in 8 bits.
@@ -138,15 +150,7 @@ class InferenceNetwork(nn.Module):
 
         Raises ArgumentError for ranges of products that the model does not have, or has in 8 bits already.
         """
-        names = self.quantizable
-        adding = [addend_of(name) for name in names if name.endswith(".conv3")]
-        results = [result_of(name) for name in names if name.endswith(".qkv")]
-        unknown = set(quantization.ranges) - {*names, *adding, *results}
-        if unknown:
-            raise ArgumentError(
-                f"quantized: the model has no products {first_few(sorted(unknown))}, but {first_few(names)}; were the "
-                f"ranges measured on another one?"
-            )
+        self.check_products(quantization)
         other = self.smoothed(quantization.smoothing)
         for name, part in other.named_modules():
             if name in quantization.ranges and isinstance(part, Weights):

@@ -46,6 +46,18 @@ def test_large_products_use_the_chips_own_matrix_instructions(rows):
     assert not others, [(row["chip"], row["problem"], row["tile"], row["matrix"]) for row in others]
 
 
+@pytest.mark.slow
+def test_a_detectors_kernels_compile_without_faults(tmp_path):
+    """Mask R-CNN's on small-p32, for one image of COCO."""
+    rows = report(tmp_path, "--chips", "90", "--precision", "fp16", "--variants", "mask-rcnn")
+    assert not faults(rows), "\n".join(faults(rows))
+    problems = {row["problem"] for row in rows}
+    assert {"conv1x1 fp16 M67200 N256 K256 tokens2", "conv3x3 fp16 B100 H14 W14 N256 K256 stride1"} <= problems
+    assert {"conv1x1 fp16 M1000 N1024 K12544 relu", "read_regions fp16 R1000 K256 side7"} <= problems
+    products = [row for row in rows if row["products"] and row["kernel"] != "fcu_down_kernel"]
+    assert {row["matrix"] for row in products if row["blocks"] >= 132} == {"wgmma"}
+
+
 def test_chips_without_products_in_fp8_have_none(tmp_path):
     """Nor kernels that would make its numbers: the compiler refuses them there."""
     options = ("--precision", "fp8", "--variants", "tiny-p16", "--batch", "1", "--size", "224")

@@ -98,7 +98,10 @@ def test_quantizations_that_do_not_fit():
         cf.compile(small(), precision="int8", quantization=of_another)
     unknown = cf.Quantization("int8", {"boxes.nothing": 1.0})
     with pytest.raises(cf.ArgumentError, match="no products nothing"):
-        cf.compile(small(), precision="int8", quantization=unknown)(*image(64, 64))
+        cf.compile(small(), precision="int8", quantization=unknown)
+    of_a_detector = cf.Quantization("int8", {"proposer.hidden": 1.0})
+    with pytest.raises(cf.ArgumentError, match=r"no products proposer\.hidden"):
+        cf.compile(cf.create_model("digits"), precision="int8", quantization=of_a_detector)
     for options, message in (
         ({"precision": "fp8"}, "put in int8, got precision 'fp8'"),
         ({"max_drop": 0.5}, "without max_drop"),
