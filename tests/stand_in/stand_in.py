@@ -187,6 +187,7 @@ PLAIN = frozenset(  # functions that run no operator, and whose result is the sa
 WHERE, IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__
 SPECIAL = frozenset(
     {WHERE, IS_CUDA, Tensor.numpy, Tensor.__array__, Tensor.cuda, Tensor.cpu, Tensor.to, Tensor.__deepcopy__}
+    | {Tensor.new_tensor}
 )
 NAMES_DEVICES = frozenset({torch.device, str})
 
@@ -229,6 +230,10 @@ class Devices(TorchFunctionMode):
             return GPU if _is_marked(first) else func(*args)
         if func == IS_CUDA:
             return _is_marked(first)
+        if func == Tensor.new_tensor:  # no operator makes it
+            made = func(*args, **kwargs)
+            _mark(made, _is_marked(first))
+            return made
         if func == Tensor.cuda:
             return self._moved(first, GPU)
         if func == Tensor.cpu:
