@@ -8,6 +8,7 @@ import pickle
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from detector_samples import SMALL, alike, filled, image, small
@@ -21,6 +22,7 @@ from conformer_fast.engines.registry import format_of
 from conformer_fast.engines.tensorrt import backend as tensorrt_backend
 from conformer_fast.engines.tensorrt import engine as tensorrt_engine
 from conformer_fast.engines.tensorrt.flavors import get_flavor
+from conformer_fast.engines.tensorrt.plan import engine_from_onnx
 from conformer_fast.inference.detector import outputs_of, parts_of
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.digest import weights_sha256
@@ -314,3 +316,33 @@ def test_what_cannot_be_built(rtx, tmp_path):
             build_in(tmp_path / "bundle", **options)
         assert not (tmp_path / "bundle").exists()
     assert (PICTURES.height[2], PICTURES.width[2]) == (1344, 1344)
+
+
+REGIONS = [[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 20.0, 25.0]]
+BETWEEN = {  # ONNX's operators between the networks, and what of them there must be beside images
+    "RoiAlign": ({"output_height": 7, "output_width": 7, "spatial_scale": 0.25}, ["images", REGIONS, [0, 0]]),
+    "NonMaxSuppression": ({}, [[REGIONS], [[[0.9, 0.8]]], [2], [0.5]]),
+}
+
+
+@pytest.mark.parametrize("operator", BETWEEN)
+def test_why_there_are_several_engines(operator, rtx):
+    """TensorRT-RTX builds neither operator, so no engine goes from pixels to detections. Once it does, one may."""
+    onnx = pytest.importorskip("onnx")
+    attributes, inputs = BETWEEN[operator]
+    constants = {f"constant_{index}": value for index, value in enumerate(inputs) if value != "images"}
+    names = [name if name == "images" else f"constant_{index}" for index, name in enumerate(inputs)]
+    tensors = [
+        onnx.numpy_helper.from_array(np.array(value, np.int64 if value in ([0, 0], [2]) else np.float32), name)
+        for name, value in constants.items()
+    ]
+    found = onnx.helper.make_node(operator, names, ["found"], **attributes)
+    nodes = [found, onnx.helper.make_node("Cast", ["found"], ["out"], to=onnx.TensorProto.FLOAT)]
+    given, out = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("images", ["batch", 8, "height", "width"]), ("out", None))
+    )
+    graph = onnx.helper.make_graph(nodes, "between", [given], [out], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 16)], ir_version=10)
+    with pytest.raises(cf.EngineError, match=r"ROIAlign plugin was not found|no runners that implement it"):
+        engine_from_onnx(model.SerializeToString(), [cf.Shapes((1, 1, 1), SIDES, SIDES)], rtx, ["sm86"], "fp32")
