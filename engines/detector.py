@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from conformer_fast.errors import ArgumentError, first_few
-from conformer_fast.inference.detector import outputs_of, parts_of
+from conformer_fast.inference.detector import outputs_of, parts_of, split_regions
 from conformer_fast.model.detector.config import (
     BOX_SIDE,
     LEVELS,
@@ -108,8 +108,7 @@ class EngineNetworks:
             row = features.new_zeros(1, 1, length, features.shape[1])
             row[0, 0, : len(features)] = features
         (found,) = self.engines["boxes"](row)
-        values = found[0, 0, : len(features)]
-        return values[:, : self._classes + 1], values[:, self._classes + 1 :].contiguous()
+        return split_regions(found[0, 0, : len(features)], self._classes)
 
     def masks(self, features: Tensor) -> Tensor:
         if not len(features):  # an engine takes no empty batch

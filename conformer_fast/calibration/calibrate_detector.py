@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..datasets.batches import images_in
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
-from ..inference.detector import parts_of
+from ..inference.detector import parts_of, split_regions
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
 from ..inference.quantization import Quantization
-from ..model.detector.config import LEVELS
+from ..model.detector.config import LEVELS, DetectorConfig
 from ..model.detector.detect import PYTORCH, detect
 from ..model.detector.parts import Proposed
 from ..model.detector.reference import Detector, checked_sizes
@@ -55,7 +55,7 @@ def calibrate_detector(detector: Detector, images: Images | DetectorImages, smoo
         found = smoothing_factors(backbone, some, PRECISION)
         factors = {f"{first}.backbone.{name}": values for name, values in found.items()}
         parts[first] = parts[first].smoothed({f"backbone.{name}": values for name, values in found.items()})
-    counts, networks = Counts(), _Observed(parts)
+    counts, networks = Counts(), _Observed(parts, detector.config)
     with Bar("calibrating", len(batches), "batch") as bar:
         for batch in batches:
             with torch.inference_mode():
@@ -114,7 +114,8 @@ class _Observed:
 
     operators = PYTORCH
 
-    def __init__(self, parts: dict[str, Any]) -> None:
+    def __init__(self, parts: dict[str, Any], config: DetectorConfig) -> None:
+        self._classes = config.num_classes
         self._observers = {name: Observer(part) for name, part in parts.items()}
         self.histograms: dict[str, Histogram] = {}
 
@@ -124,9 +125,7 @@ class _Observed:
 
     def boxes(self, features: Tensor) -> tuple[Tensor, Tensor]:
         (found,) = self._run("boxes", features.permute(0, 2, 3, 1).flatten(1)[None, None])
-        values = found[0, 0]  # of each region a logit and four deltas a class, and the background's logit
-        classes = values.shape[1] // 5
-        return values[:, : classes + 1], values[:, classes + 1 :].contiguous()
+        return split_regions(found[0, 0], self._classes)
 
     def masks(self, features: Tensor) -> Tensor:
         return self._run("masks", features.permute(0, 2, 3, 1))[0]

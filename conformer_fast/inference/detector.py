@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.detector.config import BOX_SIDE, LEVELS, MASK_SIDE
@@ -20,6 +21,7 @@ from .network import InferenceConformer
 from .weights import Weights
 
 REGIONS, MASKS = "regions.pixels", "masks.map"
+EVEN = 16
 
 
 def parts_of(detector: Detector) -> dict[str, Proposer | BoxHead | MaskHead]:
@@ -89,7 +91,8 @@ class InferenceProposer(InferenceNetwork):
 
 class InferenceBoxHead(InferenceNetwork):
     """A region is a pixel of a row: (1, 1, R, 7 * 7 * K), a place's channels together, -> "regions.pixels"
-    (1, 1, R, classes + 1 + classes * 4), logits, then deltas."""
+    (1, 1, R, classes + 1 + classes * 4), logits, then deltas, and zeros up to a multiple of EVEN values: a kernel
+    writes rows of other lengths piece by piece."""
 
     outputs = output_names = (REGIONS,)
     last_products = ("regions",)
@@ -102,13 +105,20 @@ class InferenceBoxHead(InferenceNetwork):
         first, *others = layers
         by_place = first.weight.unflatten(1, (-1, BOX_SIDE, BOX_SIDE)).permute(0, 2, 3, 1).flatten(1)
         self.hidden: Any = nn.ModuleList([Weights(by_place, first.bias), *map(_of, others)])
-        self.regions = _joint(model.fc_cls, model.fc_reg)
+        joint = _joint(model.fc_cls, model.fc_reg)
+        spare = -len(joint.bias) % EVEN
+        self.regions = Weights(F.pad(joint.weight, (0, 0, 0, spare)), F.pad(joint.bias, (0, spare)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         features = images
         for layer in self.hidden:
             features = ops.conv1x1(features, *layer(), **layer.scales())
         return (ops.conv1x1(features, *self.regions(), relu=False),)
+
+
+def split_regions(values: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """What the network of the box head returns of R regions, (R, ...), as BoxHead: logits and deltas."""
+    return values[:, : classes + 1], values[:, classes + 1 : 5 * classes + 1].contiguous()
 
 
 class InferenceMaskHead(InferenceNetwork):
