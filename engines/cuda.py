@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from importlib.util import find_spec
 
 import torch
 
@@ -44,10 +43,12 @@ def in_8_bits() -> tuple[str, ...]:
 
 
 def between_networks(device: str) -> Operators:
-    """What is computed between a detector's networks: our kernels on a GPU, where Triton is installed."""
-    if torch.device(device).type != "cuda" or find_spec("triton") is None:
+    """What is computed between a detector's networks: our kernels on a GPU, where they can be imported."""
+    if torch.device(device).type != "cuda":
         return PYTORCH
-    from conformer_fast.kernels.regions import read_regions
-    from conformer_fast.kernels.suppress import nms
-
+    try:
+        from conformer_fast.kernels.regions import read_regions
+        from conformer_fast.kernels.suppress import nms
+    except ImportError:  # their language is on Linux only
+        return PYTORCH
     return Operators(nms, read_regions)

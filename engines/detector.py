@@ -12,11 +12,10 @@ from conformer_fast.inference.detector import outputs_of, parts_of, split_region
 from conformer_fast.model.detector.config import (
     BOX_SIDE,
     LEVELS,
-    LONG_EDGE,
     MASK_SIDE,
     MULTIPLE,
-    SHORT_EDGE,
     DetectorConfig,
+    edges_for,
 )
 from conformer_fast.model.detector.detect import PYTORCH, Operators
 from conformer_fast.model.detector.parts import BoxHead, MaskHead, Proposed, Proposer
@@ -26,7 +25,6 @@ from conformer_fast.model.shapes import Shapes
 from .base import Engine, Settings
 
 ROWS = 4  # lengths of what the box head reads: as many as OpenVINO's engine has sizes of its own
-PICTURES = Shapes((1, 1, 1), (MULTIPLE, SHORT_EDGE, LONG_EDGE), (MULTIPLE, LONG_EDGE, LONG_EDGE))  # one at a time
 
 
 def part_settings(detector: Detector, settings: Settings) -> dict[str, Settings]:
@@ -60,7 +58,7 @@ def engine_networks(detector: Detector, settings: Settings) -> EngineNetworks:
 def shapes_for(part: Proposer | BoxHead | MaskHead, images: Sequence[Shapes]) -> tuple[Shapes, ...]:
     """What the engine of a part takes that is built for certain shapes.
 
-    images: of the detector's; none: single ones of up to 1344 x 1344 pixels
+    images: of the detector's; none: single ones of any picture that is fitted, tuned for wide ones
 
     Raises ArgumentError unless the images' sides are multiples of 32.
     """
@@ -76,7 +74,13 @@ def shapes_for(part: Proposer | BoxHead | MaskHead, images: Sequence[Shapes]) ->
             raise ArgumentError(
                 f"a detector's images have sides of multiples of {MULTIPLE}, got {wrong[0]} in {shapes}"
             )
-    return tuple(images) or (PICTURES,)
+    return tuple(images) or (pictures_of(part.size),)
+
+
+def pictures_of(size: int | None) -> Shapes:
+    """Of one picture that is fitted to this size of a recipe."""
+    long, short = (-(-edge // MULTIPLE) * MULTIPLE for edge in edges_for(size))
+    return Shapes((1, 1, 1), (MULTIPLE, short, long), (MULTIPLE, long, long))
 
 
 def row_step(config: DetectorConfig) -> int:

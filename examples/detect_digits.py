@@ -28,6 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("detected.png"))
     args = parser.parse_args()
+    if not args.output.parent.is_dir():
+        parser.error(f"there is no folder {args.output.parent}")
     photograph = Image.fromarray(data.hubble_deep_field()).resize((SIDE, SIDE))
     picture, truth = scattered_on(photograph, SEED)
     fast = cf.compile(cf.create_detector(weights="packaged"))

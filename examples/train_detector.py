@@ -46,6 +46,8 @@ SIZE = ImageSize(SIDE, SIDE, SIDE, SIDE)
 
 def main() -> None:
     args = parse_args()
+    if args.test_pictures < 1 or not args.output.parent.is_dir():
+        raise SystemExit("give at least one test picture, and an output in a folder that is there")
     torch.manual_seed(args.seed)
     model = Detector(CONFIG)
     train(model, ScatteredDigits("train", args.seed), args.steps)

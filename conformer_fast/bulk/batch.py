@@ -75,7 +75,7 @@ def batch(
     after which the same call goes on, or when a decoding process ends.
     """
     if not isinstance(model, FastConformer):
-        raise ArgumentTypeError(f"batch needs what compile or load returned, got {shown(repr(model))}")
+        raise ArgumentTypeError(f"batch needs a classifier that compile or load returned, got {shown(repr(model))}")
     truth("progress", progress)
     topk = min(whole("topk", topk), model.config.num_classes)
     file = check_results(out)

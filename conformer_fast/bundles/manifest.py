@@ -253,6 +253,8 @@ class DetectorManifest(Facts):
             raise ValueError(f"its networks must be {', '.join(needed)}, got {', '.join(self.networks)}")
         if form.sized and not all(network.shapes for network in self.networks.values()):
             raise ValueError("it names no shapes that its engines take")
+        if self.labels is None:
+            raise ValueError("it has no labels, which a detector's classes need")
         self._check_files(self.all_named(form.files))
 
     def all_named(self, names: Iterable[str]) -> set[str]:

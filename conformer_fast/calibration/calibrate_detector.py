@@ -82,7 +82,12 @@ class DetectorImages:
         if isinstance(given, str | os.PathLike):
             self._given = [*images_in(given, size=1, limit=FOLDER_LIMIT).paths]
         else:
-            self._given = several("images for quantization", given)
+            if isinstance(given, Tensor) and given.ndim <= 4:
+                raise ArgumentTypeError(
+                    "images for quantization must be a list of batches, such as images.split(1), got one"
+                )
+            batches = several("images for quantization", given)
+            self._given = [one[0] if isinstance(one, list | tuple) and one else one for one in batches]
         if not self._given:
             raise ArgumentError("calibration got no images; give some that are like those the detector will see")
 
@@ -97,8 +102,9 @@ class DetectorImages:
         if isinstance(images, Path):
             from ..preprocessing.detection import fit_pictures, load_upright
 
+            picture = load_upright(images)
             try:
-                images, _ = fit_pictures([load_upright(images)], recipe=self._recipe)
+                images, _ = fit_pictures([picture], recipe=self._recipe)
             except ImageError as error:
                 raise ImageError(f"{self._given[index]}: {error}") from error
         elif isinstance(images, Tensor) and not images.is_floating_point():
@@ -128,6 +134,9 @@ class _Observed:
         return split_regions(found[0, 0], self._classes)
 
     def masks(self, features: Tensor) -> Tensor:
+        if not len(features):  # nothing was found in this picture
+            side = 2 * features.shape[-1]
+            return features.new_empty(0, self._classes, side, side)
         return self._run("masks", features.permute(0, 2, 3, 1))[0]
 
     def _run(self, part: str, images: Tensor) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..model.config import ConformerConfig
+from ..model.detector.reference import Detector
 from ..model.distance import relative_error
 from ..model.forked import before_computing
 from ..model.outputs import LOGITS, SUM, Softmax, feature_names, rebuild, reference_outputs
@@ -24,7 +25,7 @@ from ..model.recipe import Recipe
 from ..model.reference import Conformer, ConformerFeatures, ConformerOutput
 from ..model.shapes import Pad
 from .dialects import Recognized, recognize
-from .reading import read_checkpoint
+from .reading import of_detector, read_checkpoint
 from .weights import with_weights
 
 Model = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -49,10 +50,15 @@ def adopt(model: Model) -> Source:
     mode, has outputs that are not known or computes something else than a Conformer.
     """
     before_computing()
+    if isinstance(model, Detector):
+        raise ArgumentTypeError(
+            "a Detector is given where a Conformer is asked for; compile, calibrate, build, evaluate_detector take it"
+        )
     if isinstance(model, nn.Module):
         return _from_module(model)
     if isinstance(model, str | os.PathLike):
         checkpoint = read_checkpoint(model)
+        _warn_of_detector(checkpoint.state)
         try:
             return _own(_reference(checkpoint.found, checkpoint.recipe))
         except CheckpointError as error:
@@ -61,7 +67,13 @@ def adopt(model: Model) -> Source:
         raise ArgumentTypeError(
             f"the model must be a module, a state dict or a checkpoint's path, not a {type(model).__name__}"
         )
+    _warn_of_detector(model)
     return _own(_reference(recognize(model), Recipe()))
+
+
+def _warn_of_detector(state: Mapping[str, Tensor]) -> None:
+    if of_detector(state):
+        warnings.warn("the weights are a detector's: taken as its backbone; create_detector takes all", stacklevel=4)
 
 
 def _own(reference: Conformer) -> Source:

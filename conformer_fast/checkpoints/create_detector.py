@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, a_path, shown
 from ..model.blank import in_memory, outline_of
 from ..model.config import ConformerConfig
 from ..model.detector.config import PACKAGED, DetectorConfig, detector_config
@@ -52,6 +52,8 @@ def create_detector(
         if name not in (None, PACKAGED):
             raise CheckpointError("the packaged detector has sizes of its own; leave its name out")
         name, weights = PACKAGED, DATA / "scattered_digits.safetensors"
+    if not a_path("the checkpoint", weights).exists():
+        raise CheckpointError(f"{shown(weights)}: no such file; pass a detector's checkpoint, or 'packaged'")
     checkpoint = read_detector(weights)
     try:
         return _filled(name, checkpoint, variant, num_classes)

@@ -101,6 +101,11 @@ def _read(path: str | os.PathLike[str], ema: bool) -> tuple[dict[str, Tensor], d
         raise CheckpointError(f"{path}: {damaged(why)}") from error
 
 
+def of_detector(state: Mapping[str, Any]) -> bool:
+    """Whether a state dict is a whole detector's."""
+    return any(isinstance(name, str) and name.endswith(CLASSES) for name in state)
+
+
 def existing_file(path: str | os.PathLike[str]) -> Path:
     """Raises CheckpointError unless it is a file, with what to give instead."""
     path = a_path("the checkpoint", path)

@@ -16,7 +16,7 @@ from ..model.recipe import USUAL, Recipe, checked
 from ..storage.outputs import AnyPath, check_output, write_output
 from .dialects import Dialect, Recognized, to_dialect
 from .metadata import metadata_of
-from .reading import existing_file, read_checkpoint
+from .reading import existing_file, of_detector, read_checkpoint
 from .safetensors_files import shards_beside
 from .weights import LoadReport
 
@@ -73,6 +73,8 @@ def convert(
     before_computing()
     checked(recipe)
     checkpoint = read_checkpoint(source)
+    if of_detector(checkpoint.state):
+        warnings.warn(f"{source} is a detector's: its backbone alone is written", stacklevel=2)
     found, said = checkpoint.found, checkpoint.recipe
     save_weights(found.state, target, dialect, recipe=recipe.over(said))
     others = said.denies(recipe)

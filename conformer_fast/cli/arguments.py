@@ -317,10 +317,10 @@ def _holds_pictures(file: str) -> bool:
 def _implied(path: str, features_only: bool) -> ConformerConfig:
     """The sizes of the model whose weights a file holds. Raises ArgumentError for a detector's, unless its backbone
     alone is asked for."""
-    from ..checkpoints.reading import CLASSES, read_checkpoint
+    from ..checkpoints.reading import of_detector, read_checkpoint
 
     checkpoint = read_checkpoint(path)
-    if not features_only and any(name.endswith(CLASSES) for name in checkpoint.state):
+    if not features_only and of_detector(checkpoint.state):
         raise ArgumentError(
             f"{path} is a detector's checkpoint; `conformer-fast` detect, evaluate --coco, calibrate and build take it"
         )

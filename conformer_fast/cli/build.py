@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=_range,
         metavar="N|N,N,N",
-        help="image side: smallest, tuned for, largest (default: that of its training)",
+        help="image side: smallest, tuned for, largest (default: that of its training; of a detector all it fits)",
     )
     parser.add_argument(
         "--batch",
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     backend = make(AHEAD, {"targets": options.target, "flavor": options.flavor})
     backend.check(Settings(backend, options.precision))  # before a download
     check_writable(options.output, key)
-    of_detector = not options.features and detectors.holds_detector(options.weights)
+    of_detector = not options.features and detectors.asks_for_detector(options)
     model, shapes, quantization = _detector(options) if of_detector else _conformer(options)
     folder = cf.build(
         model,
@@ -128,7 +128,7 @@ def _detector(options: argparse.Namespace) -> tuple[cf.Detector, list[cf.Shapes]
     if options.batch and not side:
         raise ArgumentError("--batch of a detector needs the --size of its images too")
     shapes = [cf.Shapes(batch, side, side)] if side else []
-    return cf.create_detector(weights=options.weights), shapes, detectors.quantization_of(options)
+    return cf.create_detector(weights=options.weights), shapes, detectors.asked_quantization(options)
 
 
 def _again(options: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ from ..engines.registry import BACKENDS
 from ..errors import ArgumentError
 from ..model.names import IN_8_BITS
 from .arguments import add_model, add_size, file, model_of, new_file, positive, refuse, show
-from .detectors import holds_detector
+from .detectors import asks_for_detector
 
 if TYPE_CHECKING:
     from ..calibration.accuracy_gate import GateReport
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from ..inference.quantization import product_of
 
     reports: list[GateReport] = []
-    of_detector = holds_detector(options.weights)
+    of_detector = asks_for_detector(options)
     quantization = _of_detector(options) if of_detector else _of_conformer(options, reports)
     path = quantization.save(options.output)
     products = [name for name in quantization.ranges if product_of(name) == name]

@@ -25,17 +25,20 @@ def detector_of(options: argparse.Namespace) -> cf.FastDetector:
         cf.create_detector(weights=options.weights),
         backend=options.backend or "auto",
         precision=options.precision or "auto",
-        quantization=quantization_of(options),
+        quantization=asked_quantization(options),
     )
 
 
-def quantization_of(options: argparse.Namespace) -> cf.Quantization | str | None:
+def asked_quantization(options: argparse.Namespace) -> cf.Quantization | str | None:
     """A file's content, or the folder of pictures to measure."""
     return cf.Quantization.load(options.quantization) if options.quantization else options.calibration
 
 
-def holds_detector(weights: str | None) -> bool:
-    """Whether --weights is a detector's file. Raises CheckpointError for a file that is no checkpoint."""
-    from ..checkpoints.reading import CLASSES, read_state_dict
+def asks_for_detector(options: argparse.Namespace) -> bool:
+    """Whether --weights is a detector's file, or 'packaged' without the name of a classifier. Raises CheckpointError
+    for a file that is no checkpoint."""
+    from ..checkpoints.reading import of_detector, read_state_dict
 
-    return weights not in (None, *KEYWORDS) and any(name.endswith(CLASSES) for name in read_state_dict(weights))
+    if options.weights in (None, *KEYWORDS):
+        return options.weights == "packaged" and options.model is None
+    return of_detector(read_state_dict(options.weights))

@@ -115,6 +115,8 @@ def _detector(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--coco needs the folder of its pictures and a detector; give {' and '.join(missing)}")
     if options.reference and options.weights is None:
         raise ArgumentError("a bundle has no reference; give the --weights that it was made from")
+    if options.bundle and options.reference is False:
+        refuse(options, ("weights",), "with --no-reference the bundle runs alone")
     fast, reference = detector_of(options), None
     if options.reference is not False:
         reference = fast.reference or (options.weights and cf.create_detector(weights=options.weights))

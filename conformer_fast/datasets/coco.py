@@ -105,7 +105,7 @@ def read_coco(
     return found
 
 
-def run_lengths(text: str, pixels: int) -> list[int]:
+def uncompressed(text: str, pixels: int) -> list[int]:
     """COCO's compressed run lengths of a mask of so many pixels, as numbers.
 
     They are in groups of 5 bits, the lowest first, as ASCII from "0" on; the sixth bit says that another follows. From
@@ -209,7 +209,7 @@ class _Reader:
             self._refuse(where, f"segmentation must be polygons, or run lengths of the size [{height}, {width}]", value)
         counts = value.get("counts")
         try:
-            found = run_lengths(counts, height * width) if isinstance(counts, str) else _of_all(counts, height * width)
+            found = uncompressed(counts, height * width) if isinstance(counts, str) else _of_all(counts, height * width)
         except ValueError as error:
             raise DatasetError(f"{self._path}: {where}: segmentation: {error}; give those of its picture") from error
         return {"size": [height, width], "counts": found}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..errors import ArgumentError, a_path, one_of, whole
 from ..model.detector.boxes import overlaps
 from ..model.detector.masks import run_lengths
 from .digits import INK, load_pixels, split_indices
@@ -47,6 +49,7 @@ class ScatteredDigits:
     """Draws pictures of one split, the same for the same seed. Raises ImportError when scikit-learn is missing."""
 
     def __init__(self, split: Literal["train", "test"], seed: int) -> None:
+        one_of("split", split, ("train", "test"))
         pixels, labels = load_pixels()
         members = split_indices(labels)[split == "test"]
         self._digits = torch.from_numpy(pixels[members]).float() / INK  # (D, 8, 8), 0 ... 1
@@ -55,11 +58,16 @@ class ScatteredDigits:
 
     def draw(self, count: int) -> tuple[Tensor, list[Objects]]:
         """Pictures uint8 (count, 3, SIDE, SIDE) and the digits in each."""
+        whole("count", count)
         pictures, objects = zip(*(self._draw() for _ in range(count)), strict=True)
         return torch.stack(pictures), list(objects)
 
     def draw_on(self, ground: Tensor) -> tuple[Tensor, Objects]:
         """The same on a picture of one's own, uint8 (3, SIDE, SIDE): one of a kind that no detector was trained on."""
+        if ground.shape != (3, SIDE, SIDE) or ground.dtype != torch.uint8:
+            raise ArgumentError(
+                f"a picture to draw on is uint8 (3, {SIDE}, {SIDE}), got {ground.dtype} {tuple(ground.shape)}"
+            )
         return self._draw(ground.numpy() / 255)
 
     def _draw(self, ground: np.ndarray | None = None) -> tuple[Tensor, Objects]:
@@ -131,9 +139,12 @@ class ScatteredDigits:
         return math.cos(angle) * place + math.sin(angle) * place[:, None]
 
 
-def write_coco(folder: Path, pictures: Tensor, objects: list[Objects]) -> Path:
+def write_coco(folder: str | os.PathLike[str], pictures: Tensor, objects: list[Objects]) -> Path:
     """What was drawn, as files in COCO's form for `evaluate_detector`: N.png and instances.json, whose path is
     returned. folder: it is there."""
+    if len(pictures) != len(objects):
+        raise ArgumentError(f"{len(pictures)} pictures and the objects of {len(objects)}; give those of each")
+    folder = a_path("the folder", folder)
     annotations = [
         {
             "image_id": index,

@@ -57,15 +57,14 @@ def compile(
     """A fast model that returns what `model` returns.
 
     model:     a reference Conformer, the official repository's Conformer, an mmpretrain ImageClassifier or Conformer
-               backbone, mmdetection's backbone, a state dict, or a checkpoint's path; or a Detector, which "openvino"
-               and "reference" run. It is not changed.
+               backbone, mmdetection's backbone, a state dict, or a checkpoint's path; or a Detector. It is not changed.
     backend:   "auto" (the first of these that can run here), "triton" (CUDA), "openvino" (CPU), "reference"; or
                "tensorrt" (CUDA), which is built for certain shapes; or one of their classes with its options, as
                TensorRT(shapes=Shapes(...))
     precision: "auto" (the fastest of the following that this hardware has: a CPU that lists "bf16" is measured, once,
-               in less than a second), "fp32", "bf16" or, on a GPU, "fp16". Products of fp32 are exact, unless
-               torch.set_float32_matmul_precision allows TF32 to them. With a `quantization`, "int8" or, on newer GPUs,
-               "fp8": products in 8 bits, the rest in what "auto" takes, on a GPU in 16 bits.
+               in less than a second), "fp32", "bf16" or, on a GPU or a CPU that lists it, "fp16". Products of fp32 are
+               exact, unless torch.set_float32_matmul_precision allows TF32 to them. With a `quantization`, "int8" or,
+               on newer GPUs, "fp8": products in 8 bits, the rest in what "auto" takes, on a GPU in 16 bits.
     device:    where images will be and results are, such as "cpu" or "cuda:1"; default: of a model on a GPU that GPU,
                else where the backend runs: the CPU or the current GPU
     quantization: for 8 bits, what `conformer_fast.calibrate` returned, or the images that it is to measure: batches (B,
@@ -83,7 +82,7 @@ def compile(
     ArgumentError when `model` is not a Conformer or is in training mode; ArgumentError when only one of an 8-bit
     precision and its quantization is given, or they do not fit; EngineError when TensorRT fails.
     """
-    if isinstance(model, EngineModule):
+    if isinstance(model, EngineModule | FastDetector):
         raise ArgumentTypeError("the model is compiled already; give the one it was made from")
     if isinstance(model, Detector):
         return _detector(model, backend, precision, None if device is None else _device(device), quantization, options)

@@ -15,7 +15,9 @@ from ..bundles.folder import Bundle, bundle_path
 from ..bundles.manifest import DetectorManifest
 from ..engines.base import Backend, Settings
 from ..engines.detector import EngineNetworks
-from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, shown
+from ..errors import ArgumentError, ArgumentTypeError, BundleError, CheckpointError, shown
+from ..inference.detector import outputs_of
+from ..model.blank import in_memory, outline_of
 from ..model.detector.class_names import detector_labels, warn_of_assumptions
 from ..model.detector.config import DetectorConfig
 from ..model.detector.detect import Detections, ImageSize, Networks, detect
@@ -170,7 +172,7 @@ class FastDetector:
             self.settings,
             self.networks,
             rebuild_with=again,
-            labels=labels or self.labels,
+            labels=self.labels if labels is None else labels,
             key=key,
         )
 
@@ -199,6 +201,9 @@ def loaded_detector(bundle: Bundle, backend: Backend, key: bytes | None = None) 
     """The detector in a verified bundle."""
     manifest = cast(DetectorManifest, bundle.manifest)
     own = {name: (stored, settings_of(stored, backend)) for name, stored in bundle.engines().items()}
+    wrong = [name for name, network in manifest.networks.items() if network.outputs != outputs_of(name)]
+    if wrong:
+        raise BundleError(f"{bundle.folder} has other outputs of its network {wrong[0]}; make the bundle again")
     labels = labels_of(bundle)
     engines = {name: settings.backend.restore(stored, settings, key) for name, (stored, settings) in own.items()}
     settings = replace(own["proposer"][1], backend=backend)
@@ -218,8 +223,8 @@ def own_copy(detector: Detector) -> Detector:
     if any(tensor.is_meta for tensor in detector.state_dict().values()):
         raise CheckpointError("the detector is on the meta device, without values; load its weights first")
     state: dict[str, Any] = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
-    with torch.random.fork_rng(devices=[]):
-        copy = Detector(detector.config).eval().requires_grad_(False)
+    outline = outline_of(lambda: Detector(detector.config)).to(torch.float32)  # whatever PyTorch's defaults
+    copy = in_memory(outline, torch.device("cpu")).eval().requires_grad_(False)
     copy.load_state_dict(state)
     copy.recipe = detector.recipe
     return copy

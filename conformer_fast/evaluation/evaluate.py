@@ -74,7 +74,10 @@ def evaluate(
     or infinite; OSError when `resume` cannot be written at the start, or a decoding process ends.
     """
     if not isinstance(fast, EngineModule):
-        raise ArgumentTypeError(f"evaluate runs compiled models, got a {type(fast).__name__}; compile it first")
+        raise ArgumentTypeError(
+            f"evaluate runs compiled classifiers, got a {type(fast).__name__}; compile it first, or give a detector to "
+            f"evaluate_detector"
+        )
     before_computing()
     truth("skip_damaged", skip_damaged)
     truth("progress", progress)

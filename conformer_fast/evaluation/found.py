@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..datasets.coco import run_lengths
+from ..datasets.coco import uncompressed
 from ..errors import BackendError
 from ..model.detector.detect import Detections
 
@@ -59,7 +59,7 @@ def found_from(value: Any, classes: int, size: list[int] | None) -> Found:
 def _are_masks(value: Any, count: int, pixels: int) -> bool:
     """Raises ValueError for a text that is no run lengths."""
     texts = isinstance(value, list) and len(value) == count and all(isinstance(mask, str) for mask in value)
-    return texts and all(run_lengths(mask, pixels) for mask in value)
+    return texts and all(uncompressed(mask, pixels) for mask in value)
 
 
 def _is_finite(value: Any) -> bool:

@@ -41,7 +41,7 @@ def serve(
     served; what its engine raises; BackendError where the packages of the extra `serve` are missing.
     """
     if not isinstance(model, FastConformer):
-        raise ArgumentTypeError(f"serve needs what compile or load returned, got {shown(repr(model))}")
+        raise ArgumentTypeError(f"serve needs a classifier that compile or load returned, got {shown(repr(model))}")
     check_place(host, port, 0)
     if listening is not None:
         a_function("listening", listening)

@@ -117,3 +117,24 @@ def test_what_runs_classifiers_says_what_takes_a_detector(run, weights, folder, 
     status, _, err = run("detect", picture, "--bundle", cf.compile(cf.create_model("digits")).save(tmp_path / "digits"))
     assert status == 2
     assert "holds a classifier or a backbone, and a detector is asked for" in err
+
+
+def test_the_packaged_one(run, folder, tmp_path):
+    """In commands of classifiers and detectors it is meant where no model is named."""
+    pytest.importorskip("sklearn")
+    status, out, err = run("calibrate", "--weights", "packaged", "--data", folder, "-o", tmp_path / "q.json")
+    assert (status, "products in int8, ranges of 3 images" in out) == (0, True), err
+    line = ("detect", folder / "a.png", "--weights", "packaged", "--precision", "int8")
+    assert run(*line, "--quantization", tmp_path / "q.json")[0] == 0
+    status, _, err = run(
+        "calibrate", "--model", "digits", "--weights", "packaged", "--data", folder, "--size", 64, "-o", "x"
+    )
+    assert status == 0, err
+
+
+@needs_rtx
+def test_the_packaged_one_is_built_for_its_pictures(run, tmp_path):
+    line = ("build", "--weights", "packaged", "--target", "sm86", "--flavor", "tensorrt-rtx", "-o", tmp_path / "b")
+    assert run(*line)[0] == 0
+    shapes = read_bundle(tmp_path / "b", format_of).manifest.networks["proposer"].shapes[0]
+    assert shapes == cf.Shapes((1, 1, 1), (32, 128, 128), (32, 128, 128))

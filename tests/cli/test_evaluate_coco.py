@@ -109,6 +109,8 @@ def test_a_bundle(run, run_json, line, weights, tmp_path):
     assert status == 0
     assert beside["compiled"] == alone["compiled"]
     assert beside["agreement"]["box"]["ap"] > 0.99
+    status, _, err = run(*line, "--bundle", bundle, "--no-reference")
+    assert (status, "with --no-reference the bundle runs alone; leave out --weights" in err) == (2, True)
     status, _, err = run(*without, "--bundle", bundle, "--reference")
     assert (status, "give the --weights that it was made from" in err) == (2, True)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from coco_samples import NAMES, annotation_file, objects, write_json, write_pictures
 
-from conformer_fast.datasets.coco import read_coco, run_lengths
+from conformer_fast.datasets.coco import read_coco, uncompressed
 from conformer_fast.errors import ArgumentError, DatasetError
 from conformer_fast.model.detector.masks import run_lengths as lengths_of
 
@@ -172,9 +172,9 @@ def test_compressed_run_lengths_are_those_of_pycocotools():
         for share in (0.0, 0.001, 0.5, 1.0):
             pixels = random.random((height, width)) < share
             text = mask.encode(np.asfortranarray(pixels.astype(np.uint8)))["counts"].decode()
-            assert run_lengths(text, height * width) == lengths_of(torch.from_numpy(pixels))["counts"]
+            assert uncompressed(text, height * width) == lengths_of(torch.from_numpy(pixels))["counts"]
             with pytest.raises(ValueError, match="pixels for"):
-                run_lengths(text, height * width + 1)
+                uncompressed(text, height * width + 1)
 
 
 def test_outlines_may_be_compressed(folder, tmp_path):

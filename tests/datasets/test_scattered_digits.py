@@ -18,7 +18,9 @@ from conformer_fast.datasets.scattered_digits import (
     ScatteredDigits,
     box_of,
     seen,
+    write_coco,
 )
+from conformer_fast.errors import ArgumentError
 from conformer_fast.model.detector.boxes import overlaps
 from conformer_fast.model.detector.config import MULTIPLE, PACKAGED
 from conformer_fast.model.detector.reference import Detector
@@ -98,6 +100,31 @@ def test_masks_are_the_strokes():
         assert np.array_equal(mask, (ink >= 0.5) & ~covered)
         assert 2 * mask.sum() >= (ink >= 0.5).sum()
         covered |= mask
+
+
+def test_what_cannot_be_drawn(tmp_path):
+    digits = ScatteredDigits("test", 1)
+    pictures, objects = digits.draw(2)
+    for call, message in (
+        (lambda: ScatteredDigits("valid", 1), "unknown split 'valid'; choose one of train, test"),
+        (lambda: digits.draw(0), "count must be"),
+        (lambda: digits.draw_on(torch.zeros(3, 64, 64, dtype=torch.uint8)), r"uint8 \(3, 128, 128\), got torch.uint8"),
+        (lambda: digits.draw_on(torch.zeros(3, SIDE, SIDE)), r"uint8 \(3, 128, 128\), got torch.float32"),
+        (lambda: write_coco(tmp_path, pictures[:1], objects), "1 pictures and the objects of 2"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            call()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_on_a_picture_of_ones_own():
+    """Nothing is drawn where no digit is."""
+    ground = torch.full((3, SIDE, SIDE), 200, dtype=torch.uint8)
+    picture, objects = ScatteredDigits("test", 1).draw_on(ground)
+    near = torch.nn.functional.max_pool2d(objects.masks.any(0).float()[None], 15, 1, 7)[0].bool()
+    far, on = (picture[:, mask].float().mean() for mask in (~near, objects.masks.any(0)))
+    assert abs(far - 200) < 2
+    assert abs(on - 200) > 10
 
 
 @pytest.mark.slow

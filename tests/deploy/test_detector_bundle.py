@@ -17,7 +17,7 @@ from fake_cuda import fake_cuda
 import conformer_fast as cf
 from conformer_fast.bundles.folder import read_bundle, write_bundle
 from conformer_fast.deploy.load import load_classifier
-from conformer_fast.engines.detector import PICTURES
+from conformer_fast.engines.detector import pictures_of
 from conformer_fast.engines.registry import format_of
 from conformer_fast.engines.tensorrt import backend as tensorrt_backend
 from conformer_fast.engines.tensorrt import engine as tensorrt_engine
@@ -112,8 +112,9 @@ def test_labels(tmp_path):
     assert (folder / "labels.txt").read_text() == "ant\nbee\ncat\ndog\nelk\n"
     others = cf.load(loaded.save(tmp_path / "other", labels=[*names[:-1], "fox"]))
     assert others.labels[-1] == "fox"
-    with pytest.raises(cf.ArgumentError, match="4 labels for a model of 5 classes"):
-        loaded.save(tmp_path / "third", labels=names[:4])
+    for wrong, fast in ((names[:4], loaded), ([], loaded), ([], cf.compile(small(), precision="fp32"))):
+        with pytest.raises(cf.ArgumentError, match=f"{len(wrong)} labels for a model of 5 classes"):
+            fast.save(tmp_path / "third", labels=wrong)
     assert not (tmp_path / "third").exists()
 
 
@@ -168,6 +169,11 @@ WRONG = {
     "config": (lambda entry: entry["config"].update(channels=0), "channels must be"),
     "backbone": (lambda entry: entry["config"].pop("backbone"), "its config lacks a backbone"),
     "files": (lambda entry: entry["files"].pop("boxes.model.xml"), "it lacks the files boxes.model.xml"),
+    "labels": (lambda entry: entry.update(labels=None), "it has no labels"),
+    "other outputs": (
+        lambda entry: entry["networks"]["boxes"].update(outputs=["other"]),
+        "has other outputs of its network boxes",
+    ),
     "an entry": ({"pad": "stem"}, "its entries pad are missing or unknown"),
 }
 
@@ -315,7 +321,8 @@ def test_what_cannot_be_built(rtx, tmp_path):
         with pytest.raises(cf.ArgumentError, match=message):
             build_in(tmp_path / "bundle", **options)
         assert not (tmp_path / "bundle").exists()
-    assert (PICTURES.height[2], PICTURES.width[2]) == (1344, 1344)
+    assert pictures_of(None) == cf.Shapes((1, 1, 1), (32, 800, 1344), (32, 1344, 1344))
+    assert pictures_of(100) == cf.Shapes((1, 1, 1), (32, 128, 128), (32, 128, 128))
 
 
 REGIONS = [[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 20.0, 25.0]]

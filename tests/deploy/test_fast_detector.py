@@ -268,3 +268,93 @@ def test_drawn():
     assert out.getpixel((10, 45)) != picture.getpixel((10, 45))  # on its edge
     assert out.getpixel((75, 55)) == picture.getpixel((75, 55))
     assert drawn(picture, found, ("a", "b"), min_score=1.0).tobytes() == picture.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
+def test_calibration_on_pictures_without_objects():
+    detector = filled(SMALL)
+    background = detector.roi_head.bbox_head.fc_cls.bias
+    background[-1] += 50
+    images, sizes = image(64, 96)
+    assert not len(detector(images, sizes)[0].boxes)
+    quantization = cf.calibrate(detector, [images])
+    assert {name.partition(".")[0] for name in quantization.ranges} == {"proposer", "boxes"}
+    fast = cf.compile(detector, precision="int8", quantization=quantization)
+    assert not len(fast(images, sizes)[0].boxes)
+
+
+def test_batches_for_calibration():
+    images = image(64, 96)[0]
+    with pytest.raises(cf.ArgumentTypeError, match=r"must be a list of batches, such as images\.split\(1\), got one"):
+        cf.calibrate(small(), images)
+    with pytest.warns(UserWarning, match="may be far off"):
+        pair, plain = (cf.calibrate(small(), [given], smoothquant=False) for given in ((images, [3]), images))
+    assert pair.ranges == plain.ranges
+
+
+@pytest.mark.parametrize("layer", ["bbox_head.fc_reg", "mask_head.convs.0.conv"])
+def test_a_head_beyond_the_range_is_said(layer):
+    """Silence would be boxes of NaN, or masks of nothing."""
+    detector = filled(SMALL)
+    detector.roi_head.get_submodule(layer).weight.mul_(torch.inf)
+    images, sizes = image(64, 96)
+    what = "boxes" if "fc_reg" in layer else "masks"
+    for run in (detector, cf.compile(detector, backend="reference")):
+        with pytest.raises(cf.ArgumentError, match=f"the detector's {what} are NaN or infinite"):
+            run(images, sizes)
+
+
+def test_pytorchs_defaults_change_nothing(fast):
+    images, sizes = image(64, 96)
+    (expected,) = fast(images, sizes)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        other = cf.compile(small(), precision="fp32")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("cpu")
+    assert {(tensor.dtype, tensor.device.type) for tensor in other.reference.parameters()} == {(torch.float32, "cpu")}
+    alike(other(images, sizes)[0], expected, atol=0)
+
+
+def test_names_of_other_classes_are_refused():
+    with pytest.raises(cf.ArgumentError, match="2 labels for a model of 5 classes"):
+        filled(SMALL).recipe = cf.Recipe(labels=("a", "b"))
+
+
+def test_masks_that_no_memory_holds(fast):
+    images, _ = image(96, 160)
+    with pytest.raises(cf.ArgumentError, match=r"masks of a picture of 100000x100000 take [\d,]+ bytes"):
+        fast(images, [cf.ImageSize(96, 160, 100_000, 100_000)])
+
+
+def test_what_takes_classifiers_names_what_takes_detectors(fast, tmp_path):
+    images = image(64, 64)[0]
+    for call in (
+        lambda: cf.explain(small(), images),
+        lambda: cf.diff(small(), images),
+        lambda: cf.export(small(), tmp_path / "x.onnx"),
+    ):
+        with pytest.raises(cf.ArgumentTypeError, match="a Detector is given where a Conformer is asked for"):
+            call()
+    with pytest.raises(cf.ArgumentTypeError, match="or give a detector to evaluate_detector"):
+        cf.evaluate(fast, tmp_path)
+    with pytest.raises(cf.ArgumentTypeError, match="serve needs a classifier that compile or load returned"):
+        cf.serve(fast)
+    with pytest.raises(cf.ArgumentTypeError, match="batch needs a classifier that compile or load returned"):
+        cf.batch(fast, tmp_path, tmp_path / "x.csv")
+    with pytest.raises(cf.ArgumentTypeError, match="compiled already"):
+        cf.compile(fast)
+
+
+def test_a_detectors_weights_as_a_backbone(tmp_path):
+    """Which is said: most who give them want the detector."""
+    with pytest.warns(
+        UserWarning, match="the weights are a detector's: taken as its backbone; create_detector takes all"
+    ):
+        fast = cf.compile(small().state_dict(), backend="reference")
+    assert fast.labels == ()
+    torch.save(small().state_dict(), tmp_path / "d.pth")
+    with pytest.warns(UserWarning, match="is a detector's: its backbone alone is written"):
+        cf.convert(tmp_path / "d.pth", tmp_path / "b.safetensors")

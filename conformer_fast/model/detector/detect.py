@@ -132,6 +132,7 @@ def _boxes(
     """Boxes (N, 4) in pixels of the image, scores (N,) and labels (N,)."""
     logits, deltas = networks.boxes(networks.operators.read_regions(maps, regions, config.strides, BOX_SIDE))
     _check_finite([logits], "scores")
+    _check_finite([deltas], "boxes")
     probabilities = logits.softmax(-1)[:, :-1]  # without the background's
     region, label = (probabilities > config.min_score).nonzero(as_tuple=True)
     deltas = deltas.view(len(deltas), config.num_classes, 4)[region, label]
@@ -146,6 +147,7 @@ def _masks(
 ) -> Tensor:
     """(N, height, width) of the original picture."""
     logits = networks.masks(networks.operators.read_regions(maps, boxes, config.strides, MASK_SIDE))
+    _check_finite([logits], "masks")
     shares = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
     return pasted(shares, _in_original(boxes, size), size.original_height, size.original_width)
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import ArgumentError
+
 THRESHOLD = 0.5
 
 
@@ -50,5 +52,11 @@ def _nothing(shape: tuple[int, int, int], device: torch.device) -> Tensor:
     size = math.prod(shape)
     if device.type != "cpu" or not size or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(shape, dtype=torch.bool, device=device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ArgumentError(
+            f"{shape[0]} masks of a picture of {shape[1]}x{shape[2]} take {size:,} bytes, which are not there; give a "
+            f"smaller picture"
+        ) from error
     return torch.frombuffer(memory, dtype=torch.bool).view(shape)

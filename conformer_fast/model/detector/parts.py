@@ -112,11 +112,16 @@ class RoIHead(nn.Module):
 
 
 class Proposer(nn.Module):
-    """All that is computed once for an image. images (B, 3, H, W), H and W multiples of 32 -> Proposed."""
+    """All that is computed once for an image. images (B, 3, H, W), H and W multiples of 32 -> Proposed.
 
-    def __init__(self, config: DetectorConfig, backbone: Conformer, neck: FPN, rpn_head: RPNHead) -> None:
+    size: that pictures are fitted to, of the detector's recipe
+    """
+
+    def __init__(
+        self, config: DetectorConfig, backbone: Conformer, neck: FPN, rpn_head: RPNHead, size: int | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.size = config, size
         self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head
 
     def forward(self, images: Tensor) -> Proposed:

@@ -6,11 +6,13 @@ Parameter names are those of the official detection fork, so its checkpoints loa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...errors import ArgumentError, ArgumentTypeError, several, shown
+from ..forked import before_computing
 from ..recipe import Recipe, checked
 from ..reference import Conformer
 from .config import MULTIPLE, DetectorConfig
@@ -49,12 +51,13 @@ class Detector(nn.Module):
 
     @recipe.setter
     def recipe(self, recipe: Recipe) -> None:
-        self._recipe = checked(recipe)
+        checked(recipe).check(replace(self.config.backbone, num_classes=self.config.num_classes))
+        self._recipe = recipe
 
     @property
     def proposer(self) -> Proposer:
         """Backbone, pyramid and region proposals as one module, which shares this one's parameters."""
-        return Proposer(self.config, self.backbone, self.neck, self.rpn_head).train(self.training)
+        return Proposer(self.config, self.backbone, self.neck, self.rpn_head, self.recipe.size).train(self.training)
 
     def _initialize(self) -> None:
         """Starting values: each layer hands on about as much as it reads, and what losses are of begins near zero."""
@@ -71,6 +74,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor, sizes: Sequence[ImageSize] | None = None) -> list[Detections]:
         """sizes: default: each image is a picture of its own size."""
+        before_computing()
         return detect(self, self.config, images, checked_sizes(images, sizes))
 
     def propose(self, images: Tensor) -> Proposed:
