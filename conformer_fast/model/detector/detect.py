@@ -147,9 +147,9 @@ def _masks(
 ) -> Tensor:
     """(N, height, width) of the original picture."""
     logits = networks.masks(networks.operators.read_regions(maps, boxes, config.strides, MASK_SIDE))
-    _check_finite([logits], "masks")
-    shares = logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
-    return pasted(shares, _in_original(boxes, size), size.original_height, size.original_width)
+    own = logits[torch.arange(len(labels), device=labels.device), labels]  # of each detection's class
+    _check_finite([own], "masks")
+    return pasted(own.sigmoid(), _in_original(boxes, size), size.original_height, size.original_width)
 
 
 def _check_finite(found: Sequence[Tensor], what: str) -> None:
