@@ -3,10 +3,12 @@
 All in turn, in one process whose waiting threads sleep: the detector compiled in each precision, eager PyTorch, and
 OpenVINO with the networks as its converter reads them. What stands between the networks, proposals, RoIAlign and
 suppression, is the same code for all. Weights and image are random, so that there are as many regions and detections
-as there may be. "stages": seconds of each in our engines, in turn; "between": what is left of the whole. "operators":
-RoIAlign and suppression of these regions beside OpenVINO's own, with which the whole could be one of its engines.
-"sizes": what a picture of another size costs: "first" and "later" seconds of an engine of its own, and of one for any
-size. "first" of an own size has the graph there already.
+as there may be. "operations" and "product_rates" say what the products alone take.
+
+"stages": seconds of each in our engines, in turn; "between": what is left of the whole. "operators": RoIAlign and
+suppression of these regions beside OpenVINO's own, with which the whole could be one of its engines. "sizes": what a
+picture of another size costs: "first" and "later" seconds of an engine of its own, and of one for any size. "first" of
+an own size has the graph there already.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import conformer_fast as cf
 from conformer_fast.engines.base import Settings
@@ -35,7 +38,7 @@ from conformer_fast.engines.openvino.device import describe, native_precisions
 from conformer_fast.engines.openvino.runtime import core, ov
 from conformer_fast.engines.timing import seconds_of, time_in_turn
 from conformer_fast.model.detector.boxes import areas
-from conformer_fast.model.detector.config import BOX_SIDE, LEVELS
+from conformer_fast.model.detector.config import BOX_SIDE, LEVELS, MASK_SIDE
 from conformer_fast.model.detector.detect import (
     PYTORCH,
     REGION_OVERLAP,
@@ -48,7 +51,7 @@ from conformer_fast.model.detector.parts import Proposed
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import feature_names
 
-from .cpu import identity
+from .cpu import identity, product_rates
 from .peers import OPENVINO
 
 SIZE = 800, 1344
@@ -74,6 +77,8 @@ def main(path: Path) -> None:
         if precision in native_precisions():
             calls[f"OpenVINO {precision}"] = no_gradients(Converted(detector, precision).detect)
     report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "height": SIZE[0], "width": SIZE[1]}
+    report["operations"] = operations(detector.config)
+    report["product_rates"] = product_rates([name for name in native_precisions() if name != "fp16"])
     report["rows"] = [
         {"implementation": name, "seconds": timing.median, "low": timing.low, "high": timing.high}
         for name, timing in time_in_turn(calls, images, ROUNDS).items()
@@ -86,6 +91,17 @@ def main(path: Path) -> None:
     report["sizes"] = [sizes(detector, precision) for precision in native_precisions() if precision != "fp16"]
     print(*report["sizes"], sep="\n", flush=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def operations(config: cf.DetectorConfig) -> int:
+    """Of the products of all networks with as many regions and detections as there may be, a multiplication and an
+    addition being two."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        detector = cf.Detector(config).eval()
+        detector.propose(torch.empty(1, 3, *SIZE))
+        detector.boxes(torch.empty(config.proposals, config.channels, BOX_SIDE, BOX_SIDE))
+        detector.masks(torch.empty(config.detections, config.channels, MASK_SIDE, MASK_SIDE))
+    return counter.get_total_flops()
 
 
 def spread(detector: cf.Detector, images: Tensor) -> None:

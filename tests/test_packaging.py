@@ -25,6 +25,8 @@ DATA = {
     "conformer_fast/data/imagenet_classes.txt",
     "conformer_fast/data/coco_classes.txt",
     "conformer_fast/data/digits.safetensors",
+    "conformer_fast/data/handwritten_7.png",
+    "conformer_fast/data/handwritten_digits.png",
     "conformer_fast/data/scattered_digits.safetensors",
     "conformer_fast/serving/page.html",
 }

@@ -10,15 +10,16 @@ from pathlib import Path
 import conformer_fast as cf
 
 from ..errors import ArgumentError, a_path, shown
-from .arguments import add_bundle, add_engine, add_quantization, show
+from .arguments import add_bundle, add_engine, add_pictures, add_quantization, pictures_of, show
 from .detectors import detector_of
 
+EXAMPLE = "handwritten_digits.png"
 MIN_SCORE = 0.3
 FILES = (".png", ".jpg", ".jpeg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    add_pictures(parser, "handwritten digits on a texture, by the detector that ships, which never saw them")
     parser.add_argument(
         "--weights", metavar="FILE", help="a detector's checkpoint, or 'packaged' (digits scattered on textures)"
     )
@@ -49,12 +50,15 @@ def share(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     from ..deploy.detect import Damaged
 
+    paths = pictures_of(options, EXAMPLE, ("weights", "bundle"))
+    if options.example:
+        options.weights = "packaged"
     if (options.weights is None) == (options.bundle is None):
         raise ArgumentError("give either --weights or --bundle, a detector's")
-    places = drawings(options.draw, options.images)
+    places = drawings(options.draw, paths)
     detector = detector_of(options)
     pictures, damaged = [], []
-    for path, found in zip(options.images, detector.predict(options.images), strict=True):
+    for path, found in zip(paths, detector.predict(paths), strict=True):
         if isinstance(found, Damaged):
             damaged.append({"path": path, "error": found.error})
             print(f"conformer-fast detect: {shown(found.error, 1000)}", file=sys.stderr)

@@ -12,18 +12,22 @@ from .arguments import (
     add_bundle,
     add_engine,
     add_model,
+    add_pictures,
     add_quantization,
     add_size,
     bundled,
     compiled,
+    pictures_of,
     positive,
     refuse,
     show,
 )
 
+EXAMPLE = "handwritten_7.png"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    add_pictures(parser, "a handwritten 7, by the digits model, which never saw it")
     add_model(parser)
     add_engine(parser)
     add_quantization(parser)
@@ -35,10 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..deploy.predict import BATCH
 
+    paths = pictures_of(options, EXAMPLE, (*MODEL, "bundle", "size"))
+    if options.example:
+        options.model = "digits"
     if options.bundle:
         refuse(options, MODEL, "--bundle says which model runs")
     fast = bundled(options) if options.bundle else compiled(options, BATCH)
-    found = fast.predict(options.images, topk=options.topk, size=options.size)
+    found = fast.predict(paths, topk=options.topk, size=options.size)
     for error in found.damaged.values():
         print(f"conformer-fast predict: {shown(error, 1000)}", file=sys.stderr)
     result = {

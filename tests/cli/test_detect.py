@@ -59,6 +59,23 @@ def test_for_people_and_drawn(run, weights, pictures, tmp_path):
     assert Image.open(tmp_path / "one.jpg").format == "JPEG"
 
 
+def test_the_example(run, run_json, tmp_path):
+    """It ships, and what the detector is sure of is right: training did not see it."""
+    status, result, err = run_json("detect", "--example", "--min-score", 0.9, "--draw", tmp_path / "found.png")
+    assert (status, err) == (0, "")
+    assert sorted(one["label"] for one in result["pictures"][0]["objects"]) == ["5", "7", "8"]
+    assert Image.open(tmp_path / "found.png").size == (128, 128)
+    for more, message in (
+        (("a.png",), "leave out a.png"),
+        (("--weights", "x"), "leave out --weights"),
+        (("--bundle", "x"), "leave out --bundle"),
+    ):
+        status, out, err = run("detect", "--example", *more)
+        assert (status, out, message in err) == (2, "", True)
+    status, _, err = run("detect", "--weights", "packaged")
+    assert (status, "give the picture files, or --example" in err) == (2, True)
+
+
 def test_a_bundle(run_json, weights, pictures, tmp_path):
     fast = cf.compile(cf.create_detector(weights=weights), precision="fp32")
     folder = fast.save(tmp_path / "bundle")

@@ -42,6 +42,27 @@ def test_the_digits_are_recognized(run_json, digit_files):
     }
 
 
+def test_the_example(run, run_json):
+    """It ships, and is right: training did not see it."""
+    status, result, err = run_json("predict", "--example", "--topk", 1)
+    assert (status, err) == (0, "")
+    assert labels(result) == ["7"]
+    assert result["pictures"][0]["top"][0]["probability"] > 0.99
+    assert (result["model"], result["weights"]) == ("digits", "packaged")
+    for more, message in (
+        (("a.png",), "--example shows its own picture; leave out a.png"),
+        (("--model", "small-p16"), "--example runs a model that ships; leave out --model"),
+        (("--bundle", "x"), "leave out --bundle"),
+        (("--size", 32), "leave out --size"),
+    ):
+        status, out, err = run("predict", "--example", *more)
+        assert (status, out) == (2, "")
+        assert message in err
+    status, out, err = run("predict")
+    assert (status, out) == (2, "")
+    assert "give the picture files, or --example for one that ships" in err
+
+
 @pytest.mark.parametrize("backend", ["reference", "openvino"])
 def test_it_prints_for_people(run, digit_files, backend):
     status, out, err = run("predict", digit_files[7], *DIGITS, "--backend", backend, "--topk", 99)
