@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import itertools
 import json
 import os
@@ -90,13 +91,13 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
 
 def add_pictures(parser: argparse.ArgumentParser, example: str) -> None:
     """Picture files, or the one that ships. example: what is on it, and what finds it"""
-    parser.add_argument("images", nargs="*", metavar="IMAGE")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--example", action="store_true", help=f"a picture that ships instead: {example}")
 
 
 def pictures_of(options: argparse.Namespace, example: str, others: Iterable[str]) -> list[str]:
     """The picture files that were asked for. example: the name of the one that ships; others: options that do not go
-    with it. Raises ArgumentError unless pictures or the example are given, and not both."""
+    with it. Raises ArgumentError unless pictures or the example are given, and not both, and where there are none."""
     if options.example:
         refuse(options, others, "--example runs a model that ships")
         if options.images:
@@ -104,7 +105,23 @@ def pictures_of(options: argparse.Namespace, example: str, others: Iterable[str]
         return [str(Path(cf.__file__).with_name("data") / example)]
     if not options.images:
         raise ArgumentError("give the picture files, or --example for one that ships")
-    return options.images
+    return [path for given in options.images for path in _files(given)]
+
+
+def _files(given: str) -> list[str]:
+    """The file of this name, else the pictures below the folder, else what the pattern stands for."""
+    if os.path.isdir(given):
+        from ..datasets.folders import pictures_below
+
+        found = [picture.file for picture in pictures_below(Path(given))]
+        missing = "there are no pictures below"
+    elif os.path.lexists(given) or not {*given} & PATTERN:
+        return [given]
+    else:
+        found, missing = sorted(glob.glob(given, recursive=True)), "no file is called like"
+    if not found:
+        raise ArgumentError(f"{missing} {given}; name where the pictures are")
+    return found
 
 
 def add_bundle(parser: argparse.ArgumentParser, help: str) -> None:

@@ -63,6 +63,32 @@ def test_the_example(run, run_json):
     assert "give the picture files, or --example for one that ships" in err
 
 
+def test_folders_and_patterns(run, run_json, digit_files, digit_folder, tmp_path, monkeypatch):
+    """In the order of their names, each as if it had been named."""
+    monkeypatch.chdir(digit_folder)
+    files = sorted(digit_files, key=lambda path: path.split("/"))
+    for given, expected in (
+        ([digit_folder], files),
+        ([f"{digit_folder}/[34]/*.png"], [path for path in files if Path(path).parent.name in "34"]),
+        ([digit_files[0], f"{digit_folder}/3"], [digit_files[0], *(p for p in files if Path(p).parent.name == "3")]),
+        (["**/00.png"], ["0/00.png"]),
+    ):
+        status, result, err = run_json("predict", *given, *DIGITS, "--topk", 1)
+        assert (status, err) == (0, "")
+        assert [picture["path"] for picture in result["pictures"]] == [str(path) for path in expected]
+    named = tmp_path / "a[1]*.png"  # a file's own name is no pattern
+    Image.open(digit_files[0]).save(named)
+    assert run_json("predict", named, *DIGITS)[1]["pictures"][0]["path"] == str(named)
+    (tmp_path / "empty").mkdir()
+    for given, message in (
+        (tmp_path / "empty", "there are no pictures below"),
+        ("no/*.png", "no file is called like no/*.png; name where the pictures are"),
+    ):
+        status, out, err = run("predict", given, *DIGITS)
+        assert (status, out) == (2, "")
+        assert message in err
+
+
 @pytest.mark.parametrize("backend", ["reference", "openvino"])
 def test_it_prints_for_people(run, digit_files, backend):
     status, out, err = run("predict", digit_files[7], *DIGITS, "--backend", backend, "--topk", 99)
