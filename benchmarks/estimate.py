@@ -28,10 +28,9 @@ import triton
 
 from benchmarks.gpu import roofline, steps
 from benchmarks.machine_code import Part
-from benchmarks.recorded import IMAGE
+from benchmarks.recorded import DETECTOR, IMAGE
 from conformer_fast.kernels.chips import CHIPS
 from conformer_fast.kernels.tiles import ceil_div
-from conformer_fast.model.config import VARIANTS
 from conformer_fast.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def networks(rows: Sequence[Row]) -> list[Network]:
     for row in rows:
         if row.chip == CHIP.capability and row.size == IMAGE:
             launches.setdefault((row.variant, row.problem), []).append(row)
-    rows = [row for row in rows if row.variant in VARIANTS]  # detectors have no floor here
+    rows = [row for row in rows if row.variant != DETECTOR]  # which has no floor here
     points, variants = {(row.variant, row.batch) for row in rows}, list(dict.fromkeys(row.variant for row in rows))
     in_order = sorted(points, key=lambda point: (variants.index(point[0]), point[1]))
     found = []

@@ -42,7 +42,7 @@ from triton.compiler import ASTSource
 
 from benchmarks import estimate, machine_code
 from benchmarks.machine_code import MachineCode
-from benchmarks.recorded import IMAGE, detector_calls, recorded_calls
+from benchmarks.recorded import DETECTOR, IMAGE, detector_calls, recorded_calls
 from conformer_fast.engines.cuda import CAPABILITY_FP8
 from conformer_fast.kernels import chips as chips_module
 from conformer_fast.kernels import dispatch
@@ -60,7 +60,6 @@ TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"
 TYPES |= {torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
 TYPES |= {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 PRECISIONS = (*DTYPES, "tf32", *FORMATS)
-DETECTOR = "mask-rcnn"  # among the variants: its networks, at COCO's size
 MODELS = [*VARIANTS, DETECTOR]
 STRIDES = (4, 8, 16, 32)  # of the maps that a detector's regions are read from
 SIZES = (IMAGE, 384, 1344)  # pixels a side; 1344: COCO's longer side, in whole patches

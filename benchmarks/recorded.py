@@ -21,6 +21,7 @@ from conformer_fast.model.outputs import LOGITS
 from conformer_fast.model.precision import DTYPES
 
 IMAGE = 224
+DETECTOR = "mask-rcnn"  # among the variants: its networks, at COCO's size
 
 
 def usual(model: InferenceNetwork, precision: str) -> Quantization:
@@ -62,7 +63,7 @@ def _model(config: ConformerConfig, precision: str, outputs: tuple[str, ...], st
 
 def detector_calls(precision: str = "fp16", stored: str | None = None) -> list[dispatch.Call]:
     """The same of Mask R-CNN's networks on small-p32, for one image of COCO with all proposals and detections."""
-    config = detector_config("mask-rcnn")
+    config = detector_config(DETECTOR)
     head = config.channels
     inputs = {
         "proposer": (1, 3, SHORT_EDGE, LONG_EDGE),

@@ -424,7 +424,7 @@ def test_models_that_cannot_be_run(digits, tmp_path):
     features = cf.compile(cf.create_model("digits", "packaged", features_only=True), backend="reference")
     with pytest.raises(ArgumentError, match="predict needs conv_logits, trans_logits or logits"):
         run(features, digits, tmp_path / "out.jsonl")
-    with pytest.raises(cf.ArgumentTypeError, match="batch needs what compile or load returned, got"):
+    with pytest.raises(cf.ArgumentTypeError, match="batch needs a classifier that compile or load returned, got"):
         run(cf.create_model("digits"), digits, tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,13 @@ def saved(folder, backend: str, detector: cf.Detector | None = None, **options):
     fast = cf.compile(detector or small(), backend=backend, precision="fp32")
     fast(*image(96, 160))
     return fast, fast.save(folder, **options)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An OpenVINO bundle, to be copied."""
+    pytest.importorskip("openvino")
+    return saved(tmp_path_factory.mktemp("made") / "bundle", "openvino")[1]
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
@@ -129,9 +138,8 @@ def test_the_recipe_is_kept(tmp_path):
     assert (stored["edges"], stored["interpolation"]) == ([96, 96], "OpenCV's bilinear")
 
 
-def test_what_runs_classifiers_refuses_it(tmp_path):
-    pytest.importorskip("openvino")
-    _, folder = saved(tmp_path / "bundle", "openvino")
+def test_what_runs_classifiers_refuses_it(made, tmp_path):
+    folder = made
     with pytest.raises(cf.ArgumentError, match="holds a detector, and a classifier or a backbone is asked for"):
         load_classifier(folder)
     with pytest.raises(cf.BundleError, match="holds a detector, and the server's models are classifiers"):
@@ -149,9 +157,8 @@ def test_another_bundle_in_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["proposer.model.xml", "boxes.model.bin", "masks.model.xml", "labels.txt"])
-def test_damage(name, tmp_path):
-    pytest.importorskip("openvino")
-    _, folder = saved(tmp_path / "bundle", "openvino")
+def test_damage(name, made, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "bundle"))
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
@@ -179,9 +186,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_content_under_a_right_digest(change, message, tmp_path):
-    pytest.importorskip("openvino")
-    _, folder = saved(tmp_path / "bundle", "openvino")
+def test_wrong_content_under_a_right_digest(change, message, made, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "bundle"))
     bundle = read_bundle(folder, format_of)
     files = {name: bundle.read(name) for name in bundle.manifest.files}
 

@@ -15,12 +15,12 @@ pytest.importorskip("openvino")
 pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
 LEAST = {"fp32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.95}  # precision by the reference's detections as truth
-PICTURES = 80
+PICTURES = 48
 
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    return {row["precision"]: row for row in rows(tmp_path_factory.mktemp("digits"), PICTURES, calibration=32)}
+    return {row["precision"]: row for row in rows(tmp_path_factory.mktemp("digits"), PICTURES, calibration=16)}
 
 
 def test_it_finds_digits(judged):
