@@ -91,20 +91,19 @@ def add_quantization(parser: argparse.ArgumentParser) -> None:
 
 def add_pictures(parser: argparse.ArgumentParser, example: str) -> None:
     """Picture files, or the one that ships. example: what is on it, and what finds it"""
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'")
-    parser.add_argument("--example", action="store_true", help=f"a picture that ships instead: {example}")
+    pictures = parser.add_mutually_exclusive_group(required=True)
+    pictures.add_argument(
+        "images", nargs="*", default=[], metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'"
+    )
+    pictures.add_argument("--example", action="store_true", help=f"a picture that ships instead: {example}")
 
 
 def pictures_of(options: argparse.Namespace, example: str, others: Iterable[str]) -> list[str]:
     """The picture files that were asked for. example: the name of the one that ships; others: options that do not go
-    with it. Raises ArgumentError unless pictures or the example are given, and not both, and where there are none."""
+    with it, for which ArgumentError is raised, as for a folder or a pattern without pictures."""
     if options.example:
         refuse(options, others, "--example runs a model that ships")
-        if options.images:
-            raise ArgumentError(f"--example shows its own picture; leave out {first_few(options.images)}")
         return [str(Path(cf.__file__).with_name("data") / example)]
-    if not options.images:
-        raise ArgumentError("give the picture files, or --example for one that ships")
     return [path for given in options.images for path in _files(given)]
 
 

@@ -66,14 +66,14 @@ def test_the_example(run, run_json, tmp_path):
     assert sorted(one["label"] for one in result["pictures"][0]["objects"]) == ["5", "7", "8"]
     assert Image.open(tmp_path / "found.png").size == (128, 128)
     for more, message in (
-        (("a.png",), "leave out a.png"),
+        (("a.png",), "not allowed with argument"),
         (("--weights", "x"), "leave out --weights"),
         (("--bundle", "x"), "leave out --bundle"),
     ):
         status, out, err = run("detect", "--example", *more)
         assert (status, out, message in err) == (2, "", True)
     status, _, err = run("detect", "--weights", "packaged")
-    assert (status, "give the picture files, or --example" in err) == (2, True)
+    assert (status, "one of the arguments IMAGE --example is required" in err) == (2, True)
 
 
 def test_a_bundle(run_json, weights, pictures, tmp_path):

@@ -50,7 +50,7 @@ def test_the_example(run, run_json):
     assert result["pictures"][0]["top"][0]["probability"] > 0.99
     assert (result["model"], result["weights"]) == ("digits", "packaged")
     for more, message in (
-        (("a.png",), "--example shows its own picture; leave out a.png"),
+        (("a.png",), "not allowed with argument"),
         (("--model", "small-p16"), "--example runs a model that ships; leave out --model"),
         (("--bundle", "x"), "leave out --bundle"),
         (("--size", 32), "leave out --size"),
@@ -60,7 +60,7 @@ def test_the_example(run, run_json):
         assert message in err
     status, out, err = run("predict")
     assert (status, out) == (2, "")
-    assert "give the picture files, or --example for one that ships" in err
+    assert "one of the arguments IMAGE --example is required" in err
 
 
 def test_folders_and_patterns(run, run_json, digit_files, digit_folder, tmp_path, monkeypatch):
