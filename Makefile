@@ -80,6 +80,7 @@ gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder SECO
 readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results, and the pictures of docs/
 	$(BIN)/python -m benchmarks.render
 	$(BIN)/python docs/pictures.py
+	PYTHONPATH=examples $(BIN)/python docs/detections.py
 
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install

@@ -1,21 +1,20 @@
-"""Draws detections.png: the packaged detector on held-out pictures and on two photographs of scikit-image."""
+"""Draws detections.png: the packaged detector on held-out pictures and on two photographs of scikit-image.
+
+Run by `make readme`, with examples/ on PYTHONPATH.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
+from detect_digits import MIN_SCORE, detections_of, enlarged, scattered_on
 from PIL import Image
 from skimage import data
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-from detect_digits import MIN_SCORE, detections_of, enlarged, scattered_on  # noqa: E402
-
-import conformer_fast as cf  # noqa: E402
-from conformer_fast.datasets.scattered_digits import SIDE, ScatteredDigits  # noqa: E402
-from conformer_fast.deploy.draw import drawn  # noqa: E402
+import conformer_fast as cf
+from conformer_fast.datasets.scattered_digits import SIDE, ScatteredDigits
+from conformer_fast.deploy.draw import drawn
 
 HELD_OUT = 4  # the first of those that are judged
 SEED = 1

@@ -117,9 +117,9 @@ class Backend(ABC):
     def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> Engine:
         """An engine that returns these outputs (names of InferenceConformer.outputs), on the settings' device."""
 
-    def networks(self, detector: Detector, settings: Settings) -> Networks:
-        """What computes a detector. Raises BackendError where nothing does."""
-        raise BackendError(f"backend {self.name!r} runs no detectors yet; 'openvino' and 'reference' do, on the CPU")
+    def whole(self, detector: Detector) -> Networks | None:
+        """What computes a detector's networks without an engine for each; None if engines do."""
+        return None
 
     def operators(self, device: str) -> Operators:
         """What is computed between a detector's networks, which are on this device."""

@@ -37,7 +37,7 @@ class Reference(Backend):
         assert isinstance(reference, Conformer)  # a detector is whole here
         return ReferenceEngine(reference, outputs)
 
-    def networks(self, detector: Detector, settings: Settings) -> Networks:
+    def whole(self, detector: Detector) -> Networks:
         return detector
 
 

@@ -1,8 +1,8 @@
 """Train a small detector on pictures of scattered handwritten digits: python examples/train_detector.py
 
 Pictures are drawn as they are needed, so none is seen twice; the held-out ones show digits that no training picture
-has. The average precisions are computed by pycocotools, where that is installed. 5000 steps take some forty minutes on
-a CPU core (OMP_NUM_THREADS=1). The same seed, machine, thread count and PyTorch give the same weights: so were those
+has. The average precisions are computed by pycocotools, where that is installed. 5000 steps take less than an hour on a
+CPU core (OMP_NUM_THREADS=1). The same seed, machine, thread count and PyTorch give the same weights: so were those
 made that ship with the package.
 """
 

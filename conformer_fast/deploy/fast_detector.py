@@ -14,7 +14,7 @@ from torch import Tensor
 from ..bundles.folder import Bundle, bundle_path
 from ..bundles.manifest import DetectorManifest
 from ..engines.base import Backend, Settings
-from ..engines.detector import EngineNetworks
+from ..engines.detector import EngineNetworks, engine_networks
 from ..errors import ArgumentError, ArgumentTypeError, BundleError, CheckpointError, shown
 from ..inference.detector import outputs_of
 from ..model.blank import in_memory, outline_of
@@ -193,7 +193,7 @@ def compiled_detector(reference: Detector, settings: Settings, reason: str) -> F
     """The detector of these settings. It is the reference's own copy that it keeps."""
     labels = detector_labels(reference.recipe, reference.config)
     with on_device(settings.device):
-        networks = settings.backend.networks(reference, settings)
+        networks = settings.backend.whole(reference) or engine_networks(reference, settings)
     return FastDetector(networks, settings, reason, reference, reference.recipe, labels)
 
 

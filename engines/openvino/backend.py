@@ -21,14 +21,11 @@ from conformer_fast.errors import (
     whole,
 )
 from conformer_fast.inference.lower import Lowered, lower
-from conformer_fast.model.detector.detect import Networks
-from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.precision import FORMATS
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import usual_side
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
-from ..detector import engine_networks
 from .graph_hash import remembered_sha256
 
 if TYPE_CHECKING:
@@ -122,9 +119,6 @@ class OpenVINO(Backend):
         precision = settings.precision
         computed = Computed(precision, self.fastest()[0] if precision in FORMATS else precision)
         return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads, self.device)
-
-    def networks(self, detector: Detector, settings: Settings) -> Networks:
-        return engine_networks(detector, settings)
 
     def _ir(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> IR:
         from .ir import cached_ir

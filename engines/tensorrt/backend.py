@@ -26,8 +26,7 @@ from conformer_fast.errors import (
     shown,
 )
 from conformer_fast.inference.lower import Lowered
-from conformer_fast.model.detector.detect import Networks, Operators
-from conformer_fast.model.detector.reference import Detector
+from conformer_fast.model.detector.detect import Operators
 from conformer_fast.model.precision import DTYPES, around
 from conformer_fast.model.recipe import input_side
 from conformer_fast.model.reference import Conformer
@@ -36,7 +35,7 @@ from conformer_fast.model.shapes import Shapes, check_shapes, square_shapes
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cache import cached
 from ..cuda import between_networks, current_device, in_8_bits
-from ..detector import engine_networks, shapes_for
+from ..detector import shapes_for
 from ..onnx.graph import typed_graph
 from . import FLAVORS
 from .flavors import Flavor, get_flavor, gpu_target
@@ -105,9 +104,6 @@ class TensorRT(Backend):
         shapes = self.shapes or (square_shapes(input_side(reference.recipe, reference.config)),)
         check_shapes(shapes, reference.config, reference.pad)
         return replace(self, shapes=shapes)
-
-    def networks(self, detector: Detector, settings: Settings) -> Networks:
-        return engine_networks(detector, settings)
 
     def operators(self, device: str) -> Operators:
         return between_networks(device)

@@ -28,13 +28,11 @@ from conformer_fast.errors import (
 from conformer_fast.inference.base import InferenceNetwork
 from conformer_fast.inference.lower import Lowered, blank, blank_part, lower
 from conformer_fast.inference.quantization import Quantization
-from conformer_fast.model.detector.detect import Networks, Operators
-from conformer_fast.model.detector.reference import Detector
+from conformer_fast.model.detector.detect import Operators
 from conformer_fast.model.precision import DTYPES, FORMATS, around
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cuda import between_networks, current_device, in_8_bits
-from ..detector import engine_networks
 from .graphs import CUDAGraphEngine
 
 if TYPE_CHECKING:
@@ -92,9 +90,6 @@ class Triton(Backend):
         return CUDAGraphEngine(
             _network(reference, settings, outputs).to(device), tuning.tune_new if self.tune else None
         )
-
-    def networks(self, detector: Detector, settings: Settings) -> Networks:
-        return engine_networks(detector, settings)
 
     def operators(self, device: str) -> Operators:
         return between_networks(device)
