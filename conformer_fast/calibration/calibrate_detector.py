@@ -107,10 +107,6 @@ class DetectorImages:
                 images, _ = fit_pictures([picture], recipe=self._recipe)
             except ImageError as error:
                 raise ImageError(f"{self._given[index]}: {error}") from error
-        elif isinstance(images, Tensor) and not images.is_floating_point():
-            raise ArgumentTypeError(
-                f"images must be floating point and normalized, got {images.dtype}; see fit_pictures"
-            )
         checked_sizes(images, None)
         return images.detach().to("cpu", torch.float32)
 

@@ -99,17 +99,8 @@ class FastDetector:
         found = checked_sizes(images, sizes)
         if images.device != self.device:
             raise ArgumentError(f"this detector is compiled for {self.device}, the images are on {images.device}")
-        if images.layout != torch.strided or images.is_nested:
-            raise ArgumentTypeError(f"images must be one dense tensor, got a {images.layout} one")
-        if not images.is_floating_point():
-            raise ArgumentError(f"images must be floating point and normalized, got {images.dtype}; see fit_pictures")
-        images = images.detach().float()
-        if not images.isfinite().all():
-            raise ArgumentError(
-                f"{int((~images.isfinite()).sum())} of the images' {images.numel()} values are not finite"
-            )
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return detect(self.networks, self.config, images, found)
+            return detect(self.networks, self.config, images.detach().float(), found)
 
     def predict(self, paths: Sequence[str | os.PathLike[str]]) -> Iterator[DetectedPicture | Damaged]:
         """What is in picture files, one after another; of one that cannot be used, what is wrong with it.

@@ -96,6 +96,8 @@ class Report:
         over = (row for row in self.results if not row.within)
         worst = next(over, max(self.results, key=lambda row: row.error / row.bound))
         figures = f"{worst.name} errs by {worst.error:.2g}, {worst.error / worst.bound:.2f} of its bound"
+        if math.isnan(worst.error):
+            figures = f"{worst.name} has values that are not finite"
         if worst.bound == floor.error:
             figures += f", the floor of {floor.sqnr_db:g} dB"
             if math.isnan(worst.eager_error):

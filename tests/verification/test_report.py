@@ -55,7 +55,7 @@ def test_nan_agrees_with_nothing():
     report = report_of("toy", "bf16", broken, {}, broken, broken)
     assert report.top1_agreement == {"conv": 0.0, "trans": 0.0, "sum": 0.0}
     assert not report.within
-    assert report.verdict.startswith("NOT within the bound for bf16: conv_logits errs by nan")
+    assert report.verdict.startswith("NOT within the bound for bf16: conv_logits has values that are not finite")
 
 
 @pytest.mark.parametrize(("error", "bound", "within"), [(1.0, 1.0, True), (1.01, 1.0, False), (0.0, 1e-6, True)])

@@ -154,7 +154,9 @@ def test_value_that_is_not_finite_is_never_within(value, settings, small_model):
     assert not report.within
     assert math.isnan(report.results[0].error)
     assert report.results[1].within
-    assert report.verdict.startswith(f"NOT within the bound for {settings[1]}: conv_logits errs by nan")
+    assert report.verdict.startswith(
+        f"NOT within the bound for {settings[1]}: conv_logits has values that are not finite"
+    )
     text = json.dumps(report.to_dict(), allow_nan=False)
     assert json.loads(text)["results"][0]["error"] is None
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import ArgumentError, ArgumentTypeError, several, shown
@@ -96,6 +97,13 @@ def checked_sizes(images: Tensor, sizes: Sequence[ImageSize] | None) -> list[Ima
         )
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise ArgumentError(f"images must have shape (batch, 3, height, width), none empty, got {tuple(images.shape)}")
+    if images.layout != torch.strided or images.is_nested:
+        raise ArgumentTypeError(f"images must be one dense tensor, got a {images.layout} one")
+    if not images.is_floating_point():
+        raise ArgumentError(f"images must be floating point and normalized, got {images.dtype}; see fit_pictures")
+    bad = int((~images.isfinite()).sum())
+    if bad:
+        raise ArgumentError(f"{bad} of the images' {images.numel()} values are not finite")
     H, W = images.shape[-2:]
     if H % MULTIPLE or W % MULTIPLE:
         raise ArgumentError(f"a detector's images have sides of multiples of {MULTIPLE}, got {H}x{W}; see fit_pictures")
