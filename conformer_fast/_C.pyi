@@ -4,6 +4,8 @@ from typing import Any
 
 from numpy import ndarray
 
+sources: str
+
 def instruction_sets() -> list[str]: ...
 def strip_spare_rows(width: int) -> int: ...
 def resample(

@@ -172,6 +172,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
     using namespace conformer_fast;
     module.doc() =
         "Resize, center-crop, normalize and pack, bit for bit as Pillow's bicubic filter; and a detector's regions.";
+    module.attr("sources") = PYBIND11_TOSTRING(SOURCES);  // setup.py defines it, extension.py compares it
     module.def("instruction_sets", &instruction_sets, "What can run here, the fastest first: avx512, avx2, portable.");
     module.def("strip_spare_rows", &strip_spare_rows, py::arg("width"), "Rows that each strip must have in addition.");
     module.def("resample", &resample_batch, py::arg("pictures"), py::arg("out"), py::arg("channels_last"),

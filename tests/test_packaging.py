@@ -34,6 +34,8 @@ TUNED = "kernels/tuned/NVIDIA-Test.json"  # as `make gpu STEPS=tune` writes them
 EXTENSION = f"conformer_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 FOLDERS = {"conformer_fast": "conformer_fast", "engines": "conformer_fast/engines", "kernels": "conformer_fast/kernels"}
 
+UNWANTED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "benchmarks")  # of a checkout
+
 pytestmark = pytest.mark.slow
 
 
@@ -55,8 +57,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def built(tmp_path_factory) -> Built:
     """Both archives of a copy of the checkout, the wheel built from the source archive."""
     folder = tmp_path_factory.mktemp("build")
-    unwanted = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "benchmarks")
-    shutil.copytree(ROOT, folder / "checkout", ignore=unwanted)
+    shutil.copytree(ROOT, folder / "checkout", ignore=UNWANTED)
     tuned = folder / "checkout" / TUNED
     tuned.parent.mkdir(exist_ok=True)
     tuned.write_text('{"choices": {}}')
@@ -171,6 +172,30 @@ def test_without_what_builds_the_extension_the_package_installs_and_gives_the_sa
     bare = run(sys.executable, "-c", IMAGE, cwd=tmp_path, PYTHONPATH=str(tmp_path / "bare")).splitlines()
     assert "not built" in bare[0]
     assert bare[1] == pixels[1]
+
+
+def test_an_old_build_folder_gives_nothing(tmp_path):
+    """Neither modules that are no more nor, where the compiler fails, the extension."""
+    shutil.copytree(ROOT, tmp_path / "checkout", ignore=UNWANTED)
+    built = f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    old = tmp_path / "checkout" / "build" / built / "conformer_fast"
+    old.mkdir(parents=True)
+    for name in (Path(EXTENSION).name, "removed.py"):
+        (old / name).write_text("old")
+        os.utime(old / name, (2**32, 2**32))  # newer than any source
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    run(*pip, "--wheel-dir", tmp_path, tmp_path / "checkout", cwd=tmp_path, CC="/nonexistent", CXX="/nonexistent")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert (old / "version.py").is_file()  # that is where it was built
+    assert {EXTENSION, "conformer_fast/removed.py"}.isdisjoint(zipfile.ZipFile(wheel).namelist())
+
+
+def test_a_build_in_place_that_fails_leaves_no_extension_of_before(tmp_path):
+    shutil.copytree(ROOT, tmp_path / "checkout", ignore=UNWANTED)
+    (tmp_path / "checkout" / EXTENSION).write_text("old")
+    build = (sys.executable, "setup.py", "build_ext", "--inplace")
+    run(*build, cwd=tmp_path / "checkout", CC="/nonexistent", CXX="/nonexistent")
+    assert not (tmp_path / "checkout" / EXTENSION).exists()
 
 
 def test_installed_command_runs(installed, tmp_path):

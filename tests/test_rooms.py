@@ -29,7 +29,7 @@ FLOORS = [
     {"engines", "datasets"},
     {"checkpoints", "inference", "preprocessing", "bundles"},
     {"model", "storage", "kernels", "cluster"},
-    {"errors", "version", "tables", "progress"},
+    {"errors", "extension", "version", "tables", "progress"},
 ]
 KERNELS = {"inference.ops", "preprocessing.gpu", "engines.cuda"}  # what reaches them beside engines/triton
 OPTIONAL = {  # package: where it is imported

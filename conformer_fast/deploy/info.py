@@ -11,6 +11,7 @@ import torch
 
 from ..engines.base import Backend
 from ..engines.registry import BACKENDS, choose, make
+from ..extension import unusable
 from ..model.config import PACKAGED, VARIANTS
 from ..storage.paths import cache_root
 from ..tables import Column, Table
@@ -53,10 +54,11 @@ class Auto:
 
 @dataclass(frozen=True)
 class ImagePath:
-    """Whether pictures go through the extension, and by which instructions of the processor."""
+    """Whether pictures go through the extension, by which instructions of the processor, and if not, why."""
 
     extension: bool
     instructions: str | None
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ def _versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _images() -> ImagePath:
-    try:
-        from .. import _C
-    except ImportError:
-        return ImagePath(False, None)
-    return ImagePath(True, _C.instruction_sets()[0])
+    if unusable():
+        return ImagePath(False, None, unusable())
+    from .. import _C
+
+    return ImagePath(True, _C.instruction_sets()[0], None)
 
 
 def _named(values: dict[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -12,6 +13,7 @@ import torch
 
 from ..datasets.dataset import PictureSet
 from ..errors import ImageError
+from ..extension import NOTE
 from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 
 
@@ -39,6 +41,7 @@ def serve(pipe: Connection) -> None:
     """What a process does, until the pipe's other end is closed."""
     torch.set_num_threads(1)
     ignore_damaged_metadata()
+    warnings.filterwarnings("ignore", NOTE)  # its parent has said so
     with suppress(EOFError, OSError), pipe:
         dataset, size = pipe.recv()
         while True:

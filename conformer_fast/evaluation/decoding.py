@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..datasets.dataset import PictureSet
+from ..extension import unusable, warn_without
 from .decode import Decoded, decode
 from .worker import work
 
@@ -39,6 +40,8 @@ def decoded(
         for group in groups:
             yield decode(dataset, size, group)
         return
+    if unusable():
+        warn_without()
     workers = min(workers, len(groups))
     with _started(workers) as started:
         for worker in started:

@@ -8,7 +8,7 @@ the high byte counts, where Pillow would clip to white, and 32-bit gray (modes I
 refused. docs/images.md lists every case.
 
 Pillow decodes. The rest is done by the extension of csrc/, in one go and for the cropped window only, bit for bit as
-Pillow would do it; where the extension was not built, Pillow does it.
+Pillow would do it; where the extension cannot be used, Pillow does it, and the first time a warning says so.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, shown, whole
+from ..extension import unusable, warn_without
 from ..model.recipe import USUAL, Recipe, checked
 from ..model.shapes import side
 from ..storage.regular import open_regular
 from .png import without_texts
 
-try:
+if not unusable():
     from .. import _C
-except ImportError as error:
-    _C = None  # type: ignore[assignment]
-    _FAILED = str(error)
 else:
-    _FAILED = ""
+    _C = None  # type: ignore[assignment]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 STRIP_BYTES = 4_000_000  # Pillow gives the memory of a picture of 16 MB at once, if its block size was not changed
@@ -155,8 +153,7 @@ def load_batch(
 def image_path() -> str:
     """What resizes and normalizes pictures here, in words."""
     if _C is None:
-        failed = f" ({_FAILED})" if _FAILED else ""
-        return f"Pillow and PyTorch: the extension was not built{failed}, which is slower and gives the same numbers"
+        return f"Pillow and PyTorch, slower and with the same numbers: {unusable()}"
     return f"the extension, with {_C.instruction_sets()[0]} instructions"
 
 
@@ -227,6 +224,7 @@ def _fill(out: Tensor, cuts: Sequence[Cut], threads: int, recipe: Recipe) -> Non
     """Writes one picture a cut into out (B, 3, size, size), contiguous in either order of its dimensions."""
     checked(recipe)
     if _C is None:
+        warn_without()
         size = out.shape[-1]
         for result, cut in zip(out, cuts, strict=True):
             resized = cut.image.resize((cut.width, cut.height), Image.Resampling.BICUBIC)

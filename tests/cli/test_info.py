@@ -34,6 +34,7 @@ def test_facts_are_fields(run_json):
         "devices": {},
     }
     assert facts["images"]["extension"] == (facts["images"]["instructions"] is not None)
+    assert facts["images"]["extension"] == (facts["images"]["reason"] is None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

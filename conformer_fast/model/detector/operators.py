@@ -9,12 +9,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ...extension import unusable, warn_without
 from .boxes import areas, overlaps
 
-try:
+if not unusable():
     from ... import _C
-except ImportError:
-    _C = None  # type: ignore[assignment]  # csrc/ was not built
+else:
+    _C = None  # type: ignore[assignment]
 
 FINEST = 56  # pixels of a region's side: up to twice that it is read from the finest map
 LAST_LEVEL = 3  # of the maps that regions are read from
@@ -86,7 +87,11 @@ def roi_align(feature_map: Tensor, regions: Tensor, stride: int, side: int) -> T
 def _by_extension(tensor: Tensor) -> bool:
     """Whether the extension takes it: it knows no gradients."""
     tracked = tensor.requires_grad and torch.is_grad_enabled()
-    return _C is not None and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not tracked
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tracked:
+        return False
+    if _C is None:
+        warn_without()
+    return _C is not None
 
 
 def _aligned(maps: Sequence[Tensor], level: Tensor, regions: Tensor, strides: Sequence[int], side: int) -> Tensor:
