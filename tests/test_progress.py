@@ -46,7 +46,11 @@ print(json.dumps(CODE))
 
 def forked(code: str) -> object:
     done = subprocess.run(
-        [sys.executable, "-c", FORKED.replace("CODE", code)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED.replace("CODE", code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert not done.stderr
     return json.loads(done.stdout)

@@ -35,10 +35,12 @@ def held(lock: FileLock) -> Iterator[None]:
                 path.write_text(str(os.getpid()))
         yield
     finally:
-        if outermost:
-            with suppress(OSError):  # before the release: then it may be another's. Windows does it by itself
-                path.unlink()
-        lock.release()
+        try:
+            if outermost:
+                with suppress(OSError):  # before the release: then it may be another's. Windows does it by itself
+                    path.unlink()
+        finally:
+            lock.release()  # also if Ctrl-C comes now
 
 
 def _check_own(path: Path) -> None:

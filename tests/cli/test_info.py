@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def test_facts_are_fields(run_json):
     assert (status, err) == (0, "")
     assert facts["conformer_fast"] == cf.__version__
     assert facts["threads"] == torch.get_num_threads()
-    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["packages"]["torch"] == metadata.version("torch")
     assert {*cf.VARIANTS, "digits"} == set(facts["models"])
     fast = cf.compile(cf.create_model("digits"))
     assert facts["auto"] == {

@@ -15,7 +15,7 @@ def names(pictures: PictureSet) -> list[str]:
 
 def test_pictures_of_a_folder_need_no_labels(tmp_path):
     """Of any depth, and beside folders that have some."""
-    contents = {name: picture(shade) for shade, name in enumerate(("b/c/2.png", "1.png", "b/10.png", "b/9.png"))}
+    contents = {name: picture(number) for number, name in enumerate(("b/c/2.png", "1.png", "b/10.png", "b/9.png"))}
     pictures = open_pictures(write(tmp_path, contents))
     assert names(pictures) == ["1.png", "b/10.png", "b/9.png", "b/c/2.png"]
     assert (pictures.source, pictures.kind, len(pictures)) == (str(tmp_path), "folder", 4)
@@ -37,7 +37,7 @@ def test_pictures_of_parquet_files_need_no_labels(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    rows = [picture(shade) for shade in range(7)]
+    rows = [picture(number) for number in range(7)]
     parquet.write_table(arrow.table({"image": rows}), tmp_path / "a.parquet", row_group_size=3)
     write_parquet(tmp_path / "b.parquet", rows[:2], [None, 9])
     assert "needs the columns 'image' and a whole number 'label'" in refused(tmp_path / "a.parquet")

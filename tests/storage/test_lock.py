@@ -1,6 +1,7 @@
 """One at a time: what the lock's file does to others."""
 
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -23,3 +24,15 @@ def test_a_file_that_has_another_name_is_not_written(tmp_path):
     with pytest.raises(OSError, match="another file's name too; remove it"), held(FileLock(path)):
         pass
     assert theirs.read_text() == "content"
+
+
+def test_ctrl_c_while_its_file_is_removed_releases_it(tmp_path, monkeypatch):
+    lock = FileLock(tmp_path / ".lock")
+
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt), held(lock):
+        pass
+    assert not lock.is_locked
