@@ -6,7 +6,9 @@ import hashlib
 import re
 import threading
 import time
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from warnings import WarningMessage
 
 import pytest
 
@@ -33,6 +35,7 @@ class Site:
         self.redirects = []  # where the next requests are sent
         self.authorizations = []  # of each request
         self.pause = 0.0  # seconds after each PIECE of content
+        self.before = 0.0  # seconds before an answer
         self.released = threading.Event()  # content is sent once this is set
         self.released.set()
         site = self
@@ -53,6 +56,7 @@ class Site:
         asked = request.headers.get("Range")
         self.ranges.append(asked)
         self.authorizations.append(request.headers.get("Authorization"))
+        time.sleep(self.before)
         if self.redirects:
             return self.head(request, 302, {"Location": self.redirects.pop(0)})
         if self.statuses:
@@ -79,6 +83,11 @@ class Site:
         for name, value in dict(headers).items():
             request.send_header(name, str(value))
         request.end_headers()
+
+
+def texts(warned: Iterable[WarningMessage]) -> list[str]:
+    """What users are told; what Python finds when it collects garbage, a socket that others left, is none of it."""
+    return [str(warning.message) for warning in warned if warning.category is UserWarning]
 
 
 def refusal() -> str:

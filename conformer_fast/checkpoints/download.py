@@ -12,9 +12,11 @@ import os
 import re
 import socket
 import stat
+import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 
 from ..errors import DownloadError
@@ -32,8 +34,10 @@ FILES = {  # the last eight hex digits are the start of the file's sha256
     "base-p16": "conformer-base-p16_3rdparty_8xb128_in1k_20211206-bfdf8637.pth",
 }
 ATTEMPTS = 5
+UNANSWERED = 2  # of them, at most
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
-TIMEOUT = 30.0  # seconds without a byte
+PATIENCE = 1.5  # seconds without an answer before the user is told
+TIMEOUT = 15.0  # seconds without a byte
 CHUNK = 1 << 20
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")  # of a Content-Range
 # The same a moment later: no such name, nobody there, no address, another's certificate (which is a ValueError).
@@ -42,11 +46,12 @@ NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 class _CutError(Exception):
-    """The connection failed or ended early; what was received stays in the part file. hopeless: it will again."""
+    """The connection failed or ended early; what was received stays in the part file. hopeless: it will again;
+    unanswered: nobody said anything."""
 
-    def __init__(self, message: str, hopeless: bool = False) -> None:
+    def __init__(self, message: str, hopeless: bool = False, unanswered: bool = False) -> None:
         super().__init__(message)
-        self.hopeless = hopeless
+        self.hopeless, self.unanswered = hopeless, unanswered
 
 
 def fetch(variant: str) -> Path:
@@ -55,7 +60,7 @@ def fetch(variant: str) -> Path:
     A part file left by an interrupted download is continued. Each time the file must have the hash that its name has
     the start of and, if it is set, that of $CONFORMER_FAST_WEIGHTS_SHA256; a file that is the same as last time, by its
     size, times, owner and place on the disk, is not read again for that. Nothing is requested with
-    CONFORMER_FAST_OFFLINE=1.
+    CONFORMER_FAST_OFFLINE=1. Warnings say within 2 seconds that the server has not answered, and why it is tried again.
 
     Raises DownloadError when there is no such variant, no network, no such file on the server, an address that cannot
     be used, a wrong hash, or the cache folder cannot be written.
@@ -88,18 +93,23 @@ def _download(target: Path) -> None:
         raise DownloadError(f"CONFORMER_FAST_OFFLINE is set and {target.name} is not in the cache; {by_hand}")
     part = target.with_name(target.name + ".part")
     _check_plain(part)
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE * 2 ** (attempt - 1))
+    reason, unanswered = "", 0
+    for attempt in range(1, ATTEMPTS + 1):
+        if attempt > 1:
+            pause = PAUSE * 2 ** (attempt - 2)
+            warnings.warn(f"{site.url}: {reason}; try {attempt} of {ATTEMPTS} in {pause:g} s", stacklevel=4)
+            time.sleep(pause)
         try:
-            _continue(site.request(target.name), part)
+            _continue(site.request(target.name), part, f"{site.url} has not answered yet; try {attempt} of {ATTEMPTS}")
             break
         except _CutError as error:
-            if error.hopeless:
-                raise DownloadError(
-                    f"{site.url} cannot be reached ({error}); is {MIRROR} right? Else {by_hand}"
-                ) from error
             reason = str(error)
+            unanswered += error.unanswered
+            if error.hopeless or unanswered == UNANSWERED:
+                tries = "" if attempt == 1 else f", tried {attempt} times"
+                raise DownloadError(
+                    f"{site.url} cannot be reached ({reason}{tries}); is {MIRROR} right? Else {by_hand}"
+                ) from error
     else:
         raise DownloadError(f"no complete download after {ATTEMPTS} attempts ({reason}); try again later, or {by_hand}")
     with open_regular(part) as file:
@@ -112,11 +122,17 @@ def _download(target: Path) -> None:
     part.replace(target)
 
 
-def _continue(request: urllib.request.Request, part: Path) -> None:
-    """Appends to `part` what it lacks, or starts again where the server does not continue. Raises _CutError."""
+def _continue(request: urllib.request.Request, part: Path, waiting: str) -> None:
+    """Appends to `part` what it lacks, or starts again where the server does not continue. Raises _CutError.
+
+    waiting: what the user is told if there is no answer for PATIENCE
+    """
     offset = part.stat().st_size if part.exists() else 0
     if offset:
         request.add_header("Range", f"bytes={offset}-")
+    told = threading.Timer(PATIENCE, warnings.warn, [waiting])  # this thread is held by the name, connection or header
+    told.daemon = True
+    told.start()
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -130,7 +146,10 @@ def _continue(request: urllib.request.Request, part: Path) -> None:
                 raise DownloadError(f"{request.full_url}: {error.code} {error.reason}; is {MIRROR} right?") from error
             raise _CutError(f"{error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _CutError(str(error), _is_hopeless(error)) from error
+        cause = getattr(error, "reason", error)  # of urllib's own error
+        raise _CutError(str(error), _is_hopeless(cause), isinstance(cause, TimeoutError)) from error
+    finally:
+        told.cancel()
     with response:
         check_scheme(response.url)  # where it was redirected to
         total = response.length
@@ -145,9 +164,8 @@ def _continue(request: urllib.request.Request, part: Path) -> None:
         _receive(response, part, offset, total)
 
 
-def _is_hopeless(error: Exception) -> bool:
+def _is_hopeless(cause: Exception) -> bool:
     """Whether trying again is no use."""
-    cause = getattr(error, "reason", error)  # of urllib's own error
     unreachable = isinstance(cause, OSError) and cause.errno in NO_WAY
     return unreachable or isinstance(cause, HOPELESS)
 

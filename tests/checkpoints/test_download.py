@@ -10,7 +10,7 @@ import sys
 import threading
 
 import pytest
-from weights_site import CONTENT, NAME, refusal
+from weights_site import CONTENT, NAME, refusal, texts
 
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.download import fetch
@@ -104,7 +104,12 @@ def test_a_missing_file_is_not_tried_again(site):
 
 def test_a_busy_server_is_tried_again(site):
     site.statuses = [503, 429]
-    assert fetch("tiny-p16").read_bytes() == CONTENT
+    with pytest.warns(UserWarning, match="try 2 of 5") as told:
+        assert fetch("tiny-p16").read_bytes() == CONTENT
+    assert texts(told) == [
+        f"{site.url}: 503 Service Unavailable; try 2 of 5 in 0 s",
+        f"{site.url}: 429 Too Many Requests; try 3 of 5 in 0 s",
+    ]
     assert site.ranges == [None] * 3
 
 

@@ -6,11 +6,12 @@ import hashlib
 import io
 import socket
 import ssl
+import time
 import urllib.request
 import urllib.response
 
 import pytest
-from weights_site import CONTENT, NAME, refusal
+from weights_site import CONTENT, NAME, refusal, texts
 
 from conformer_fast.checkpoints import download
 from conformer_fast.checkpoints.download import fetch
@@ -61,16 +62,56 @@ def test_what_cannot_work_costs_no_second_attempt(site, monkeypatch, error):
     assert asked == ["host.test"]
 
 
-def test_a_server_that_does_not_answer_is_tried_again(site, monkeypatch):
-    asked = []
+@pytest.fixture(params=["drops packets", "says nothing"])
+def silent(request, site, monkeypatch):
+    """The port of a server that is there, and never heard of."""
+    server, others = socket.create_server(("127.0.0.1", 0), backlog=0), []
+    if request.param == "drops packets":
+        for _ in range(4):  # the queue is full after the first or second; the others wait for ever
+            others.append(socket.socket())
+            others[-1].setblocking(False)
+            others[-1].connect_ex(server.getsockname())
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", f"http://127.0.0.1:{server.getsockname()[1]}/weights")
+    yield server.getsockname()[1]
+    for each in (server, *others):
+        each.close()
 
-    def fail(host, *others, **options):
-        asked.append(host)
-        raise TimeoutError("timed out")
 
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    assert "timed out" in refusal()
-    assert len(asked) == download.ATTEMPTS
+def test_a_server_that_does_not_answer_is_told_of_and_given_up_soon(silent):
+    url = f"http://127.0.0.1:{silent}/weights"
+    with pytest.warns(UserWarning, match="; try 2 of 5 in 0 s") as told:
+        message = refusal()
+    waited, again, waited_again = texts(told)
+    assert waited == f"{url} has not answered yet; try 1 of 5"
+    assert again.startswith(f"{url}: ")
+    assert "timed out" in again
+    assert waited_again == f"{url} has not answered yet; try 2 of 5"
+    assert message.startswith(f"{url} cannot be reached (")
+    assert "timed out" in message
+    assert ", tried 2 times); is CONFORMER_FAST_WEIGHTS_URL right? Else download " in message
+
+
+def test_nobody_is_told_of_a_server_that_has_answered(site, monkeypatch, recwarn):
+    monkeypatch.setattr(download, "PATIENCE", 0.5)
+    site.pause = 0.05  # after each of the pieces of its answer
+    fetch("tiny-p16")
+    time.sleep(0.1)
+    assert not texts(recwarn)
+
+
+def test_whoever_waits_is_told_within_two_seconds():
+    assert download.PATIENCE < 2
+
+
+def test_a_slow_server_is_told_of_and_waited_for(site, target, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    site.before = 0.4
+    with pytest.warns(UserWarning, match="has not answered yet; try 1 of 5") as told:
+        assert fetch("tiny-p16") == target
+    assert len(texts(told)) == 1
+    assert site.ranges == [None]
 
 
 @pytest.mark.parametrize("address", ["http://[nonsense]/a", "http://127.0.0.1:port/a"])
