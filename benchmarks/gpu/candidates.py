@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from conformer_fast.engines.triton import tuning
+from conformer_fast.inference import work
 from conformer_fast.kernels import dispatch
 from conformer_fast.model import functional as CF
 from conformer_fast.storage.atomic import replace_file
@@ -48,7 +49,7 @@ def measure(places: list[Place], tables: str) -> Iterator[dict[str, Any]]:
             weights = {
                 value.untyped_storage().data_ptr()
                 for name, value in zip(_operation(place).arguments, call.pytorch.args, strict=True)
-                if isinstance(value, torch.Tensor) and roofline.is_weight(name)
+                if isinstance(value, torch.Tensor) and work.is_weight(name)
             }
             found.append(tuning.measured(call, timer, weights))
         replace_file(file, tuning.with_added(file.read_bytes() if file.exists() else None, gpu, found))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from conformer_fast.inference import work
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels import launch as launch_module
 from conformer_fast.model import functional as CF
@@ -113,7 +114,7 @@ def _by_pytorch(launch: Callable[[], Any]) -> Any:
 
 def launches_of(operation: Operation) -> list[partial[Any]]:
     """The operation on the same activations and, each time, other weights, together twice as large as the L2 cache."""
-    weights = {name: value for name, value in operation.arguments.items() if roofline.is_weight(name)}
+    weights = {name: value for name, value in operation.arguments.items() if work.is_weight(name)}
     cache = torch.cuda.get_device_properties().L2_cache_size
     count = max(LEAST, min(MOST, math.ceil(2 * cache / operation.weights))) if operation.weights else LEAST
     arguments = dict(zip(operation.arguments, roofline.filled(operation.arguments, DEVICE, 0), strict=True))

@@ -11,7 +11,6 @@ convolution of the first two stages is one kernel with the two or three 1x1 conv
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.recorded import IMAGE, recorded_calls
+from conformer_fast.inference import work
 from conformer_fast.kernels import dispatch
 from conformer_fast.kernels.launch import STORED
-from conformer_fast.model import functional as CF
 from conformer_fast.model.config import ConformerConfig, get_config
 from conformer_fast.model.precision import DTYPES
 
@@ -67,9 +65,7 @@ class Ceilings:
 class Operation:
     """A call that the network makes `count` times. arguments: by name and in order, tensors without data.
 
-    precision:   of its products, "fp16", "int8" or "fp8"
-    weights:     bytes of weights, biases and scales that it reads
-    activations: bytes that it reads and writes besides
+    precision, weights, activations, flops: as of its `work.Work`
     """
 
     name: str
@@ -124,45 +120,9 @@ def in_order(config: str | ConformerConfig, batch: int, precision: str) -> tuple
 
 
 def _operation(call: dispatch.Call, rest: str) -> Operation:
-    bound = inspect.signature(getattr(CF, call.operation)).bind(*call.pytorch.args, **call.pytorch.keywords)
-    bound.apply_defaults()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        out = call.pytorch()
-    outputs = (out,) if isinstance(out, Tensor) else out
-    read = _read(call.operation, **bound.arguments)
-    weights = sum(_size(value) for name, value in read.items() if is_weight(name))
-    activations = sum(_size(value) for name, value in read.items() if not is_weight(name))
-    return Operation(
-        call.operation,
-        call.plan.problem,
-        bound.arguments,
-        1,
-        next((STORED[value.dtype] for value in read.values() if value.dtype in STORED), rest),
-        weights,
-        activations + sum(map(_size, outputs)),
-        counter.get_total_flops(),
-    )
-
-
-def is_weight(name: str) -> bool:
-    """Whether an argument of this name belongs to the model."""
-    return name.endswith(("weight", "bias", "scale", "cls_token"))
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _read(operation: str, **arguments: Any) -> dict[str, Tensor]:
-    """The parts of the arguments that the operation needs, by name."""
-    if operation == "conv1x1":
-        stride = arguments["stride"]
-        arguments["feature_map"] = arguments["feature_map"][:, ::stride, ::stride]
-    elif operation in ("heads", "pool"):
-        arguments["tokens"] = arguments["tokens"][:, 0]
-    elif operation == "fcu_up":
-        arguments["tokens"] = arguments["tokens"][:, 1:]
-    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    arguments = work.arguments_of(call.operation, call.pytorch.args, call.pytorch.keywords)
+    must = work.of_call(call.operation, arguments, rest)
+    return Operation(call.operation, call.plan.problem, arguments, 1, **vars(must))
 
 
 @dataclass(frozen=True)
@@ -203,11 +163,11 @@ def _fused(made: Sequence[Operation], ceilings: Ceilings) -> float:
         if paired and added:
             continue
         *before, expand = (made[member].arguments for member in (group[1:] if paired else group[1:-1]))
-        spared = 2 * _size(expand["feature_map"]) + 2 * _size(expand["residual"]) * len(before)
+        spared = 2 * work.size(expand["feature_map"]) + 2 * work.size(expand["residual"]) * len(before)
         if added:
             group.pop()
         elif not paired:
-            spared += _size(made[group[-1]].arguments["feature_map"])
+            spared += work.size(made[group[-1]].arguments["feature_map"])
         taken = [alone.pop(member) for member in group]
         activations = sum(operation.activations for operation in taken) - spared
         moving = ceilings.seconds(sum(operation.weights for operation in taken), activations)
