@@ -1,10 +1,12 @@
 """What pytest-benchmark stores about the machine: what makes a number comparable, not what it is called."""
 
 import pytest
+import torch
 
 from conformer_fast.engines.openvino.device import native_precisions
+from conformer_fast.engines.openvino.products import product_rates
 
-from .cpu import identity, product_rates
+from .cpu import identity
 
 _rates: dict[str, float] = {}
 
@@ -13,7 +15,7 @@ _rates: dict[str, float] = {}
 def rates() -> dict[str, float]:
     """Operations a second of the best product, by precision."""
     if not _rates:
-        _rates.update(product_rates(native_precisions()))
+        _rates.update(product_rates(native_precisions(), torch.get_num_threads()))
     return _rates
 
 

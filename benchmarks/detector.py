@@ -35,6 +35,7 @@ import conformer_fast as cf
 from conformer_fast.engines.base import Settings
 from conformer_fast.engines.openvino import engine
 from conformer_fast.engines.openvino.device import describe, native_precisions
+from conformer_fast.engines.openvino.products import product_rates
 from conformer_fast.engines.openvino.runtime import core, ov
 from conformer_fast.engines.timing import seconds_of, time_in_turn
 from conformer_fast.model.detector.boxes import areas
@@ -51,7 +52,7 @@ from conformer_fast.model.detector.parts import Proposed
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.outputs import feature_names
 
-from .cpu import identity, product_rates
+from .cpu import identity
 from .peers import OPENVINO
 
 SIZE = 800, 1344
@@ -78,7 +79,8 @@ def main(path: Path) -> None:
             calls[f"OpenVINO {precision}"] = no_gradients(Converted(detector, precision).detect)
     report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "height": SIZE[0], "width": SIZE[1]}
     report["operations"] = operations(detector.config)
-    report["product_rates"] = product_rates([name for name in native_precisions() if name != "fp16"])
+    precisions = [name for name in native_precisions() if name != "fp16"]
+    report["product_rates"] = product_rates(precisions, torch.get_num_threads())
     report["rows"] = [
         {"implementation": name, "seconds": timing.median, "low": timing.low, "high": timing.high}
         for name, timing in time_in_turn(calls, images, ROUNDS).items()

@@ -24,11 +24,12 @@ from tqdm import tqdm
 import conformer_fast as cf
 from conformer_fast.datasets.digit_pairs import CONFIG, IMAGE_SIZE, DigitPairs
 from conformer_fast.engines.openvino.device import describe, native_precisions
+from conformer_fast.engines.openvino.products import product_rates
 from conformer_fast.engines.timing import time_in_turn
 from conformer_fast.model.distance import relative_error
 from conformer_fast.preprocessing.cpu import preprocess
 
-from .cpu import identity, product_floor, product_rates
+from .cpu import identity, product_floor
 from .isolated import Clock, Isolated
 from .peers import IN_8_BITS, PEERS, fastest_rest
 
@@ -41,7 +42,7 @@ Run = Callable[[Tensor], Tensor]
 
 def main(path: Path) -> None:
     rest = fastest_rest()
-    rates = product_rates((*native_precisions(), "int8"))
+    rates = product_rates((*native_precisions(), "int8"), torch.get_num_threads())
     report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "rest": rest, "product_rates": rates}
     report["speed"] = [
         row for variant in cf.VARIANTS for batch in ROUNDS for row in _speed(variant, batch, rest, rates)

@@ -25,6 +25,8 @@ from conformer_fast.model.detector.reference import Detector
 from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import Shapes
 
+from .ceiling import Ceiling
+
 Engine = Callable[[Tensor], tuple[Tensor, ...]]
 """images (B, in_channels, H, W) on its device -> one fp32 tensor (B, ...) per output."""
 
@@ -95,6 +97,11 @@ class Backend(ABC):
     def speeds(self) -> Mapping[str, float]:
         """How many times as fast as in fp32 it is here in other native precisions, if that can be measured."""
         return {}
+
+    def ceiling(self, precision: str, device: str) -> Ceiling | None:
+        """What this machine reaches at most in this precision, measured in a few seconds, once a process; None where
+        nothing is. device: where the images are"""
+        return None
 
     def torch_device(self) -> str:
         """Where its images and results are: the current device of its type."""

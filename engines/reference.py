@@ -17,6 +17,7 @@ from conformer_fast.model.outputs import COUPLING, observed_outputs, reference_o
 from conformer_fast.model.reference import Conformer
 
 from .base import Backend, Precisions, Settings
+from .ceiling import Ceiling, by_pytorch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Reference(Backend):
 
     def precisions(self) -> Precisions:
         return Precisions(("fp32",))
+
+    def ceiling(self, precision: str, device: str) -> Ceiling | None:
+        return by_pytorch(precision, device)
 
     def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> ReferenceEngine:
         assert isinstance(reference, Conformer)  # a detector is whole here

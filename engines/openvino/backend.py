@@ -9,6 +9,8 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
+
 from conformer_fast.bundles.folder import StoredEngine
 from conformer_fast.bundles.manifest import Facts, Format
 from conformer_fast.errors import (
@@ -26,6 +28,7 @@ from conformer_fast.model.reference import Conformer
 from conformer_fast.model.shapes import usual_side
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
+from ..ceiling import Ceiling, cpu_memory
 from .graph_hash import remembered_sha256
 
 if TYPE_CHECKING:
@@ -113,11 +116,23 @@ class OpenVINO(Backend):
             return speeds()
         return {}
 
+    def ceiling(self, precision: str, device: str) -> Ceiling | None:
+        """Nothing is measured on devices but the CPU."""
+        from .products import product_rates
+
+        if self.device != "CPU":
+            return None
+        around, threads = self._around(precision), self.threads or torch.get_num_threads()
+        return Ceiling(product_rates(tuple({precision, around}), threads), cpu_memory(threads), around)
+
+    def _around(self, precision: str) -> str:
+        """What lies between products of this precision."""
+        return self.fastest()[0] if precision in FORMATS else precision
+
     def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> OpenVINOEngine:
         from .engine import Computed, OpenVINOEngine
 
-        precision = settings.precision
-        computed = Computed(precision, self.fastest()[0] if precision in FORMATS else precision)
+        computed = Computed(settings.precision, self._around(settings.precision))
         return OpenVINOEngine(partial(self._ir, reference, settings, outputs), computed, self.threads, self.device)
 
     def _ir(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> IR:

@@ -34,6 +34,7 @@ from conformer_fast.model.shapes import Shapes, check_shapes, square_shapes
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
 from ..cache import cached
+from ..ceiling import Ceiling, by_pytorch
 from ..cuda import between_networks, current_device, in_8_bits
 from ..detector import shapes_for
 from ..onnx.graph import typed_graph
@@ -94,6 +95,9 @@ class TensorRT(Backend):
 
     def precisions(self) -> Precisions:
         return Precisions(tuple(DTYPES), in_8_bits())
+
+    def ceiling(self, precision: str, device: str) -> Ceiling | None:
+        return by_pytorch(precision, device)
 
     def torch_device(self) -> str:
         return current_device()

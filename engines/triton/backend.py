@@ -32,6 +32,7 @@ from conformer_fast.model.detector.detect import Operators
 from conformer_fast.model.precision import DTYPES, FORMATS, around
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
+from ..ceiling import Ceiling, by_pytorch
 from ..cuda import between_networks, current_device, in_8_bits
 from .graphs import CUDAGraphEngine
 
@@ -78,6 +79,9 @@ class Triton(Backend):
 
     def precisions(self) -> Precisions:
         return Precisions(tuple(DTYPES), in_8_bits())
+
+    def ceiling(self, precision: str, device: str) -> Ceiling | None:
+        return by_pytorch(precision, device)
 
     def torch_device(self) -> str:
         return current_device()

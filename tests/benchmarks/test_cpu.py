@@ -50,12 +50,6 @@ def test_the_floor_is_that_of_the_products(variant, published):
     assert one / 4 < cpu.product_floor(variant, 1, "int8", rates, rest="bf16") < stored < one / 2
 
 
-@pytest.mark.slow
-def test_rates_are_measured():
-    rates = cpu.product_rates(("fp32", "int8"))
-    assert all(1e9 < rate < 1e14 for rate in rates.values())
-
-
 def state(process: int) -> str:
     """As `ps` has it: "T" if it is stopped."""
     with open(f"/proc/{process}/stat") as file:
