@@ -35,14 +35,28 @@ def time_in_turn(
 
     clock: tells seconds, as the functions of the module `time` do
     """
+    seconds = seconds_in_turn(candidates, images, rounds, clock)
+    first = next(iter(seconds.values()))
+    return {name: _summary(times, first) for name, times in seconds.items()}
+
+
+def seconds_in_turn(
+    candidates: Mapping[str, Callable[[Tensor], object]],
+    images: Tensor,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    after: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """The same, round by round. after: is called after the warm-up and after each round"""
     for call in candidates.values():
         seconds_of(call, images, clock)
+    after()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
             seconds[name].append(seconds_of(call, images, clock))
-    first = next(iter(seconds.values()))
-    return {name: _summary(times, first) for name, times in seconds.items()}
+        after()
+    return seconds
 
 
 def seconds_of(
