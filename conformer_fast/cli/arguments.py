@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
 from ..errors import ArgumentError, CheckpointError, first_few
-from ..model.config import LARGEST_SIDE, PACKAGED, VARIANTS, ConformerConfig, our_name
+from ..model.config import LARGEST_SIDE, PACKAGED, VARIANTS, ConformerConfig, name_of, our_name
 from ..model.names import IN_8_BITS, PRECISIONS
 from ..storage.regular import read_regular
 
@@ -55,7 +54,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse._ActionsContainer) -> None:
     names = ", ".join([*VARIANTS, *PACKAGED])
     parser.add_argument(
         "--models",
@@ -240,7 +239,7 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
     is None for a checkpoint of sizes that have no name."""
     if options.model is None and options.weights not in (None, *KEYWORDS):
         config = _implied(options.weights, features_only)
-        options.model = next((name for name, known in (VARIANTS | PACKAGED).items() if _alike(known, config)), None)
+        options.model = name_of(config)
         return cf.create_model(config, options.weights, features_only=features_only)
     options.model = options.model or DEFAULT
     if options.weights is None:
@@ -363,8 +362,3 @@ def _implied(path: str, features_only: bool) -> ConformerConfig:
         return checkpoint.found.config(checkpoint.recipe.num_heads)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _alike(config: ConformerConfig, other: ConformerConfig) -> bool:
-    """Whether they differ in the number of classes at most."""
-    return replace(config, num_classes=other.num_classes) == other

@@ -1,18 +1,19 @@
-"""conformer-fast bench: compiled models timed against eager PyTorch."""
+"""conformer-fast bench: compiled models timed against eager PyTorch, beside what this machine reaches at most."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 import conformer_fast as cf
 
 from ..model.names import IN_8_BITS
-from .arguments import add_engine, add_models, add_size, file, positive, refuse, row_by_row, show
+from .arguments import add_engine, add_models, add_size, file, model_of, positive, refuse, row_by_row, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_models(parser)
+    which = parser.add_mutually_exclusive_group()
+    add_models(which)
+    which.add_argument("--weights", type=file, metavar="FILE", help="a checkpoint, whose model is timed in their place")
     add_engine(parser)
     parser.add_argument("--batch", nargs="+", type=positive, default=[1, 8], metavar="N")
     add_size(parser)
@@ -22,17 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="for int8 and fp8: which products are in 8 bits, as `conformer-fast calibrate` wrote it (default: all)",
     )
-    parser.add_argument("--rounds", type=positive, default=5, metavar="N")
+    parser.add_argument(
+        "--rounds", type=positive, default=10, metavar="N", help="so often each model is called (default 10)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     precision = options.precision or "auto"
     if precision not in IN_8_BITS:
         refuse(options, ("quantization",), f"a quantization is for {' and '.join(IN_8_BITS)}")
-    if len(options.models) > 1:
+    if len(options.models) > 1 and not options.weights:
         refuse(options, ("quantization",), "a quantization is of one model, and --models has several")
     rows = cf.benchmark(
-        options.models,
+        [_checkpoint(options)] if options.weights else options.models,
         options.batch,
         size=options.size,
         backend=options.backend or "auto",
@@ -41,7 +44,18 @@ def run(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         each=row_by_row(options),
     )
-    rows_as_json = [{**asdict(row), "images_per_second": row.images_per_second} for row in rows]
-    sizes = ", ".join(dict.fromkeys(f"{row.size}x{row.size}" for row in rows))
-    show(options, {"rows": rows_as_json}, f"{rows[-1].threads} threads, images of {sizes}, on {rows[-1].device}")
+    sizes = dict.fromkeys(f"{row.size}x{row.size} in {row.model}" for row in rows)
+    below = [
+        f"{rows[-1].threads} threads, images of {', '.join(sizes)}, on {rows[-1].device}",
+        "eager: PyTorch in fp32; +-: how far off the median may be, 95% sure",
+        "drift: how much slower the machine became from the first third of the rounds to the last",
+        "ceiling: share of the speed that this machine's best products and its memory would allow",
+        *(remark for row in rows for remark in row.remarks),
+    ]
+    show(options, {"rows": [row.as_json() for row in rows]}, "\n".join(below))
     return 0
+
+
+def _checkpoint(options: argparse.Namespace) -> cf.Conformer:
+    options.model = None
+    return model_of(options)

@@ -106,6 +106,14 @@ def our_name(name: str) -> str:
     return OFFICIAL_NAMES.get(name.lower(), name)
 
 
+def name_of(config: ConformerConfig) -> str | None:
+    """The name of a model of these sizes, whatever its number of classes; None if they have none."""
+    for name, known in (VARIANTS | PACKAGED).items():
+        if replace(known, num_classes=config.num_classes) == config:
+            return name
+    return None
+
+
 def get_config(name: str | ConformerConfig, num_classes: int | None = None) -> ConformerConfig:
     """The configuration called `name`, here or in the official repository, or `name` itself, with another class count
     if given.

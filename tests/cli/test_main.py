@@ -108,6 +108,8 @@ WRONG = {
     "the value --": ["export-server", "bundle", "--output=--"],
     "short, the value --": ["export-server", "bundle", "-o=--"],
     "several, the value --": ["bench", "--batch=--"],
+    "models and a checkpoint": ["bench", "--models", "digits", "--weights", __file__],
+    "no such checkpoint": ["bench", "--weights", "absent.pth"],
     "another action": ["cache", "burn"],
     "other names": ["convert", "a", "b", "--to", "onnx"],
     "no images": ["tune", "--batch", "0"],
