@@ -136,7 +136,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=side,
         metavar="PIXELS",
-        help="side of the model's input (default: what the weights say, else 224)",
+        help="side of the model's input (default: what the weights say, else what such models are trained on)",
     )
 
 

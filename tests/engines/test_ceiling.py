@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from conformer_fast.engines import ceiling
+import conformer_fast as cf
+from conformer_fast.engines import ceiling, reference
 from conformer_fast.engines.ceiling import Ceiling
+from conformer_fast.engines.tensorrt import backend as tensorrt_backend
+from conformer_fast.engines.triton import backend as triton_backend
 from conformer_fast.inference.work import Work
 
 NETWORK = [Work("fp32", 600, 50, 1000), Work("int8", 400, 300, 8000)]
@@ -54,6 +57,24 @@ def test_products_by_pytorch(monkeypatch):
     ceiling.by_pytorch.cache_clear()
     assert found == Ceiling({"bf16": 2 * 64**3 / 0.5}, {1: 2.0}, "bf16")
     assert ceiling.by_pytorch("int8", "cpu") is None
+
+
+def test_of_another_device_memory_is_one_block_beyond_its_caches(monkeypatch):
+    """What a GPU is asked, of a device that computes nothing."""
+    monkeypatch.setitem(ceiling.SIDE, "meta", 64)
+    monkeypatch.setattr(ceiling, "seconds_of", lambda call, tensor: (call(tensor), 0.5)[1])
+    ceiling.by_pytorch.cache_clear()
+    found = ceiling.by_pytorch("fp16", "meta")
+    ceiling.by_pytorch.cache_clear()
+    assert found == Ceiling({"fp16": 4 * 64**3}, {ceiling.GPU_BLOCK: 2 * ceiling.GPU_BLOCK}, "fp16")
+
+
+@pytest.mark.parametrize("backend", [cf.Triton(), cf.TensorRT(), cf.Reference()], ids=lambda backend: backend.name)
+def test_backends_that_ask_pytorch(backend, monkeypatch):
+    given = Ceiling({"fp16": 1.0}, {}, "fp16")
+    for module in (reference, triton_backend, tensorrt_backend):
+        monkeypatch.setattr(module, "by_pytorch", lambda precision, device: given if device == "cuda:1" else None)
+    assert backend.ceiling("fp16", "cuda:1") is given
 
 
 def test_it_is_measured_once(monkeypatch):

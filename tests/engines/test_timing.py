@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conformer_fast.engines.timing import seconds_of, time_in_turn
+from conformer_fast.engines.timing import seconds_in_turn, seconds_of, time_in_turn
 
 
 def test_speedup_is_the_median_over_turns_after_a_warm_up():
@@ -28,6 +28,18 @@ def test_speedup_is_the_median_over_turns_after_a_warm_up():
     assert result["slow"].speedup == 1
     assert result["fast"].speedup == pytest.approx(3)  # of 2, 4 and 3
     assert (result["slow"].low, result["slow"].high) == (4, 8)
+
+
+def test_round_by_round():
+    now, heard = [0.0], []
+    remaining = iter([99, 4, 8])
+
+    def call(images):
+        now[0] += next(remaining)
+
+    found = seconds_in_turn({"one": call}, torch.zeros(1), 2, lambda: now[0], lambda: heard.append(now[0]))
+    assert found == {"one": [4, 8]}
+    assert heard == [99, 103, 111]  # after the warm-up and after each round
 
 
 def test_a_call_ends_when_the_gpu_has(monkeypatch):

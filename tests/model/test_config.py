@@ -1,13 +1,13 @@
 """Sizes that fit together are accepted and derived as the paper says; all others are refused by name and value."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
 import torch
 
 from conformer_fast.errors import ArgumentError
-from conformer_fast.model.config import MOST, PACKAGED, VARIANTS, ConformerConfig, get_config
+from conformer_fast.model.config import MOST, PACKAGED, VARIANTS, ConformerConfig, get_config, name_of
 from conformer_fast.model.reference import Conformer
 
 SIZES = [field.name for field in fields(ConformerConfig)]
@@ -119,6 +119,13 @@ def test_stages_are_thirds():
 @pytest.mark.parametrize("ratio", [1, 3])
 def test_mlp_dim(ratio):
     assert ConformerConfig(embed_dim=96, mlp_ratio=ratio).mlp_dim == 96 * ratio
+
+
+def test_names_of_sizes():
+    for name, config in (VARIANTS | PACKAGED).items():
+        assert name_of(config) == name
+        assert name_of(replace(config, num_classes=7)) == name
+        assert name_of(replace(config, mlp_ratio=3)) is None
 
 
 def test_get_config_by_name_or_value():
