@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from conformer_fast import progress
 from conformer_fast.progress import Bar
 
 FORKED = """
@@ -98,3 +99,74 @@ def test_it_is_for_terminals_and_gone_at_the_end(stream, asked, shown, monkeypat
     assert ("counting:  75%" in written) == shown
     assert ("3/4" in written) == shown
     assert not sys.stderr.getvalue().rpartition("\r")[2].strip()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A pretended one, which is set: clock[0] seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    return now
+
+
+def test_on_a_pipe_a_line_every_30_seconds(clock, capsys):
+    """And none before. What was done by an earlier run is in the count, and not in the rate."""
+    with Bar("counting", 40, "sheep", done=10) as bar:
+        for _ in range(12):
+            clock[0] += 5.5
+            bar.update()
+    assert capsys.readouterr() == (
+        "",
+        "counting: 16/40 [00:33<02:12,  5.50s/sheep]\ncounting: 22/40 [01:06<01:39,  5.50s/sheep]\n",
+    )
+    with Bar("counting", 4) as bar:
+        clock[0] += 29.9
+        bar.update()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_of_what_has_no_known_end_and_of_shares(clock, capsys):
+    bytes_of_memory = {"unit_scale": True, "unit_divisor": 1024}
+    with Bar("a.pth", None, "B", **bytes_of_memory) as some, Bar("building", 1.0, bar_format="{bar}") as share:
+        clock[0] += 64
+        some.update(3 << 20)
+        share.update(0.503)
+    assert capsys.readouterr().err.splitlines() == [
+        "a.pth: 3.00MB [01:04, 49.2kB/s]",
+        "building: 0.5/1.0 [01:04<01:04, 128.00s/]",
+    ]
+
+
+def test_without_error_output_nothing_is_printed_elsewhere(clock, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Bar("counting", 4) as bar:
+        clock[0] += 100
+        bar.update()
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_on_a_pipe_that_is_not_asked_for(clock, capsys):
+    with Bar("counting", 4, shown=False) as bar:
+        clock[0] += 100
+        bar.update()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_pipe_that_nobody_reads_stops_no_work(clock, monkeypatch):
+    gone, pipe = os.pipe()
+    os.close(gone)
+    with os.fdopen(pipe, "w") as stream, Bar("counting", 4) as bar:
+        monkeypatch.setattr(sys, "stderr", stream)
+        clock[0] += 100
+        bar.update()
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), pipe)  # what it still holds goes there
+
+
+def test_what_is_shown_knows_how_far_it_is(clock, monkeypatch):
+    """As evaluation asks it, whatever the error output is."""
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Bar("counting", 4, done=1) as bar:
+            bar.update(2)
+            assert bar.n == 3

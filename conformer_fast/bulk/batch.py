@@ -61,7 +61,7 @@ def batch(
               it lasts. Every node has the pictures, and the bundle that the model was loaded from, at the same paths; a
               compiled model is sent with its weights
     cores:    of each actor. There is one for each GPU if the model runs on one, else for each so many cores. Default: 4
-    progress: show a bar with the time left where the error output is a terminal
+    progress: show a bar with the time left where the error output is a terminal, elsewhere a line every 30 s
 
     A damaged picture has a row with its error, and is listed in what is returned. `out` + ".part" keeps what is done:
     the same call goes on with it, however the last one ended, and writes what that would have written. A second call

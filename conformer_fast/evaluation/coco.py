@@ -77,7 +77,7 @@ def evaluate_detector(
     reference:   also run the Detector that it was made from on the same pictures: `detector.reference`
     limit:       evaluate at most so many pictures, evenly from all
     resume:      a file that keeps what was found, picture by picture. If it is there, the rest is done.
-    progress:    show a bar with the time left where the error output is a terminal
+    progress:    show a bar with the time left where the error output is a terminal, elsewhere a line every 30 seconds
 
     In a damaged picture, or one of another size than the file says, nothing is found; the result lists it.
 

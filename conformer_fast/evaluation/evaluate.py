@@ -65,7 +65,7 @@ def evaluate(
     skip_damaged: leave damaged pictures out of the counts and list them, instead of raising ImageError
     resume:       a file that keeps what is done, also when interrupted. If it is there, the rest is done. A full disk
                   costs only the keeping, with a warning.
-    progress:     show a bar with the time left where the error output is a terminal
+    progress:     show a bar with the time left where the error output is a terminal, elsewhere a line every 30 seconds
 
     The decoding processes import the program that calls this; guard it with `if __name__ == "__main__":`.
 
