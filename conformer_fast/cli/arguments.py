@@ -245,11 +245,7 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
     if options.weights is None:
         options.weights = "packaged" if options.model in PACKAGED else "pretrained"
     if options.weights == "random":
-        import torch
-
-        torch.manual_seed(0)
-        print("random weights: the predictions mean nothing", file=sys.stderr)
-        return cf.create_model(options.model, features_only=features_only)
+        return _random(options.model, features_only)
     if options.weights == "pretrained":
         _check_pictures(options)
     return cf.create_model(options.model, options.weights, features_only=features_only)
@@ -314,6 +310,21 @@ def row_by_row(options: argparse.Namespace) -> Callable[[Any], None]:
         print(row, flush=True)
 
     return show_row
+
+
+def _random(name: str, features_only: bool) -> cf.Conformer:
+    """Its classes have numbers alone: names would look as if they meant something, in all that is made of it too."""
+    import torch
+
+    from ..model.class_names import numbered_labels
+    from ..model.recipe import Recipe
+
+    torch.manual_seed(0)
+    print("random weights: the predictions mean nothing", file=sys.stderr)
+    model = cf.create_model(name, features_only=features_only)
+    if not features_only:
+        model.recipe = Recipe(labels=tuple(numbered_labels(model.config.num_classes)))
+    return model
 
 
 def _check_pictures(options: argparse.Namespace) -> None:
