@@ -25,7 +25,7 @@ from ..storage.hashed import HashedFile
 from ..storage.lock import remove_free
 from ..storage.paths import cache_root
 from ..storage.regular import open_regular
-from .mirror import MIRROR, SHA256, check_scheme, mirror, whole_hashes
+from .mirror import MIRROR, OFFLINE, SHA256, check_scheme, is_offline, mirror, whole_hashes
 
 FILES = {  # the last eight hex digits are the start of the file's sha256
     "tiny-p16": "conformer-tiny-p16_3rdparty_8xb128_in1k_20211206-f6860372.pth",
@@ -89,8 +89,8 @@ def fetch(variant: str) -> Path:
 def _download(target: Path) -> None:
     site = mirror()
     by_hand = f"download {site.url}/{target.name} elsewhere and put it at {target}"
-    if os.environ.get("CONFORMER_FAST_OFFLINE", "0") not in ("", "0"):
-        raise DownloadError(f"CONFORMER_FAST_OFFLINE is set and {target.name} is not in the cache; {by_hand}")
+    if is_offline():
+        raise DownloadError(f"{OFFLINE} is set and {target.name} is not in the cache; {by_hand}")
     part = target.with_name(target.name + ".part")
     _check_plain(part)
     reason, unanswered = "", 0

@@ -14,6 +14,8 @@ from ..errors import DownloadError
 BASE_URL = "https://download.openmmlab.com/mmclassification/v0/conformer"
 MIRROR = "CONFORMER_FAST_WEIGHTS_URL"
 SHA256 = "CONFORMER_FAST_WEIGHTS_SHA256"
+OFFLINE = "CONFORMER_FAST_OFFLINE"
+AGENT = "conformer-fast"  # as servers are told
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,15 @@ class Mirror:
 
     def request(self, name: str) -> urllib.request.Request:
         """For a file. Where the server redirects to, user and password are not sent."""
-        request = urllib.request.Request(f"{self.url}/{name}", headers={"User-Agent": "conformer-fast"})
+        request = urllib.request.Request(f"{self.url}/{name}", headers={"User-Agent": AGENT})
         if self._authorization:
             request.add_unredirected_header("Authorization", self._authorization)
         return request
+
+
+def is_offline() -> bool:
+    """$CONFORMER_FAST_OFFLINE: whether nothing may be requested."""
+    return os.environ.get(OFFLINE, "0") not in ("", "0")
 
 
 def mirror() -> Mirror:
