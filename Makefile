@@ -63,6 +63,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
 	$(BIN)/python -m benchmarks.int8_parts $(OUT)/int8_parts.json
 	$(BIN)/python -m benchmarks.sizes $(OUT)/sizes.json
+	$(BIN)/python -m benchmarks.time_parts $(OUT)/time_parts.json
 	$(BIN)/python -m benchmarks.detector $(OUT)/detector.json
 	$(BIN)/python -m benchmarks.detector_accuracy $(OUT)/detector_accuracy.json
 	$(BIN)/python -m benchmarks.serving $(OUT)/serving.json --soak 600
