@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run serve test browser screenshot cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme dev clean
+.PHONY: run serve test browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures dev clean
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
@@ -25,9 +25,6 @@ browser:  ## Chromium, by apt-get where it is missing and may be installed; with
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; \
 	} || echo "no Chromium, and it cannot be installed by apt-get as root: the tests of the page are skipped"
-
-screenshot: browser $(INSTALLED)  ## the picture of the server's page in docs/
-	$(BIN)/python docs/screenshot.py
 
 cluster: $(INSTALLED)  ## batch and serve on Ray, on this machine alone; installs the extra "ray"
 	$(INSTALL) -c constraints.txt -e ".[dev,ray]"
@@ -78,10 +75,11 @@ gpu:  ## tests and benchmarks on a CUDA GPU, installing nothing: OUT=folder SECO
 	$(PYTHON) -m benchmarks.gpu $(STEPS) --out $(OUT) $(if $(VARIANTS),--variants $(VARIANTS)) \
 		$(if $(BATCH),--batch $(BATCH)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(RESUME),--resume $(RESUME))
 
-readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results, and the pictures of docs/
+readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored results
 	$(BIN)/python -m benchmarks.render
-	$(BIN)/python docs/pictures.py
-	PYTHONPATH=examples $(BIN)/python docs/detections.py
+
+pictures: browser $(INSTALLED)  ## the pictures of README.md and docs/, from stored results or by running the product
+	$(BIN)/python -m docs.drawing
 
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 import conformer_fast as cf
+from benchmarks.recorded import recorded_calls
 from conformer_fast.cli import main
 from conformer_fast.model.config import VARIANTS
+from docs.drawing import rooms
+from docs.drawing.picture import FOLDER
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -25,17 +28,6 @@ DOCUMENTS = [
 ]  # the changes name old names
 EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 FOLDERS = "benchmarks|conformer_fast|csrc|docs|engines|examples|kernels|tests"  # of the tree, at its top
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    """docs/pictures.py, which lies in no package."""
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rooms_of_the_tree() -> set[str]:
@@ -50,29 +42,22 @@ def words(picture: Path) -> list[str]:
     return [text.text or "" for text in ET.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_pictures_are_up_to_date(pictures):
-    assert {file.name for file in (ROOT / "docs").glob("*.svg")} == pictures.PICTURES.keys()
-    for name in pictures.PICTURES:
-        current = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        assert current == pictures.drawn(name), f"docs/{name} is old: make readme"
-
-
 def test_every_room_is_in_the_picture():
-    shown = words(ROOT / "docs" / "rooms.svg")
+    shown = words(FOLDER / "rooms-light.svg")
     assert {word for word in shown if re.fullmatch(r"[a-z]+(/|\.py)", word)} == rooms_of_the_tree()
 
 
-def test_every_room_is_in_the_table_of_contributing(pictures):
+def test_every_room_is_in_the_table_of_contributing():
     rows = re.findall(r"^\| (\d+) \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
     table = [(int(floor), name) for floor, names in rows for name in re.findall(r"`(.+?)`", names)]
-    floors = pictures.floors()
-    expected = [(len(floors) - row, pictures.shown(room)) for row, floor in enumerate(floors) for room in floor]
+    floors = rooms.floors()
+    expected = [(len(floors) - row, rooms.shown(room)) for row, floor in enumerate(floors) for room in floor]
     assert table == expected
     assert {name for _, name in table} == rooms_of_the_tree()
 
 
-def test_the_way_of_an_image_has_the_models_sizes(pictures):
-    shown = words(ROOT / "docs" / "way-of-an-image.svg")
+def test_the_way_of_an_image_has_the_models_sizes():
+    shown = words(FOLDER / "way-of-an-image-light.svg")
     with torch.device("meta"):
         model = cf.Conformer(VARIANTS["small-p16"]).eval()
         images = torch.empty(1, 3, 224, 224)
@@ -85,7 +70,7 @@ def test_the_way_of_an_image_has_the_models_sizes(pictures):
 def files_named(document: Path) -> set[str]:
     """What a link leads to, and code that looks like a file of the tree; names with a part left open are none."""
     text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"(.+?)\"", text)
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)|(?:src|srcset|href)=\"([^\"#]+)", text)
     code = re.findall(r"`([^`\n]+)`", text)
     parts = {part.rstrip(".,:") for line in code for part in line.split()}
     paths = {part for part in parts if re.match(rf"({FOLDERS})/|[\w.]+\.(py|cpp|h)$", part) and "<" not in part}
@@ -155,3 +140,12 @@ def test_commands_have_their_options(document):
 def test_targets_of_make_exist(document):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"`make ([a-z-]+)", document.read_text(encoding="utf-8"))) <= set(targets)
+
+
+def test_the_picture_of_a_block_has_the_kernels_of_one():
+    """Those that a network calls are there, but for what is before the blocks and behind them."""
+    shown = words(FOLDER / "conformer-block-light.svg")
+    called = {call.operation.split()[0] for batch in (1, 128) for call in recorded_calls(VARIANTS["small-p16"], batch)}
+    assert called - {"stem", "patch_embed", "pool", "heads"} <= {
+        word.rstrip(":") for line in shown for word in line.split()
+    }

@@ -56,10 +56,11 @@ def check_matplotlib() -> None:
         raise BackendError(f'heat maps need matplotlib ({error}): pip install "conformer-fast[report]"') from error
 
 
-def svg(diff: Diff, title: str = "SQNR against the reference in float64") -> str:
+def svg(diff: Diff, title: str = "SQNR against the reference in float64", *, dark: bool = False) -> str:
     """The picture as the text of an SVG file, which needs nothing else and is the same for the same `diff`.
 
     title: its heading
+    dark:  white words on black
 
     Raises BackendError when matplotlib is not installed.
     """
@@ -67,7 +68,7 @@ def svg(diff: Diff, title: str = "SQNR against the reference in float64") -> str
     from matplotlib import style
 
     text = io.StringIO()
-    with style.context(["default", STYLE]), warnings.catch_warnings():
+    with style.context(["default", *(["dark_background"] if dark else []), STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's fonts may have it
         figure = _drawn(diff, _printable(title))
         metadata = {"Title": _printable(title), "Description": _described(diff), "Date": None, "Creator": None}
@@ -112,10 +113,11 @@ def _cells(axes: Axes, columns: Sequence[Column], names: Sequence[str]) -> QuadM
     sqnr = [[column.rows[name].sqnr_db if column.report else math.nan for column in columns] for name in names]
     shown = [[min(max(value, 0.0), HIGHEST) for value in row] for row in sqnr]  # NaN stays
     colors = matplotlib.colormaps["viridis"].resampled(COLORS)
-    mesh = axes.pcolormesh(shown, cmap=colors, vmin=0, vmax=HIGHEST, edgecolors="white", linewidth=1)
+    paper = axes.get_facecolor()
+    mesh = axes.pcolormesh(shown, cmap=colors, vmin=0, vmax=HIGHEST, edgecolors=[paper], linewidth=1)
     for y, name in enumerate(names):
         if y and name.split(".")[0] != names[y - 1].split(".")[0]:
-            axes.axhline(y, color="white", linewidth=3)
+            axes.axhline(y, color=paper, linewidth=3)
         for x, column in enumerate(columns):
             _word(axes, column, name, x, y)
     axes.set_xticks([x + 0.5 for x in range(len(columns))], [column.implementation for column in columns])

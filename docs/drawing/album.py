@@ -1,0 +1,24 @@
+"""All pictures, by name."""
+
+from . import (
+    conformer_block,
+    detections,
+    heat_map,
+    page,
+    rooms,
+    speed,
+    time_parts,
+    way_of_an_image,
+)
+
+MODULES = (
+    detections,
+    page,
+    speed,
+    time_parts,
+    way_of_an_image,
+    conformer_block,
+    rooms,
+    heat_map,
+)
+PICTURES = {module.PICTURE.name: module.PICTURE for module in MODULES}

@@ -1,0 +1,109 @@
+"""The pictures of README.md and docs/: as they would be drawn now, readable on light and dark pages, and described."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from docs.drawing import embed
+from docs.drawing.album import MODULES, PICTURES
+from docs.drawing.palette import LIGHT, PALETTES
+from docs.drawing.picture import FOLDER, CannotDrawError
+from docs.drawing.sheet import LETTER, WIDTH, WORDS
+
+SVG = "{http://www.w3.org/2000/svg}"
+BY_RUNNING = {"detections", "page", "heat-map"}  # made by running the product, which takes longer
+STORED = [picture for name, picture in PICTURES.items() if name not in BY_RUNNING]
+EACH_STORED = pytest.mark.parametrize("picture", STORED, ids=lambda picture: picture.name)
+EACH_PALETTE = pytest.mark.parametrize("palette", PALETTES, ids=lambda palette: palette.name)
+BOLD_LETTER = 0.63  # as LETTER, on average
+WORDS_CONTRAST, SHAPES_CONTRAST = 4.5, 3.0  # least, by WCAG 2
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colors, #rrggbb, as WCAG 2 defines it."""
+    light, dark = sorted(map(luminance, (one, other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color: str) -> float:
+    values = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_contrast_is_as_wcag_defines_it():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
+
+
+@EACH_PALETTE
+def test_words_and_shapes_have_enough_contrast(palette):
+    for ground in palette.grounds:
+        assert contrast(palette.ink, ground) >= WORDS_CONTRAST, ground
+    assert contrast(palette.lines, palette.paper) >= WORDS_CONTRAST  # of notes
+    for color, ink in palette.parts:
+        assert contrast(ink, color) >= WORDS_CONTRAST, color
+    for color in (palette.ours, palette.peers, *palette.precisions.values()):
+        assert contrast(color, palette.paper) >= SHAPES_CONTRAST, color
+
+
+@EACH_PALETTE
+@EACH_STORED
+def test_pictures_are_drawn_the_same_again(picture, palette):
+    try:
+        drawn = picture.content(palette)
+    except CannotDrawError:
+        assert not picture.file(palette).exists()
+        return
+    assert picture.file(palette).read_bytes() == drawn, f"{picture.file(palette).name} is old: make pictures"
+
+
+def test_there_are_no_other_pictures():
+    known = {picture.file(palette) for picture in PICTURES.values() for palette in picture.palettes}
+    here = {*FOLDER.iterdir()}
+    assert here <= known
+    assert {path.name for path in known - here} <= {"time-parts-light.svg", "time-parts-dark.svg"}
+
+
+def test_each_picture_is_a_module_and_shown():
+    documents = "".join(document.read_text(encoding="utf-8") for document in embed.DOCUMENTS)
+    assert {*re.findall(r"<!-- picture: ([\w-]+) -->\n", documents)} == PICTURES.keys()
+    assert len(PICTURES) == len(MODULES)
+
+
+@pytest.mark.parametrize("document", embed.DOCUMENTS, ids=lambda path: path.name)
+def test_documents_show_pictures_as_they_are_described(document):
+    text = document.read_text(encoding="utf-8")
+    assert text == embed.embedded(document), "make pictures"
+    images = re.findall(r"<img\s[^>]*>", text)
+    assert len(images) == text.count("<img")
+    for image in images:
+        assert re.search(r'\salt="[^"]{40,}"', image), image
+    assert not re.search(r"!\[[^\]]*\]\((?!http)", text), "pictures are shown by <!-- picture: NAME -->"
+
+
+@EACH_STORED
+def test_a_picture_says_what_it_shows(picture):
+    for palette in picture.palettes:
+        if picture.file(palette).exists():
+            root = ET.parse(picture.file(palette)).getroot()
+            assert root.get("role") == "img"
+            title, text = (root.find(f"{SVG}{tag}") for tag in ("title", "desc"))
+            assert root.get("aria-labelledby") == f"{title.get('id')} {text.get('id')}"
+            assert title.text
+            assert text.text == picture.text()
+
+
+@EACH_STORED
+def test_words_lie_on_the_sheet_and_are_no_smaller_than_usual(picture):
+    if not picture.file(LIGHT).exists():
+        return
+    for element in ET.parse(picture.file(LIGHT)).getroot().iter(f"{SVG}text"):
+        look = dict(part.split(": ", 1) for part in element.get("style").split("; "))
+        size = float(look["font-size"].removesuffix("px"))
+        width = len(element.text) * size * (BOLD_LETTER if "font-weight" in look else LETTER)
+        left = float(element.get("x")) - width * {"start": 0, "middle": 0.5, "end": 1}[look["text-anchor"]]
+        assert size >= WORDS, element.text
+        assert left >= 0, element.text
+        assert left + width <= WIDTH, element.text
