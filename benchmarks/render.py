@@ -21,14 +21,14 @@ from .gpu.tables import ceilings_line, figure, gain, machine_line
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"  # a folder a CPU and a GPU
-FIRST = RESULTS / "amd-epyc-family-26-model-2"  # of which there is everything
-ACCURACY = FIRST / "accuracy.json"
+FIRST = RESULTS / "amd-epyc-family-26-model-2"  # of which there is most
 TOKEN_PRECISION = FIRST / "token_precision.json"
 ENGINES = FIRST / "engines.json"
 HELD_OUT = FIRST / "held_out.json"
 VERDICTS = FIRST / "verdicts.json"
 HOSTILE = FIRST / "hostile.json"
 PREPROCESSING = FIRST / "preprocessing.json"
+ACCURACY = RESULTS / "intel-xeon-processor-family-6-model-167" / "accuracy.json"
 ESTIMATES = RESULTS / "nvidia-h100" / "estimate.json"
 SIZES = RESULTS / "amd-epyc-family-25-model-1" / "sizes.json"
 SERVING = RESULTS / "amd-epyc-family-25-model-1" / "serving.json"
@@ -148,12 +148,16 @@ def speed() -> str:
 
 
 def accuracy() -> str:
-    results = json.loads(ACCURACY.read_text())
-    variants = ", ".join(results["variants"])
+    report = json.loads(ACCURACY.read_text())
+    variants = ", ".join(report["variants"])
     table = Table(Column("backend, precision"), Column("digits, held out"), Column(f"error of the scores, {variants}"))
-    return table.markdown(
+    lines = table.markdown(
         (f"{row['backend']} {row['precision']}", _of(row["correct"], row["count"]), _errors(row["errors"]))
-        for row in results["rows"]
+        for row in report["rows"]
+    )
+    return (
+        f"{lines}\n\nErrors are medians of {report['images']} images of noise. On an {report['name']} (family "
+        f"{report['family']}, model {report['model']}), OpenVINO {report['openvino'].partition('-')[0]}."
     )
 
 

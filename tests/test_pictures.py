@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from contrast import contrast
 
 from docs.drawing import embed
 from docs.drawing.album import MODULES, PICTURES
@@ -18,23 +19,6 @@ EACH_STORED = pytest.mark.parametrize("picture", STORED, ids=lambda picture: pic
 EACH_PALETTE = pytest.mark.parametrize("palette", PALETTES, ids=lambda palette: palette.name)
 BOLD_LETTER = 0.63  # as LETTER, on average
 WORDS_CONTRAST, SHAPES_CONTRAST = 4.5, 3.0  # least, by WCAG 2
-
-
-def contrast(one: str, other: str) -> float:
-    """Of two colors, #rrggbb, as WCAG 2 defines it."""
-    light, dark = sorted(map(luminance, (one, other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(color: str) -> float:
-    values = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def test_contrast_is_as_wcag_defines_it():
-    assert contrast("#ffffff", "#000000") == pytest.approx(21)
-    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
 
 
 @EACH_PALETTE

@@ -1,6 +1,7 @@
 """All pictures, by name."""
 
 from . import (
+    accuracy_and_speed,
     conformer_block,
     detections,
     heat_map,
@@ -15,6 +16,7 @@ MODULES = (
     detections,
     page,
     speed,
+    accuracy_and_speed,
     time_parts,
     way_of_an_image,
     conformer_block,

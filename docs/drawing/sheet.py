@@ -83,8 +83,15 @@ class Sheet:
 
     def mark(self, x: float, y: float, shape: str, color: str) -> None:
         """shape: as matplotlib calls it"""
-        edge = {"markeredgecolor": self.palette.paper, "markeredgewidth": 1.2}
-        self._axes.plot([x], [y], shape, color=color, markersize=11, zorder=3, **edge)
+        edge = {"markeredgecolor": self.palette.paper, "markeredgewidth": 0.8}
+        self._axes.plot([x], [y], shape, color=color, markersize=9, zorder=3, **edge)
+
+    def spread(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """From low to high, over marks: a thin line with an end on each side."""
+        across = (3, 0) if start[0] == end[0] else (0, 3)
+        ends = [((x - across[0], y - across[1]), (x + across[0], y + across[1])) for x, y in (start, end)]
+        for points in ((start, end), *ends):
+            self._axes.plot(*zip(*points, strict=True), color=self.palette.ink, linewidth=1.3, zorder=4)
 
     def arrow(self, *corners: tuple[float, float]) -> None:
         """Through these points, with its head at the last."""

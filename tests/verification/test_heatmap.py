@@ -7,6 +7,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+from contrast import contrast
 
 from conformer_fast.errors import BackendError
 from conformer_fast.verification.diff import Column, Diff
@@ -28,7 +29,7 @@ def ran(implementation: str, precision: str, error: float, **others: float) -> C
     return Column(implementation, precision, "here", report=report)
 
 
-def picture(*columns: Column, **options: str) -> ElementTree.Element:
+def picture(*columns: Column, **options: str | bool) -> ElementTree.Element:
     return ElementTree.fromstring(svg(Diff(2, 64, 48, columns), **options))
 
 
@@ -75,18 +76,6 @@ def error_of(sqnr_db: float) -> float:
     return 10 ** (-sqnr_db / 20)
 
 
-def contrast(one: str, other: str) -> float:
-    """The contrast ratio of two colors, from 1 to 21 (WCAG 2.2, definitions of contrast ratio, relative luminance)."""
-
-    def luminance(color: str) -> float:
-        parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    darker, lighter = sorted(map(luminance, (one, other)))
-    return (lighter + 0.05) / (darker + 0.05)
-
-
 FULL = (
     ran("reference", "fp16", 1e-3),
     ran("openvino", "fp16", 2e-3),
@@ -127,6 +116,22 @@ def test_a_number_stands_in_its_row_and_column_on_its_color(scale):
     assert where["reference"][1] < where["1.tokens"][1] < y < where["conv_logits"][1]
     assert color_behind(root, "6.0*") == scale[6.5][0]
     assert color_behind(root, "54.0") == scale[53.5][0]
+
+
+def test_on_dark_pages_words_beside_the_cells_are_light_and_those_in_them_as_ever():
+    light, dark = picture(*FULL), picture(*FULL, dark=True)
+    assert places(light) == places(dark)
+    ground = dark.find(f".//{SVG}g[@id='patch_1']/{SVG}path")
+    paper = style(ground).get("fill", INK)
+    assert contrast(paper, PAPER) == 21
+    inks = [
+        {"".join(text.itertext()): style(text).get("fill", INK) for text in root.iter(f"{SVG}text")}
+        for root in (light, dark)
+    ]
+    assert color_behind(light, "60.0") == color_behind(dark, "60.0")
+    assert inks[0]["60.0"] == inks[1]["60.0"]
+    beside = [word for word in inks[1] if not re.fullmatch(r"[\d.]+\*?", word)]
+    assert min(contrast(inks[1][word], paper) for word in beside) > 7
 
 
 def test_a_screen_reader_has_a_title_and_words():
