@@ -69,7 +69,7 @@ def draw(palette: Palette) -> bytes:
             width = (RIGHT - LEFT) * seconds / whole
             word = f"{seconds / whole:.0%}"
             sheet.bar(x, top + 26, x + width, top + 26 + HIGH, color, 1)
-            if width > len(word) * 0.7 * WORDS:  # digits are wide
+            if width > 11 + 10 * len(word):  # there is room for it
                 sheet.words(x + width / 2, top + 26 + HIGH / 2, word, color=ink)
             x += width
     return sheet.svg()
