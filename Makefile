@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run serve test browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures dev clean
+.PHONY: run serve test browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures docs dev clean
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
@@ -80,6 +80,9 @@ readme: $(INSTALLED)  ## the tables of README.md and docs/ from the stored resul
 
 pictures: browser $(INSTALLED)  ## the pictures of README.md and docs/, from stored results or by running the product
 	$(BIN)/python -m docs.drawing
+
+docs: $(INSTALLED)  ## the site, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 dev: $(INSTALLED)  ## an editable install with every tool, and the pre-commit hooks
 	$(BIN)/pre-commit install

@@ -95,7 +95,8 @@ def test_the_text_of_a_link_is_the_files_name(document):
 @EACH
 def test_modules_and_names_exist(document):
     text = document.read_text(encoding="utf-8")
-    for module in re.findall(r"\b(?:conformer_fast|benchmarks)(?:\.\w+)+", text):
+    prose = re.sub(r"^::: .*$", "", text, flags=re.MULTILINE)  # what the reference shows is tested with the site
+    for module in re.findall(r"\b(?:conformer_fast|benchmarks)(?:\.\w+)+", prose):
         assert resolves(module), module
     for name in re.findall(r"\bcf\.(\w+)", text):
         assert name in cf.__all__, name
