@@ -83,7 +83,7 @@ def test_my_own_model(reader):
     of_both = re.findall(r"^sum +100\.00% \(32\)", printed, re.MULTILINE)
     assert len(of_both) == 3  # PyTorch, "auto" and int8: a chance of one in ten if the names were not used
     assert cf.load("mine").settings.precision == "int8"
-    assert json.loads(printed.splitlines()[-1])["pictures"][0]["top"][0]["label"] == "seven"
+    assert json.loads(printed.splitlines()[-1])["predictions"][0]["top"][0]["label"] == "seven"
 
 
 def test_averaged_weights_are_taken_out_as_the_page_says(reader):
