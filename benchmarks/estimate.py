@@ -1,7 +1,7 @@
 """The time that a network would take on an H100, computed from what the compiler made of each launch. No measurement.
 
 A block runs what stands outside of its loops once and each loop's body as often as its launch says (machine_code.py).
-What is assumed, beside the ceilings that docs/performance.md names:
+What is assumed, beside the ceilings that docs/performance-gpu.md names:
 
 - A multiprocessor issues an instruction of 4 warps a cycle, of one warp every second cycle.
 - A load arrives after 700 cycles. A loop with asynchronous loads has them on their way for all but one of its stages;

@@ -32,13 +32,7 @@ ACCURACY = RESULTS / "intel-xeon-processor-family-6-model-167" / "accuracy.json"
 ESTIMATES = RESULTS / "nvidia-h100" / "estimate.json"
 SIZES = RESULTS / "amd-epyc-family-25-model-1" / "sizes.json"
 SERVING = RESULTS / "amd-epyc-family-25-model-1" / "serving.json"
-DOCUMENTS = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("accuracy", "deploying", "detecting", "images", "kernels", "performance", "reliability", "serving")
-    ),
-)
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 COLUMNS = {
     "eager fp32": "PyTorch eager fp32",
     "eager bf16": "eager bf16",
@@ -81,6 +75,12 @@ def ratios(points: Points, precision: str) -> dict[tuple[str, int], float]:
     return {point: rows[name]["speedup_over_rival"] for point, rows in points.items()}
 
 
+def eager_gains(points: Points, precision: str) -> dict[tuple[str, int], float]:
+    """Our speed over PyTorch's own in fp32, by the medians."""
+    name = f"conformer_fast {precision}"
+    return {point: rows["eager fp32"]["seconds"] / rows[name]["seconds"] for point, rows in points.items()}
+
+
 def noise(points: Points) -> float:
     """How far a peer timed against itself strays from 1: what a ratio cannot tell apart in this run."""
     rivals = [f"OpenVINO unfused {precision}" for precision in precisions(points)]
@@ -121,8 +121,7 @@ def summary(path: Path) -> str:
     ]
     eager = []
     for precision in both:
-        name = f"conformer_fast {precision}"
-        gains = [rows["eager fp32"]["seconds"] / rows[name]["seconds"] for rows in points.values()]
+        gains = eager_gains(points, precision).values()
         eager.append(f"{min(gains):.1f}x to {max(gains):.1f}x in {precision}")
     rates = known and ", ".join(f"{rate / 1e9:.0f} Gop/s in {name}" for name, rate in known["product_rates"].items())
     return (
@@ -145,6 +144,35 @@ def summary(path: Path) -> str:
 
 def speed() -> str:
     return "\n\n".join(f"{speed_table(load_points(path))}\n\n{summary(path)}" for path in speed_files())
+
+
+def speed_in_short() -> str:
+    """Of FIRST, in its last precision, point by point; of all CPUs in a sentence."""
+    points = load_points(FIRST / "speed.json")
+    last = precisions(points)[-1]
+    eager, rival = eager_gains(points, last), ratios(points, last)
+    table = Table(
+        *map(Column, ("224x224", f"ours {last}, ms a batch", f"times as fast as: PyTorch fp32 / OpenVINO {last}"))
+    ).markdown(
+        (
+            f"{variant}, B{batch}",
+            _milliseconds(rows[f"conformer_fast {last}"]),
+            f"{eager[variant, batch]:.1f}x / {rival[variant, batch]:.2f}x",
+        )
+        for (variant, batch), rows in points.items()
+    )
+    return f"{table}\n\n{' '.join(map(_speed_sentence, speed_files()))}"
+
+
+def _speed_sentence(path: Path) -> str:
+    points, cpu = load_points(path), json.loads(path.read_text())["machine_info"]["cpu"]
+    last = precisions(points)[-1]
+    eager, rival = eager_gains(points, last).values(), ratios(points, last).values()
+    return (
+        f"{cpu['count']} cores of an {cpu['brand_raw']} (family {cpu['family']}, model {cpu['model']}) in {last}: "
+        f"{min(eager):.1f}x to {max(eager):.1f}x as fast as PyTorch eager in fp32, {min(rival):.2f}x to "
+        f"{max(rival):.2f}x as fast as OpenVINO in {last}."
+    )
 
 
 def accuracy() -> str:
@@ -401,7 +429,7 @@ def cluster() -> str:
     rate, decode, size = 128 / seconds, report["alone"]["decode_ms"] / 1e3, report["picture_bytes"]
     sentences = (
         f"small-p16 at batch 128 in fp16 is *estimated* at {rate:,.0f} pictures a second on one H100 "
-        "([performance](performance.md); no GPU has run it).",
+        "([performance](performance-gpu.md); no GPU has run it).",
         f"A 500x375 JPEG of {size / 1e3:.0f} kB takes {1e3 * decode:.1f} ms of a core of the CPU above to decode and "
         "resize.",
         f"So such a GPU is fed by {rate * decode:,.0f} such cores, and by {8 * rate * size / 1e9:.0f} Gbit/s of "
@@ -528,6 +556,7 @@ def _gpu(entry: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "speed-in-short": speed_in_short,
     "speed": speed,
     "accuracy": accuracy,
     "token-precision": token_precision,
@@ -537,7 +566,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "int8": int8,
     "int8-parts": int8_parts,
     "preprocessing": preprocessing,
-    "served": served,
     "serving": serving,
     "cluster": cluster,
     "sizes": sizes,

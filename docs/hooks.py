@@ -44,7 +44,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     def on_site(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
         path = posixpath.normpath(posixpath.join(folder, target))
-        if path in BESIDE or path.startswith("docs/"):
+        if path in BESIDE or (path.startswith("docs/") and not path.endswith(".py")):
             return f"[{text}]({path.removeprefix('docs/')}{anchor or ''})"
         return f"`{text}`" if re.fullmatch(r"[\w./-]+\.\w+", text) else text
 

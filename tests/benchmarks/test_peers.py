@@ -111,7 +111,7 @@ def test_every_stored_result_is_shown():
     assert all(documents.count(f"<!-- {name} -->\n") == 1 for name in render.BLOCKS)
     assert all(f"<!-- {name} -->\n|" in documents for name in render.BLOCKS.keys() - {"gpus", "cluster"})
     of_cpus = len(render.int8_files()) + len(render.speed_files())
-    assert documents.count("| tiny-p16, B") == 2 * of_cpus + 8  # floors, estimates
+    assert documents.count("| tiny-p16, B") == 2 * of_cpus + 10  # in short, floors, estimates
 
 
 def test_readmes_example_runs(tmp_path, monkeypatch, capsys):
