@@ -57,8 +57,7 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         elif tag == "link":
             self.loaded.append(given["href"])
-        if "src" in given:
-            self.loaded.append(given["src"])
+        self.loaded += [given[name] for name in ("src", "srcset") if name in given]
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def batch(
 
     source:   a folder of pictures, at any depth; a tar file (WebDataset too) or a parquet file with a column `image`; a
               folder of such; or a pattern of such, as "shard-*.tar". No picture needs a label.
-    out:      ".jsonl", ".csv" or ".parquet"; it appears when it is whole. docs/serving.md has its columns
+    out:      ".jsonl", ".csv" or ".parquet"; it appears when it is whole. docs/batches.md has its columns
     topk:     classes of each picture; all of them if the model has fewer
     size:     side of the model's input in pixels; default: what the engine is tuned for, or the model was trained on
     batch:    pictures run together; default: 32, or the most that the engine takes

@@ -152,7 +152,7 @@ class OpenVINO(Backend):
 
     def _attends_in_8_bits(self, settings: Settings) -> bool:
         """Whether queries, keys and values are in 8 bits beside products in 8 bits: on CPUs where the rest is in fp32.
-        With AMX, where OpenVINO would multiply them in bf16, that loses (docs/accuracy.md)."""
+        With AMX, where OpenVINO would multiply them in bf16, that loses (docs/quantizing.md)."""
         return settings.quantization is not None and self.device == "CPU" and self.fastest()[0] == "fp32"
 
     def contents(

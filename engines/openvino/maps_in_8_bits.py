@@ -1,7 +1,7 @@
 """An 8-bit graph in the form in which OpenVINO writes each map once, in 8 bits.
 
 Left to itself, it writes a bottleneck's last map in 16 or 32 bits, and reads it to add what the bottleneck adds; the
-same where a map is averaged for FCU-down. docs/accuracy.md has what both rewrites gain.
+same where a map is averaged for FCU-down. docs/quantizing.md has what both rewrites gain.
 """
 
 from __future__ import annotations
