@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .deploy.benchmark import benchmark as benchmark
     from .deploy.build import build as build
     from .deploy.compile import compile as compile
-    from .deploy.detect import Damaged as Damaged
+    from .deploy.damaged import Damaged as Damaged
     from .deploy.detect import DetectedPicture as DetectedPicture
     from .deploy.explain import Explanation as Explanation
     from .deploy.explain import explain as explain
@@ -115,7 +115,7 @@ HOMES = {  # where each name is defined
     "ConformerFastError": "errors:ConformerFastError",
     "ConformerFeatures": "model.reference:ConformerFeatures",
     "ConformerOutput": "model.reference:ConformerOutput",
-    "Damaged": "deploy.detect:Damaged",
+    "Damaged": "deploy.damaged:Damaged",
     "DamagedError": "storage.hashed:DamagedError",
     "Dataset": "datasets.dataset:Dataset",
     "DatasetBatches": "datasets.batches:DatasetBatches",

@@ -36,7 +36,7 @@ PART, NEW, LOCK = ".part", ".part.new", ".lock"  # behind the output: the rows s
 
 def batch(
     model: FastConformer,
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     topk: int = 5,
@@ -50,7 +50,8 @@ def batch(
     """Classifies all pictures of a source by the published preprocessing: a row a picture, in the source's order.
 
     source:   a folder of pictures, at any depth; a tar file (WebDataset too) or a parquet file with a column `image`; a
-              folder of such; or a pattern of such, as "shard-*.tar". No picture needs a label.
+              folder of such; or a pattern of such, as "shard-*.tar". Or a list of picture files, folders, patterns,
+              http and https addresses and "-", the standard input, which has one picture. No picture needs a label.
     out:      ".jsonl", ".csv" or ".parquet"; it appears when it is whole. docs/batches.md has its columns
     topk:     classes of each picture; all of them if the model has fewer
     size:     side of the model's input in pixels; default: what the engine is tuned for, or the model was trained on

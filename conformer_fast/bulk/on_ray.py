@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ..cluster import reach
 from ..datasets.dataset import PictureSet
+from ..datasets.named import is_on_disk
 from ..deploy.fast_conformer import FastConformer
 from ..errors import BackendError, ConformerFastError, DatasetError, shown
 from ..evaluation.decode import Decoded, decode
@@ -129,15 +130,16 @@ class Actor:
 
 def _model(work: _Work) -> FastConformer:
     """Raises DatasetError where the pictures are not, of which else all would be damaged."""
-    folder = os.path.dirname(work.pictures.pictures[0].file)
-    if not os.path.isdir(folder):
+    files = filter(is_on_disk, (picture.file for picture in work.pictures.pictures))
+    folder = os.path.dirname(next(files, ""))
+    if folder and not os.path.isdir(folder):
         raise DatasetError(f"{gethostname()} has no folder {folder}; every node must have the pictures there")
     return pickle.loads(work.model)
 
 
 def _anywhere(pictures: PictureSet) -> PictureSet:
     """The same by paths that do not depend on the current folder, which each process has its own of."""
-    absolute = {one.file: os.path.abspath(one.file) for one in pictures.pictures}
+    absolute = {one.file: os.path.abspath(one.file) if is_on_disk(one.file) else one.file for one in pictures.pictures}
     return replace(pictures, pictures=tuple(replace(one, file=absolute[one.file]) for one in pictures.pictures))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 class BatchResult:
     """What `batch` wrote.
 
-    out:      the file; source, kind: what was read, "folder", "tar" or "parquet"
+    out:      the file; source, kind: what was read, "folder", "tar", "parquet" or "named", pictures one by one
     pictures: rows in the file; went_on_from: how many of them a run before had written
     damaged:  names of pictures that could not be used, and what is wrong with each
     reason:   why the model runs by this backend, in this precision and on this device

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..deploy.fast_conformer import FastConformer
-from ..deploy.predict import summed, top_classes
+from ..deploy.predict import Guess, summed, top_classes
 from ..errors import shown
 from ..evaluation.decode import Decoded
 
@@ -40,18 +40,19 @@ def rows_of(model: FastConformer, found: Decoded, group: Sequence[int], names: S
         tops = dict(zip(found.pictures, top_classes(scores, model.labels, topk), strict=True))
     rows = []
     for index in group:
-        top = tops.get(index, ())
-        error = shown(found.errors[index], MOST_LETTERS) if index in found.errors else None
-        rows.append(
-            Row(
-                names[index],
-                [guess.index for guess in top],
-                [guess.label for guess in top],
-                [guess.probability for guess in top],
-                error,
-            )
-        )
+        rows.append(row_of(names[index], tops.get(index, ()), found.errors.get(index)))
     return rows
+
+
+def row_of(name: str, top: Sequence[Guess] = (), error: str | None = None) -> Row:
+    """Of a picture: its likeliest classes, or what is wrong with it."""
+    return Row(
+        as_text(name),
+        [guess.index for guess in top],
+        [guess.label for guess in top],
+        [guess.probability for guess in top],
+        None if error is None else shown(error, MOST_LETTERS),
+    )
 
 
 def row_from(value: Any) -> Row:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.adopt import Model, Source, adopt
 from ..datasets.batches import Batches, DatasetBatches, Pictures, images_in
+from ..datasets.dataset import PictureSet
 from ..engines.base import Backend, Settings
 from ..engines.registry import choose
 from ..engines.timing import time_in_turn
@@ -49,7 +50,9 @@ from .smoothquant import Factors, smoothing_factors
 ROUNDS = 9  # in which engines are timed
 FOLDER_LIMIT = 512  # pictures of a folder that is given by its path
 
-Images = Iterable[Tensor] | Iterable[Sequence[Any]] | str | os.PathLike[str]  # batches, also with labels; a folder
+Images = (  # batches, also with labels; a set of pictures; a folder
+    Iterable[Tensor] | Iterable[Sequence[Any]] | PictureSet | str | os.PathLike[str]
+)
 
 
 def calibrate(
@@ -71,8 +74,8 @@ def calibrate(
                pictures are taken, as `fit_pictures` makes them.
     images:    batches of images (B, in_channels, H, W), normalized, like those that the model will see. A sequence is
                read batch by batch, again for each pass, so it may read from disk (`images_in`, `Batches`); anything
-               else is kept in memory. Of (images, labels), as a DataLoader gives them, the images. A folder's path: 512
-               of the pictures below it, of the usual size.
+               else is kept in memory. Of (images, labels), as a DataLoader gives them, the images. A folder's path, or
+               a set of pictures: 512 of them, of the usual size.
     precision: "int8" or "fp8", which leaves the stem and the first bottleneck in 16 bits (quantization.py)
     smoothquant: whether layer norms may hand large channels to their products' weights where that pays (smoothquant.py)
     max_drop:  percentage points of top-1 accuracy that 8 bits may cost on these images; the most sensitive products go
@@ -142,13 +145,15 @@ def warn_of(quantization: Quantization, reference: nn.Module | None = None) -> N
 
 
 def in_batches(images: Images, config: ConformerConfig, recipe: Recipe) -> Sequence[Tensor]:
-    """A folder's pictures, as the model's recipe says; a sequence as it is, which may read from disk; what else can be
-    gone through as a list. Of (images, labels) the images.
+    """Pictures of a folder or a set, as the model's recipe says; a sequence as it is, which may read from disk; what
+    else can be gone through as a list. Of (images, labels) the images.
 
     Raises ArgumentTypeError for anything else, and what `images_in` does.
     """
     if isinstance(images, str | os.PathLike):
         return images_in(images, input_side(recipe, config), FOLDER_LIMIT, recipe=recipe)
+    if isinstance(images, PictureSet):
+        return DatasetBatches(images.evenly(FOLDER_LIMIT), input_side(recipe, config), recipe=recipe)
     if isinstance(images, Sequence) and not isinstance(images, list | tuple):
         return cast(Sequence[Tensor], images)
     if isinstance(images, Tensor) and images.ndim <= 4:

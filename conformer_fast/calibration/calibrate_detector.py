@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..datasets.batches import images_in
-from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
+from ..datasets.dataset import PictureSet, open_files
+from ..errors import ArgumentError, ArgumentTypeError, ImageError, several, shown
 from ..inference.detector import parts_of, split_regions
 from ..inference.lower import lower
 from ..inference.network import InferenceConformer
@@ -32,14 +32,14 @@ FOLDER_LIMIT = 64  # pictures of a folder: each has as many positions as 20 of a
 SMOOTHED_ON = 4  # of them: where smoothing is measured
 PRECISION = "int8"
 
-Images = Sequence[Tensor] | str | os.PathLike[str]
+Images = Sequence[Tensor] | PictureSet | str | os.PathLike[str]
 
 
 def calibrate_detector(detector: Detector, images: Images | DetectorImages, smoothquant: bool = True) -> Quantization:
     """How to quantize `detector`, which is in fp32 on the CPU and is not changed.
 
-    images:      batches (B, 3, H, W), normalized, of sides of multiples of 32; or a folder's path: 64 of the pictures
-                 below it, fitted as `fit_pictures` does it
+    images:      batches (B, 3, H, W), normalized, of sides of multiples of 32; or a set of pictures or a folder's
+                 path: 64 of its pictures, fitted as `fit_pictures` does it
     smoothquant: as for `calibrate`
 
     Raises ArgumentError when there are no images or one of the values is not finite; ImageError for a damaged picture.
@@ -74,13 +74,16 @@ def calibrate_detector(detector: Detector, images: Images | DetectorImages, smoo
 
 
 class DetectorImages:
-    """The given batches, or a folder's pictures, which are read when they are asked for."""
+    """The given batches, or the pictures of a set or a folder, which are read when they are asked for."""
 
     def __init__(self, given: Images, detector: Detector) -> None:
         self._recipe = detector.recipe
         self._given: list[Any]
         if isinstance(given, str | os.PathLike):
-            self._given = [*images_in(given, size=1, limit=FOLDER_LIMIT).paths]
+            given = open_files([str(path) for path in images_in(given, size=1, limit=FOLDER_LIMIT).paths])
+        self._pictures = given.evenly(FOLDER_LIMIT) if isinstance(given, PictureSet) else None
+        if self._pictures is not None:
+            self._given = list(self._pictures.pictures)
         else:
             if isinstance(given, Tensor) and given.ndim <= 4:
                 raise ArgumentTypeError(
@@ -99,14 +102,14 @@ class DetectorImages:
 
     def read(self, index: int) -> Tensor:
         images = self._given[index]
-        if isinstance(images, Path):
-            from ..preprocessing.detection import fit_pictures, load_upright
+        if self._pictures is not None:
+            from ..preprocessing.detection import fit_pictures, upright
 
-            picture = load_upright(images)
+            picture = upright(self._pictures.load(index))
             try:
                 images, _ = fit_pictures([picture], recipe=self._recipe)
             except ImageError as error:
-                raise ImageError(f"{self._given[index]}: {error}") from error
+                raise ImageError(f"{shown(images.name)}: {error}") from error
         checked_sizes(images, None)
         return images.detach().to("cpu", torch.float32)
 

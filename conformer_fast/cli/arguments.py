@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import json
 import os
@@ -22,10 +21,10 @@ from ..storage.regular import read_regular
 
 if TYPE_CHECKING:
     from ..datasets.batches import Pictures
+    from ..datasets.dataset import PictureSet
 
 DEFAULT = "small-p16"
 CALIBRATION_LIMIT = 512
-PATTERN = frozenset("*?[{")  # of these, what stands for several files has one
 KEYWORDS = ("pretrained", "packaged", "random")  # weights that are no file
 
 # Options that are paths, of all commands: what is read, and what is written.
@@ -33,7 +32,7 @@ INPUTS = (
     *("weights", "bundle", "input", "images", "data", "coco", "labels", "class_names"),
     *("quantization", "calibration", "key", "token_file"),
 )
-OUTPUTS = ("output", "svg", "resume", "draw")
+OUTPUTS = ("output", "svg", "resume", "save")
 
 # Options, by who adds them: what a bundle makes superfluous.
 MODEL = ("model", "weights")
@@ -92,34 +91,24 @@ def add_pictures(parser: argparse.ArgumentParser, example: str) -> None:
     """Picture files, or the one that ships. example: what is on it, and what finds it"""
     pictures = parser.add_mutually_exclusive_group(required=True)
     pictures.add_argument(
-        "images", nargs="*", default=[], metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'"
+        "images",
+        nargs="*",
+        default=[],
+        metavar="IMAGE",
+        help="files, folders, patterns such as 'photos/*.jpg', http(s) addresses, or - for the standard input",
     )
     pictures.add_argument("--example", action="store_true", help=f"a picture that ships instead: {example}")
 
 
-def pictures_of(options: argparse.Namespace, example: str, others: Iterable[str]) -> list[str]:
-    """The picture files that were asked for. example: the name of the one that ships; others: options that do not go
-    with it, for which ArgumentError is raised, as for a folder or a pattern without pictures."""
+def pictures_of(options: argparse.Namespace, example: str, others: Iterable[str]) -> PictureSet:
+    """The pictures that were asked for. example: the name of the one that ships; others: options that do not go with
+    it, for which ArgumentError is raised. Raises what `open_named` does."""
+    from ..datasets.dataset import open_named
+
     if options.example:
         refuse(options, others, "--example runs a model that ships")
-        return [str(Path(cf.__file__).with_name("data") / example)]
-    return [path for given in options.images for path in _files(given)]
-
-
-def _files(given: str) -> list[str]:
-    """The file of this name, else the pictures below the folder, else what the pattern stands for."""
-    if os.path.isdir(given):
-        from ..datasets.folders import pictures_below
-
-        found = [picture.file for picture in pictures_below(Path(given))]
-        missing = "there are no pictures below"
-    elif os.path.lexists(given) or not {*given} & PATTERN:
-        return [given]
-    else:
-        found, missing = sorted(glob.glob(given, recursive=True)), "no file is called like"
-    if not found:
-        raise ArgumentError(f"{missing} {given}; name where the pictures are")
-    return found
+        return open_named([str(Path(cf.__file__).with_name("data") / example)])
+    return open_named(options.images)
 
 
 def add_bundle(parser: argparse.ArgumentParser, help: str) -> None:
@@ -329,8 +318,10 @@ def _random(name: str, features_only: bool) -> cf.Conformer:
 
 def _check_pictures(options: argparse.Namespace) -> None:
     """Before a download. Raises ArgumentError where there is nothing to run the model on."""
+    from ..datasets.named import is_on_disk, is_pattern
+
     named = [str(path) for name in ("images", "data") for path in _listed(vars(options).get(name))]
-    if named and not any(os.path.exists(path) or {*path} & PATTERN for path in named):
+    if named and not any(not is_on_disk(path) or is_pattern(path) or os.path.exists(path) for path in named):
         raise ArgumentError(f"there is no file or folder {first_few(named)}; name where the pictures are")
 
 

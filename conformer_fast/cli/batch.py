@@ -24,7 +24,13 @@ from .arguments import (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="SOURCE", help="a folder of pictures, tar or parquet files; no labels needed")
+    parser.add_argument(
+        "data",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder of pictures, tar or parquet files; or picture files, folders, patterns, http(s) addresses, and "
+        "- for the standard input; no labels needed",
+    )
     parser.add_argument(
         "-o", "--output", required=True, type=results, metavar="FILE", help="a new .jsonl, .csv or .parquet file"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from typing import TYPE_CHECKING
 
 import conformer_fast as cf
@@ -25,7 +24,12 @@ BATCH = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
-        "--data", required=True, metavar="DIR|FILE", help="pictures; with labels also tar or parquet files"
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DIR|FILE",
+        help="pictures: a folder, tar or parquet files; without labels also picture files, folders, patterns, http(s) "
+        "addresses, and - for the standard input",
     )
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels-from-folders", action="store_true", help="the data has a folder a class, or labels")
@@ -79,17 +83,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _of_detector(options: argparse.Namespace) -> cf.Quantization:
+    from ..datasets.dataset import open_pictures
+
     given = ("model", "labels", "labels_from_folders", "limit", "size", "max_drop", "timed")
-    refuse(options, given, "--weights is a detector's, which takes 64 pictures of a folder as they are")
-    if not os.path.isdir(options.data):
-        raise ArgumentError(f"a detector is calibrated on a folder of pictures, and {options.data} is none")
+    refuse(options, given, "--weights is a detector's, which takes 64 pictures as they are")
+    pictures = open_pictures(options.data)
     detector = cf.create_detector(weights=options.weights)
-    return cf.calibrate(detector, options.data, precision=options.precision, smoothquant=not options.no_smoothquant)
+    return cf.calibrate(detector, pictures, precision=options.precision, smoothquant=not options.no_smoothquant)
 
 
 def _of_conformer(options: argparse.Namespace, reports: list[GateReport]) -> cf.Quantization:
-    from ..datasets.batches import Batches, DatasetBatches, images_in
-    from ..datasets.dataset import open_dataset
+    from ..datasets.batches import DatasetBatches
+    from ..datasets.dataset import PictureSet, open_dataset, open_pictures
     from ..engines.registry import choose
     from ..model.recipe import input_side
     from ..storage.paths import cache_root
@@ -98,19 +103,23 @@ def _of_conformer(options: argparse.Namespace, reports: list[GateReport]) -> cf.
         refuse(options, ("labels", "labels_from_folders", "timed"), "without --max-drop there is no gate to use it")
     if options.timed:
         choose(options.timed, options.precision)  # before a download
+    labeled = options.labels_from_folders or options.labels
+    if labeled and len(options.data) > 1:
+        raise ArgumentError(f"labels are of one folder, tar or parquet file, and --data names {len(options.data)}")
     model = model_of(options)
     size = input_side(model.recipe, model.config, options.size)
-    images: Batches
+    limit = options.limit or LIMIT
+    pictures: PictureSet
     labels = None
-    if options.labels_from_folders or options.labels:
+    if labeled:
         classes = model.config.num_classes, model.recipe.labels
-        dataset = open_dataset(options.data, options.labels, *classes).evenly(options.limit or LIMIT)
-        images, labels = DatasetBatches(dataset, size, BATCH, model.recipe), dataset.labels
+        dataset = open_dataset(options.data[0], options.labels, *classes).evenly(limit)
+        pictures, labels = dataset, dataset.labels
     else:
-        images = images_in(options.data, size, options.limit or LIMIT, BATCH, recipe=model.recipe)
+        pictures = open_pictures(options.data).evenly(limit)
     return cf.calibrate(
         model,
-        images,
+        DatasetBatches(pictures, size, BATCH, model.recipe),
         precision=options.precision,
         smoothquant=not options.no_smoothquant,
         max_drop=options.max_drop,

@@ -1,21 +1,31 @@
-"""conformer-fast detect: objects in picture files, with their boxes and masks."""
+"""conformer-fast detect: objects in pictures, with their boxes and masks."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import json
 import sys
-from io import BytesIO
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import conformer_fast as cf
 
-from ..errors import ArgumentError, a_path, shown
+from ..errors import ArgumentError, shown
 from .arguments import add_bundle, add_engine, add_pictures, add_quantization, pictures_of, show
 from .detectors import detector_of
+from .drawings import add_save, places_of, save
+from .forms import add_form, form_of, printed, say
+
+if TYPE_CHECKING:
+    from ..datasets.dataset import PictureSet
 
 EXAMPLE = "handwritten_digits.png"
+ENDING = ".detected.png"
 MIN_SCORE = 0.3
-FILES = (".png", ".jpg", ".jpeg")
+COLUMNS = ("picture", "width", "height", "class", "label", "score", "x1", "y1", "x2", "y2", "error")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-score", type=share, default=MIN_SCORE, metavar="S", help=f"of what is shown (default {MIN_SCORE})"
     )
-    parser.add_argument(
-        "--draw",
-        metavar="OUT",
-        help="draw it: into a .png or .jpg file for one picture, for several into a folder, as NAME.detected.png",
-    )
+    add_form(parser)
+    add_save(parser, ENDING)
 
 
 def share(text: str) -> float:
@@ -48,74 +55,86 @@ def share(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..deploy.detect import Damaged
-
-    paths = pictures_of(options, EXAMPLE, ("weights", "bundle"))
+    form = form_of(options)
+    pictures = pictures_of(options, EXAMPLE, ("weights", "bundle"))
     if options.example:
         options.weights = "packaged"
     if (options.weights is None) == (options.bundle is None):
         raise ArgumentError("give either --weights or --bundle, a detector's")
-    places = drawings(options.draw, paths)
+    places = places_of(options.save, pictures, ENDING)
     detector = detector_of(options)
-    pictures, damaged = [], []
-    for path, found in zip(paths, detector.predict(paths), strict=True):
-        if isinstance(found, Damaged):
-            damaged.append({"path": path, "error": found.error})
-            print(f"conformer-fast detect: {shown(found.error, 1000)}", file=sys.stderr)
-            continue
-        objects = found.objects(options.min_score)
-        pictures.append({"path": path, "width": found.width, "height": found.height, "objects": objects})
-        lines = [shown(path, 1000)]
-        for one in objects:
-            sides = " ".join(f"{side:.0f}" for side in one["box"])
-            lines.append(f"  {one['score']:7.2%}  {shown(one['label'])} ({one['index']})  {sides}")
-        if path in places:
-            draw(places[path], found, options.min_score)
-            lines.append(f"  drawn in {shown(places[path], 1000)}")
-        if not options.json:
-            print("\n".join(lines), flush=True)
+    damaged: list[cf.Damaged] = []
+    found = _found(options, detector, pictures, places, damaged)
+    if form in ("jsonl", "csv"):
+        _print_rows(form, found, options.min_score)
+        return 1 if damaged else 0
+    entries = []
+    for one, place in zip(found, places, strict=True):
+        if isinstance(one, cf.DetectedPicture):
+            objects = one.objects(options.min_score)
+            entries.append({"path": one.path, "width": one.width, "height": one.height, "objects": objects})
+            if form == "text":
+                say(_text(one.path, objects, place))
     result = {
         "weights": options.weights,
         "bundle": options.bundle,
         "backend": detector.settings.backend.name,
         "precision": detector.settings.precision,
-        "pictures": pictures,
-        "damaged": damaged,
+        "pictures": entries,
+        "damaged": [{"path": one.path, "error": one.error} for one in damaged],
     }
     show(options, result, "")
     return 1 if damaged else 0
 
 
-def drawings(out: str | None, images: list[str]) -> dict[str, Path]:
-    """Where each picture is drawn. Raises ArgumentError, before any work, for a place that cannot be."""
-    from ..datasets.labels import PICTURES
-    from ..storage.outputs import check_output
-
-    if out is None:
-        return {}
-    path = a_path("--draw", out)
-    is_file = path.suffix.lower() in FILES
-    if (path.suffix.lower() in PICTURES and not is_file) or out == "-":
-        raise ArgumentError(f"--draw writes {', '.join(FILES)} files, or into a folder, got {shown(out)}")
-    if is_file and len(images) > 1:
-        raise ArgumentError(f"{len(images)} pictures are drawn into a folder; give --draw one, not {shown(out)}")
-    if is_file:
-        places = {images[0]: path}
-    else:
-        places = {image: path / f"{Path(image).stem}.detected.png" for image in images}
-        if len(set(places.values())) != len(places):
-            raise ArgumentError("two of the pictures have the same name, and would be drawn into the same file")
-        path.mkdir(parents=True, exist_ok=True)
-    for place in places.values():
-        check_output(place, images)
-    return places
-
-
-def draw(place: Path, found: cf.DetectedPicture, min_score: float) -> None:
+def _found(
+    options: argparse.Namespace,
+    detector: cf.FastDetector,
+    pictures: PictureSet,
+    places: Sequence[Path | None],
+    damaged: list[cf.Damaged],
+) -> Iterator[cf.DetectedPicture | cf.Damaged]:
+    """What is found in each picture, drawn where there is a place. Damaged ones are said, and noted in the list."""
+    from ..deploy.detect import detected
     from ..deploy.draw import drawn
-    from ..preprocessing.detection import load_upright
-    from ..storage.outputs import write_output
+    from ..model.detector.class_names import warn_of_assumptions
 
-    picture, file = drawn(load_upright(found.path), found.detections, found.labels, min_score), BytesIO()
-    picture.save(file, "PNG" if place.suffix.lower() == ".png" else "JPEG")
-    write_output(place, file.getvalue())
+    warn_of_assumptions(detector.recipe, detector.config)
+    for (one, image), place in zip(detected(detector, pictures), places, strict=True):
+        if isinstance(one, cf.Damaged):
+            damaged.append(one)
+            print(f"conformer-fast detect: {shown(one.error, 1000)}", file=sys.stderr)
+        elif place is not None and image is not None:
+            save(place, drawn(image, one.detections, one.labels, options.min_score))
+        yield one
+
+
+def _text(path: str, objects: Sequence[dict[str, Any]], place: Path | None) -> str:
+    lines = [shown(path, 1000)]
+    for one in objects:
+        sides = " ".join(f"{side:.0f}" for side in one["box"])
+        lines.append(f"  {one['score']:7.2%}  {shown(one['label'])} ({one['index']})  {sides}")
+    lines += [] if place is None else [f"  drawn in {shown(place, 1000)}"]
+    return "\n".join(lines)
+
+
+def _print_rows(form: str, each: Iterator[cf.DetectedPicture | cf.Damaged], min_score: float) -> None:
+    """A line of JSON a picture; of CSV one an object, without masks, and one for a picture without objects."""
+    from ..bulk.rows import MOST_LETTERS, as_text
+
+    table = csv.writer(io.TextIOWrapper(printed(), "utf-8", newline="", write_through=True), lineterminator="\n")
+    if form == "csv":
+        table.writerow(COLUMNS)
+    for one in each:
+        row: dict[str, Any] = dict.fromkeys(("picture", "width", "height", "objects", "error"))
+        if isinstance(one, cf.Damaged):
+            row |= {"objects": [], "error": shown(one.error, MOST_LETTERS)}
+        else:
+            row |= {"width": one.width, "height": one.height, "objects": one.objects(min_score)}
+        row["picture"] = as_text(one.path)
+        if form == "jsonl":
+            say(json.dumps(row))
+            continue
+        for it in row["objects"] or [None]:
+            cells = [it["index"], it["label"], it["score"], *it["box"]] if it else [None] * 7
+            table.writerow([row["picture"], row["width"], row["height"], *cells, row["error"]])

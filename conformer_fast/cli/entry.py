@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from types import FrameType
 
 from ..engines.ctrl_c import RAISING
@@ -30,6 +32,12 @@ def run() -> int:
     return status
 
 
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a program reads the answer, told before the command line is understood."""
+    pairs = pairwise(arguments)
+    return "--json" in arguments or "--format=json" in arguments or ("--format", "json") in pairs
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raises KeyboardInterrupt; in the middle of an import, which may swallow it or abort, it ends the process."""
     while frame is not None:
@@ -40,7 +48,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _end() -> None:
-    if "--json" in sys.argv:
+    if asks_for_json(sys.argv):
         os.write(1, b'{"command": null, "error": {"type": "KeyboardInterrupt", "message": "interrupted"}}\n')
     os.write(2, b"conformer-fast: interrupted\n")
     os._exit(130)

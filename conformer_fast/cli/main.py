@@ -22,6 +22,7 @@ from typing import NoReturn
 from ..errors import ConformerFastError, shown
 from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 from ..version import __version__
+from .entry import asks_for_json
 
 COMMANDS = {
     "predict": "classify images",
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    as_json = "--json" in arguments
+    as_json = asks_for_json(arguments)
     if isinstance(sys.stdout, TextIOWrapper):  # None where it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # names that are no text, and labels where only ASCII is
     format_of_others, warnings.formatwarning = warnings.formatwarning, _each_once()

@@ -1,10 +1,15 @@
-"""conformer-fast predict: the likeliest classes of picture files."""
+"""conformer-fast predict: the likeliest classes of pictures."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import conformer_fast as cf
 
 from ..errors import shown
 from .arguments import (
@@ -22,8 +27,15 @@ from .arguments import (
     refuse,
     show,
 )
+from .drawings import add_save, places_of, save
+from .forms import add_form, form_of, printed, say
+
+if TYPE_CHECKING:
+    from ..bulk.rows import Row
+    from ..datasets.dataset import PictureSet
 
 EXAMPLE = "handwritten_7.png"
+ENDING = ".predicted.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,33 +46,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser, "run this engine instead of a model")
     parser.add_argument("--topk", type=positive, default=5, metavar="K", help="classes to print an image (default 5)")
     add_size(parser)
+    add_form(parser)
+    add_save(parser, ENDING)
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..bulk.results import WRITERS
     from ..deploy.predict import BATCH
 
-    paths = pictures_of(options, EXAMPLE, (*MODEL, "bundle", "size"))
+    form = form_of(options)
+    pictures = pictures_of(options, EXAMPLE, (*MODEL, "bundle", "size"))
     if options.example:
         options.model = "digits"
     if options.bundle:
         refuse(options, MODEL, "--bundle says which model runs")
+    if options.weights == "random":
+        refuse(options, ("save",), "random weights find nothing to draw")
+    places = places_of(options.save, pictures, ENDING)
     fast = bundled(options) if options.bundle else compiled(options, BATCH)
-    found = fast.predict(paths, topk=options.topk, size=options.size)
-    for error in found.damaged.values():
-        print(f"conformer-fast predict: {shown(error, 1000)}", file=sys.stderr)
+    damaged: list[cf.Damaged] = []
+    found = _found(options, fast, pictures, places, damaged)
+    if form in ("jsonl", "csv"):
+        WRITERS[f".{form}"](printed(), map(_row, found), min(options.topk, fast.config.num_classes))
+        return 1 if damaged else 0
+    predictions = []
+    for one, place in zip(found, places, strict=True):
+        if isinstance(one, cf.Prediction):
+            predictions.append({"path": one.path, "top": [asdict(guess) for guess in one.top]})
+            if form == "text":
+                say(_text(one, place, options.weights == "random"))
     result = {
         **{name: getattr(options, name) for name in ("model", "weights", "bundle")},
         "backend": fast.settings.backend.name,
         "precision": fast.settings.precision,
         "device": str(fast.device),
-        "pictures": [
-            {"path": picture.path, "top": [asdict(guess) for guess in picture.top]} for picture in found.pictures
-        ],
-        "damaged": [{"path": path, "error": error} for path, error in found.damaged.items()],
+        "pictures": predictions,
+        "damaged": [asdict(one) for one in damaged],
     }
-    lines = []
-    for picture in found.pictures:
-        lines.append(shown(picture.path, 1000))
-        lines += [f"  {guess.probability:7.2%}  {shown(guess.label)} ({guess.index})" for guess in picture.top]
-    show(options, result, "\n".join(lines))
-    return 1 if found.damaged else 0
+    show(options, result, "")
+    return 1 if damaged else 0
+
+
+def _found(
+    options: argparse.Namespace,
+    fast: cf.FastConformer,
+    pictures: PictureSet,
+    places: Sequence[Path | None],
+    damaged: list[cf.Damaged],
+) -> Iterator[cf.Prediction | cf.Damaged]:
+    """What is found in each picture, drawn where there is a place. Damaged ones are said, and noted in the list."""
+    from ..deploy.draw import captioned
+    from ..deploy.predict import predicted
+    from ..model.recipe import shown_labels
+
+    shown_labels(fast.recipe, fast.config)  # warns
+    each = predicted(fast, pictures, fast.labels, topk=options.topk, size=options.size)
+    for (one, image), place in zip(each, places, strict=True):
+        if isinstance(one, cf.Damaged):
+            damaged.append(one)
+            print(f"conformer-fast predict: {shown(one.error, 1000)}", file=sys.stderr)
+        elif place is not None and image is not None:
+            save(place, captioned(image, one.top[0].label, one.top[0].probability))
+        yield one
+
+
+def _row(found: cf.Prediction | cf.Damaged) -> Row:
+    """As `batch` has them."""
+    from ..bulk.rows import row_of
+
+    if isinstance(found, cf.Damaged):
+        return row_of(found.path, error=found.error)
+    return row_of(found.path, found.top)
+
+
+def _text(found: cf.Prediction, place: Path | None, random: bool) -> str:
+    lines = [shown(found.path, 1000) + (" (random weights: the classes mean nothing)" if random else "")]
+    lines += [f"  {guess.probability:7.2%}  {shown(guess.label)} ({guess.index})" for guess in found.top]
+    lines += [] if place is None else [f"  drawn in {shown(place, 1000)}"]
+    return "\n".join(lines)

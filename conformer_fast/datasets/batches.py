@@ -18,7 +18,7 @@ from ..errors import ArgumentError, ArgumentTypeError, ImageError, a_path, sever
 from ..model.recipe import USUAL, Recipe, checked
 from ..model.shapes import side
 from ..storage.regular import read_regular
-from .dataset import Dataset
+from .dataset import PictureSet
 from .folders import pictures_below
 from .labels import PICTURES
 
@@ -93,13 +93,14 @@ class Pictures(Batches):
 
 
 class DatasetBatches(Batches):
-    """A data set's pictures as batches (B, 3, size, size) of the published preprocessing.
+    """The pictures of a data set, or of a set without labels, as batches (B, 3, size, size) of the published
+    preprocessing.
 
     Reading one raises ImageError for a picture that cannot be used.
     """
 
-    def __init__(self, dataset: Dataset, size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
-        if not isinstance(dataset, Dataset):
+    def __init__(self, dataset: PictureSet, size: int, batch: int = 8, recipe: Recipe = USUAL) -> None:
+        if not isinstance(dataset, PictureSet):
             raise ArgumentTypeError(f"the data must be what open_dataset returns, got {shown(repr(dataset))}")
         self.dataset, self.recipe = dataset, checked(recipe)
         self.size, self.batch = side("size", size), whole("batch", batch)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..datasets.dataset import PictureSet, open_files
 from ..errors import ImageError, path_text, several
 from ..model.detector.detect import Detections, on_cpu
 from ..model.detector.masks import run_lengths
-from ..preprocessing.detection import fit_pictures, load_upright
+from ..preprocessing.detection import fit_pictures, upright
 from ..progress import Bar
+from .damaged import Damaged
 
 if TYPE_CHECKING:
     from .fast_detector import FastDetector
@@ -47,30 +49,26 @@ class DetectedPicture:
         ]
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """A picture that could not be used, and what is wrong with it."""
-
-    path: str
-    error: str
-
-
 def detect_files(
     detector: FastDetector, paths: Sequence[str | os.PathLike[str]]
 ) -> Iterator[DetectedPicture | Damaged]:
     """One result a picture, in their order. Raises ArgumentTypeError for a single path and for what is none."""
-    names = [path_text("a picture", path) for path in several("paths", paths)]
+    pictures = open_files([path_text("a picture", path) for path in several("paths", paths)])
+    return (found for found, _ in detected(detector, pictures))
 
-    def found() -> Iterator[DetectedPicture | Damaged]:
-        with Bar("detecting", len(names), "picture") as progress:
-            for name in names:
-                try:
-                    yield _detected(detector, name, load_upright(name))
-                except ImageError as error:
-                    yield Damaged(name, str(error))
-                progress.update(1)
 
-    return found()
+def detected(
+    detector: FastDetector, pictures: PictureSet
+) -> Iterator[tuple[DetectedPicture, Image.Image] | tuple[Damaged, None]]:
+    """One result a picture, in their order, with the picture that it is of."""
+    with Bar("detecting", len(pictures), "picture") as progress:
+        for index, picture in enumerate(pictures.pictures):
+            try:
+                image = upright(pictures.load(index))
+                yield _detected(detector, picture.name, image), image
+            except ImageError as error:
+                yield Damaged(picture.name, str(error)), None
+            progress.update(1)
 
 
 def _detected(detector: FastDetector, path: str, picture: Image.Image) -> DetectedPicture:

@@ -31,7 +31,8 @@ from .save_detector import save_detector
 
 if TYPE_CHECKING:
     from ..verification.verify import Report
-    from .detect import Damaged, DetectedPicture
+    from .damaged import Damaged
+    from .detect import DetectedPicture
 
 
 class FastDetector:

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ..datasets.dataset import PictureSet, open_files
 from ..engines.module import EngineModule
-from ..errors import ArgumentError, ImageError, path_text, several, whole
+from ..errors import ArgumentError, ImageError, path_text, several, shown, whole
 from ..model.outputs import LOGITS, SUM
 from ..model.recipe import Recipe
-from ..preprocessing.cpu import load_batch
+from ..preprocessing.cpu import preprocess
 from ..progress import Bar
+from .damaged import Damaged
 
 BATCH = 8  # pictures decoded and run together
 
@@ -65,26 +68,41 @@ def predict(
     size that it does not take, and when a score is NaN or infinite; ArgumentTypeError for a single path, and for
     what is none.
     """
-    names = [path_text("a picture", path) for path in several("paths", paths)]
+    pictures = open_files([path_text("a picture", path) for path in several("paths", paths)])
+    found: list[Prediction] = []
+    damaged: dict[str, str] = {}
+    for one, _ in predicted(model, pictures, labels, topk=topk, size=size):
+        if isinstance(one, Damaged):
+            damaged[one.path] = one.error
+        else:
+            found.append(one)
+    return Predictions(tuple(found), damaged)
+
+
+def predicted(
+    model: EngineModule, pictures: PictureSet, labels: Sequence[str], *, topk: int, size: int | None
+) -> Iterator[tuple[Prediction, Image.Image] | tuple[Damaged, None]]:
+    """One result a picture, in their order, with the picture that it is of. The rest is as for `predict`."""
     topk = whole("topk", topk)
     check_model(model)
     size = model.input_side(size)
     batch = model.at_once(BATCH)
-    found: list[Prediction] = []
-    damaged: dict[str, str] = {}
-    load = partial(_loaded, size=size, recipe=model.recipe)
-    with Bar("predicting", len(names), "picture") as progress, ThreadPoolExecutor(batch) as pool:
-        for start in range(0, len(names), batch):
-            group = names[start : start + batch]
-            loaded = list(zip(group, pool.map(load, group), strict=True))
-            damaged |= {name: str(image) for name, image in loaded if isinstance(image, ImageError)}
-            good = [(name, image) for name, image in loaded if isinstance(image, Tensor)]
-            if good:
-                images = torch.cat([image for _, image in good]).to(model.device)
+    load = partial(_loaded, pictures, size=size, recipe=model.recipe)
+    with Bar("predicting", len(pictures), "picture") as progress, ThreadPoolExecutor(batch) as pool:
+        for start in range(0, len(pictures), batch):
+            group = range(len(pictures))[start : start + batch]
+            loaded = list(pool.map(load, group))
+            tensors = [one[1] for one in loaded if not isinstance(one, Damaged)]
+            tops: Iterator[tuple[Guess, ...]] = iter(())
+            if tensors:
+                images = torch.stack(tensors).to(model.device)
                 tops = top_classes(summed(model, model.run(images)), labels, topk)
-                found += [Prediction(name, top) for (name, _), top in zip(good, tops, strict=True)]
+            for index, one in zip(group, loaded, strict=True):
+                if isinstance(one, Damaged):
+                    yield one, None
+                else:
+                    yield Prediction(pictures.pictures[index].name, next(tops)), one[0]
             progress.update(len(group))
-    return Predictions(tuple(found), damaged)
 
 
 def check_model(model: EngineModule) -> None:
@@ -97,11 +115,16 @@ def check_model(model: EngineModule) -> None:
         )
 
 
-def _loaded(path: str, size: int, recipe: Recipe) -> Tensor | ImageError:
+def _loaded(pictures: PictureSet, index: int, size: int, recipe: Recipe) -> tuple[Image.Image, Tensor] | Damaged:
+    name = pictures.pictures[index].name
     try:
-        return load_batch([path], size, threads=1, recipe=recipe)
+        image = pictures.load(index)
     except ImageError as error:
-        return error
+        return Damaged(name, str(error))
+    try:
+        return image, preprocess(image, size, recipe=recipe)
+    except ImageError as error:
+        return Damaged(name, f"{shown(name)}: {error}")
 
 
 def summed(model: EngineModule, outputs: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ point, as it computes pixels of 8 bits: the same numbers (docs/detecting.md).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from ..errors import ArgumentError, ArgumentTypeError, ImageError, several
 from ..model.detector.config import LONG_EDGE, MULTIPLE, SHORT_EDGE, edges_for
 from ..model.detector.detect import ImageSize
 from ..model.recipe import USUAL, Recipe, checked
-from .cpu import load_image, to_rgb
+from .cpu import to_rgb
 
 WEIGHT_BITS = 11  # of what a pixel counts in OpenCV's resize
 
@@ -58,10 +57,9 @@ def fit_pictures(
     return images, sizes
 
 
-def load_upright(path: str | os.PathLike[str]) -> Image.Image:
-    """A file's picture in mode RGB, turned as its EXIF orientation says: so OpenCV reads it for mmdetection, where the
-    classifiers' loader does not turn it. Raises ImageError as `load_image` does."""
-    picture = load_image(path)
+def upright(picture: Image.Image) -> Image.Image:
+    """A file's picture turned as its EXIF orientation says: so OpenCV reads it for mmdetection, where the classifiers'
+    loader does not turn it."""
     with suppress(Exception):  # damaged metadata, which change no pixel
         picture = ImageOps.exif_transpose(picture)
     return picture

@@ -111,5 +111,5 @@ def test_what_cannot_be_is_refused_before_any_work(run, options, message, digit_
 def test_data_that_is_not_there(run, tmp_path):
     status, _, err = run("calibrate", *DIGITS, "--data", tmp_path / "none", "-o", tmp_path / "q.json")
     assert status == 2
-    assert "there is no folder" in err
+    assert "there is no file or folder" in err
     assert list(tmp_path.iterdir()) == []

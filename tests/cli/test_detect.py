@@ -7,6 +7,7 @@ from detector_samples import LABELS, smooth, write_weights
 from PIL import Image
 
 import conformer_fast as cf
+from conformer_fast.deploy import detect
 
 pytest.importorskip("openvino")
 
@@ -47,21 +48,21 @@ def test_for_programs(run_json, weights, pictures):
 
 def test_for_people_and_drawn(run, weights, pictures, tmp_path):
     out = tmp_path / "drawn" / "of all"
-    status, text, err = run("detect", *pictures, "--weights", weights, "--min-score", 0, "--draw", out)
+    status, text, err = run("detect", *pictures, "--weights", weights, "--min-score", 0, "--save", out)
     assert (status, err) == (0, "")
     lines = text.splitlines()
     assert lines[0] == pictures[0]
     assert f"  drawn in {out / 'a.detected.png'}" in lines
     assert Image.open(out / "a.detected.png").size == (90, 60)
     assert Image.open(out / "b.detected.png").size == (50, 80)
-    status, text, err = run("detect", pictures[0], "--weights", weights, "--draw", tmp_path / "one.jpg")
+    status, text, err = run("detect", pictures[0], "--weights", weights, "--save", tmp_path / "one.jpg")
     assert (status, err) == (0, "")
     assert Image.open(tmp_path / "one.jpg").format == "JPEG"
 
 
 def test_the_example(run, run_json, tmp_path):
     """It ships, and what the detector is sure of is right: training did not see it."""
-    status, result, err = run_json("detect", "--example", "--min-score", 0.9, "--draw", tmp_path / "found.png")
+    status, result, err = run_json("detect", "--example", "--min-score", 0.9, "--save", tmp_path / "found.png")
     assert (status, err) == (0, "")
     assert sorted(one["label"] for one in result["pictures"][0]["objects"]) == ["5", "7", "8"]
     assert Image.open(tmp_path / "found.png").size == (128, 128)
@@ -88,13 +89,13 @@ def test_a_bundle(run_json, weights, pictures, tmp_path):
 
 def test_each_picture_is_told_when_it_is_done(run, weights, pictures, monkeypatch):
     """Not at the end: a long run shows what it has."""
-    whole = cf.FastDetector.predict
+    whole = detect.detected
 
-    def stopping(detector, paths):
-        yield next(whole(detector, paths))
+    def stopping(detector, pictures):
+        yield next(whole(detector, pictures))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cf.FastDetector, "predict", stopping)
+    monkeypatch.setattr(detect, "detected", stopping)
     _, text, _ = run("detect", *pictures, "--weights", weights)
     assert text.startswith(f"{pictures[0]}\n")
 
@@ -114,15 +115,15 @@ def test_what_cannot_be(run, weights, pictures, tmp_path):
     before = (tmp_path / "a.png").read_bytes()
     for arguments, message in (
         ([*pictures, "--weights", "absent.pth"], "no such file"),
-        ([*pictures, "--weights", weights, "--draw", tmp_path / "all.png"], "give --draw one"),
-        ([pictures[0], "--weights", weights, "--draw", pictures[0]], "would be lost"),
-        ([pictures[0], "--weights", weights, "--draw", pictures[1]], "holds pictures"),
-        ([pictures[0], tmp_path / "other" / "a.png", "--weights", weights, "--draw", tmp_path / "d"], "same name"),
+        ([*pictures, "--weights", weights, "--save", tmp_path / "all.png"], "give --save one"),
+        ([pictures[0], "--weights", weights, "--save", pictures[0]], "would be lost"),
+        ([pictures[0], "--weights", weights, "--save", pictures[1]], "holds pictures"),
+        ([pictures[0], tmp_path / "other" / "a.png", "--weights", weights, "--save", tmp_path / "d"], "same name"),
         ([pictures[0], "--weights", weights, "--precision", "int8"], "takes its ranges from images"),
         ([pictures[0], "--weights", weights, "--min-score", "2"], "from 0 to 1"),
         ([pictures[0], "--weights", weights, "--backend", "tensorrt"], "tensorrt"),
-        ([pictures[0], "--weights", weights, "--draw", tmp_path / "o.webp"], "--draw writes .png, .jpg"),
-        ([pictures[0], "--weights", weights, "--draw", "-"], "--draw writes .png, .jpg"),
+        ([pictures[0], "--weights", weights, "--save", tmp_path / "o.webp"], "--save writes .png, .jpg"),
+        ([pictures[0], "--weights", weights, "--save", "-"], "--save writes .png, .jpg"),
     ):
         status, _, err = run("detect", *arguments)
         assert status == 2

@@ -57,7 +57,7 @@ def test_calibrate_refuses_what_is_for_classifiers(run, weights, folder, tmp_pat
         (("--size", 64), "leave out --size"),
         (("--max-drop", 1), "leave out --max-drop"),
         (("--precision", "fp8"), "put in int8, got precision 'fp8'"),
-        (("--data", weights), "is calibrated on a folder of pictures"),
+        (("--data", weights), "empty, damaged or not an image"),
     ):
         status, _, err = run(*line, *more)
         assert status == 2

@@ -140,7 +140,7 @@ FEW = {
     "implementations": ("reference", "kernel", "triton"),
     "weights": ("pretrained", "packaged"),
     "max_drop": ("nan", "-1"),
-    "draw": ("drawn.png", "drawn", "no/where/x.png", ""),
+    "save": ("drawn.png", "drawn", "no/where/x.png", ""),
 }
 SLOW = {"1e9", "99999999999999999999", "1" * 5000}  # taken as numbers by what would count so far
 COUNTED = {"rounds": SLOW, "workers": {*SLOW, "1 ", "\u0663", "1_0"}}  # the latter are processes

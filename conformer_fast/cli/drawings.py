@@ -1,0 +1,75 @@
+"""Where pictures are saved on which a result is drawn, and how."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ..errors import ArgumentError, a_path, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..datasets.dataset import PictureSet
+
+FILES = (".png", ".jpg", ".jpeg")
+
+
+def add_save(parser: argparse.ArgumentParser, ending: str) -> None:
+    """ending: of the names of pictures in a folder"""
+    parser.add_argument(
+        "--save",
+        metavar="OUT",
+        help=f"draw the result: into a .png or .jpg file for one picture, for several into a folder, as NAME{ending}",
+    )
+
+
+def places_of(out: str | None, pictures: PictureSet, ending: str) -> Sequence[Path | None]:
+    """Where each picture is drawn. Raises ArgumentError, before any work, for a place that cannot be, or where
+    something is."""
+    from ..datasets.labels import PICTURES
+    from ..storage.outputs import check_output
+
+    if out is None:
+        return [None] * len(pictures)
+    path = a_path("--save", out)
+    is_file = path.suffix.lower() in FILES
+    if (path.suffix.lower() in PICTURES and not is_file) or out == "-":
+        raise ArgumentError(f"--save writes {', '.join(FILES)} files, or into a folder, got {shown(out)}")
+    if is_file and len(pictures) > 1:
+        raise ArgumentError(f"{len(pictures)} pictures are drawn into a folder; give --save one, not {shown(out)}")
+    if is_file:
+        places = [path]
+    else:
+        places = [path / f"{_stem(picture.file)}{ending}" for picture in pictures.pictures]
+        if len(set(places)) != len(places):
+            raise ArgumentError("two of the pictures have the same name, and would be drawn into the same file")
+        path.mkdir(parents=True, exist_ok=True)
+    for place in places:
+        check_output(place, [picture.file for picture in pictures.pictures])
+        if os.path.lexists(place):
+            raise ArgumentError(f"{place} is there already, and no command writes over pictures; give --save another")
+    return places
+
+
+def save(place: Path, picture: Image.Image) -> None:
+    from ..storage.outputs import write_output
+
+    file = BytesIO()
+    picture.save(file, "PNG" if place.suffix.lower() == ".png" else "JPEG")
+    write_output(place, file.getvalue())
+
+
+def _stem(name: str) -> str:
+    """What a picture is called without its folder and its ending, also of an address and of the standard input."""
+    from ..datasets.addresses import is_address
+    from ..datasets.named import STANDARD_INPUT
+
+    if name == STANDARD_INPUT:
+        return "stdin"
+    return PurePosixPath(urlsplit(name).path).stem or "picture" if is_address(name) else Path(name).stem

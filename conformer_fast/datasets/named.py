@@ -1,0 +1,92 @@
+"""What a user names as pictures, by one rule for every command: files, folders, patterns of files, "-" for a picture on
+the standard input, and http and https addresses."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ArgumentError, DatasetError
+from .addresses import MOST_BYTES, is_address
+from .folders import pictures_below
+from .labels import Picture
+
+STANDARD_INPUT = "-"  # a file of that name is "./-"
+NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def named_pictures(sources: Sequence[str]) -> list[Picture]:
+    """In their order; those of a folder and of a pattern by their names. Each is called as it is named, and by its path
+    from a folder that is named. A file that is not there is found when it is read.
+
+    Raises DatasetError for a folder or a pattern without pictures; ArgumentError for a second "-".
+    """
+    if list(sources).count(STANDARD_INPUT) > 1:
+        raise ArgumentError(f"{STANDARD_INPUT} is named twice, and the standard input has one picture; leave one out")
+    return [picture for source in sources for picture in _named(source)]
+
+
+def is_on_disk(name: str) -> bool:
+    """Whether a file or folder is meant."""
+    return name != STANDARD_INPUT and not is_address(name)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether it may stand for several files."""
+    return is_on_disk(name) and bool(glob.has_magic(name) or NUMBERS.search(name))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a pattern stands for: * and ? for letters, ** for folders, [ab] and {08..10}, in order."""
+    each = [sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one] for one in expanded(pattern)]
+    return [name for names in each for name in names if not os.path.isdir(name)]
+
+
+def expanded(pattern: str) -> list[str]:
+    """ "a-{08..10}.tar" -> ["a-08.tar", "a-09.tar", "a-10.tar"]; numbers keep the first one's width."""
+    match = NUMBERS.search(pattern)
+    if not match:
+        return [pattern]
+    first, last = match[1], match[2]
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in expanded(pattern[: match.start()] + number + pattern[match.end() :])]
+
+
+def piped_picture() -> bytes:
+    """What the standard input has. Raises ArgumentError when that is nothing, more than a picture, or a terminal."""
+    example = "such as: conformer-fast predict - < cat.jpg"
+    if sys.stdin is None or sys.stdin.closed:
+        raise ArgumentError(f"the standard input, {STANDARD_INPUT}, is closed; send a picture there, {example}")
+    if sys.stdin.isatty():
+        raise ArgumentError(f"the standard input, {STANDARD_INPUT}, is a terminal; send a picture there, {example}")
+    content = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if not content:
+        raise ArgumentError(f"the standard input, {STANDARD_INPUT}, is empty; send a picture there, {example}")
+    if len(content) > MOST_BYTES:
+        raise ArgumentError(f"the standard input has over {MOST_BYTES:,} bytes, which are allowed; name a file instead")
+    return content
+
+
+def _named(source: str) -> list[Picture]:
+    if not is_on_disk(source):
+        return [Picture(source, source, 0, 0)]
+    if os.path.isdir(source):
+        below = pictures_below(Path(source))
+        if not below:
+            raise DatasetError(f"there are no pictures below {source}; name where the pictures are")
+        return [Picture(one.file, one.file, 0, one.size) for one in below]
+    files = [source] if os.path.lexists(source) or not is_pattern(source) else matching(source)
+    if not files:
+        raise DatasetError(f"no file is called like {source}; name where the pictures are")
+    return [Picture(file, file, 0, _size(file)) for file in files]
+
+
+def _size(file: str) -> int:
+    try:
+        return os.stat(file).st_size
+    except (OSError, ValueError):  # found when it is read
+        return 0
