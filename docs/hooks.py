@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # at the top of the tree, where GitHub looks for them
 PACKAGE = ROOT / "build" / "package" / "conformer_fast"
 MAPPED = ("engines", "kernels")  # folders of the package that lie at the top of the tree
+PICTURE = re.compile(
+    r'<picture>\n<source media="[^"]+" srcset="([^"]+)">\n<img src="([^"]+)"([^>]*)>\n</picture>'
+)  # as docs/drawing/embed.py writes it
 LINK = re.compile(r"(?<!!)\[([^]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 
 
@@ -38,7 +41,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """A link into the tree, which GitHub follows, leads to the page of that file; without one it is the file's name."""
+    """A link into the tree, which GitHub follows, leads to the page of that file; without one it is the file's name.
+    Of two pictures the one for the site's own light or dark pages is shown, whatever the reader's system has."""
     folder = "" if page.file.src_uri in BESIDE else "docs"
 
     def on_site(match: re.Match[str]) -> str:
@@ -48,4 +52,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
             return f"[{text}]({path.removeprefix('docs/')}{anchor or ''})"
         return f"`{text}`" if re.fullmatch(r"[\w./-]+\.\w+", text) else text
 
+    if not folder:
+        markdown = re.sub(r'\b(src|srcset)="docs/', r'\1="', markdown)
+    markdown = PICTURE.sub(r'<img src="\2#only-light"\3><img src="\1#only-dark"\3>', markdown)
     return LINK.sub(on_site, markdown)
