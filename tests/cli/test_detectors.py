@@ -126,9 +126,8 @@ def test_the_packaged_one(run, folder, tmp_path):
     assert (status, "products in int8, ranges of 3 images" in out) == (0, True), err
     line = ("detect", folder / "a.png", "--weights", "packaged", "--precision", "int8")
     assert run(*line, "--quantization", tmp_path / "q.json")[0] == 0
-    status, _, err = run(
-        "calibrate", "--model", "digits", "--weights", "packaged", "--data", folder, "--size", 64, "-o", "x"
-    )
+    line = ("calibrate", "--model", "digits", "--weights", "packaged", "--data", folder, "--size", 64)
+    status, _, err = run(*line, "-o", tmp_path / "digits.json")
     assert status == 0, err
 
 
