@@ -1,4 +1,4 @@
-"""The progress of everything that takes long."""
+"""The progress bar of everything that takes long."""
 
 from __future__ import annotations
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from itertools import pairwise
 from types import FrameType
 
 from ..engines.ctrl_c import RAISING
+from .asked import asks_for_json
 
 
 def run() -> int:
@@ -30,12 +29,6 @@ def run() -> int:
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to say while Python ends
     return status
-
-
-def asks_for_json(arguments: Sequence[str]) -> bool:
-    """Whether a program reads the answer, told before the command line is understood."""
-    pairs = pairwise(arguments)
-    return "--json" in arguments or "--format=json" in arguments or ("--format", "json") in pairs
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from typing import NoReturn
 from ..errors import ConformerFastError, shown
 from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 from ..version import __version__
-from .entry import asks_for_json
+from .asked import asks_for_json
 
 COMMANDS = {
     "predict": "classify images",

@@ -122,6 +122,7 @@ def test_a_standard_input_that_has_no_picture(folder, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
 def test_a_standard_input_that_is_a_terminal_is_not_waited_for(monkeypatch):
     ours, theirs = os.openpty()
+    os.write(ours, b"\x04")  # its end, for whoever would wait
     with os.fdopen(theirs) as stream:
         monkeypatch.setattr(sys, "stdin", stream)
         with pytest.raises(ArgumentError, match="the standard input, -, is a terminal; send a picture"):
