@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 
-.PHONY: run serve test browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures docs dev clean
+.PHONY: run serve wheel test browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures docs dev clean
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
@@ -20,6 +20,15 @@ serve: $(INSTALLED)  ## the server with the packaged digits model, and pictures 
 
 test: browser oldest-triton $(INSTALLED)  ## the whole CPU suite, on two cores, one for each process of pytest
 	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+wheel: $(INSTALLED)  ## dist/: the source archive, and its wheel for this Python and, on Linux, any distribution as new as this
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist/built
+	mv dist/built/*.tar.gz dist
+	if [ "$$(uname)" = Linux ]; then \
+		PATH="$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist dist/built/*.whl; \
+	else mv dist/built/*.whl dist; fi
+	rm -r dist/built
 
 browser:  ## Chromium, by apt-get where it is missing and may be installed; without it the tests of the page are skipped
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
@@ -42,7 +51,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 resolve: $(INSTALLED)  ## constraints.txt resolves from the public registry alone and pins all that is installed
-	$(BIN)/python .ci/resolve.py 3.11 3.12 3.13
+	$(BIN)/python .ci/resolve.py 3.11 3.12 3.13 3.14
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """constraints.txt against the public registry alone: for each Python it resolves, and it pins all that is installed.
 
-    python .ci/resolve.py 3.11 3.12 3.13
+    python .ci/resolve.py 3.11 3.12 3.13 3.14
 
 Resolved is what `make dev` and `make cluster` install and what they build with, as wheels for Linux on x86-64; only
 metadata is fetched.

@@ -59,7 +59,7 @@ def main() -> None:
         figures = evaluate(model, args.test_pictures)
         print("held out:", ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     else:
-        print("no average precision without pycocotools: pip install pycocotools")
+        print('no average precision without pycocotools: pip install "conformer-fast[coco]"')
     metadata = {**figures, "seed": args.seed, "steps": args.steps}
     save_file(state, args.output, metadata=metadata_of(RECIPE) | {name: str(value) for name, value in metadata.items()})
     print("saved", args.output)

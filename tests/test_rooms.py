@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -55,6 +57,12 @@ OPTIONAL = {  # package: where it is imported
     "sklearn": ("datasets.digits",),
     "skimage": (),
     "pybind11": (),
+}
+DISTRIBUTIONS = {  # where a package is installed by another name than it is imported by
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+    "starlette": "fastapi",  # which brings it
+    "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",
 }
 LEAN = {"torch", "numpy", "safetensors", "filelock", "platformdirs", "tqdm"}  # what a use may cost beside Python
 
@@ -187,6 +195,60 @@ def test_optional_packages_are_imported_in_their_own_rooms(name):
     assert not early or name.startswith(("engines.", "kernels.", "serving.", "mmdet")), (
         f"{name} imports {early} at its beginning"
     )
+
+
+@cache
+def extras() -> dict[str, set[str]]:
+    """The packages of each extra, also by other extras that it holds."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra: str) -> set[str]:
+        found = set()
+        for line in listed[extra]:
+            own = re.match(r"conformer-fast\[(.+)\]", line)
+            found |= set.union(*map(packages, own[1].split(","))) if own else {re.match(r"[\w.-]+", line)[0].lower()}
+        return found
+
+    return {extra: packages(extra) for extra in listed}
+
+
+def texts(name: str) -> list[str]:
+    return [
+        node.value
+        for node in ast.walk(sources()[name])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def advised(name: str) -> set[str]:
+    """The extras that a module's messages name."""
+    return {extra for text in texts(name) for extra in re.findall(r'pip install .*?"conformer-fast\[([\w-]+)\]', text)}
+
+
+@pytest.mark.parametrize("name", [name for name in sources() if advised(name)])
+def test_the_extra_that_a_message_names_holds_what_is_missing(name):
+    """What a module, or one of its room that it imports, looks for by name or import is in the extras that it names."""
+    own = {name, *(other for other in of_the_package(imported(name)) if room(other) == room(name) != "engines")}
+    looked_for = {other.partition(".")[0] for each in own for other in [*imported(each), *texts(each)]}
+    packages = looked_for & OPTIONAL.keys()
+    packages -= {"tensorrt_rtx"} if name == "engines.tensorrt.backend" else set()  # which is not for users of it
+    assert packages
+    assert {DISTRIBUTIONS.get(package, package) for package in packages} <= set.union(*map(extras().get, advised(name)))
+
+
+def test_messages_advise_nothing_but_extras():
+    """As others would be of another version than pyproject.toml allows."""
+    advice = {(name, text) for name in sources() for text in texts(name) if "pip install" in text}
+    assert len(advice) > 10
+    assert all(re.search(r'pip install (--upgrade )?("conformer-fast\[|-e \.)', text) for _, text in advice), advice
+
+
+def test_what_the_package_imports_is_in_an_extra_for_users():
+    """But for what checkpoints' owners have, and what only another package makes faster."""
+    held = set.union(*(packages for extra, packages in extras().items() if extra not in ("bench", "dev")))
+    used = {package for package, rooms in OPTIONAL.items() if rooms} - {"mmdet", "torchvision"}
+    assert {DISTRIBUTIONS.get(package, package) for package in used} <= held
+    assert {"onnxruntime", "onnx"} <= extras()["onnx"]
 
 
 def named(tree: ast.Module) -> set[str]:

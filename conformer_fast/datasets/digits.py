@@ -57,6 +57,8 @@ def load_pixels() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits data set comes with scikit-learn: pip install scikit-learn") from error
+        raise ImportError(
+            f'the digits come with scikit-learn ({error}): pip install "conformer-fast[digits]"'
+        ) from error
     data = load_digits()
     return data.images, data.target.astype(np.int64)

@@ -21,9 +21,7 @@ def typed_graph(
     Raises BackendError if onnx is not installed.
     """
     if find_spec("onnx") is None:
-        raise BackendError(
-            'the graph is written with onnx, which is not installed: pip install "conformer-fast[tensorrt]"'
-        )
+        raise BackendError('the graph is written with onnx, which is not installed: pip install "conformer-fast[onnx]"')
     from .export import onnx_from_model
 
     return onnx_from_model(lower(reference, outputs, around(precision), quantization)).SerializeToString()

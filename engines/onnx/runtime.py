@@ -39,7 +39,7 @@ def run_graph(onnx: bytes, images: Tensor, names: Sequence[str]) -> tuple[Tensor
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendError("ONNX Runtime is not installed: pip install onnxruntime") from error
+        raise BackendError('ONNX Runtime is not installed: pip install "conformer-fast[onnx]"') from error
     failures = onnxruntime.capi.onnxruntime_pybind11_state
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -76,7 +76,7 @@ def test_digit_is_white_on_black():
 
 def test_missing_scikit_learn_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
+    with pytest.raises(ImportError, match=r'pip install "conformer-fast\[digits\]"'):
         load_digits_split()
 
 
