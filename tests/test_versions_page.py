@@ -11,6 +11,7 @@ from conformer_fast.bundles.manifest import SCHEMA
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PAGE = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+OWN = "conformer-fast["
 OURS = ("bench", "dev", "docs")  # extras of who works on it
 
 
@@ -20,8 +21,12 @@ def pins() -> dict[str, str]:
 
 
 def rows(requirements: list[str]) -> list[tuple[str, str, str]]:
-    """(package, what is required, what was tested)."""
-    found = (re.match(r"([\w-]+)(?:\[[\w,]+\])?(\S+?)(;|$)", line) for line in requirements)
+    """(package, what is required, what was tested); of an extra in an extra, what that has."""
+    extras = PROJECT["optional-dependencies"]
+    parts = [
+        part for line in requirements for part in (extras[line[len(OWN) : -1]] if line.startswith(OWN) else [line])
+    ]
+    found = (re.match(r"([\w-]+)(?:\[[\w,]+\])?(\S+?)(;|$)", line) for line in parts)
     return [(match[1], match[2], pins().get(match[1], "not run")) for match in found if match]
 
 
