@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -166,4 +167,4 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, name):
 def test_a_nul_in_a_name(tmp_path):
     write(tmp_path, {"a.png": picture(1)})
     assert "no file or folder" in refused(f"{tmp_path}/x\0.tar")
-    assert "cannot be read (embedded null byte)" in refused(tmp_path, "labels\0.txt")
+    assert re.search(r"cannot be read \(.*embedded null", refused(tmp_path, "labels\0.txt"))

@@ -315,7 +315,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     for path in (tmp_path / "fifo.png", "/dev/zero"):
         with pytest.raises(ImageError, match=r"cannot be read \(a pipe or a device, no regular file\)"):
             load_image(path)
-    with pytest.raises(ImageError, match=r"cannot be read \(embedded null byte\)"):
+    with pytest.raises(ImageError, match=r"cannot be read \(.*embedded null"):
         load_image("a\0.png")
 
 
