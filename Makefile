@@ -7,8 +7,10 @@ OUT ?= benchmarks/results/$(shell $(BIN)/python -m benchmarks.cpu)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile  # of the packages, Python compiles what is imported
 OLDEST_TRITON := $(VENV)/triton-3.6.0
+# On two cores, one for each process of pytest.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run serve wheel test browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures docs dev clean
+.PHONY: run serve wheel quick test test-all browser cluster hostile lint resolve oldest-triton format bench kernels-report gpu readme pictures docs dev clean
 
 unexport PYTHONDONTWRITEBYTECODE  # or each of some hundred processes compiles every module anew
 
@@ -18,8 +20,14 @@ run: $(INSTALLED)  ## accuracy, predictions, errors and speed on this machine, i
 serve: $(INSTALLED)  ## the server with the packaged digits model, and pictures to try on its page
 	$(BIN)/python examples/serve_digits.py --port $(or $(PORT),8000)
 
-test: browser oldest-triton $(INSTALLED)  ## the whole CPU suite, on two cores, one for each process of pytest
-	OMP_NUM_THREADS=1 OLDEST_TRITON=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+quick: $(INSTALLED)  ## the first case of each test that is quick, in 90 seconds on two cores
+	$(PYTEST) --quick
+
+test: browser $(INSTALLED)  ## all but the slow tests, in 10 minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-all: browser oldest-triton $(INSTALLED)  ## every test, as CI runs them
+	OLDEST_TRITON=$(OLDEST_TRITON) $(PYTEST)
 
 wheel: $(INSTALLED)  ## dist/: the source archive, and its wheel for this Python and, on Linux, any distribution as new as this
 	rm -rf dist

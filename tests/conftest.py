@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: spinning 
 import lookalikes
 import pytest
 import torch
+from quick import first_cases, is_left_out
 from torch import nn
 
 if not torch.cuda.is_available():
@@ -18,8 +19,18 @@ from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.reference import Conformer
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="the first case of each quick test alone: see tests/quick.py")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("quick") and is_left_out(collection_path) else None
+
+
+def pytest_collection_modifyitems(config, items):
     """Files with slow tests first, so that several processes end at about the same time."""
+    if config.getoption("quick"):
+        items[:] = first_cases(items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

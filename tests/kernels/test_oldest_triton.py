@@ -1,6 +1,6 @@
 """The oldest Triton that pyproject.toml allows compiles every kernel, and its interpreter runs each.
 
-`make test` installs it in a folder beside the environment's own and names that in OLDEST_TRITON.
+`make test-all` installs it in a folder beside the environment's own and names that in OLDEST_TRITON.
 """
 
 import os
@@ -24,7 +24,7 @@ MULTIPLIED = {  # in each precision but bf16, whose kernels are those of fp16
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1600),
-    pytest.mark.skipif(not FOLDER, reason="needs a second Triton: make test"),
+    pytest.mark.skipif(not FOLDER, reason="needs a second Triton: make test-all"),
 ]
 
 
