@@ -25,13 +25,13 @@ LINK = re.compile(r"(?<!!)\[([^]]+)\]\(([^)#:]+)(#[^)]*)?\)")
 def on_startup(**_: object) -> None:
     """Puts the package together out of links, since its source is read from one folder, and not imported."""
     PACKAGE.mkdir(parents=True, exist_ok=True)
+    for link in PACKAGE.iterdir():
+        if not link.exists():  # the file is gone, or the checkout has moved
+            link.unlink()
     for part in chain((ROOT / "conformer_fast").iterdir(), (ROOT / name for name in MAPPED)):
         link = PACKAGE / part.name
         if not link.is_symlink():
             link.symlink_to(part)
-    for link in PACKAGE.iterdir():
-        if not link.exists():
-            link.unlink()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ..errors import ArgumentError, a_path, shown
 
@@ -72,4 +72,7 @@ def _stem(name: str) -> str:
 
     if name == STANDARD_INPUT:
         return "stdin"
-    return PurePosixPath(urlsplit(name).path).stem or "picture" if is_address(name) else Path(name).stem
+    if is_address(name):  # maybe a wrong one, which is told when it is fetched
+        path = re.split("[?#]", name.partition("://")[2])[0].partition("/")[2]
+        return PurePosixPath(path).stem or "picture"
+    return Path(name).stem

@@ -139,7 +139,7 @@ def _secured(opened: socket.socket, parts: SplitResult, until: float) -> socket.
 
 def _asked(connection: socket.socket, parts: SplitResult, until: float) -> HTTPResponse:
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    http = kind(str(parts.hostname), parts.port)
+    http = kind(str(parts.hostname), parts.port or SCHEMES[parts.scheme])  # or an IPv6 address's end is taken for one
     socket_of_http: Any = _Timed(connection, until)
     http.sock = socket_of_http
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -102,7 +102,7 @@ def test_without_onnx(run, tmp_path, monkeypatch):
     monkeypatch.setattr("conformer_fast.engines.onnx.graph.find_spec", lambda name: None)
     status, _, err = run("export", *DIGITS, "-o", tmp_path / "a.onnx")
     assert status == 2
-    assert 'pip install "conformer-fast[tensorrt]"' in err
+    assert 'pip install "conformer-fast[onnx]"' in err
 
 
 def test_an_output_must_be_named(run):

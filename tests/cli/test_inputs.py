@@ -126,6 +126,13 @@ def test_a_standard_input_without_a_picture_is_no_work(run, place, monkeypatch, 
     assert err.startswith(f"conformer-fast {command}: the standard input, -, is empty; send a picture there, such as")
 
 
+def test_what_is_no_address_costs_itself(run, place):
+    """Also where its picture would be saved under its name."""
+    status, out, err = run("predict", "1.png", "http://[x/a.png", *DIGITS, "--save", "out")
+    assert (status, "1.png" in out, "is no address of http or https" in err) == (1, True, True)
+    assert [path.name for path in (place / "out").iterdir()] == ["1.predicted.png"]
+
+
 def test_offline(run, place, server, monkeypatch):
     monkeypatch.setenv("CONFORMER_FAST_OFFLINE", "1")
     status, out, err = run("predict", f"{server.url}/4.png", *DIGITS)

@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+import picture_site
 import pytest
 from data_samples import picture
 from picture_site import PUBLIC, names_of, site
@@ -115,6 +116,15 @@ def test_no_redirect_to_a_local_address(server, monkeypatch, host):
     assert f"redirected to http://{host}:{server.port}, which is this machine or in its own network" in message
     assert connected == [PUBLIC]
     assert [path for path, _ in server.asked] == ["/cat.png"]
+
+
+def test_an_ipv6_address_without_a_port(server, monkeypatch):
+    """Its last group is none."""
+    monkeypatch.setattr(picture_site, "PUBLIC", "2606:4700::abcd")
+    connected = names_of(monkeypatch, server)
+    assert fetch("http://[2606:4700::abcd]/a.png") == PICTURE
+    assert connected == ["2606:4700::abcd"]
+    assert server.asked[-1][1]["Host"] == "[2606:4700::abcd]"
 
 
 def test_a_redirect_far_away_and_then_back_is_refused(server, monkeypatch):

@@ -217,7 +217,7 @@ def test_onnx_runtime_without_bfloat16_or_not_installed(small_model, monkeypatch
     assert "\n" not in reason
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     reason = diff(small_model, batch, [("onnxruntime", "fp32")]).columns[1].unavailable
-    assert reason == "ONNX Runtime is not installed: pip install onnxruntime"
+    assert reason == 'ONNX Runtime is not installed: pip install "conformer-fast[onnx]"'
 
 
 def test_calls_that_no_kernel_takes_are_counted(small_model, monkeypatch):
