@@ -161,7 +161,11 @@ def speed_in_short() -> str:
         )
         for (variant, batch), rows in points.items()
     )
-    return f"{table}\n\n{' '.join(map(_speed_sentence, speed_files()))}"
+    ratios_are = (
+        "The ratio to OpenVINO is the median over rounds in which both took turns, as the machine's speed drifts; that "
+        "to PyTorch is of the medians, which the picture shows."
+    )
+    return f"{table}\n\n{ratios_are} {' '.join(map(_speed_sentence, speed_files()))}"
 
 
 def _speed_sentence(path: Path) -> str:

@@ -6,7 +6,12 @@ import xml.etree.ElementTree as ET
 import pytest
 from contrast import contrast
 
-from docs.drawing import embed
+from benchmarks.render import load_points
+from conformer_fast.model.config import get_config
+from conformer_fast.model.names import PRECISIONS
+from conformer_fast.verification import heatmap
+from conformer_fast.verification.verify import inner_names
+from docs.drawing import embed, heat_map, speed
 from docs.drawing.album import MODULES, PICTURES
 from docs.drawing.palette import LIGHT, PALETTES
 from docs.drawing.picture import FOLDER, CannotDrawError
@@ -16,6 +21,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 BY_RUNNING = {"detections", "page", "heat-map"}  # made by running the product, which takes longer
 STORED = [picture for name, picture in PICTURES.items() if name not in BY_RUNNING]
 EACH_STORED = pytest.mark.parametrize("picture", STORED, ids=lambda picture: picture.name)
+EACH_SVG = pytest.mark.parametrize(
+    "picture", [each for each in PICTURES.values() if each.ending == "svg"], ids=lambda picture: picture.name
+)
 EACH_PALETTE = pytest.mark.parametrize("palette", PALETTES, ids=lambda palette: palette.name)
 BOLD_LETTER = 0.63  # as LETTER, on average
 WORDS_CONTRAST, SHAPES_CONTRAST = 4.5, 3.0  # least, by WCAG 2
@@ -67,7 +75,7 @@ def test_documents_show_pictures_as_they_are_described(document):
     assert not re.search(r"!\[[^\]]*\]\((?!http)", text), "pictures are shown by <!-- picture: NAME -->"
 
 
-@EACH_STORED
+@EACH_SVG
 def test_a_picture_says_what_it_shows(picture):
     for palette in picture.palettes:
         if picture.file(palette).exists():
@@ -77,6 +85,30 @@ def test_a_picture_says_what_it_shows(picture):
             assert root.get("aria-labelledby") == f"{title.get('id')} {text.get('id')}"
             assert title.text
             assert text.text == picture.text()
+
+
+def test_the_fastest_other_has_a_bar():
+    found = speed.rates()
+    bars = speed.fastest(found)
+    for (variant, batch), rows in load_points(speed.FILE).items():
+        others = [row["seconds"] for name, row in rows.items() if row["seconds"] and not name.startswith(speed.OURS)]
+        shown = [
+            found[variant, batch, *bar][1] for bar in bars if (variant, batch, *bar) in found and bar[0] != speed.OURS
+        ]
+        assert max(shown) == batch / min(others), (variant, batch)
+
+
+@EACH_PALETTE
+def test_the_heat_map_has_the_words_of_today(palette):
+    """Its numbers are of the machine that drew it."""
+    texts = ET.parse(heat_map.PICTURE.file(palette)).getroot().iter(f"{SVG}text")
+    words = [" ".join(text.text.split()) for text in texts]
+    names = [word for word in words if re.fullmatch(r"\d+\.\w*[a-z]|\w+_logits", word)]
+    assert names == [*inner_names(get_config("digits")), "conv_logits", "trans_logits"]
+    assert tuple(word for word in words if word in PRECISIONS) == heat_map.PRECISIONS
+    said = " ".join(words)
+    for sentence in (heat_map.TITLE, f"{heat_map.IMAGES} image(s) of", heatmap.LEGEND, heatmap.MEANING):
+        assert sentence in said
 
 
 @EACH_STORED

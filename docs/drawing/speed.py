@@ -1,7 +1,8 @@
 """Pictures a second of every variant, ours beside peers, one at a time and in batches of 8, from stored results.
 
-Each peer is shown in the fastest precision that it was measured in. Bars begin at zero, on one scale; the thin line
-at a bar's end is the middle half of its rounds.
+Each peer is shown in the fastest precision that it was measured in, OpenVINO's throughput mode in batches alone. Bars
+begin at zero, on one scale; the thin line at a bar's end is the middle half of its rounds. Bars are of each peer's own
+rounds, which the ratios of benchmarks/render.py are not: those are of rounds in which two took turns.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ from benchmarks.render import speed_files
 
 from .palette import Palette
 from .picture import Picture
-from .sheet import NAME, WIDTH, Sheet
+from .sheet import LINE, NAME, WIDTH, Sheet
 
 FILE = speed_files()[0]
 BATCHES = 1, 8
 OURS = "conformer_fast"
+THROUGHPUT = "OpenVINO unfused, streams"  # the batch as single pictures, side by side
 SHOWN = {
     "eager": "PyTorch eager",
     "torch.compile": "torch.compile",
     "ONNX Runtime": "ONNX Runtime",
     "OpenVINO unfused": "OpenVINO",
+    THROUGHPUT: "OpenVINO throughput",
     OURS: "ours",
 }
 TITLE = "Pictures a second"
-LEFT, WIDE, ROW, NUMBER = 188, 98, 22, 42  # points: of names, of the longest bar, of a row, of the number behind a bar
+LEFT, WIDE, ROW, NUMBER = 214, 85, 22, 42  # points: of names, of the longest bar, of a row, of the number behind a bar
+NOTES = (
+    "thin lines: the middle half of the rounds",
+    "bars: medians of each one's own rounds; ratios to",
+    "OpenVINO in tables: of rounds in turns, as speed drifts",
+)
 Key = tuple[str, int, str, str]  # variant, batch, peer, precision
 
 
@@ -39,12 +47,15 @@ def machine() -> str:
 
 
 def rates() -> dict[Key, tuple[float, float, float]]:
-    """Pictures a second, of each implementation: the quartiles of its rounds, the median in the middle."""
+    """Pictures a second, of each implementation: the quartiles of its rounds, the median in the middle. Of THROUGHPUT
+    only in batches: of one picture it has nothing to run side by side."""
     found = {}
     for row in json.loads(FILE.read_text(encoding="utf-8"))["benchmarks"]:
         info, stats = row["extra_info"], row["stats"]
-        peer, _, precision = info["implementation"].rpartition(" ")
-        if "failed" not in info and peer in SHOWN:
+        name, comma, mode = info["implementation"].partition(", ")
+        peer, _, precision = name.rpartition(" ")
+        peer += comma + mode
+        if "failed" not in info and peer in SHOWN and (peer != THROUGHPUT or info["batch"] > 1):
             seconds = stats["q3"], stats["median"], stats["q1"]
             key = info["variant"], info["batch"], peer, precision
             found[key] = tuple(info["batch"] / each for each in seconds)
@@ -56,9 +67,10 @@ def fastest(found: dict[Key, Any]) -> list[tuple[str, str]]:
     chosen = []
     for peer in SHOWN:
         winners = [
-            max((key for key in found if key[:3] == (variant, batch, peer)), key=lambda key: found[key][1])[3]
+            max(keys, key=lambda key: found[key][1])[3]
             for variant in VARIANTS
             for batch in BATCHES
+            if (keys := [key for key in found if key[:3] == (variant, batch, peer)])
         ]
         chosen.append((peer, statistics.mode(winners)))
     return chosen
@@ -69,18 +81,21 @@ def _text() -> str:
     rows = fastest(found)
     parts = []
     for variant in VARIANTS:
-        own, *others = [
-            [found[variant, batch, peer, precision][1] for batch in BATCHES] for peer, precision in reversed(rows)
-        ]
-        best = [max(each) for each in zip(*others, strict=True)]
-        parts.append(
-            f"{variant}: ours {own[0]:.3g} and {own[1]:.3g}, the fastest other {best[0]:.3g} and {best[1]:.3g}"
+        own, best = (
+            " and ".join(f"{_most(found, variant, batch, ours):.3g}" for batch in BATCHES) for ours in (True, False)
         )
+        parts.append(f"{variant}: ours {own}, the fastest other {best}")
     peers = ", ".join(f"{SHOWN[peer]} in {precision}" for peer, precision in rows)
     return (
         f"Bars of pictures a second, one at a time and in batches of {BATCHES[1]}, on {machine()}: {peers}. "
-        f"{'; '.join(parts)}."
+        f"{'; '.join(parts)}. OpenVINO's throughput mode is drawn in batches only. Each bar is the median of its own "
+        "rounds, on a machine whose speed drifts; the ratios to OpenVINO in the tables are of rounds in turns."
     )
+
+
+def _most(found: dict[Key, tuple[float, float, float]], variant: str, batch: int, ours: bool) -> float:
+    """Pictures a second of ours, or of the fastest other, in any precision."""
+    return max(rate for key, (_, rate, _) in found.items() if key[:2] == (variant, batch) and (key[2] == OURS) == ours)
 
 
 def draw(palette: Palette) -> bytes:
@@ -89,7 +104,7 @@ def draw(palette: Palette) -> bytes:
     scale = WIDE / max(high for _, _, high in found.values())
     columns = [LEFT + index * (WIDE + NUMBER + 8) for index in range(len(BATCHES))]
     group = 32 + ROW * len(rows)
-    sheet = Sheet(124 + group * len(VARIANTS), palette, TITLE, _text())
+    sheet = Sheet(105 + LINE * len(NOTES) + group * len(VARIANTS), palette, TITLE, _text())
     sheet.words(WIDTH / 2, 20, TITLE, 20, bold=True)
     sheet.words(WIDTH / 2, 44, machine())
     for x, batch in zip(columns, BATCHES, strict=True):
@@ -102,6 +117,8 @@ def draw(palette: Palette) -> bytes:
             y, ours = top + 38 + ROW * row, peer == OURS
             sheet.words(LEFT - 8, y, f"{SHOWN[peer]} {precision}", bold=ours, at="right")
             for x, batch in zip(columns, BATCHES, strict=True):
+                if (variant, batch, peer, precision) not in found:
+                    continue
                 low, middle, high = found[variant, batch, peer, precision]
                 end = x + middle * scale
                 sheet.bar(x, y - 7, end, y + 7, palette.ours if ours else palette.peers)
@@ -110,7 +127,8 @@ def draw(palette: Palette) -> bytes:
                 number = f"{middle:.0f}" if middle >= 10 else f"{middle:.1f}"
                 sheet.words(max(end, x + high * scale) + 5, y, number, bold=ours, at="left")
         top += group
-    sheet.words(WIDTH / 2, top + 14, "thin lines: the middle half of the rounds", color=palette.lines)
+    for row, line in enumerate(NOTES):
+        sheet.words(WIDTH / 2, top + 14 + LINE * row, line, color=palette.lines)
     return sheet.svg()
 
 
