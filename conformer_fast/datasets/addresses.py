@@ -42,11 +42,13 @@ def is_address(name: str) -> bool:
 def fetch(address: str) -> bytes:
     """The bytes at an address, as the server sends them.
 
-    An address may lead to this machine, or to one of its own network. A redirect may only if the address did.
+    An address may lead to this machine, or to one of its own network. A redirect may only if the address did. None
+    leads from https to http.
 
     Raises ImageError, which names the address, when it is none, nothing is there, it has over MOST_BYTES, takes over
-    SECONDS from where its host's name is resolved, is sent compressed, or is redirected too often or to where it may
-    not be; and with CONFORMER_FAST_OFFLINE=1.
+    SECONDS, is sent compressed, or is redirected too often or to where it may not be; and with
+    CONFORMER_FAST_OFFLINE=1. The system's resolver of names is not interrupted: its time counts, but only its answer
+    ends it.
     """
     try:
         return _fetched(address)
@@ -89,7 +91,12 @@ def _fetched(address: str) -> bytes:
             target = response.headers.get("Location")
         if target is None:
             raise ImageError(f"{_site(parts)} redirects to nowhere; {BY_HAND}")
-        parts = _parts(urljoin(parts.geturl(), target), "what it is redirected to")
+        before, parts = parts, _parts(urljoin(parts.geturl(), target), "what it is redirected to")
+        if before.scheme == "https" and parts.scheme == "http":
+            raise ImageError(
+                f"redirected from https to {_site(parts)}, where others can read and change it; if you mean that, name "
+                f"the address there"
+            )
     raise ImageError(f"redirected over {REDIRECTS} times; {BY_HAND}")
 
 

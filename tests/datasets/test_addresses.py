@@ -354,6 +354,30 @@ def test_https_by_the_certificate_of_the_name(certificate, monkeypatch):
         assert "cannot be fetched" in refusal(f"http://127.0.0.1:{server.port}/a.png")
 
 
+def test_no_redirect_from_https_to_http(server, certificate, monkeypatch):
+    with site(certificate) as secure:
+        names_of(monkeypatch, secure, cats_test=PUBLIC)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        secure.sends("/a.png", PICTURE)
+        secure.redirects("/again.png", "https://cats.test/a.png")
+        assert fetch("https://cats.test/again.png") == PICTURE
+        secure.redirects("/cat.png", "http://cats.test/a.png")
+        message = refusal("https://cats.test/cat.png")
+        assert "redirected from https to http://cats.test, where others can read and change it; if you mean" in message
+        assert [path for path, _ in secure.asked] == ["/again.png", "/a.png", "/cat.png"]
+        server.redirects("/cat.png", "https://cats.test/a.png")
+        assert fetch(f"{server.url}/cat.png") == PICTURE  # the other way it may lead
+
+
+def test_a_slow_resolver_takes_of_the_same_time(server, monkeypatch, soon):
+    """Though it is not interrupted."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: (time.sleep(0.6), resolve(*args, **more))[1])
+    assert "not there after" in refusal(f"{server.url}/a.png")
+    assert server.asked == []
+    assert soon()
+
+
 def test_a_dripping_server_of_https(certificate, monkeypatch, soon):
     with site(certificate) as server:
         names_of(monkeypatch, server, cats_test=PUBLIC)
@@ -378,7 +402,17 @@ def test_local_addresses():
         assert not is_local(ip), ip
     for ip in ("127.0.0.1", "10.0.0.1", METADATA, "100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "240.0.0.1"):
         assert is_local(ip), ip
-    for ip in ("::1", "::", "fe80::1%eth0", "fd00::1", "ff02::1", "::127.0.0.1", "2002:7f00:1::", "64:ff9b::a00:1"):
+    for ip in (
+        "::1",
+        "::",
+        "fe80::1%eth0",
+        "fd00::1",
+        "fec0::1",
+        "ff02::1",
+        "::127.0.0.1",
+        "2002:7f00:1::",
+        "64:ff9b::a00:1",
+    ):
         assert is_local(ip), ip
 
 
