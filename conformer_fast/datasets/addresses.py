@@ -64,6 +64,8 @@ def is_local(ip: str) -> bool:
     """Whether it is this machine's or of a network of its own, or no single machine's."""
     found: IPv4Address | IPv6Address = ip_address(ip.partition("%")[0])  # without the network card
     if isinstance(found, IPv6Address):
+        if found.is_site_local:  # which Python calls global
+            return True
         inner = found.ipv4_mapped or found.sixtofour
         found = IPv4Address(int(found) & 0xFFFFFFFF) if found in BEHIND else inner or found
     return not found.is_global or found.is_multicast or found.is_reserved
