@@ -100,7 +100,7 @@ def _found(
     from ..model.recipe import shown_labels
 
     shown_labels(fast.recipe, fast.config)  # warns
-    each = predicted(fast, pictures, fast.labels, topk=options.topk, size=options.size)
+    each = predicted(fast, pictures, fast.labels, topk=options.topk, size=options.size, keep=options.save is not None)
     for (one, image), place in zip(each, places, strict=True):
         if isinstance(one, cf.Damaged):
             damaged.append(one)

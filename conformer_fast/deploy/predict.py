@@ -71,7 +71,7 @@ def predict(
     pictures = open_files([path_text("a picture", path) for path in several("paths", paths)])
     found: list[Prediction] = []
     damaged: dict[str, str] = {}
-    for one, _ in predicted(model, pictures, labels, topk=topk, size=size):
+    for one, _ in predicted(model, pictures, labels, topk=topk, size=size, keep=False):
         if isinstance(one, Damaged):
             damaged[one.path] = one.error
         else:
@@ -80,29 +80,41 @@ def predict(
 
 
 def predicted(
-    model: EngineModule, pictures: PictureSet, labels: Sequence[str], *, topk: int, size: int | None
-) -> Iterator[tuple[Prediction, Image.Image] | tuple[Damaged, None]]:
-    """One result a picture, in their order, with the picture that it is of. The rest is as for `predict`."""
+    model: EngineModule, pictures: PictureSet, labels: Sequence[str], *, topk: int, size: int | None, keep: bool
+) -> Iterator[tuple[Prediction | Damaged, Image.Image | None]]:
+    """One result a picture, in their order, with the picture that it is of, if these are to be kept until then. The
+    rest is as for `predict`."""
     topk = whole("topk", topk)
     check_model(model)
     size = model.input_side(size)
     batch = model.at_once(BATCH)
-    load = partial(_loaded, pictures, size=size, recipe=model.recipe)
+    load = partial(_loaded, pictures, size=size, recipe=model.recipe, keep=keep)
     with Bar("predicting", len(pictures), "picture") as progress, ThreadPoolExecutor(batch) as pool:
         for start in range(0, len(pictures), batch):
             group = range(len(pictures))[start : start + batch]
-            loaded = list(pool.map(load, group))
-            tensors = [one[1] for one in loaded if not isinstance(one, Damaged)]
-            tops: Iterator[tuple[Guess, ...]] = iter(())
-            if tensors:
-                images = torch.stack(tensors).to(model.device)
-                tops = top_classes(summed(model, model.run(images)), labels, topk)
-            for index, one in zip(group, loaded, strict=True):
-                if isinstance(one, Damaged):
-                    yield one, None
-                else:
-                    yield Prediction(pictures.pictures[index].name, next(tops)), one[0]
+            names = [picture.name for picture in pictures.pictures[start : start + batch]]
+            yield from _of_group(model, names, list(pool.map(load, group)), labels, topk)
             progress.update(len(group))
+
+
+def _of_group(
+    model: EngineModule,
+    names: Sequence[str],
+    loaded: Sequence[tuple[Image.Image | None, Tensor] | Damaged],
+    labels: Sequence[str],
+    topk: int,
+) -> Iterator[tuple[Prediction | Damaged, Image.Image | None]]:
+    """Of pictures that run together. A function, as its end lets go of them before the next are decoded."""
+    tensors = [one[1] for one in loaded if not isinstance(one, Damaged)]
+    tops: Iterator[tuple[Guess, ...]] = iter(())
+    if tensors:
+        images = torch.stack(tensors).to(model.device)
+        tops = top_classes(summed(model, model.run(images)), labels, topk)
+    for name, one in zip(names, loaded, strict=True):
+        if isinstance(one, Damaged):
+            yield one, None
+        else:
+            yield Prediction(name, next(tops)), one[0]
 
 
 def check_model(model: EngineModule) -> None:
@@ -115,14 +127,16 @@ def check_model(model: EngineModule) -> None:
         )
 
 
-def _loaded(pictures: PictureSet, index: int, size: int, recipe: Recipe) -> tuple[Image.Image, Tensor] | Damaged:
+def _loaded(
+    pictures: PictureSet, index: int, size: int, recipe: Recipe, keep: bool
+) -> tuple[Image.Image | None, Tensor] | Damaged:
     name = pictures.pictures[index].name
     try:
         image = pictures.load(index)
     except ImageError as error:
         return Damaged(name, str(error))
     try:
-        return image, preprocess(image, size, recipe=recipe)
+        return image if keep else None, preprocess(image, size, recipe=recipe)
     except ImageError as error:
         return Damaged(name, f"{shown(name)}: {error}")
 

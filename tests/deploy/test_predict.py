@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 
 import conformer_fast as cf
-from conformer_fast.deploy.predict import BATCH, predict
+from conformer_fast.datasets.dataset import open_files
+from conformer_fast.deploy import predict as module
+from conformer_fast.deploy.predict import BATCH, predict, predicted
 from conformer_fast.engines.base import Settings
 from conformer_fast.engines.module import EngineModule
 from conformer_fast.model.outputs import LOGITS
@@ -84,6 +87,49 @@ def test_damaged_pictures_are_left_out(pictures, tmp_path):
     assert [picture.path for picture in found.pictures] == list(map(str, pictures[:2]))
     assert list(found.damaged) == list(map(str, bad))
     assert all(error.startswith(path) for path, error in found.damaged.items())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_pictures_are_kept_for_who_draws_them_and_until_the_next_are_decoded(pictures, monkeypatch, keep):
+    """alive: of the pictures decoded before, when the network runs for its group of 2, and when one is decoded."""
+    refs, alive = [], {"run": [], "decoded": []}
+
+    def count(when):
+        alive[when].append(sum(ref() is not None for ref in refs))
+
+    def preprocess(image, size, recipe):
+        if len(refs) % 2 == 0:
+            count("decoded")
+        refs.append(weakref.ref(image))
+        return torch.rand(3, size, size)
+
+    def run(images):
+        count("run")
+        return images.mean((2, 3))
+
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", OneByOne)
+    monkeypatch.setattr(module, "preprocess", preprocess)
+    found = predicted(model(scores=run), open_files(list(map(str, pictures))), LABELS, topk=1, size=None, keep=keep)
+    kept = [image is not None for _, image in found]
+    assert kept == [keep] * 10
+    own = keep  # the last that the caller was given
+    assert alive == {"run": [2 * keep, *[own + 2 * keep] * 4], "decoded": [0, *[own] * 4]}
+
+
+class OneByOne:
+    """A ThreadPoolExecutor without threads."""
+
+    def __init__(self, _):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    map = staticmethod(map)
 
 
 def test_only_damaged_pictures_run_nothing(tmp_path):
