@@ -289,20 +289,22 @@ class _Watch:
                 f"{threads} threads share the {allowed:g} cores that this process may use; run it with "
                 f"OMP_NUM_THREADS={max(1, int(allowed))}"
             )
-        self._judge("use", self._others.used(), str(fast.device), threads)
+        self._warn(self._judged("use", self._others.used(), str(fast.device), threads))
 
     def after(self, row: Benchmark) -> None:
-        self._judge(f"used, during {row.model}, batch {row.batch},", row.others, row.device, row.threads)
+        self._warn(self._judged(f"used, during {row.model}, batch {row.batch},", row.others, row.device, row.threads))
 
-    def _judge(self, verb: str, used: float | None, device: str, threads: int) -> None:
+    def _judged(self, verb: str, used: float | None, device: str, threads: int) -> str | None:
+        """What to warn of, if anything."""
         needed, cores = threads if device == "cpu" else 1, self._others.cores
-        if used is not None and busy.disturbed(used, cores, needed):
-            self._warn(
-                f"the machine is busy: other processes {verb} {used:.1f} of {cores} cores, and this needs {needed}; "
-                f"end them or wait, then measure again"
-            )
+        if used is None or not busy.disturbed(used, cores, needed):
+            return None
+        return (
+            f"the machine is busy: other processes {verb} {used:.1f} of {cores} cores, and this needs {needed}; "
+            f"end them or wait, then measure again"
+        )
 
-    def _warn(self, why: str) -> None:
-        if not self._warned:
-            warnings.warn(why, stacklevel=4)
-        self._warned = True
+    def _warn(self, why: str | None) -> None:
+        if why is not None and not self._warned:
+            warnings.warn(why, stacklevel=4)  # benchmark's caller
+            self._warned = True

@@ -224,6 +224,7 @@ def warned(call):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()
+    assert {one.filename for one in caught} <= {__file__}  # where it was called
     return [str(one.message) for one in caught]
 
 
