@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import re
@@ -326,7 +325,8 @@ def _is_compressed(path: Path) -> bool:
 
 
 def _matching(pattern: str) -> list[str]:
-    return [name for one in expanded(pattern) for name in sorted(glob.glob(one)) or [one]]
+    """The same of archives. What of its {08..10} stands for none stands for itself, so that it is missed."""
+    return [name for one in expanded(pattern) for name in matching(one) or [one]]
 
 
 def _is_shard(path: Path) -> bool:

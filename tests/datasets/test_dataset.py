@@ -63,6 +63,7 @@ def test_folders_that_say_too_little(tmp_path, contents, text):
 def test_what_is_not_there(tmp_path):
     assert "no file or folder" in refused(tmp_path / "absent")
     assert "a-3.tar" in refused(str(tmp_path / "a-{3..4}.tar"))
+    assert "a-3*.tar" in refused(str(tmp_path / "a-{3..4}*.tar"))
     assert "unpack it" in refused(write(tmp_path, {"x.tar.gz": b""}) / "x.tar.gz")
     assert "tar files or parquet files" in refused(write(tmp_path, {"x.txt": b""}) / "x.txt")
 

@@ -31,6 +31,9 @@ def test_pictures_of_tar_files_need_no_labels(tmp_path):
     assert [shade(pictures, index) for index in range(2)] == [1, 2]
     write_tar(tmp_path / "y.tar", {"b.png": picture(3)})
     assert names(open_pictures(tmp_path)) == ["x.tar/b.png", "x.tar/x/a.png", "y.tar/b.png"]
+    (tmp_path / "below" / "further").mkdir(parents=True)
+    write_tar(tmp_path / "below" / "further" / "z.tar", {"c.png": picture(4)})
+    assert names(open_pictures(tmp_path / "**" / "[yz].tar")) == ["z.tar/c.png", "y.tar/b.png"]
 
 
 def test_pictures_of_parquet_files_need_no_labels(tmp_path):
