@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from ..errors import DownloadError
@@ -130,11 +131,8 @@ def _continue(request: urllib.request.Request, part: Path, waiting: str) -> None
     offset = part.stat().st_size if part.exists() else 0
     if offset:
         request.add_header("Range", f"bytes={offset}-")
-    told = threading.Timer(PATIENCE, warnings.warn, [waiting])  # this thread is held by the name, connection or header
-    told.daemon = True
-    told.start()
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = _answer(request, waiting)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416 and offset:  # nothing beyond what we have
@@ -148,8 +146,6 @@ def _continue(request: urllib.request.Request, part: Path, waiting: str) -> None
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "reason", error)  # of urllib's own error
         raise _CutError(str(error), _is_hopeless(cause), isinstance(cause, TimeoutError)) from error
-    finally:
-        told.cancel()
     with response:
         check_scheme(response.url)  # where it was redirected to
         total = response.length
@@ -162,6 +158,24 @@ def _continue(request: urllib.request.Request, part: Path, waiting: str) -> None
         else:
             offset = 0  # the server sends the whole file
         _receive(response, part, offset, total)
+
+
+def _answer(request: urllib.request.Request, waiting: str) -> http.client.HTTPResponse:
+    """What the server answers, of which a thread waits for the name, the connection and the headers: this one is free
+    to say so. Raises what urlopen raises."""
+    answer: Future[http.client.HTTPResponse] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(urllib.request.urlopen(request, timeout=TIMEOUT))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # no program waits for it at its end
+    if not wait([answer], PATIENCE).done:
+        # Not by warn, which says the same only once, and would be silent at the next download.
+        warnings.warn_explicit(waiting, UserWarning, __file__, _answer.__code__.co_firstlineno, __name__)
+    return answer.result()
 
 
 def _is_hopeless(cause: Exception) -> bool:

@@ -9,6 +9,7 @@ import ssl
 import time
 import urllib.request
 import urllib.response
+import warnings
 
 import pytest
 from weights_site import CONTENT, NAME, refusal, texts
@@ -72,7 +73,7 @@ def silent(request, site, monkeypatch):
             others[-1].setblocking(False)
             others[-1].connect_ex(server.getsockname())
     monkeypatch.setattr(download, "PATIENCE", 0.1)
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
     monkeypatch.setenv("CONFORMER_FAST_WEIGHTS_URL", f"http://127.0.0.1:{server.getsockname()[1]}/weights")
     yield server.getsockname()[1]
     for each in (server, *others):
@@ -93,11 +94,12 @@ def test_a_server_that_does_not_answer_is_told_of_and_given_up_soon(silent):
     assert ", tried 2 times); is CONFORMER_FAST_WEIGHTS_URL right? Else download " in message
 
 
-def test_nobody_is_told_of_a_server_that_has_answered(site, monkeypatch, recwarn):
-    monkeypatch.setattr(download, "PATIENCE", 0.5)
-    site.pause = 0.05  # after each of the pieces of its answer
+def test_nobody_is_told_of_a_server_that_has_answered(site, recwarn):
+    """Though its content takes longer than PATIENCE, which is the usual one here: a busy machine has time to answer."""
+    site.pause = 0.12  # after each of the pieces of its answer
+    start = time.monotonic()
     fetch("tiny-p16")
-    time.sleep(0.1)
+    assert time.monotonic() - start > download.PATIENCE
     assert not texts(recwarn)
 
 
@@ -107,11 +109,38 @@ def test_whoever_waits_is_told_within_two_seconds():
 
 def test_a_slow_server_is_told_of_and_waited_for(site, target, monkeypatch):
     monkeypatch.setattr(download, "PATIENCE", 0.1)
-    site.before = 0.4
+    site.before = 0.6
     with pytest.warns(UserWarning, match="has not answered yet; try 1 of 5") as told:
         assert fetch("tiny-p16") == target
     assert len(texts(told)) == 1
     assert site.ranges == [None]
+
+
+@pytest.fixture
+def slow(site, monkeypatch):
+    """A server that takes long enough for its user to be told."""
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    site.before = 0.6
+
+
+def test_each_slow_download_is_told_of(slow, target):
+    """Also where Python shows the same warning of the same place only once, as it does unless told otherwise."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            fetch("tiny-p16")
+            target.unlink()
+    assert [text.partition(" has not ")[2] for text in texts(told)] == ["answered yet; try 1 of 5"] * 2
+    assert {warning.filename for warning in told if warning.category is UserWarning} == {download.__file__}
+
+
+def test_a_slow_server_where_warnings_are_errors(slow, target):
+    """They are its caller's, not another thread's, of which nobody hears."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="has not answered yet; try 1 of 5"):
+            fetch("tiny-p16")
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("address", ["http://[nonsense]/a", "http://127.0.0.1:port/a"])
