@@ -11,6 +11,7 @@ Every name is imported when it is first used: the import of the package alone wa
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -189,6 +190,12 @@ HOMES = {  # where each name is defined
 }
 
 __all__ = list(HOMES)
+
+if not find_spec(f"{__name__}.engines"):  # it lies at the top of the tree, and setup.py maps it into the package
+    raise ImportError(
+        "Python has found the folder conformer_fast of a checkout, which is not the whole package, before an installed "
+        "one; start Python in another folder, or install the checkout by pip install -e ."
+    )
 
 
 def __getattr__(name: str) -> Any:

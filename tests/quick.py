@@ -8,7 +8,21 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-LEFT_OUT = ()  # below tests/: what runs whole models, commands or processes
+LEFT_OUT = (  # below tests/: what runs whole models, commands or processes, or makes hundreds of files
+    *("benchmarks", "bulk", "cli", "evaluation", "hostile", "serving"),
+    *("calibration/test_accuracy_gate.py", "calibration/test_calibrate.py", "calibration/test_observer.py"),
+    *("checkpoints/test_adopt.py", "datasets/test_hostile_data.py"),
+    *(
+        f"deploy/test_{name}.py"
+        for name in ("benchmark", "bundle", "compile_8_bits", "detector_bundle", "fast_detector")
+    ),
+    *(f"deploy/test_{name}.py" for name in ("build", "build_cache", "build_calibration", "build_refused", "explain")),
+    *("engines/onnx", "engines/openvino", "engines/tensorrt", "engines/test_cache_hostile.py"),
+    *("engines/test_forked.py", "engines/test_module.py", "engines/triton/test_graphs_memory.py"),
+    *("kernels/test_detector.py", "kernels/test_network.py", "kernels/test_regions.py", "kernels/test_suppress.py"),
+    *("model/detector", "verification/test_diff.py", "verification/test_heatmap.py"),
+    *("test_notebooks.py", "test_packaging.py", "test_mmdet.py", "test_pages.py", "test_site.py"),
+)
 
 
 def is_left_out(path: Path) -> bool:

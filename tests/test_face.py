@@ -41,7 +41,8 @@ def test_every_name_resolves_and_is_described(name):
 def test_type_checkers_see_the_same():
     """The imports for them are those of the table."""
     tree = ast.parse(Path(cf.__file__).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
     seen = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)

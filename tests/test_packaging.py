@@ -198,6 +198,15 @@ def test_a_build_in_place_that_fails_leaves_no_extension_of_before(tmp_path):
     assert not (tmp_path / "checkout" / EXTENSION).exists()
 
 
+def test_the_checkouts_folder_alone_says_what_it_lacks(tmp_path):
+    """As Python finds it that is started in the checkout after an installation that is not editable."""
+    shutil.copytree(ROOT / "conformer_fast", tmp_path / "conformer_fast", ignore=UNWANTED)
+    command = (sys.executable, "-S", "-c", "import conformer_fast")
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "start Python in another folder, or install the checkout by pip install -e ." in done.stderr
+
+
 def test_installed_command_runs(installed, tmp_path):
     printed = run(installed / "bin" / "conformer-fast", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     assert "predict" in printed

@@ -109,7 +109,7 @@ def _download(target: Path) -> None:
             if error.hopeless or unanswered == UNANSWERED:
                 tries = "" if attempt == 1 else f", tried {attempt} times"
                 raise DownloadError(
-                    f"{site.url} cannot be reached ({reason}{tries}); is {MIRROR} right? Else {by_hand}"
+                    f"{site.url} cannot be reached ({reason}{tries}); {_asked('is there a network?')} Else {by_hand}"
                 ) from error
     else:
         raise DownloadError(f"no complete download after {ATTEMPTS} attempts ({reason}); try again later, or {by_hand}")
@@ -141,7 +141,8 @@ def _continue(request: urllib.request.Request, part: Path, waiting: str) -> None
                     raise _CutError("the part file did not fit the server's file") from error
                 return
             if error.code < 500 and error.code not in (408, 429):
-                raise DownloadError(f"{request.full_url}: {error.code} {error.reason}; is {MIRROR} right?") from error
+                hint = _asked(f"name a mirror in {MIRROR}")
+                raise DownloadError(f"{request.full_url}: {error.code} {error.reason}; {hint}") from error
             raise _CutError(f"{error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         cause = getattr(error, "reason", error)  # of urllib's own error
@@ -176,6 +177,11 @@ def _answer(request: urllib.request.Request, waiting: str) -> http.client.HTTPRe
         # Not by warn, which says the same only once, and would be silent at the next download.
         warnings.warn_explicit(waiting, UserWarning, __file__, _answer.__code__.co_firstlineno, __name__)
     return answer.result()
+
+
+def _asked(else_what: str) -> str:
+    """What the user may look at, of a mirror that was named, or else."""
+    return f"is {MIRROR} right?" if os.environ.get(MIRROR) else else_what
 
 
 def _is_hopeless(cause: Exception) -> bool:

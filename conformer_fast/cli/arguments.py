@@ -234,7 +234,7 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
     if options.weights is None:
         options.weights = "packaged" if options.model in PACKAGED else "pretrained"
     if options.weights == "random":
-        return _random(options.model, features_only)
+        return _random(options.command, options.model, features_only)
     if options.weights == "pretrained":
         _check_pictures(options)
     return cf.create_model(options.model, options.weights, features_only=features_only)
@@ -301,18 +301,20 @@ def row_by_row(options: argparse.Namespace) -> Callable[[Any], None]:
     return show_row
 
 
-def _random(name: str, features_only: bool) -> cf.Conformer:
+def _random(command: str, name: str, features_only: bool) -> cf.Conformer:
     """Its classes have numbers alone: names would look as if they meant something, in all that is made of it too."""
     import torch
 
     from ..model.class_names import numbered_labels
-    from ..model.recipe import Recipe
+    from ..model.recipe import MEAN, STD, Recipe
+    from ..model.shapes import usual_side
 
     torch.manual_seed(0)
-    print("random weights: the predictions mean nothing", file=sys.stderr)
+    print(f"conformer-fast {command}: random weights: the predictions mean nothing", file=sys.stderr)
     model = cf.create_model(name, features_only=features_only)
     if not features_only:
-        model.recipe = Recipe(labels=tuple(numbered_labels(model.config.num_classes)))
+        labels = tuple(numbered_labels(model.config.num_classes))
+        model.recipe = Recipe(usual_side(model.config), labels=labels, mean=MEAN, std=STD)
     return model
 
 

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
             objects = one.objects(options.min_score)
             entries.append({"path": one.path, "width": one.width, "height": one.height, "objects": objects})
             if form == "text":
-                say(_text(one.path, objects, place))
+                say(_text(one.path, objects, options.min_score, place))
     result = {
         "weights": options.weights,
         "bundle": options.bundle,
@@ -109,11 +109,13 @@ def _found(
         yield one
 
 
-def _text(path: str, objects: Sequence[dict[str, Any]], place: Path | None) -> str:
+def _text(path: str, objects: Sequence[dict[str, Any]], min_score: float, place: Path | None) -> str:
     lines = [shown(path, 1000)]
     for one in objects:
         sides = " ".join(f"{side:.0f}" for side in one["box"])
         lines.append(f"  {one['score']:7.2%}  {shown(one['label'])} ({one['index']})  {sides}")
+    if not objects:
+        lines.append(f"  nothing with a score of {min_score:g} or more")
     lines += [] if place is None else [f"  drawn in {shown(place, 1000)}"]
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from conformer_fast.model.distance import relative_error
 QUICK = [name for name in PEERS if not name.startswith(("torch.compile", "ONNX"))]  # those take a minute to set up
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_peer_computes_the_model(name):
     if PEERS[name].precision not in (*native_precisions(), "int8"):

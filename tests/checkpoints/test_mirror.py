@@ -61,6 +61,8 @@ def test_what_cannot_work_costs_no_second_attempt(site, monkeypatch, error):
     assert str(error) in message
     assert "is CONFORMER_FAST_WEIGHTS_URL right?" in message
     assert asked == ["host.test"]
+    monkeypatch.delenv("CONFORMER_FAST_WEIGHTS_URL")
+    assert "); is there a network? Else download " in refusal()
 
 
 @pytest.fixture(params=["drops packets", "says nothing"])

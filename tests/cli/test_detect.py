@@ -55,6 +55,10 @@ def test_for_people_and_drawn(run, weights, pictures, tmp_path):
     assert f"  drawn in {out / 'a.detected.png'}" in lines
     assert Image.open(out / "a.detected.png").size == (90, 60)
     assert Image.open(out / "b.detected.png").size == (50, 80)
+    assert run("detect", pictures[0], "--weights", weights, "--min-score", 1)[1].splitlines() == [
+        pictures[0],
+        "  nothing with a score of 1 or more",
+    ]
     status, text, err = run("detect", pictures[0], "--weights", weights, "--save", tmp_path / "one.jpg")
     assert (status, err) == (0, "")
     assert Image.open(tmp_path / "one.jpg").format == "JPEG"

@@ -14,7 +14,7 @@ from conformer_fast.engines.registry import format_of
 from conformer_fast.engines.tensorrt import flavors
 
 pytest.importorskip("openvino")
-pytestmark = pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")]
 needs_rtx = pytest.mark.skipif(
     not any(map(find_spec, flavors.MODULES["tensorrt-rtx"])), reason="needs TensorRT-RTX to build with"
 )

@@ -9,6 +9,8 @@ from detector_samples import write_weights
 import conformer_fast as cf
 from conformer_fast.preprocessing.cpu import load_image
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pycocotools", reason="needs pycocotools")
 REFERENCE = ("--backend", "reference", "--no-reference")
 

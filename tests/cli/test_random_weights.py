@@ -40,7 +40,7 @@ def test_predict(run, pictures, form):
     status, out, err = run("predict", *sorted(pictures.glob("*/*.png")), *HERE, "--topk", 1000, *form)
     assert (status, named(out + err)) == (0, [])
     assert len(set(re.findall(r"class \d+", out))) == 1000
-    assert err.startswith("random weights: the predictions mean nothing\n")
+    assert err == "conformer-fast predict: random weights: the predictions mean nothing\n"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])

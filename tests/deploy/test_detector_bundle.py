@@ -32,7 +32,7 @@ from conformer_fast.model.digest import weights_sha256
 KEY = b"a secret of 24 bytes ..."
 NETWORKS = ("proposer", "boxes", "masks")
 SIDES = (64, 96, 256)
-pytestmark = pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")]
 
 
 @pytest.fixture(params=["openvino", "triton"])

@@ -11,6 +11,8 @@ from conformer_fast.datasets.scattered_digits import SIDE, ScatteredDigits, writ
 from conformer_fast.evaluation.coco import evaluate_detector
 from conformer_fast.model.detector.config import PACKAGED
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino")
 pytest.importorskip("pycocotools")
 pytest.importorskip("sklearn")
