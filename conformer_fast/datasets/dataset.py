@@ -31,7 +31,7 @@ from .addresses import fetch, is_address
 from .classes import Names, classes_of, own_names
 from .folders import list_folder
 from .labels import Listed, Picture, labels_from_file
-from .named import STANDARD_INPUT, expanded, is_on_disk, is_pattern, matching, named_pictures, piped_picture
+from .named import STANDARD_INPUT, expanded, files_like, is_on_disk, is_pattern, matching, named_pictures, piped_picture
 from .parquet_files import ParquetRows, list_parquet
 from .tar_files import list_tar
 
@@ -326,7 +326,7 @@ def _is_compressed(path: Path) -> bool:
 
 def _matching(pattern: str) -> list[str]:
     """The same of archives. What of its {08..10} stands for none stands for itself, so that it is missed."""
-    return [name for one in expanded(pattern) for name in matching(one) or [one]]
+    return [name for one in expanded(pattern) for name in files_like(one) or [one]]
 
 
 def _is_shard(path: Path) -> bool:

@@ -4,26 +4,29 @@ the standard input, and http and https addresses."""
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ArgumentError, DatasetError
+from ..errors import ArgumentError, DatasetError, shown
 from .addresses import MOST_BYTES, is_address
 from .folders import pictures_below
 from .labels import Picture
 
 STANDARD_INPUT = "-"  # a file of that name is "./-"
-NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+NUMBERS = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+MOST_NAMES = 100_000  # of a pattern
 
 
 def named_pictures(sources: Sequence[str]) -> list[Picture]:
     """In their order; those of a folder and of a pattern by their names. Each is called as it is named, and by its path
     from a folder that is named. A file that is not there is found when it is read.
 
-    Raises DatasetError for a folder or a pattern without pictures; ArgumentError for a second "-".
+    Raises DatasetError for a folder or a pattern without pictures; ArgumentError for a second "-", and for a pattern as
+    `expanded` does.
     """
     if list(sources).count(STANDARD_INPUT) > 1:
         raise ArgumentError(f"{STANDARD_INPUT} is named twice, and the standard input has one picture; leave one out")
@@ -41,19 +44,38 @@ def is_pattern(name: str) -> bool:
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that a pattern stands for: * and ? for letters, ** for folders, [ab] and {08..10}, in order."""
-    each = [sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one] for one in expanded(pattern)]
-    return [name for names in each for name in names if not os.path.isdir(name)]
+    """The files that a pattern stands for: * and ? for letters, ** for folders, [ab] and {08..10}, in order. Raises
+    what `expanded` does."""
+    return [name for one in expanded(pattern) for name in files_like(one)]
+
+
+def files_like(pattern: str) -> list[str]:
+    """The same of one in which no numbers are left to expand."""
+    names = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
+    return [name for name in names if not os.path.isdir(name)]
 
 
 def expanded(pattern: str) -> list[str]:
-    """ "a-{08..10}.tar" -> ["a-08.tar", "a-09.tar", "a-10.tar"]; numbers keep the first one's width."""
-    match = NUMBERS.search(pattern)
-    if not match:
-        return [pattern]
-    first, last = match[1], match[2]
-    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-    return [name for number in numbers for name in expanded(pattern[: match.start()] + number + pattern[match.end() :])]
+    """ "a-{08..10}.tar" -> ["a-08.tar", "a-09.tar", "a-10.tar"]; numbers keep the first one's width.
+
+    Raises ArgumentError, before any name is made, for numbers that count down and for over MOST_NAMES names.
+    """
+    text, *parts = NUMBERS.split(pattern)
+    ranges = list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
+    for first, last, _ in ranges:
+        if int(first) > int(last):
+            raise ArgumentError(f"{shown(pattern)} counts down; write {{{last}..{first}}}")
+    count = math.prod(int(last) - int(first) + 1 for first, last, _ in ranges)
+    if count > MOST_NAMES:
+        raise ArgumentError(
+            f"{shown(pattern)} stands for {count:,} names, {MOST_NAMES:,} are allowed; write * for the numbers, or "
+            f"name a folder"
+        )
+    names = [text]
+    for first, last, after in ranges:
+        numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+        names = [name + number + after for name in names for number in numbers]
+    return names
 
 
 def piped_picture() -> bytes:

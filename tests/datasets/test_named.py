@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 
 import pytest
@@ -78,8 +79,25 @@ def test_patterns(folder):
     assert [name for name in ("a*", "a?", "a[b]", "{1..2}", "{a}", "http://a/?b", "-") if is_pattern(name)] == [
         *("a*", "a?", "a[b]", "{1..2}")
     ]
+    assert matching("{08..10}-{1..2}") == ["08-1", "08-2", "09-1", "09-2", "10-1", "10-2"]
+    assert matching("{{1..2}..3}") == ["{1..3}", "{2..3}"]  # as in a shell
     write(folder, {"[1].png": picture(5)})
     assert names(open_named(["[1].png"])) == ["[1].png"]  # a file's own name is no pattern
+
+
+@pytest.mark.parametrize("end", [".png", ".tar"])
+def test_a_pattern_of_too_many_names(folder, end):
+    for pattern, count in (
+        ("x{1..30000000}", "30,000,000"),
+        ("{1..999999999}-{1..999999999}", "999,999,998,000,000,001"),
+    ):
+        message = f"{pattern}{end} stands for {count} names, 100,000 are allowed; write * for the numbers, or name a f"
+        with pytest.raises(ArgumentError, match=re.escape(message)):
+            open_pictures([f"{pattern}{end}"])
+    with pytest.raises(ArgumentError, match=re.escape(f"a/{{10..1}}{end} counts down; write {{1..10}}")):
+        open_pictures([f"a/{{10..1}}{end}"])
+    assert len(matching("x{000001..100000}")) == 100_000
+    assert not is_pattern(f"x{{1..{'9' * 5000}}}")  # which int() would not read
 
 
 def test_no_pictures(folder):
