@@ -169,7 +169,7 @@ def _content(response: HTTPResponse) -> bytes:
     while chunk := response.read1(CHUNK):
         content += chunk
         if len(content) > MOST_BYTES:
-            raise ImageError(f"has over {MOST_BYTES:,} bytes, which are allowed; {BY_HAND}")
+            raise ImageError(f"has over {MOST_BYTES:,} bytes, the most that is allowed; {BY_HAND}")
     if expected is not None and len(content) < expected:
         raise ImageError(f"the connection ended after {len(content):,} of {expected:,} bytes; try again")
     return bytes(content)

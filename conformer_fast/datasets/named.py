@@ -89,7 +89,9 @@ def piped_picture() -> bytes:
     if not content:
         raise ArgumentError(f"the standard input, {STANDARD_INPUT}, is empty; send a picture there, {example}")
     if len(content) > MOST_BYTES:
-        raise ArgumentError(f"the standard input has over {MOST_BYTES:,} bytes, which are allowed; name a file instead")
+        raise ArgumentError(
+            f"the standard input has over {MOST_BYTES:,} bytes, the most that is allowed; name a file instead"
+        )
     return content
 
 

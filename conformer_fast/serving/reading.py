@@ -92,7 +92,7 @@ async def _limited(request: Request, most: int, count: Count) -> AsyncGenerator[
     async for chunk in request.stream():
         size += len(chunk)
         if size > most:
-            raise RequestError(f"the request has over {most:,} bytes, which are allowed", 413)
+            raise RequestError(f"the request has over {most:,} bytes, the most that is allowed", 413)
         count(len(chunk))
         yield chunk
 

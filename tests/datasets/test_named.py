@@ -130,7 +130,7 @@ def test_a_standard_input_that_has_no_picture(folder, monkeypatch):
             open_named(["-"])
     monkeypatch.setattr(named, "MOST_BYTES", 1000)
     pipe(monkeypatch, b"x" * 1001)
-    with pytest.raises(ArgumentError, match="has over 1,000 bytes, which are allowed; name a file instead"):
+    with pytest.raises(ArgumentError, match="has over 1,000 bytes, the most that is allowed; name a file instead"):
         open_named(["-"])
     pipe(monkeypatch, b"x" * 1000)
     with pytest.raises(ImageError, match=r"^-: empty, damaged or not an image"):

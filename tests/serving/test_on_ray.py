@@ -140,7 +140,7 @@ def test_the_kserve_protocol_and_health(served):
 def test_a_body_over_the_limit_is_refused_before_it_has_come(served):
     _, client, _ = served
     status, answer = client.predict(b"x" * 1_000_001)
-    assert (status, answer) == (413, {"error": "the request has over 1,000,000 bytes, which are allowed"})
+    assert (status, answer) == (413, {"error": "the request has over 1,000,000 bytes, the most that is allowed"})
     with socket.create_connection(("127.0.0.1", client.port), timeout=30) as unfinished:
         unfinished.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 900000000\r\n\r\n")
         unfinished.sendall(b"x" * 2_000_000)
