@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import conformer_fast as cf
 
 from ..engines.registry import BACKENDS
-from ..errors import ArgumentError, CheckpointError, first_few
+from ..errors import ArgumentError, CheckpointError, DatasetError, first_few
 from ..model.config import LARGEST_SIDE, PACKAGED, VARIANTS, ConformerConfig, name_of, our_name
 from ..model.names import IN_8_BITS, PRECISIONS
 from ..storage.regular import read_regular
@@ -188,6 +188,15 @@ def refuse(options: argparse.Namespace, names: Iterable[str], why: str) -> None:
         raise ArgumentError(f"{why}; leave out {', '.join(given)}")
 
 
+def check_pictures(options: argparse.Namespace) -> None:
+    """Before a model is had. Raises DatasetError where there is nothing to run it on."""
+    from ..datasets.named import may_be_there
+
+    named = [str(path) for name in ("images", "data") for path in _listed(vars(options).get(name))]
+    if named and not any(map(may_be_there, named)):
+        raise DatasetError(f"there is no file or folder {first_few(named)}; name where the pictures are")
+
+
 def check_quantization(options: argparse.Namespace, precisions: Collection[str]) -> None:
     """Raises ArgumentError unless 8 bits and how to quantize are given together, or neither. Before any work."""
     in_8_bits = [precision for precision in precisions if precision in IN_8_BITS]
@@ -225,7 +234,8 @@ def quantization_of(
 
 def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Conformer:
     """The reference model that was asked for. Sets `options.model` and `options.weights` to what was taken; the model
-    is None for a checkpoint of sizes that have no name."""
+    is None for a checkpoint of sizes that have no name. Raises what `check_pictures` does, before any work."""
+    check_pictures(options)
     if options.model is None and options.weights not in (None, *KEYWORDS):
         config = _implied(options.weights, features_only)
         options.model = name_of(config)
@@ -235,8 +245,6 @@ def model_of(options: argparse.Namespace, features_only: bool = False) -> cf.Con
         options.weights = "packaged" if options.model in PACKAGED else "pretrained"
     if options.weights == "random":
         return _random(options.command, options.model, features_only)
-    if options.weights == "pretrained":
-        _check_pictures(options)
     return cf.create_model(options.model, options.weights, features_only=features_only)
 
 
@@ -261,6 +269,7 @@ def compiled(options: argparse.Namespace, batch: int) -> cf.FastConformer:
 def bundled(options: argparse.Namespace) -> cf.FastConformer:
     """The engine of the bundle that was asked for."""
     refuse(options, ENGINE, "--bundle says how its model runs")
+    check_pictures(options)
     from ..deploy.load import load_classifier
 
     return load_classifier(options.bundle, key=key_of(options.key))
@@ -316,15 +325,6 @@ def _random(command: str, name: str, features_only: bool) -> cf.Conformer:
         labels = tuple(numbered_labels(model.config.num_classes))
         model.recipe = Recipe(usual_side(model.config), labels=labels, mean=MEAN, std=STD)
     return model
-
-
-def _check_pictures(options: argparse.Namespace) -> None:
-    """Before a download. Raises ArgumentError where there is nothing to run the model on."""
-    from ..datasets.named import is_on_disk, is_pattern
-
-    named = [str(path) for name in ("images", "data") for path in _listed(vars(options).get(name))]
-    if named and not any(not is_on_disk(path) or is_pattern(path) or os.path.exists(path) for path in named):
-        raise ArgumentError(f"there is no file or folder {first_few(named)}; name where the pictures are")
 
 
 def _listed(value: Any) -> list[Any]:

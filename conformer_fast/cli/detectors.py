@@ -7,13 +7,14 @@ import argparse
 import conformer_fast as cf
 
 from ..errors import ArgumentError
-from .arguments import ENGINE, KEYWORDS, check_quantization, key_of, refuse
+from .arguments import ENGINE, KEYWORDS, check_pictures, check_quantization, key_of, refuse
 
 
 def detector_of(options: argparse.Namespace) -> cf.FastDetector:
     """Of --bundle, or compiled as it was asked for."""
     if options.bundle:
         refuse(options, ENGINE, "--bundle says how its detector runs")
+        check_pictures(options)
         fast = cf.load(options.bundle, key=key_of(options.key))
         if not isinstance(fast, cf.FastDetector):
             raise ArgumentError(f"{options.bundle} holds a classifier or a backbone, and a detector is asked for")
@@ -21,6 +22,7 @@ def detector_of(options: argparse.Namespace) -> cf.FastDetector:
     refuse(options, ("key",), "a key is for a --bundle")
     refuse(options, ("calibration_limit",), "of a folder 64 pictures are taken for a detector")
     check_quantization(options, [options.precision or "auto"])
+    check_pictures(options)
     return cf.compile(
         cf.create_detector(weights=options.weights),
         backend=options.backend or "auto",

@@ -43,6 +43,14 @@ def is_pattern(name: str) -> bool:
     return is_on_disk(name) and bool(glob.has_magic(name) or NUMBERS.search(name))
 
 
+def may_be_there(name: str) -> bool:
+    """Whether a file or folder is there that it stands for; of what is not on disk that is found later. Raises what
+    `expanded` does."""
+    if not is_on_disk(name) or os.path.exists(name):
+        return True
+    return is_pattern(name) and any(True for one in expanded(name) for _ in glob.iglob(one, recursive=True))
+
+
 def matching(pattern: str) -> list[str]:
     """The files that a pattern stands for: * and ? for letters, ** for folders, [ab] and {08..10}, in order. Raises
     what `expanded` does."""

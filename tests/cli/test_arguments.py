@@ -69,7 +69,8 @@ def test_a_model_may_be_called_as_the_official_repository_calls_it(capsys):
         ("predict absent.jpg gone.jpg", "there is no file or folder absent.jpg, gone.jpg; name where the pictures are"),
         ("predict absent.jpg there.jpg", None),  # one is enough to work on
         ("evaluate --data absent", "there is no file or folder absent; name"),
-        ("evaluate --data absent-{0..3}.tar", None),  # is looked for where it is opened
+        ("evaluate --data absent-{0..3}.tar", "there is no file or folder absent-{0..3}.tar; name"),
+        ("evaluate --data th*.jpg", None),
         ("evaluate --data . --labels absent", "there is no file absent"),
         ("calibrate --data absent -o q.json", "there is no file or folder absent; name"),
         ("diff --images there.jpg absent.jpg", "there is no file absent.jpg"),
@@ -91,6 +92,20 @@ def test_pictures_are_looked_for_before_a_download(run, tmp_path, monkeypatch, c
         assert (status, out) == (2, "")
         assert (refused or "it is fetched") in err
     assert fetched == ([] if refused else ["tiny-p16"] * 2)
+
+
+@pytest.mark.parametrize("weights", ["--model digits", "--model tiny-p16 --weights random", "--bundle absent"])
+@pytest.mark.parametrize("command", ["predict", "batch -o out.csv", "detect"])
+def test_absent_pictures_are_told_before_any_work(run, tmp_path, monkeypatch, command, weights):
+    monkeypatch.chdir(tmp_path)
+    for work in ("create_model", "create_detector", "compile", "load"):
+        monkeypatch.setattr(cf, work, lambda *_, **__: pytest.fail("worked first"))
+    if command == "detect":
+        weights = "--weights packaged" if "--model" in weights else weights
+    for names in ("absent.jpg", "gone.png x{1..3}.png"):
+        status, out, err = run(*command.split(), *names.split(), *weights.split())
+        message = f"there is no file or folder {names.replace(' ', ', ')}; name where the pictures are"
+        assert (status, out, err) == (2, "", f"conformer-fast {command.split()[0]}: {message}\n")
 
 
 def test_results_are_shown_as_soon_as_they_are_known(capsys):

@@ -136,14 +136,14 @@ def test_wrong_arguments_are_usage_errors(run, arguments):
 
 
 IMPOSSIBLE = {
-    "no weights": ("CheckpointError", ["predict", "x.png", "--weights", "absent.pth"]),
+    "no weights": ("CheckpointError", ["predict", __file__, "--weights", "absent.pth"]),
     "no GPU": (
         "BackendError",
-        ["predict", "x.png", "--backend", "tensorrt", "--model", "digits"],
+        ["predict", __file__, "--backend", "tensorrt", "--model", "digits"],
     ),
-    "no ranges": ("ArgumentError", ["predict", "x.png", "--precision", "int8", "--weights", "random"]),
+    "no ranges": ("ArgumentError", ["predict", __file__, "--precision", "int8", "--weights", "random"]),
     "no checkpoint": ("CheckpointError", ["convert", "absent.pth", "out.safetensors"]),
-    "no bundle": ("BundleError", ["predict", "x.png", "--bundle", "absent"]),
+    "no bundle": ("BundleError", ["predict", __file__, "--bundle", "absent"]),
     "no data": ("DatasetError", ["evaluate", "--data", "absent", "--model", "digits", "--backend", "reference"]),
 }
 

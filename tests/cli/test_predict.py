@@ -149,8 +149,10 @@ def test_damaged_metadata_is_no_news(run, tmp_path):
 
 
 def test_only_damaged_pictures(run, tmp_path):
-    status, out, err = run("predict", tmp_path / "absent.png", *DIGITS)
+    (tmp_path / "empty.png").touch()
+    status, out, err = run("predict", tmp_path / "empty.png", tmp_path / "absent.png", *DIGITS)
     assert (status, out) == (1, "")
+    assert "empty.png" in err
     assert "absent.png" in err
 
 
