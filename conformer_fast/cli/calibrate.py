@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=new_file,
         required=True,
         metavar="FILE.json",
-        help="for --quantization of other commands",
+        help="for --quantization of other commands; written over if it is there",
     )
 
 

@@ -12,7 +12,7 @@ from .arguments import file, lines_of, new_file, positive, show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN")
-    parser.add_argument("output", type=new_file, metavar="OUT.safetensors")
+    parser.add_argument("output", type=new_file, metavar="OUT.safetensors", help="written over if it is there")
     parser.add_argument("--to", choices=["official", "mmpretrain"], default="official", help="whose names to write")
     recipe = parser.add_argument_group("what the file is to say of the model (default: what the input says)")
     recipe.add_argument("--size", type=positive, metavar="PIXELS", help="side of the images it was trained on")

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_graph(parser)
     add_quantization(parser)
     add_size(parser)
-    parser.add_argument("-o", "--output", type=new_file, required=True, metavar="FILE.onnx")
+    parser.add_argument(
+        "-o", "--output", type=new_file, required=True, metavar="FILE.onnx", help="written over if it is there"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 import conformer_fast as cf
 from conformer_fast.cli import arguments
-from conformer_fast.cli.main import COMMANDS
+from conformer_fast.cli.main import COMMANDS, main
 
 PATHS = re.compile(r"FILE|DIR|IMAGE|BUNDLE|^IN$|OUT")  # in what a path is called in the help
 
@@ -124,3 +124,10 @@ def test_no_path_is_forgotten(command):
         action.dest for action in parser._actions if isinstance(action.metavar, str) and PATHS.search(action.metavar)
     }
     assert paths <= {*arguments.INPUTS, *arguments.OUTPUTS}
+
+
+@pytest.mark.parametrize("command", ["convert", "calibrate", "export"])
+def test_help_says_what_is_written_over(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "written over if it is there" in " ".join(capsys.readouterr().out.split())
