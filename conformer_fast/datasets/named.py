@@ -18,6 +18,7 @@ from .labels import Picture
 
 STANDARD_INPUT = "-"  # a file of that name is "./-"
 NUMBERS = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+SCHEME = re.compile("([A-Za-z][A-Za-z0-9+.-]*)://")
 MOST_NAMES = 100_000  # of a pattern
 
 
@@ -25,8 +26,8 @@ def named_pictures(sources: Sequence[str]) -> list[Picture]:
     """In their order; those of a folder and of a pattern by their names. Each is called as it is named, and by its path
     from a folder that is named. A file that is not there is found when it is read.
 
-    Raises DatasetError for a folder or a pattern without pictures; ArgumentError for a second "-", and for a pattern as
-    `expanded` does.
+    Raises DatasetError for a folder or a pattern without pictures; ArgumentError for a second "-", for an address that
+    is of neither http nor https, and for a pattern as `expanded` does.
     """
     if list(sources).count(STANDARD_INPUT) > 1:
         raise ArgumentError(f"{STANDARD_INPUT} is named twice, and the standard input has one picture; leave one out")
@@ -45,9 +46,10 @@ def is_pattern(name: str) -> bool:
 
 def may_be_there(name: str) -> bool:
     """Whether a file or folder is there that it stands for; of what is not on disk that is found later. Raises what
-    `expanded` does."""
+    `named_pictures` does for a name alone."""
     if not is_on_disk(name) or os.path.exists(name):
         return True
+    _check_scheme(name)
     return is_pattern(name) and any(True for one in expanded(name) for _ in glob.iglob(one, recursive=True))
 
 
@@ -111,10 +113,21 @@ def _named(source: str) -> list[Picture]:
         if not below:
             raise DatasetError(f"there are no pictures below {source}; name where the pictures are")
         return [Picture(one.file, one.file, 0, one.size) for one in below]
+    if not os.path.lexists(source):
+        _check_scheme(source)
     files = [source] if os.path.lexists(source) or not is_pattern(source) else matching(source)
     if not files:
         raise DatasetError(f"no file is called like {source}; name where the pictures are")
     return [Picture(file, file, 0, _size(file)) for file in files]
+
+
+def _check_scheme(name: str) -> None:
+    """Raises ArgumentError for an address of another kind, such as ftp."""
+    if scheme := SCHEME.match(name):
+        raise ArgumentError(
+            f"{shown(name)}: only http and https addresses are fetched, not {shown(scheme[1])}; download the picture "
+            f"yourself and name the file"
+        )
 
 
 def _size(file: str) -> int:

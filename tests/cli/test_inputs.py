@@ -133,6 +133,13 @@ def test_what_is_no_address_costs_itself(run, place):
     assert [path.name for path in (place / "out").iterdir()] == ["1.predicted.png"]
 
 
+@pytest.mark.parametrize("command", ["predict", "batch -o out.csv"])
+def test_only_http_and_https_are_fetched(run, place, command):
+    status, out, err = run(*command.split(), "ftp://host/7.png", *DIGITS)
+    assert (status, out) == (2, "")
+    assert "ftp://host/7.png: only http and https addresses are fetched, not ftp; download the picture yourself" in err
+
+
 def test_offline(run, place, server, monkeypatch):
     monkeypatch.setenv("CONFORMER_FAST_OFFLINE", "1")
     status, out, err = run("predict", f"{server.url}/4.png", *DIGITS)
