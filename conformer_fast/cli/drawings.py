@@ -41,15 +41,28 @@ def places_of(out: str | None, pictures: PictureSet, ending: str) -> Sequence[Pa
     is_file = path.suffix.lower() in FILES
     if (path.suffix.lower() in PICTURES and not is_file) or out == "-":
         raise ArgumentError(f"--save writes {', '.join(FILES)} files, or into a folder, got {shown(out)}")
+    if is_file and out.endswith("/"):
+        raise ArgumentError(f"--save {shown(out)} is a folder by its end and a file by its name; leave one out")
     if is_file and len(pictures) > 1:
         raise ArgumentError(f"{len(pictures)} pictures are drawn into a folder; give --save one, not {shown(out)}")
     if is_file:
         places = [path]
     else:
         places = [path / f"{_stem(picture.file)}{ending}" for picture in pictures.pictures]
-        if len(set(places)) != len(places):
-            raise ArgumentError("two of the pictures have the same name, and would be drawn into the same file")
-        path.mkdir(parents=True, exist_ok=True)
+        drawn: dict[Path, str] = {}
+        for place, picture in zip(places, pictures.pictures, strict=True):
+            if place in drawn:
+                raise ArgumentError(
+                    f"{shown(drawn[place])} and {shown(picture.file)} have the same name, and would both be drawn into "
+                    f"{shown(place)}; rename one, or draw them one by one"
+                )
+            drawn[place] = picture.file
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ArgumentError(
+                f"--save {shown(out)} is a file, or below one; give a folder or another name"
+            ) from error
     for place in places:
         check_output(place, [picture.file for picture in pictures.pictures])
         if os.path.lexists(place):

@@ -21,8 +21,8 @@ def check_output(file: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
     inputs: files that are read, or other words, such as "pretrained", which are passed over
 
     Raises ArgumentError when it is one of the inputs, something that is no plain file, what the program itself reads
-    from or prints to, or no file's name; FileNotFoundError, IsADirectoryError or PermissionError where no file can be
-    written.
+    from or prints to, or no file's name; FileNotFoundError, NotADirectoryError, IsADirectoryError or PermissionError
+    where no file can be written.
     """
     file = a_path("the output", file)
     try:
@@ -31,6 +31,8 @@ def check_output(file: AnyPath, inputs: Iterable[AnyPath] = ()) -> Path:
         raise ArgumentError(f"{str(file)!r} cannot be a file's name ({error}); give another") from error
     if there is not None:
         _check_replaceable(file, there, inputs)
+    if path.parent.is_file():
+        raise NotADirectoryError(f"{file}: {file.parent} is a file, not a folder; give another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{file}: the folder {file.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):

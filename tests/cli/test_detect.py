@@ -116,13 +116,20 @@ def test_a_damaged_picture_costs_only_itself(run_json, weights, pictures, tmp_pa
 def test_what_cannot_be(run, weights, pictures, tmp_path):
     (tmp_path / "other").mkdir()
     Image.fromarray(smooth(20, 20)).save(tmp_path / "other" / "a.png")
+    (tmp_path / "plain").touch()
     before = (tmp_path / "a.png").read_bytes()
     for arguments, message in (
         ([*pictures, "--weights", "absent.pth"], "no such file"),
         ([*pictures, "--weights", weights, "--save", tmp_path / "all.png"], "give --save one"),
         ([pictures[0], "--weights", weights, "--save", pictures[0]], "would be lost"),
         ([pictures[0], "--weights", weights, "--save", pictures[1]], "holds pictures"),
-        ([pictures[0], tmp_path / "other" / "a.png", "--weights", weights, "--save", tmp_path / "d"], "same name"),
+        (
+            [pictures[0], tmp_path / "other" / "a.png", "--weights", weights, "--save", tmp_path / "d"],
+            "rename one, or draw them",
+        ),
+        ([pictures[0], "--weights", weights, "--save", tmp_path / "plain"], "plain is a file, or below one; give"),
+        ([pictures[0], "--weights", weights, "--save", tmp_path / "plain" / "x.png"], "plain is a file, not a folder"),
+        ([pictures[0], "--weights", weights, "--save", f"{tmp_path}/d.png/"], "is a folder by its end and a file"),
         ([pictures[0], "--weights", weights, "--precision", "int8"], "takes its ranges from images"),
         ([pictures[0], "--weights", weights, "--min-score", "2"], "from 0 to 1"),
         ([pictures[0], "--weights", weights, "--backend", "tensorrt"], "tensorrt"),

@@ -149,7 +149,7 @@ WRONG = {
     "a folder": ("folder", IsADirectoryError, "folder is a folder; give the name of a file"),
     "nothing": ("", IsADirectoryError, "is a folder; give the name of a file"),
     "no such folder": ("none/out", FileNotFoundError, "the folder .*none does not exist; create it first"),
-    "below a file": ("file/out", FileNotFoundError, "the folder .*file does not exist; create it first"),
+    "below a file": ("file/out", NotADirectoryError, "file is a file, not a folder; give another name"),
     "a NUL": ("a\0b", ArgumentError, r"a\\x00b' cannot be a file's name \(.*embedded null .*\); give another"),
     "a loop": ("loop", OSError, "loop"),
     "too long": ("n" * 300, OSError, "File name too long"),
