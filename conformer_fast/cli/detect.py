@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     for one, place in zip(found, places, strict=True):
         if isinstance(one, cf.DetectedPicture):
             objects = one.objects(options.min_score)
-            entries.append({"path": one.path, "width": one.width, "height": one.height, "objects": objects})
+            saved = {} if place is None else {"saved": str(place)}
+            entries.append({"path": one.path, "width": one.width, "height": one.height, "objects": objects, **saved})
             if form == "text":
                 say(_text(one.path, objects, options.min_score, place))
     result = {

@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     predictions = []
     for one, place in zip(found, places, strict=True):
         if isinstance(one, cf.Prediction):
-            predictions.append({"path": one.path, "top": [asdict(guess) for guess in one.top]})
+            saved = {} if place is None else {"saved": str(place)}
+            predictions.append({"path": one.path, "top": [asdict(guess) for guess in one.top], **saved})
             if form == "text":
                 say(_text(one, place, options.weights == "random"))
     result = {

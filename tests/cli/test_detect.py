@@ -69,6 +69,7 @@ def test_the_example(run, run_json, tmp_path):
     status, result, err = run_json("detect", "--example", "--min-score", 0.9, "--save", tmp_path / "found.png")
     assert (status, err) == (0, "")
     assert sorted(one["label"] for one in result["pictures"][0]["objects"]) == ["5", "7", "8"]
+    assert result["pictures"][0]["saved"] == str(tmp_path / "found.png")
     assert Image.open(tmp_path / "found.png").size == (128, 128)
     for more, message in (
         (("a.png",), "not allowed with argument"),

@@ -55,6 +55,13 @@ def test_predict(run_json, place, sources):
     assert err == "".join(f"conformer-fast predict: {one['error']}\n" for one in (gone, absent))
 
 
+def test_where_a_picture_is_drawn_is_in_the_json(run_json, place):
+    _, result, _ = run_json("predict", "1.png", "b", *DIGITS, "--save", "out")
+    assert [one["saved"] for one in result["pictures"]] == ["out/1.predicted.png", "out/3.predicted.png"]
+    _, result, _ = run_json("predict", "1.png", *DIGITS)
+    assert "saved" not in result["pictures"][0]
+
+
 def test_each_way_gives_the_same(run_json, place, server, monkeypatch):
     content = (place / "1.png").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
