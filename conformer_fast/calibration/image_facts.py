@@ -61,7 +61,7 @@ def doubts(origin: Mapping[str, Any]) -> Iterator[str]:
     if 2 * flat >= images:
         yield f"{flat} of its {images} images are of one color each"
     if distinct < FEW:
-        yield f"it is of {distinct} different images, and some hundred are usual"
+        yield f"it is of {distinct} different {'image' if distinct == 1 else 'images'}, and some hundred are usual"
     if max(-smallest, largest) > USUAL:
         yield f"its images have values from {smallest:.3g} to {largest:.3g}, and normalized pictures -2.2 to 2.7"
     elif smallest >= 0:

@@ -75,8 +75,9 @@ def run(options: argparse.Namespace) -> int:
     path = quantization.save(options.output)
     products = [name for name in quantization.ranges if product_of(name) == name]
     smoothed = f", {len(quantization.smoothing)} smoothed" if quantization.smoothing else ""
+    images = quantization.origin["images"]
     what = f"{len(products)} products in {quantization.precision}{smoothed}"
-    lines = [*map(str, reports), f"{path}: {what}, ranges of {quantization.origin['images']} images"]
+    lines = [*map(str, reports), f"{path}: {what}, ranges of {images} {'image' if images == 1 else 'images'}"]
     facts = {"file": str(path), "precision": quantization.precision, "products": products}
     show(options, {**facts, "smoothed": list(quantization.smoothing), **quantization.origin}, "\n".join(lines))
     return 0 if all(report.holds for report in reports) else 1

@@ -20,6 +20,8 @@ class LeftOut:
 
     def say(self, where: str) -> None:
         """Warns of all of them, if there are any."""
-        parts = [f"{len(names)} {reason} ({first_few(sorted(names))})" for reason, names in sorted(self._names.items())]
+        parts = [
+            f"{reason}: {len(names)} ({first_few(sorted(names))})" for reason, names in sorted(self._names.items())
+        ]
         if parts:
             warnings.warn(f"{where}: left out {'; '.join(parts)}", stacklevel=2)

@@ -37,7 +37,7 @@ FLAT = torch.linspace(-1, 1, 60).view(20, 3, 1, 1).expand(20, 3, 32, 32)
         (torch.cat([FLAT[:9], noise(11)]), []),
         (noise(FEW), []),
         (noise(FEW - 1), [f"it is of {FEW - 1} different images, and some hundred are usual"]),
-        (noise(1).repeat(20, 1, 1, 1), ["it is of 1 different images, and some hundred are usual"]),
+        (noise(1).repeat(20, 1, 1, 1), ["it is of 1 different image, and some hundred are usual"]),
         (
             noise(0),
             ["0 of its 0 images are of one color each", "it is of 0 different images, and some hundred are usual"],
@@ -59,7 +59,7 @@ def test_an_origin_of_somebody_elses_says_nothing(facts):
 
 
 def test_it_is_said_where_it_is_measured_and_where_it_is_used(small_model, tmp_path):
-    gray, said = torch.zeros(20, 3, 32, 32), "20 of its 20 images are of one color each; it is of 1 different images"
+    gray, said = torch.zeros(20, 3, 32, 32), "20 of its 20 images are of one color each; it is of 1 different image"
     with pytest.warns(UserWarning, match=said):
         found = cf.calibrate(small_model, [gray], cache=tmp_path)
     with pytest.warns(UserWarning, match=said):  # though no image is read again

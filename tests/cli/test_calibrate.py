@@ -23,6 +23,8 @@ def test_it_writes_what_was_measured(run, run_json, digit_folder, tmp_path):
     assert (status, err) == (0, "")
     assert out == f"{file}: {len(products)} products in int8, ranges of 30 images\n"
     assert len(products) == 37
+    _, out, _ = run("calibrate", *DIGITS, "--data", digit_folder, "--limit", 1, "-o", file)
+    assert out.endswith("products in int8, ranges of 1 image\n")
     assert found.precision == "int8"
     status, result, _ = run_json("calibrate", *DIGITS, "--data", digit_folder, "--limit", 30, "-o", file)
     assert status == 0

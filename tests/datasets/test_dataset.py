@@ -219,7 +219,7 @@ def test_names_with_dots_keep_their_own_labels(tmp_path):
 
 def test_hidden_folders_in_a_tar_do_not_count(tmp_path):
     contents = {"val/a/1.png": picture(1), "val/a/.ipynb_checkpoints/1.png": picture(1), "val/b/2.png": picture(2)}
-    with pytest.warns(UserWarning, match=r"left out 1 hidden files \(val/a/.ipynb_checkpoints/1.png\)"):
+    with pytest.warns(UserWarning, match=r"left out hidden files: 1 \(val/a/.ipynb_checkpoints/1.png\)"):
         dataset = open_dataset(write_tar(tmp_path / "x.tar", contents), num_classes=2)
     assert found(dataset) == {"val/a/1.png": 0, "val/b/2.png": 1}
 

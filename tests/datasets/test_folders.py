@@ -52,7 +52,7 @@ def test_links_that_lead_back_end(tmp_path):
     names, said = listed(tmp_path / "data")
     assert names == {"a/1.png": 0, "b/2.png": 1, "b/store/3.png": 1}
     assert said == [
-        "left out 1 files that are no pictures (b/loop); 5 links to a folder that counts already "
+        "left out files that are no pictures: 1 (b/loop); links to a folder that counts already: 5 "
         "(a/root, a/self, a/up, b/store/again, b/store/back)"
     ]
 
@@ -63,7 +63,8 @@ def test_what_is_hidden_or_no_picture_is_said(tmp_path):
     names, said = listed(tmp_path)
     assert names == {"a/1.png": 0, "b/2.png": 1}
     assert said == [
-        "left out 1 files that are no pictures (b/3.avif); 2 hidden files and folders (a/.ipynb_checkpoints, b/._2.png)"
+        "left out files that are no pictures: 1 (b/3.avif); "
+        "hidden files and folders: 2 (a/.ipynb_checkpoints, b/._2.png)"
     ]
 
 
