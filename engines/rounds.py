@@ -19,11 +19,6 @@ class Spread(NamedTuple):
     low: float
     high: float
 
-    @property
-    def share(self) -> float:
-        """How far the farther of the two is from the median, as a share of it."""
-        return max(self.high - self.median, self.median - self.low) / self.median
-
 
 def spread(values: Sequence[float]) -> Spread:
     """By the sign test: each round is above the true median as likely as below it, whatever else is known of it. No

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     sizes = dict.fromkeys(f"{row.size}x{row.size} in {row.model}" for row in rows)
     below = [
         f"{rows[-1].threads} threads, images of {', '.join(sizes)}, on {rows[-1].device}",
-        "eager: PyTorch in fp32; +-: how far off the median may be, 95% sure",
+        "eager: PyTorch in fp32; speed-up: the median, and between which two it lies, 95% sure",
         "drift: how much slower the machine became from the first third of the rounds to the last",
         "ceiling: share of the speed that this machine's best products and its memory would allow",
         *(remark for row in rows for remark in row.remarks),

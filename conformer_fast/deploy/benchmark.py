@@ -51,9 +51,9 @@ class Benchmark:
         Column("model", width=9),
         Column("batch", "d"),
         Column("eager ms", ".1f", 8),
-        Column("compiled ms", ">", 13),
+        Column("compiled ms", ".1f"),
         Column("images/s", ".1f"),
-        Column("speed-up", ">", 12),
+        Column("speed-up", ">", 16),
         Column("drift", "+.0%"),
         Column("ceiling", ".0%"),
         Column("compiled for"),
@@ -84,7 +84,7 @@ class Benchmark:
 
     @cached_property
     def compiled_spread(self) -> Spread:
-        """Of `compiled_ms`."""
+        """Of `compiled_ms`. It says little unless there are `enough_rounds`."""
         return spread(self.compiled_rounds_ms)
 
     @property
@@ -94,15 +94,21 @@ class Benchmark:
 
     @cached_property
     def speedup_spread(self) -> Spread:
-        """Of `speedup`. What slows down both models of a round leaves it as it is."""
+        """Of `speedup`. What slows down both models of a round leaves it as it is. It says little unless there are
+        `enough_rounds`."""
         pairs = zip(self.reference_rounds_ms, self.compiled_rounds_ms, strict=True)
         return spread([reference / compiled for reference, compiled in pairs])
+
+    @property
+    def enough_rounds(self) -> bool:
+        """Whether they tell how sure a figure is."""
+        return len(self.compiled_rounds_ms) >= ENOUGH
 
     @property
     def told_apart(self) -> bool:
         """Whether the rounds say which of the two is faster: 1 is outside of the speed-up's spread."""
         found = self.speedup_spread
-        return len(self.compiled_rounds_ms) >= ENOUGH and not found.low <= 1 <= found.high
+        return self.enough_rounds and not found.low <= 1 <= found.high
 
     @property
     def drift(self) -> float | None:
@@ -130,7 +136,7 @@ class Benchmark:
         """What a reader of the figures must know beside them, a line each."""
         name, found, share = f"{self.model}, batch {self.batch}", self.speedup_spread, self.share_of_ceiling
         remarks = []
-        if len(self.compiled_rounds_ms) < ENOUGH:
+        if not self.enough_rounds:
             remarks.append(f"{name}: fewer than {ENOUGH} rounds do not tell how sure a figure is")
         elif not self.told_apart:
             remarks.append(
@@ -145,21 +151,25 @@ class Benchmark:
         return remarks
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """All of it as JSON values; the spreads are None of few rounds."""
         derived = ("reference_ms", "compiled_ms", "speedup", "told_apart", "drift", "images_per_second", "ceiling_ms")
         return {
             **asdict(self),
             **{name: getattr(self, name) for name in (*derived, "share_of_ceiling", "remarks")},
-            "compiled_spread_ms": [self.compiled_spread.low, self.compiled_spread.high],
-            "speedup_spread": [self.speedup_spread.low, self.speedup_spread.high],
+            "compiled_spread_ms": self._ends(self.compiled_spread),
+            "speedup_spread": self._ends(self.speedup_spread),
         }
 
     def __str__(self) -> str:
         """One line below TABLE.head."""
-        compiled = f"{self.compiled_ms:.1f} +-{self.compiled_spread.share:.0%}"
-        speedup = f"{self.speedup:.2f}x +-{self.speedup_spread.share:.0%}"
-        figures = self.reference_ms, compiled, self.images_per_second, speedup, self.drift, self.share_of_ceiling
-        return self.TABLE.line(self.model, self.batch, *figures, f"{self.backend} {self.precision}")
+        ends = self._ends(self.speedup_spread)
+        speedup = f"{_ratio(self.speedup)}x {'..'.join(map(_ratio, ends)) if ends else '-'}"
+        figures = self.reference_ms, self.compiled_ms, self.images_per_second, speedup, self.drift
+        compiled_for = f"{self.backend} {self.precision}"
+        return self.TABLE.line(self.model, self.batch, *figures, self.share_of_ceiling, compiled_for)
+
+    def _ends(self, found: Spread) -> list[float] | None:
+        return [found.low, found.high] if self.enough_rounds else None
 
 
 def benchmark(
@@ -216,6 +226,11 @@ def benchmark(
             rows.append(row)
             each(row)
     return rows
+
+
+def _ratio(value: float) -> str:
+    """Three digits, or more of what is above 1000: short, for a column."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _compiled(
