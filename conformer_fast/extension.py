@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]  # only of an editable installation, whose sources may change after the build
@@ -17,7 +18,8 @@ def unusable() -> str:
     try:
         from . import _C
     except ImportError as error:
-        return f"csrc/ was not built ({error}); install a C++17 compiler and then this package again, or a wheel of it"
+        why = "" if find_spec("._C", __package__) is None else f" ({error})"
+        return f"csrc/ was not built{why}; install a C++17 compiler and then this package again, or a wheel of it"
     csrc = CHECKOUT / "csrc"
     if csrc.is_dir() and (CHECKOUT / "setup.py").is_file() and getattr(_C, "sources", None) != digest(csrc):
         return "csrc/ has changed since it was built; install this package again: pip install -e ."

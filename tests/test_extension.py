@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import conformer_fast
 from conformer_fast import extension
 from conformer_fast.evaluation import decode
 from conformer_fast.model.detector import operators
@@ -104,6 +105,14 @@ def test_an_extension_of_other_sources_is_not_used(fresh, monkeypatch, tmp_path)
     assert extension.unusable().startswith("csrc/ has changed since it was built; install this package again")
 
 
+def test_one_that_does_not_load_has_the_loaders_reason(fresh, monkeypatch, tmp_path):
+    (tmp_path / "_C.py").write_text("raise ImportError('undefined symbol')")
+    monkeypatch.setattr(conformer_fast, "__path__", [str(tmp_path)])
+    monkeypatch.delattr(conformer_fast, "_C", raising=False)
+    monkeypatch.delitem(sys.modules, "conformer_fast._C", raising=False)
+    assert extension.unusable().startswith("csrc/ was not built (undefined symbol); install a C++17 compiler")
+
+
 def test_where_it_is_missing_info_and_commands_say_so_with_the_next_step(tmp_path):
     picture().convert("RGB").save(tmp_path / "picture.png")
     command = "predict", "picture.png", "picture.png", "--model", "digits", "--backend", "reference"
@@ -111,7 +120,7 @@ def test_where_it_is_missing_info_and_commands_say_so_with_the_next_step(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (images,) = [line for line in done.stdout.splitlines() if line.startswith("images: ")]
-    assert images.startswith("images: Pillow and PyTorch, slower and with the same numbers: csrc/ was not built (")
+    assert images.startswith("images: Pillow and PyTorch, slower and with the same numbers: csrc/ was not built; ")
     assert images.endswith("install a C++17 compiler and then this package again, or a wheel of it")
     assert done.stderr.count(extension.NOTE) == 1
 
