@@ -51,6 +51,7 @@ OPTIONAL = {  # package: where it is imported
     "fastapi": ("serving.",),
     "starlette": ("serving.",),
     "uvicorn": ("serving.server",),
+    "python_multipart": ("serving.checks",),
     "prometheus_client": ("serving.metrics",),
     "tritonclient": (),
     "playwright": (),
@@ -60,6 +61,7 @@ OPTIONAL = {  # package: where it is imported
 }
 DISTRIBUTIONS = {  # where a package is installed by another name than it is imported by
     "prometheus_client": "prometheus-client",
+    "python_multipart": "python-multipart",
     "sklearn": "scikit-learn",
     "starlette": "fastapi",  # which brings it
     "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",

@@ -49,11 +49,15 @@ def options_of(
     if token is not None and not (isinstance(token, str) and token and token.isascii() and token.isprintable()):
         raise ArgumentError("the token must be of printable ASCII letters, and at least one; it is not shown here")
     try:
+        import python_multipart  # noqa: F401  # Starlette asks for it at the first form alone
+
         from .app import Options
         from .reading import Limits
+        from .server import Server  # noqa: F401
     except ImportError as error:
         raise BackendError(
-            f'a server needs fastapi, uvicorn and prometheus-client ({error}): pip install "conformer-fast[serve]"'
+            f"a server needs fastapi, uvicorn, prometheus-client and python-multipart ({error}): "
+            f'pip install "conformer-fast[serve]"'
         ) from error
     limits = Limits(max_bytes, max_megapixels, min(queue, Limits.pictures))
     return Options(max_batch, max_delay_ms, queue, workers, size, token=token, limits=limits)

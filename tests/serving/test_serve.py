@@ -146,12 +146,14 @@ def test_an_engine_that_fails_ends_it_before_it_listens(model, monkeypatch):
         cf.serve(model, port=0, listening=lambda address: pytest.fail("it listens"))
 
 
-def test_without_its_packages_it_says_what_to_install(model, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("conformer_fast.serving.app")]:
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "python_multipart"])
+def test_without_its_packages_it_says_what_to_install(package, model, monkeypatch):
+    ours = [name for name in sys.modules if name.startswith("conformer_fast.serving.") and "checks" not in name]
+    for name in ours:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(cf.BackendError, match=r'pip install "conformer-fast\[serve\]"'):
-        cf.serve(model)
+        cf.serve(model, port=0, listening=lambda address: pytest.fail("it listens"))
 
 
 def served_in_a_child(app):
