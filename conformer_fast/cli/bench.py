@@ -13,7 +13,11 @@ from .arguments import add_engine, add_models, add_size, file, model_of, positiv
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     add_models(which)
-    which.add_argument("--weights", type=file, metavar="FILE", help="a checkpoint, whose model is timed in their place")
+    which.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint, whose model is timed in their place; or 'pretrained', 'packaged' (digits), 'random'",
+    )
     add_engine(parser)
     parser.add_argument("--batch", nargs="+", type=positive, default=[1, 8], metavar="N")
     add_size(parser)
@@ -57,5 +61,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _checkpoint(options: argparse.Namespace) -> cf.Conformer:
-    options.model = None
+    options.model = "digits" if options.weights == "packaged" else None
     return model_of(options)

@@ -79,6 +79,12 @@ def test_a_checkpoint_is_timed_at_its_own_size(run_json, tmp_path, seen, small_m
     assert (model.config, model.recipe.size, options["size"]) == (small_model.config, 48, None)
 
 
+@pytest.mark.parametrize(("keyword", "name"), [("packaged", "digits"), ("random", "small-p16")])
+def test_weights_that_are_no_file_are_named_as_elsewhere(run, seen, keyword, name):
+    assert run("bench", "--weights", keyword)[0] == 0
+    assert seen[0][0][0].config == cf.create_model(name).config
+
+
 def test_it_takes_as_many_rounds_as_benchmark_does(run_json, seen):
     import inspect
 
