@@ -25,7 +25,7 @@ from ..inference import work
 from ..inference.quantization import Quantization
 from ..model.config import VARIANTS, ConformerConfig, name_of
 from ..model.reference import Conformer
-from ..model.shapes import usual_side
+from ..model.shapes import check_side, usual_side
 from ..progress import Bar
 from ..tables import Column, Table
 from .compile import compile
@@ -197,7 +197,8 @@ def benchmark(
     Warns, once, where other processes use the cores that this needs, before it measures or during a row, and where the
     threads are more than the cores that a container allows.
 
-    Raises what `compile` raises; ArgumentError for an unknown model, and for numbers below 1.
+    Raises what `compile` raises; ArgumentError for an unknown model, for numbers below 1, and a size below
+    a patch.
     """
     models, rounds = several("models", models), whole("rounds", rounds)
     a_function("each", each)
@@ -209,6 +210,7 @@ def benchmark(
     for model in models:
         reference = copy.deepcopy(model) if isinstance(model, Conformer) else create_model(model)
         side = (reference.recipe.size or usual_side(reference.config)) if size is None else whole("size", size)
+        check_side(side, reference.config)
         name = name_of(reference.config) or "custom"
         with Bar(f"compiling {name}", 1) as bar:
             fast = _compiled(reference, (max(batches), side), backend, precision, quantization)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError, several, shown, whole
 from .class_names import IMAGENET_CLASSES, labels_for
 from .config import PACKAGED, VARIANTS, ConformerConfig
-from .shapes import side, usual_side
+from .shapes import check_side, side, usual_side
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -106,11 +106,11 @@ def input_side(recipe: Recipe, config: ConformerConfig, asked: int | None = None
     """Pixels of the side of a model's input: as asked for, else as it was trained, else as is usual for its sizes.
 
     Warns, in one line, of what is assumed: the usual side, or the normalization of pictures of that size; and where the
-    weights say another side than is asked for. Raises ArgumentError unless `asked` is a whole number, at least 1.
+    weights say another side than is asked for. Raises ArgumentError unless `asked` is a whole number, at least a patch.
     """
     known = recipe
     if asked is not None:
-        asked = side("size", asked)
+        asked = check_side(side("size", asked), config)
         if recipe.size not in (None, asked):
             warnings.warn(f"images of {asked} pixels, as asked for; the weights say {recipe.size}", stacklevel=1)
         known = Recipe(size=asked).over(recipe)

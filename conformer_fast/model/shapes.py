@@ -117,6 +117,16 @@ def square_shapes(side: int) -> Shapes:
     return Shapes(height=(side,) * 3, width=(side,) * 3)
 
 
+def check_side(side: int, config: ConformerConfig) -> int:
+    """The side as it is. Raises ArgumentError for one of less than a patch."""
+    patch = config.patch_size
+    if side < patch:
+        raise ArgumentError(
+            f"size must be at least {patch}, got {side}: such images are smaller than one {patch}x{patch} patch"
+        )
+    return side
+
+
 def check_image_size(images: Tensor, config: ConformerConfig, pad: Pad = "stem") -> None:
     """Raises ArgumentError unless `images` is (B, in_channels, H, W) of a size that the strides and `pad` allow."""
     if not isinstance(images, Tensor):

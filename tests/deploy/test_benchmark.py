@@ -125,6 +125,12 @@ def test_what_cannot_be():
         cf.benchmark(["digits"], backend="cuda")
 
 
+def test_a_size_below_a_patch_is_refused_before_it_compiles(monkeypatch):
+    monkeypatch.setattr(benchmark_module, "compile", lambda *args, **options: pytest.fail("it compiles"))
+    with pytest.raises(cf.ArgumentError, match="size must be at least 16, got 8: such images are smaller than one"):
+        cf.benchmark(["small-p16"], size=8, backend="reference")
+
+
 def test_what_slows_down_both_leaves_the_ratio_as_it_is():
     """A machine that becomes three times as slow."""
     pace = [1 + 2 * turn / (TEN - 1) for turn in range(TEN)]

@@ -153,3 +153,10 @@ def test_a_published_variant_is_known():
     assert usual_recipe(TEN) == cf.Recipe()
     assert cf.create_model("digits", weights="packaged").recipe == usual_recipe(cf.create_model("digits").config)
     assert cf.create_model("digits").recipe == cf.Recipe()  # whoever trains it knows more
+
+
+def test_a_size_below_a_patch_is_refused_with_the_least():
+    """Before anything is compiled for it."""
+    config = cf.create_model("digits").config
+    with pytest.raises(cf.ArgumentError, match=f"size must be at least {config.patch_size}, got 3"):
+        input_side(cf.Recipe(), config, 3)
