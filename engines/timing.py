@@ -47,10 +47,9 @@ def seconds_in_turn(
     clock: Callable[[], float] = time.perf_counter,
     after: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """The same, round by round. after: is called after the warm-up and after each round"""
+    """The same, round by round. after: is called after each round"""
     for call in candidates.values():
         seconds_of(call, images, clock)
-    after()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():

@@ -43,7 +43,8 @@ class Benchmark:
     compiled_rounds_ms:  of the compiled model, which takes turns with it
     products_ms: milliseconds of the compiled network's products alone, if they all ran at the best rate that was
                  measured on this machine; bytes_ms: of reading its weights and of reading and writing what lies between
-                 its operations, once, at the best rate of memory or caches; None where nothing is measured
+                 its operations, once, at the best rate of memory or caches; None where nothing is measured,
+                 and bytes_ms where no block is as large as the least that was
     others:    cores of the CPU that other processes used meanwhile; None where it is not known
     """
 
@@ -124,7 +125,7 @@ class Benchmark:
     @property
     def ceiling_ms(self) -> float | None:
         """What the batch takes at least: the longer of products and bytes, as if each were done during the other."""
-        return None if self.products_ms is None or self.bytes_ms is None else max(self.products_ms, self.bytes_ms)
+        return None if self.products_ms is None else max(self.products_ms, self.bytes_ms or 0.0)
 
     @property
     def share_of_ceiling(self) -> float | None:
@@ -222,7 +223,7 @@ def benchmark(
         watch.before(fast)
         for batch in batches:
             shape = batch, reference.config.in_channels, side, side
-            with Bar(f"{name}, batch {batch}", 1 + rounds, "round") as bar:
+            with Bar(f"{name}, batch {batch}", rounds, "round") as bar:
                 row = _row(name, reference, fast, shape, rounds, ceiling, bar)
             watch.after(row)
             rows.append(row)
@@ -271,7 +272,7 @@ def _row(
             settings.quantization,
             features_only=reference.features_only,
         )
-        products_ms, bytes_ms = 1e3 * ceiling.multiplying(network), 1e3 * ceiling.moving(network)
+        products_ms, bytes_ms = 1e3 * ceiling.multiplying(network), 1e3 * ceiling.moving(network) or None
     reference_ms, compiled_ms = (tuple(1e3 * taken for taken in seconds[who]) for who in ("reference", "compiled"))
     return Benchmark(
         name,
@@ -318,7 +319,7 @@ class _Watch:
             return None
         return (
             f"the machine is busy: other processes {verb} {used:.1f} of {cores} cores, and this needs {needed}; "
-            f"end them or wait, then measure again"
+            f"end other programs or wait, then measure again"
         )
 
     def _warn(self, why: str | None) -> None:
