@@ -20,7 +20,7 @@ from ..engines.ceiling import Ceiling
 from ..engines.registry import choose
 from ..engines.rounds import ENOUGH, Spread, drift, spread
 from ..engines.timing import seconds_in_turn
-from ..errors import ArgumentError, a_function, several, whole
+from ..errors import ArgumentError, EngineError, a_function, several, whole
 from ..inference import work
 from ..inference.quantization import Quantization
 from ..model.config import VARIANTS, ConformerConfig, name_of
@@ -198,7 +198,8 @@ def benchmark(
     Warns, once, where other processes use the cores that this needs, before it measures or during a row, and where the
     threads are more than the cores that a container allows.
 
-    Raises what `compile` raises; ArgumentError for an unknown model, for numbers below 1, and a size below
+    Raises what `compile` raises; EngineError for a batch beyond the memory; ArgumentError for an unknown model, for
+    numbers below 1, and a size below
     a patch.
     """
     models, rounds = several("models", models), whole("rounds", rounds)
@@ -259,9 +260,18 @@ def _row(
     ceiling: Ceiling | None,
     bar: Bar,
 ) -> Benchmark:
-    images, others = torch.randn(shape, device=fast.device), busy.Others()
-    with torch.inference_mode():
-        seconds = seconds_in_turn({"reference": reference, "compiled": fast}, images, rounds, after=bar.update)
+    others = busy.Others()
+    try:
+        images = torch.randn(shape, device=fast.device)
+        with torch.inference_mode():
+            seconds = seconds_in_turn({"reference": reference, "compiled": fast}, images, rounds, after=bar.update)
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        batch, _, side, _ = shape
+        raise EngineError(
+            f"{batch} images of {side}x{side} are more than the memory of {fast.device} holds; give a smaller --batch"
+        ) from error
     used = others.used()
     settings, products_ms, bytes_ms = fast.settings, None, None
     if ceiling is not None:

@@ -273,6 +273,23 @@ def test_more_threads_than_a_container_allows(others, monkeypatch):
     assert said == "2 threads share the 1.5 cores that this process may use; run it with OMP_NUM_THREADS=1"
 
 
+@pytest.mark.parametrize(
+    ("raised", "error", "said"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), cf.EngineError, "3 images of 64x64 .* --batch"),
+        (torch.OutOfMemoryError("CUDA out of memory"), cf.EngineError, "3 images of 64x64 .* give a smaller --batch"),
+        (RuntimeError("another"), RuntimeError, "another"),
+    ],
+)
+def test_a_batch_beyond_the_memory_is_named(timed, monkeypatch, raised, error, said):
+    def fails(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(benchmark_module, "seconds_in_turn", fails)
+    with pytest.raises(error, match=said):
+        cf.benchmark(["digits"], [3], backend="reference")
+
+
 def test_a_row_has_a_bar_of_its_own(timed, monkeypatch):
     bars = []
 
