@@ -21,8 +21,10 @@ class Pressed:
         if name == WHERE:
             os.kill(os.getpid(), NUMBER)
 
-def opened(event, arguments):
+def opened(event, arguments):  # is called twice of one opening, and a second Ctrl-C would end all at once
+    global WHERE
     if event == "open" and arguments[0] == WHERE:
+        WHERE = None
         os.kill(os.getpid(), NUMBER)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
