@@ -17,6 +17,7 @@ import pytest
 from serving_samples import picture
 
 import conformer_fast as cf
+from conformer_fast import serving
 from conformer_fast.serving.server import Server
 
 COMMAND = (sys.executable, "-m", "conformer_fast.cli", "serve", "--model", "digits", "--backend", "reference")
@@ -151,6 +152,7 @@ def test_without_its_packages_it_says_what_to_install(package, model, monkeypatc
     ours = [name for name in sys.modules if name.startswith("conformer_fast.serving.") and "checks" not in name]
     for name in ours:
         monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr(serving, name.rpartition(".")[2])  # comes back too, or later tests would change another one
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(cf.BackendError, match=r'pip install "conformer-fast\[serve\]"'):
         cf.serve(model, port=0, listening=lambda address: pytest.fail("it listens"))
