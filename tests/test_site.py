@@ -20,6 +20,8 @@ import pytest
 
 import conformer_fast as cf
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
 BESIDE = ("CHANGELOG", "CONTRIBUTING", "SECURITY")

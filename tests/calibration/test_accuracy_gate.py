@@ -21,6 +21,8 @@ from conformer_fast.inference.quantization import Quantization, product_of
 from conformer_fast.model.outputs import SUM
 from conformer_fast.model.reference import Conformer
 
+pytestmark = pytest.mark.slow
+
 BROKEN = "conv_trans_2.trans_block.fc1"
 
 

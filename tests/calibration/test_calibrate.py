@@ -24,6 +24,8 @@ from conformer_fast.model.outputs import LOGITS
 from conformer_fast.storage import hashed
 from conformer_fast.storage.hashed import HashedFile
 
+pytestmark = pytest.mark.slow
+
 
 def batches() -> list[torch.Tensor]:
     """Ten batches of two images, of growing magnitude."""

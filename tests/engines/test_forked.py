@@ -11,7 +11,7 @@ from conformer_fast.engines.base import Settings
 from conformer_fast.engines.module import EngineModule
 from conformer_fast.model.outputs import LOGITS
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")]
 
 SCRIPT = """
 import os, signal, sys, threading, warnings, torch

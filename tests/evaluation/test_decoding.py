@@ -17,6 +17,8 @@ from data_samples import picture, write
 from conformer_fast.datasets.dataset import open_dataset
 from conformer_fast.evaluation.decoding import decoded
 
+pytestmark = pytest.mark.slow
+
 SIZE = 256  # one batch is more than a pipe holds
 STARTING = """
 if __name__ == "__main__":  # what a program imports outside, its processes import first

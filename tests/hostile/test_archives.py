@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from conformer_fast.datasets.dataset import Dataset, open_dataset
 from conformer_fast.errors import DatasetError, ImageError
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 3
 SIZE = 16
 PAGE_MEGABYTES = 2300  # pyarrow takes what a page says that it unpacks to, 2 GiB at most

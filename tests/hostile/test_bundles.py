@@ -22,6 +22,8 @@ from conformer_fast.engines.registry import format_of
 from conformer_fast.errors import BackendError, BundleError, ConformerFastError
 from conformer_fast.model.reference import Conformer
 
+pytestmark = pytest.mark.slow
+
 BUILT_ON = ("the engine was built on",)
 WORDS = ('"int8"', '"none"', '"labels.txt"', '"model.plan"', '"manifest.json"', '"conv_logits"', '"sm86"', '"tensorrt"')
 

@@ -23,6 +23,8 @@ from conformer_fast.checkpoints.reading import read_checkpoint, read_state_dict
 from conformer_fast.checkpoints.weights import load_weights
 from conformer_fast.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 STATE = {
     "cls_token": torch.arange(24.0).view(1, 1, 24),
     "matrix": torch.arange(6, dtype=torch.float16).view(2, 3).t(),

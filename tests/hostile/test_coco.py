@@ -18,7 +18,7 @@ from conformer_fast.evaluation.detector_report import DetectorEvaluation
 from conformer_fast.storage.lines import line_of, value_of
 
 pytest.importorskip("pycocotools.cocoeval", reason="needs pycocotools")
-pytestmark = pytest.mark.filterwarnings("ignore:the weights do not say it")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the weights do not say it")]
 FOUND = {"a.png": objects((10, 2, 20, 12), (50, 0, 60, 5)), "c.png": objects((0, 0, 9, 9), name="c.png")}
 ODD = (  # outlines and places, as JSON text
     *('{"size": [20, 400], "counts": [8000]}', '{"size": [20, 400], "counts": [0, 0, 8000, 0, 0]}'),

@@ -24,6 +24,8 @@ from conformer_fast.cli import main as cli
 from conformer_fast.cli.arguments import INPUTS, OUTPUTS
 from conformer_fast.cli.main import COMMANDS, MOST_LETTERS, STATUSES
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = {"serve"}  # a valid line of it runs until a signal; tests/serving has the wrong ones
 LINES = 30  # of standard error: how the command is called, then what is wrong
 MODEL = ("--model", "digits", "--weights", "packaged")

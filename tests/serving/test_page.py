@@ -17,6 +17,8 @@ from conformer_fast import explain, load_batch
 from conformer_fast.serving.page import FILE, page
 from conformer_fast.serving.reading import Limits
 
+pytestmark = pytest.mark.slow
+
 COUNTED = """
 let now = 0, ask = window.fetch;
 window.most = 0;
