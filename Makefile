@@ -23,7 +23,7 @@ serve: $(INSTALLED)  ## the server with the packaged digits model, and pictures 
 quick: $(INSTALLED)  ## the first case of each test that is quick, in 90 seconds on two cores
 	$(PYTEST) --quick
 
-test: browser $(INSTALLED)  ## all but the slow tests, in 10 minutes on two cores
+test: $(INSTALLED)  ## all but the slow tests, in 10 minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-all: browser oldest-triton $(INSTALLED)  ## every test, as CI runs them
