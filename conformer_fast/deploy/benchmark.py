@@ -199,8 +199,7 @@ def benchmark(
     threads are more than the cores that a container allows.
 
     Raises what `compile` raises; EngineError for a batch beyond the memory; ArgumentError for an unknown model, for
-    numbers below 1, and a size below
-    a patch.
+    numbers below 1, and a size below a patch.
     """
     models, rounds = several("models", models), whole("rounds", rounds)
     a_function("each", each)
