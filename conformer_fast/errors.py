@@ -6,6 +6,7 @@ An error that names a value of the user's is a ValueError too, any other a Runti
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from operator import index
 from pathlib import Path
@@ -33,6 +34,13 @@ class CheckpointError(ConformerFastError, ValueError):
 
 
 MOST_OF_A_COMMAND = 400  # characters, that a file gave and a message repeats
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether PyTorch had no memory for a tensor, on a GPU or on the CPU."""
+    torch = sys.modules.get("torch")  # without it, it is none of PyTorch's
+    on_gpu = isinstance(error, torch.OutOfMemoryError) if torch else False
+    return on_gpu or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def shown(name: object, most: int = 200) -> str:

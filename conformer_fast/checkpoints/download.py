@@ -98,7 +98,7 @@ def _download(target: Path) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         if attempt > 1:
             pause = PAUSE * 2 ** (attempt - 2)
-            warnings.warn(f"{site.url}: {reason}; try {attempt} of {ATTEMPTS} in {pause:g} s", stacklevel=4)
+            _tell(f"{site.url}: {reason}; try {attempt} of {ATTEMPTS} in {pause:g} s")
             time.sleep(pause)
         try:
             _continue(site.request(target.name), part, f"{site.url} has not answered yet; try {attempt} of {ATTEMPTS}")
@@ -169,14 +169,18 @@ def _answer(request: urllib.request.Request, waiting: str) -> http.client.HTTPRe
     def ask() -> None:
         try:
             answer.set_result(urllib.request.urlopen(request, timeout=TIMEOUT))
-        except BaseException as error:
+        except BaseException as error:  # raised again where it is waited for
             answer.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()  # no program waits for it at its end
     if not wait([answer], PATIENCE).done:
-        # Not by warn, which says the same only once, and would be silent at the next download.
-        warnings.warn_explicit(waiting, UserWarning, __file__, _answer.__code__.co_firstlineno, __name__)
+        _tell(waiting)
     return answer.result()
+
+
+def _tell(text: str) -> None:
+    """Warns, also if it has warned of the same before: `warnings.warn` would be silent at the next download."""
+    warnings.warn_explicit(text, UserWarning, __file__, _tell.__code__.co_firstlineno, __name__)
 
 
 def _asked(else_what: str) -> str:

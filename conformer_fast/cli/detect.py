@@ -6,7 +6,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,12 @@ import conformer_fast as cf
 from ..errors import ArgumentError, shown
 from .arguments import add_bundle, add_engine, add_pictures, add_quantization, pictures_of, show
 from .detectors import detector_of
-from .drawings import add_save, places_of, save
+from .drawings import add_save, drawn, places_of
 from .forms import add_form, form_of, printed, say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..datasets.dataset import PictureSet
 
 EXAMPLE = "handwritten_digits.png"
@@ -95,19 +96,15 @@ def _found(
     places: Sequence[Path | None],
     damaged: list[cf.Damaged],
 ) -> Iterator[cf.DetectedPicture | cf.Damaged]:
-    """What is found in each picture, drawn where there is a place. Damaged ones are said, and noted in the list."""
     from ..deploy.detect import detected
-    from ..deploy.draw import drawn
+    from ..deploy.draw import drawn as with_objects
     from ..model.detector.class_names import warn_of_assumptions
 
+    def draw(image: Image.Image, one: cf.DetectedPicture) -> Image.Image:
+        return with_objects(image, one.detections, one.labels, options.min_score)
+
     warn_of_assumptions(detector.recipe, detector.config)
-    for (one, image), place in zip(detected(detector, pictures), places, strict=True):
-        if isinstance(one, cf.Damaged):
-            damaged.append(one)
-            print(f"conformer-fast detect: {shown(one.error, 1000)}", file=sys.stderr)
-        elif place is not None and image is not None:
-            save(place, drawn(image, one.detections, one.labels, options.min_score))
-        yield one
+    return drawn(options.command, detected(detector, pictures), places, draw, damaged)
 
 
 def _text(path: str, objects: Sequence[dict[str, Any]], min_score: float, place: Path | None) -> str:

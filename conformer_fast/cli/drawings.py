@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import conformer_fast as cf
 
 from ..errors import ArgumentError, a_path, shown
 
@@ -70,12 +73,32 @@ def places_of(out: str | None, pictures: PictureSet, ending: str) -> Sequence[Pa
     return places
 
 
-def save(place: Path, picture: Image.Image) -> None:
+def _save(place: Path, picture: Image.Image) -> None:
     from ..storage.outputs import write_output
 
     file = BytesIO()
     picture.save(file, "PNG" if place.suffix.lower() == ".png" else "JPEG")
     write_output(place, file.getvalue())
+
+
+def drawn(
+    command: str,
+    results: Iterable[tuple[Any, Image.Image | None]],
+    places: Sequence[Path | None],
+    draw: Callable[[Image.Image, Any], Image.Image],
+    damaged: list[cf.Damaged],
+) -> Iterator[Any]:
+    """Each result of a picture, drawn where there is a place. Damaged ones are said, and noted in the list.
+
+    results: with the picture that each is of; draw: a result on its picture
+    """
+    for (one, image), place in zip(results, places, strict=True):
+        if isinstance(one, cf.Damaged):
+            damaged.append(one)
+            print(f"conformer-fast {command}: {shown(one.error, 1000)}", file=sys.stderr)
+        elif place is not None and image is not None:
+            _save(place, draw(image, one))
+        yield one
 
 
 def _stem(name: str) -> str:

@@ -19,7 +19,7 @@ from io import TextIOWrapper
 from types import ModuleType
 from typing import NoReturn
 
-from ..errors import ConformerFastError, shown
+from ..errors import ConformerFastError, is_of_memory, shown
 from ..preprocessing.pillow_warnings import ignore_damaged_metadata
 from ..version import __version__
 from .asked import asks_for_json
@@ -131,10 +131,7 @@ def _failed(command: str | None, error: BaseException, message: str, as_json: bo
 
 def _expected(error: Exception) -> bool:
     """Whether it tells the user something; any other is a fault of ours, and its traceback tells more."""
-    torch = sys.modules.get("torch")
-    no_memory = isinstance(error, torch.OutOfMemoryError) if torch else False
-    no_memory = no_memory or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # on the CPU
-    return no_memory or isinstance(error, ConformerFastError | OSError)
+    return is_of_memory(error) or isinstance(error, ConformerFastError | OSError)
 
 
 def _options(chosen: str | None, arguments: Sequence[str]) -> argparse.Namespace:

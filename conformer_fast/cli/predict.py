@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,10 +26,12 @@ from .arguments import (
     refuse,
     show,
 )
-from .drawings import add_save, places_of, save
+from .drawings import add_save, drawn, places_of
 from .forms import add_form, form_of, printed, say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..bulk.rows import Row
     from ..datasets.dataset import PictureSet
 
@@ -95,20 +96,16 @@ def _found(
     places: Sequence[Path | None],
     damaged: list[cf.Damaged],
 ) -> Iterator[cf.Prediction | cf.Damaged]:
-    """What is found in each picture, drawn where there is a place. Damaged ones are said, and noted in the list."""
     from ..deploy.draw import captioned
     from ..deploy.predict import predicted
     from ..model.recipe import shown_labels
 
+    def draw(image: Image.Image, one: cf.Prediction) -> Image.Image:
+        return captioned(image, one.top[0].label, one.top[0].probability)
+
     shown_labels(fast.recipe, fast.config)  # warns
     each = predicted(fast, pictures, fast.labels, topk=options.topk, size=options.size, keep=options.save is not None)
-    for (one, image), place in zip(each, places, strict=True):
-        if isinstance(one, cf.Damaged):
-            damaged.append(one)
-            print(f"conformer-fast predict: {shown(one.error, 1000)}", file=sys.stderr)
-        elif place is not None and image is not None:
-            save(place, captioned(image, one.top[0].label, one.top[0].probability))
-        yield one
+    return drawn(options.command, each, places, draw, damaged)
 
 
 def _row(found: cf.Prediction | cf.Damaged) -> Row:

@@ -20,7 +20,7 @@ from ..engines.ceiling import Ceiling
 from ..engines.registry import choose
 from ..engines.rounds import ENOUGH, Spread, drift, spread
 from ..engines.timing import seconds_in_turn
-from ..errors import ArgumentError, EngineError, a_function, several, whole
+from ..errors import ArgumentError, EngineError, a_function, is_of_memory, several, whole
 from ..inference import work
 from ..inference.quantization import Quantization
 from ..model.config import VARIANTS, ConformerConfig, name_of
@@ -265,11 +265,11 @@ def _row(
         with torch.inference_mode():
             seconds = seconds_in_turn({"reference": reference, "compiled": fast}, images, rounds, after=bar.update)
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        if not is_of_memory(error):
             raise
         batch, _, side, _ = shape
         raise EngineError(
-            f"{batch} images of {side}x{side} are more than the memory of {fast.device} holds; give a smaller --batch"
+            f"{batch} images of {side}x{side} are more than the memory of {fast.device} holds; give a smaller batch"
         ) from error
     used = others.used()
     settings, products_ms, bytes_ms = fast.settings, None, None

@@ -201,7 +201,7 @@ def test_no_memory_on_the_cpu_is_one_line(run, monkeypatch):
     line = ("bench", "--models", "digits", "--batch", "1000000000", "--rounds", "1")
     status, out, err = run(*line)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.endswith(" images of 64x64 are more than the memory of cpu holds; give a smaller --batch\n")
+    assert err.endswith(" images of 64x64 are more than the memory of cpu holds; give a smaller batch\n")
     monkeypatch.setattr(cf, "benchmark", lambda *_, **__: torch.empty(10**15))
     status, out, err = run(*line)
     assert (status, out, err.count("\n")) == (2, "", 1)
