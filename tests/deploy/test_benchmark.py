@@ -276,7 +276,11 @@ def test_more_threads_than_a_container_allows(others, monkeypatch):
 @pytest.mark.parametrize(
     ("raised", "error", "said"),
     [
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), cf.EngineError, "3 images of 64x64 .* give a smaller batch"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            cf.EngineError,
+            "3 images of 64x64 .* give a smaller batch",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory"), cf.EngineError, "3 images of 64x64 .* give a smaller batch"),
         (RuntimeError("another"), RuntimeError, "another"),
     ],
