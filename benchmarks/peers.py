@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
-from conformer_fast.engines.openvino.engine import images_at_once
+from conformer_fast.engines.openvino.engine import IMAGES_IN_8_BITS, images_at_once
 from conformer_fast.engines.openvino.runtime import core, ov, without_telemetry
 
 Run = Callable[[Tensor], Tensor]
@@ -114,7 +114,7 @@ def _openvino_nncf(model: cf.Conformer, images: Tensor, calibration: Tensor) -> 
 
 def _openvino_nncf_streams(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
     """OpenVINO's throughput mode, with as many images a request as ours takes."""
-    at_once = images_at_once(len(images), torch.get_num_threads(), "int8")
+    at_once = images_at_once(len(images), torch.get_num_threads(), IMAGES_IN_8_BITS)
     return _queue(_openvino_model(_nncf(model, calibration), images[:at_once], fastest_rest(), THROUGHPUT))
 
 

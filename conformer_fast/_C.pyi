@@ -20,3 +20,13 @@ def best(boxes: ndarray, groups: ndarray, threshold: float) -> ndarray: ...
 def roi_align(
     feature_maps: Sequence[ndarray], levels: ndarray, regions: ndarray, out: ndarray, threads: int
 ) -> None: ...
+def winograd_weights(weights: ndarray) -> ndarray: ...
+def winograd(
+    maps: ndarray,
+    weights: ndarray,
+    bias: ndarray,
+    relu: bool,
+    out: ndarray,
+    threads: int,
+    instructions: str = "",
+) -> None: ...

@@ -12,6 +12,7 @@
 #include "arrow.h"
 #include "parallel.h"
 #include "regions_module.h"
+#include "winograd_module.h"
 #include "resample.h"
 
 namespace py = pybind11;
@@ -171,7 +172,8 @@ void resample_batch(const py::list& given, py::array out, bool channels_last, co
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
     using namespace conformer_fast;
     module.doc() =
-        "Resize, center-crop, normalize and pack, bit for bit as Pillow's bicubic filter; and a detector's regions.";
+        "Resize, center-crop, normalize and pack, bit for bit as Pillow's bicubic filter; a detector's regions; and 3x3 "
+        "convolutions.";
     module.attr("sources") = PYBIND11_TOSTRING(SOURCES);  // setup.py defines it, extension.py compares it
     module.def("instruction_sets", &instruction_sets, "What can run here, the fastest first: avx512, avx2, portable.");
     module.def("strip_spare_rows", &strip_spare_rows, py::arg("width"), "Rows that each strip must have in addition.");
@@ -189,4 +191,5 @@ instructions: one of instruction_sets(), "" for the fastest.
 
 Raises TypeError and ValueError for arguments that do not fit together, before anything is written.)");
     add_regions(module);
+    add_winograd(module);
 }

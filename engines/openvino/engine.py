@@ -3,7 +3,8 @@
 An engine runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over streams that each run whole images on
 their share of the cores. That costs no synchronization inside an image and keeps its maps in the caches, so it is
 faster than one wide batch, and an image's result does not depend on its neighbors. Maps in 8 bits are small enough for
-several images at once, which share what each operation and each weight costs.
+several images at once, which share what each operation and each weight costs. So do small images that go through
+winograd.py.
 
 The first OWN_SIZES image sizes have engines of their own. Each of these takes most of a second to build and a copy of
 the weights in memory, again for each number of streams. So all other sizes share engines for any size, which take up to
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +39,10 @@ from .device import CPU, PRECISIONS, describe, exports
 from .eight_bits import make_pairs_fit, pairs_are_cut_off
 from .ir import IR
 from .runtime import core, keep_for_good, ov
+from .winograd import returns_maps, use_winograd, winograd_is_faster
 
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
+SMALL_IMAGES, FEW_PIXELS = 8, 10_000  # the same where 3x3 convolutions are Winograd's, of images of fewer pixels
 OWN_SIZES = 4  # image sizes that have engines of their own
 CODE_KEPT = "1000"  # how many operations' code an engine for any size keeps: that of some sizes
 MOST_SHAPES = 1000  # whose outputs' shapes an engine knows
@@ -98,9 +102,9 @@ def streams_for(batch: int, threads: int) -> int:
     return threads if batch >= threads else 1 << (batch.bit_length() - 1)
 
 
-def images_at_once(batch: int, streams: int, precision: str) -> int:
-    """How many images each of them takes."""
-    return IMAGES_IN_8_BITS if precision in FORMATS and batch >= streams * IMAGES_IN_8_BITS else 1
+def images_at_once(batch: int, streams: int, most: int) -> int:
+    """How many images each of them takes, if it may be so many."""
+    return most if batch >= streams * most else 1
 
 
 class OpenVINOEngine:
@@ -152,19 +156,23 @@ class OpenVINOEngine:
         outputs: list[Tensor] = []
         done = 0
         while done < B:  # a batch that does not fill the streams ends in rounds of fewer images, then of fewer streams
-            streams, at_once, count = self._round(B - done)
+            streams, at_once, count = self._round(B - done, H * W)
             engine = self._sized(Input(at_once, H, W), streams)
             outputs = outputs or [_empty(B, *shape) for shape in engine.output_shapes(images[:at_once])]
             engine.run(images[done : done + count], [output[done : done + count] for output in outputs])
             done += count
         return tuple(outputs)
 
-    def _round(self, images: int) -> tuple[int, int, int]:
-        """Of so many: how many streams run the next ones, how many images each at once, and how many in all."""
+    def _round(self, images: int, pixels: int) -> tuple[int, int, int]:
+        """Of so many, each of so many pixels: how many streams run the next ones, how many images each at once, and how
+        many in all."""
         if self._device != CPU:
             return (ONE if images == 1 else SEVERAL), 1, images
         streams = streams_for(images, self._threads) if images == 1 or self._side_by_side() else 1
-        at_once = images_at_once(images, streams, self.computed.precision)
+        most = IMAGES_IN_8_BITS if self.computed.precision in FORMATS else 1
+        if pixels < FEW_PIXELS and self._may_use_winograd():
+            most = SMALL_IMAGES
+        at_once = images_at_once(images, streams, most)
         return streams, at_once, images // (streams * at_once) * streams * at_once
 
     def _side_by_side(self) -> bool:
@@ -199,13 +207,13 @@ class OpenVINOEngine:
 
     def engines(self, otherwise: Input | None) -> dict[Input, bytes]:
         """The bytes of the engines in memory and, for their sizes, of the one for one image; if there are none, of
-        `otherwise`. None of a device whose engines cannot be stored."""
+        `otherwise`. None that cannot be stored."""
         if not exports(self._device):
             return {}
         with self._lock:
             shapes = {shape._replace(images=images) for shape, _ in self._built for images in (1, shape.images)}
         shapes = shapes or {shape for shape in (otherwise,) if shape}
-        return {shape: self._bytes(shape, self._options(1)) for shape in shapes}
+        return {shape: self._bytes(shape, self._options(1)) for shape in shapes if not self._with_winograd(shape)}
 
     def network(self) -> _Network:
         with self._reading:
@@ -221,12 +229,16 @@ class OpenVINOEngine:
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
-        engine = self._bytes(shape, options) if exports(self._device) else None
+        model = self._with_winograd(shape)
+        engine = self._bytes(shape, options) if model is None and exports(self._device) else None
         threads = executors.key_of(options)
         executors.take(threads)
         try:
-            compiled = self._compiled(shape, options) if engine is None else self._imported(shape, options, engine)
-            sized = _SizedEngine(compiled, shape.images)
+            if engine is None:
+                compiled = self._compiled(model or self._model(shape), shape, options)
+            else:
+                compiled = self._imported(shape, options, engine)
+            sized = _SizedEngine(compiled, shape.images, self._threads // max(1, streams))
         except BaseException:
             executors.give_back(threads)
             raise
@@ -243,13 +255,29 @@ class OpenVINOEngine:
             )
             return core().import_model(self._bytes(shape, options, refused=engine), self._device, given)
 
-    def _compiled(self, shape: Input, options: dict[str, str]) -> ov.CompiledModel:
+    def _with_winograd(self, shape: Input) -> ov.Model | None:
+        """The network with convolutions of winograd.py, if any pay. Its engine is not stored: OpenVINO does not read
+        operations of others where the weights are not among an engine's bytes."""
+        if not self._may_use_winograd():
+            return None
+        model = self._model(shape)
+        return model if use_winograd(model) else None
+
+    def _may_use_winograd(self) -> bool:
+        """Only in networks that return maps, which are given large pictures."""
+        exact = self.computed.precision == "fp32" and self._device == CPU and winograd_is_faster()
+        return exact and self.network().returns_maps
+
+    def _model(self, shape: Input) -> ov.Model:
         network = self.network()
         model = core().read_model(network.xml, network.weights.read())
         if pairs_must_fit(self.computed.precision, self._device):
             make_pairs_fit(model)
         channels = model.input(0).partial_shape[1].get_length()
         model.reshape([shape.images, channels, shape.height or -1, shape.width or -1])
+        return model
+
+    def _compiled(self, model: ov.Model, shape: Input, options: dict[str, str]) -> ov.CompiledModel:
         try:
             return core().compile_model(model, self._device, options)
         except RuntimeError as error:
@@ -280,7 +308,7 @@ class OpenVINOEngine:
         def build() -> bytes:
             executors.take(executors.key_of(options))
             try:
-                return self._compiled(shape, options).export_model().getvalue()
+                return self._compiled(self._model(shape), shape, options).export_model().getvalue()
             finally:
                 executors.give_back(executors.key_of(options))
 
@@ -295,13 +323,16 @@ class _Network:
     def __init__(self, ir: IR) -> None:
         self.xml, self.onnx, self.sha256 = ir.xml, ir.onnx, ir.sha256
         self.weights = MemoryFile(ir.weights)
+        self.returns_maps = returns_maps(ir.xml)
 
 
 class _SizedEngine:
     """A compiled engine for so many images at once, with a pool of its requests."""
 
-    def __init__(self, compiled: ov.CompiledModel, at_once: int) -> None:
+    def __init__(self, compiled: ov.CompiledModel, at_once: int, threads: int) -> None:
+        """threads: of each stream, for an engine that asks"""
         self._compiled, self._at_once = compiled, at_once
+        self._threads = [ov.Tensor(np.array([threads], np.int32))] * (len(compiled.inputs) - 1)
         self._streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._shapes: dict[torch.Size, list[tuple[int, ...]]] = {}  # of outputs, by that of the input
         self._idle: list[ov.InferRequest] = []
@@ -314,7 +345,7 @@ class _SizedEngine:
             outputs: Sequence[Any] = self._compiled.outputs
             if any(output.partial_shape.is_dynamic for output in outputs):
                 request = self._compiled.create_infer_request()
-                outputs = [*request.infer([_shared(images)], share_outputs=True).values()]
+                outputs = [*request.infer([_shared(images), *self._threads], share_outputs=True).values()]
             if len(self._shapes) >= MOST_SHAPES:
                 self._shapes.clear()
             self._shapes[images.shape] = [tuple(output.shape)[1:] for output in outputs]
@@ -330,7 +361,8 @@ class _SizedEngine:
                 request = requests[index % self._streams]
                 request.wait()
                 rows = slice(index * self._at_once, (index + 1) * self._at_once)
-                request.set_input_tensor(_shared(images[rows]))
+                for port, given in enumerate([_shared(images[rows]), *self._threads]):
+                    request.set_input_tensor(port, given)
                 for port, output in enumerate(outputs):
                     request.set_output_tensor(port, _shared(output[rows]))
                 request.start_async()

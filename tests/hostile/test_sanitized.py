@@ -1,4 +1,5 @@
-"""csrc/ under AddressSanitizer and UndefinedBehaviorSanitizer: hostile sizes through every pass and every check."""
+"""csrc/ under AddressSanitizer and UndefinedBehaviorSanitizer: hostile sizes through every pass and every check,
+and convolutions at every border."""
 
 import os
 import shutil
@@ -88,6 +89,14 @@ refused(_C.resample, whole, out, True, None, 0)
 refused(_C.resample, whole, out, True, None, 1, "none")
 _C.resample([], np.zeros((0, 4, 4, 3), np.uint8), True, None, LARGEST)
 _C.resample(whole, out, True, None, LARGEST)
+
+for images, height, width in [(0, 3, 3), (1, 1, 1), (2, 3, 5), (1, 4, 9), (1, 30, 61)]:
+    maps = random.standard_normal((images, height, width, 32), np.float32)
+    weights = _C.winograd_weights(random.standard_normal((64, 32, 3, 3), np.float32))
+    for instructions, threads in itertools.product(_C.instruction_sets(), (1, 3)):
+        out = np.full((images, height, width, 64), np.nan, np.float32)
+        _C.winograd(maps, weights, np.ones(64, np.float32), True, out, threads, instructions)
+        assert np.isfinite(out).all()
 print(len(cases))
 """
 

@@ -73,9 +73,9 @@ def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model,
     given, seen = images(batch, 3, 32, 32), []
     read = ov.InferRequest.set_input_tensor
 
-    def counted(request, tensor):
+    def counted(request, port, tensor):
         seen.append(tensor.shape[0])
-        read(request, tensor)
+        read(request, port, tensor)
 
     monkeypatch.setattr(ov.InferRequest, "set_input_tensor", counted)
     together = fast(given)
