@@ -21,10 +21,10 @@ serve: $(INSTALLED)  ## the server with the packaged digits model, and pictures 
 	$(BIN)/python examples/serve_digits.py --port $(or $(PORT),8000)
 
 quick: $(INSTALLED)  ## the first case of each test that is quick, in 90 seconds on two cores
-	$(PYTEST) --quick
+	$(PYTEST) --quick --cases 1
 
-test: $(INSTALLED)  ## all but the slow tests, in 10 minutes on two cores
-	$(PYTEST) -m "not slow"
+test: $(INSTALLED)  ## the first three cases of each test that is not slow, in 10 minutes on two cores
+	$(PYTEST) --cases 3
 
 test-all: browser oldest-triton $(INSTALLED)  ## every test, as CI runs them
 	OLDEST_TRITON=$(OLDEST_TRITON) $(PYTEST)

@@ -45,7 +45,7 @@ def _tables(report: dict[str, Any]) -> str:
         Column("Mask R-CNN, small-p32"),
         Column("seconds", ".2f"),
         Column(f"{PEER} / this", ".2f"),
-        Column("products alone", ".2f"),
+        Column("products alone, summed directly", ".2f"),
     ).markdown(
         (_bold(name), value, seconds[PEER] / value, floors.get(name.split()[-1])) for name, value in seconds.items()
     )

@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch: spinning 
 import lookalikes
 import pytest
 import torch
-from quick import first_cases, is_left_out
+from quick import few_cases, is_left_out
 from torch import nn
 
 if not torch.cuda.is_available():
@@ -20,7 +20,8 @@ from conformer_fast.model.reference import Conformer
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="the first case of each quick test alone: see tests/quick.py")
+    parser.addoption("--cases", type=int, help="so many of each test, at most, and none that is marked slow")
+    parser.addoption("--quick", action="store_true", help="without the files that tests/quick.py leaves out")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -29,8 +30,8 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     """Files with slow tests first, so that several processes end at about the same time."""
-    if config.getoption("quick"):
-        items[:] = first_cases(items)
+    if config.getoption("cases"):
+        items[:] = few_cases(items, config.getoption("cases"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -1,14 +1,15 @@
-"""What `make quick` runs: the first case of each test that takes a moment, for a first word on a change."""
+"""What `make quick` and `make test` leave out: slow tests, and all but the first cases of others."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-LEFT_OUT = (  # below tests/: what runs whole models, commands or processes, or makes hundreds of files
+LEFT_OUT = (  # by `make quick`, below tests/: what runs whole models, commands or processes, or makes hundreds of files
     *("benchmarks", "bulk", "cli", "evaluation", "hostile", "serving"),
     *("calibration/test_accuracy_gate.py", "calibration/test_calibrate.py", "calibration/test_observer.py"),
     *("checkpoints/test_adopt.py", "datasets/test_hostile_data.py"),
@@ -29,11 +30,11 @@ def is_left_out(path: Path) -> bool:
     return path.relative_to(HERE).as_posix() in LEFT_OUT
 
 
-def first_cases(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
-    """Of each test that is not marked slow."""
-    seen = set()
+def few_cases(items: Sequence[pytest.Item], most: int) -> Iterator[pytest.Item]:
+    """So many, at most, of each test that is not marked slow."""
+    seen: Counter[tuple] = Counter()
     for item in items:
         test = item.path, item.cls, item.originalname
-        if not item.get_closest_marker("slow") and test not in seen:
-            seen.add(test)
+        if not item.get_closest_marker("slow") and seen[test] < most:
+            seen[test] += 1
             yield item

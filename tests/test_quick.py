@@ -1,10 +1,10 @@
-"""What `make quick` runs and leaves out."""
+"""What `make quick` and `make test` run and leave out."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-from quick import HERE, LEFT_OUT, first_cases, is_left_out
+from quick import HERE, LEFT_OUT, few_cases, is_left_out
 
 
 def test_what_is_left_out_is_there():
@@ -14,9 +14,10 @@ def test_what_is_left_out_is_there():
     assert not is_left_out(HERE / "model")
 
 
-def test_first_cases_of_what_is_not_slow():
+def test_few_cases_of_what_is_not_slow():
     def item(file, name, slow=False):
         return SimpleNamespace(path=file, cls=None, originalname=name, get_closest_marker=lambda mark: slow)
 
     items = [item("a", "one"), item("a", "one"), item("b", "one"), item("b", "two", slow=True), item("b", "three")]
-    assert [items.index(found) for found in first_cases(items)] == [0, 2, 4]
+    assert [items.index(found) for found in few_cases(items, 1)] == [0, 2, 4]
+    assert [items.index(found) for found in few_cases(items, 2)] == [0, 1, 2, 4]

@@ -38,6 +38,7 @@ def test_this_cpu():
     assert set(found["flags"]) <= set(cpu.FLAGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "published"), [("tiny-p16", 5.2), ("small-p16", 10.6), ("base-p16", 23.3)])
 def test_the_floor_is_that_of_the_products(variant, published):
     """Of as many multiplications as the paper counts, in billions, and as many additions."""

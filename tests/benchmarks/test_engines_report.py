@@ -112,6 +112,7 @@ def test_more_targets_cost_nothing(plans):
     assert four == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_main_writes_what_the_document_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engines_report, "ENGINES", (Engine("digits", "int8", ("sm86", "sm120"), engines_report.SIZES),))
     engines_report.main(tmp_path / "engines.json")

@@ -64,6 +64,7 @@ def test_chips_without_products_in_fp8_have_none(tmp_path):
     assert report(tmp_path, "--chips", "80", "86", *options) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [(("--chips", "90"), "holds no estimates"), (("--chips", "100"), "estimates are of sm_90; add --chips 90")],

@@ -92,6 +92,7 @@ def test_keys_are_bytes(key, error, folder):
         write_bundle(folder, MANIFEST, FILES, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, KEY], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("bit", [0, 5])
 def test_no_bit_of_the_manifest_changes_unnoticed(bit, key, tmp_path):

@@ -46,6 +46,7 @@ def test_for_programs(run_json, weights, pictures):
     assert 0 < len(first["objects"]) < len(found.objects())
 
 
+@pytest.mark.slow
 def test_for_people_and_drawn(run, weights, pictures, tmp_path):
     out = tmp_path / "drawn" / "of all"
     status, text, err = run("detect", *pictures, "--weights", weights, "--min-score", 0, "--save", out)

@@ -79,6 +79,7 @@ def test_a_row_is_printed_when_it_is_known(run, place, monkeypatch, form):
     assert (status, "data/a.png" in out) == (130, True)
 
 
+@pytest.mark.slow
 def test_rows_of_detect(run, place):
     weights = write_weights(place / "detector.safetensors")
     line = ("detect", "data", "--weights", weights, "--backend", "reference", "--min-score", 0.46, "--format")

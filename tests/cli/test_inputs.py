@@ -71,6 +71,7 @@ def test_each_way_gives_the_same(run_json, place, server, monkeypatch):
     assert file == piped == fetched
 
 
+@pytest.mark.slow
 def test_detect(run_json, place, sources):
     weights = write_weights(place / "detector.safetensors")
     status, result, _ = run_json("detect", *sources, "--weights", weights, "--backend", "reference")

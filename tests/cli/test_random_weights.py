@@ -70,6 +70,7 @@ def test_serve(run, monkeypatch):
     assert re.search(r'"label": ?"class \d+"', explained)
 
 
+@pytest.mark.slow
 def test_what_is_saved_of_it(run, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     served = []

@@ -100,6 +100,7 @@ def test_folders_are_found_by_the_models_names(run_json, digit_folder, silent, t
     assert sorted(seen) == sorted(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_what_is_assumed_is_one_line(command, digit_folder, silent):
     arguments = {

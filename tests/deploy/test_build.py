@@ -110,6 +110,7 @@ def test_the_measured_error_is_within_the_bound(precision, small_model, tmp_path
 FLOORS_DB = {("small", "int8"): 29, ("small", "fp8"): 19, ("digits", "int8"): 36, ("digits", "fp8"): 25}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), FLOORS_DB)
 def test_the_measured_error_of_8_bits(name, precision, small_model, tmp_path, record_property):
     model, options = small_model, {}

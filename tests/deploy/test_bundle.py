@@ -298,6 +298,7 @@ def test_a_compiled_model_has_its_reference(backend, small_model):
 # Time
 
 
+@pytest.mark.slow
 @our_backends
 def test_loading_takes_a_fraction_of_compiling(backend, tmp_path, monkeypatch, record_property):
     """Of openvino with the first call; of triton up to the engine. Half is asserted here, as machines are busy; a

@@ -64,6 +64,7 @@ def test_in_16_bits(precision):
     assert right.double().mean() > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
 def test_in_8_bits(tmp_path):
     calibration = [image(160, 192)[0], image(128, 256)[0]]

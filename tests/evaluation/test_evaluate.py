@@ -122,6 +122,7 @@ def _break_after(patch: pytest.MonkeyPatch, calls: int) -> None:
     patch.setattr(evaluate_module._Model, "__call__", ending)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [0, 5, 12])
 def test_an_interrupted_evaluation_goes_on(held_out, fast, whole, tmp_path, monkeypatch, calls):
     options = {"reference": fast.reference, "workers": 0, "resume": tmp_path / "state.npz"}

@@ -285,6 +285,7 @@ def assert_outputs_are_exact(fused, model, images):
         assert difference < EXACT, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_published_variants(variant):
     patch = VARIANTS[variant].patch_size

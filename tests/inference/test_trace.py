@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from torch import fx, nn
 
@@ -25,6 +26,7 @@ def traced_at_once(network, tracing) -> list:
         return list(pool.map(one, range(THREADS)))
 
 
+@pytest.mark.slow
 def test_threads_trace_at_once_and_other_modules_run_on(small_model, modules_beside):
     network = lower(small_model)
     once = str(trace(network))

@@ -18,6 +18,7 @@ def total(made, what):
     return sum(getattr(one, what) for one in made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", GMAC)
 def test_products_are_those_counted_by_hand(variant):
     one, two = (work.of_network(VARIANTS[variant], (batch, 3, 224, 224), "fp32") for batch in (1, 2))

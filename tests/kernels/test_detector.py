@@ -45,6 +45,7 @@ def test_the_networks():
         assert not [call.reason for call in made if call.plan.unsupported]
 
 
+@pytest.mark.slow
 def test_between_the_networks():
     """What a GPU takes there is our kernels, and finds the same objects."""
     config = replace(SMALL, proposals=20, detections=8)

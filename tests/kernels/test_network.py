@@ -48,6 +48,7 @@ def check_network(config, images, dtype, **kind):
     return {call.operation for call in made}
 
 
+@pytest.mark.slow
 @DTYPES
 def test_every_output_of_a_small_network(small_config, dtype):
     used = check_network(small_config, torch.randn(3, 3, 64, 48, device=DEVICE), dtype)

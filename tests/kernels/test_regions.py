@@ -136,6 +136,7 @@ def test_the_levels_are_those_of_the_definition():
     assert regions.FINEST.value == operators.FINEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [112, 224, 448])
 def test_around_a_level(side):
     """Of each side that float32 has near there, the map that the definition chooses: each has a number of its own."""

@@ -28,6 +28,7 @@ PUBLISHED = {  # parameters, 10^9 multiply-adds of one 224x224 image
 }
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("case", goldens.cases("official_logits", "mmpretrain_padded_logits"), ids=str)
 def test_recorded_logits(case, dtype):

@@ -36,6 +36,7 @@ def plain_accuracy(model, split) -> float:
         return accuracy(model(split.test_images), split.test_labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "precision"), KINDS, ids=["-".join(kind) for kind in KINDS])
 def test_digits(backend, precision, model, split, plain_accuracy):
     missing = make(backend).missing()

@@ -53,6 +53,7 @@ def spoilt(wrong: dict[str, float]):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_engine_errs_as_verify_says(precision, small_model):
     pytest.importorskip("openvino")

@@ -39,6 +39,7 @@ def judged(model: cf.Conformer, quantization: cf.Quantization, images: torch.Ten
     return report_of("simulated", quantization.precision, named, {}, exact_outputs(model, images, LOGITS), named)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the int8 quantization may be far off")
 @pytest.mark.parametrize("of", PICTURES)
 def test_a_verdict_can_fail(of, model, split):

@@ -96,6 +96,7 @@ def test_products_are_products(precision, monkeypatch):
     torch.testing.assert_close(product().float(), x.float() @ weight.float().T, rtol=2e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_dependent_kernel_compiles_for_hopper():
     code = (
         "import triton; from triton.backends.compiler import GPUTarget; from triton.compiler import ASTSource\n"

@@ -35,6 +35,7 @@ def digits():
 RECOGNIZED = {"fp16": 357, "int8": 356, "fp8": 354}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", RECOGNIZED)
 def test_digits(precision, digits, record_property):
     _, fused, ranges, split = digits

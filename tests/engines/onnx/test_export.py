@@ -98,6 +98,7 @@ def custom(request, small_config):
     return export(model, products=products)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "precision"), [("tiny-p16", "fp32"), *((variant, "fp16") for variant in VARIANTS)])
 def test_every_variant(variant, precision, record_property):
     exported = export(lookalikes.fill(Conformer(VARIANTS[variant])).eval(), precision=precision, outputs=LOGITS)

@@ -218,6 +218,7 @@ def test_graphs_of_every_type_are_valid(precision, products, dtype, small_model)
     assert not plain - added
 
 
+@pytest.mark.slow
 @PRECISION
 def test_weights_take_a_byte_each(precision):
     model, proto = quantized(lookalikes.fill(Conformer(VARIANTS["tiny-p16"])).eval(), precision)

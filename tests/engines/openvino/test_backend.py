@@ -257,6 +257,7 @@ def test_another_size_is_built_from_the_network_and_cached(small_model, own_cach
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_the_weights_once(tmp_path, monkeypatch):
     """However many sizes it has engines for, and in the type that it runs in."""
     monkeypatch.setattr(device, "native_precisions", lambda _: ("fp32", "bf16"))

@@ -83,6 +83,7 @@ def test_the_two_largest_weights_of_a_channel_fit(axis):
         assert larger[channel] == scale[channel]
 
 
+@pytest.mark.slow
 def test_an_engine_of_such_a_cpu(small_model, monkeypatch):
     """Built for it, whatever this one is: another engine than for other CPUs, and within the same bound."""
     images = torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(0))

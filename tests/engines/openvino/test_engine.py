@@ -43,6 +43,7 @@ def test_kinds_of_engine_a_batch_needs():
     assert {streams_for(batch, 12) for batch in range(1, 100)} == {1, 2, 4, 8, 12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [0, 1])
 def test_engines_stay_whatever_their_number(own, small_model, loaded, monkeypatch):
     """A batch that fills no round needs many: loading them at each call would take longer than running them."""
@@ -116,6 +117,7 @@ def test_engines_in_memory_are_bounded(small_model, loaded, monkeypatch):
     assert len(loaded.engines) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_features_of_any_size(precision, small_config, monkeypatch):
     """Outputs whose sizes only a run tells, in batches of more than run at once."""
@@ -202,6 +204,7 @@ def test_heads_that_leave_no_trace_in_the_weights_are_another_engine(small_confi
     assert len(kept_engines()) == 2
 
 
+@pytest.mark.slow
 def test_everything_that_decides_an_engine_is_in_its_key(small_model, own_cache, monkeypatch):
     batch = images(1, 3, 32, 48)
     fast = compiled(small_model)

@@ -132,6 +132,7 @@ def test_a_cpu_with_one_precision_is_not_measured(monkeypatch):
     assert speed.speeds() == {}
 
 
+@pytest.mark.slow
 def test_noise_decides_little(monkeypatch):
     """Between two engines in fp32, while another thread computes: where it decides, neither gains much."""
     monkeypatch.setattr(speed, "native_precisions", lambda: ("fp32", "bf16"))

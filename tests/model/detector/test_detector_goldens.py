@@ -55,6 +55,7 @@ def test_proposals_are_the_same_one_by_one(recorded, proposed, detector):
     same_boxes(boxes, scores, recorded["proposals"])
 
 
+@pytest.mark.slow
 def test_detections_are_the_same_one_by_one(recorded, detector):
     images, sizes = image(*recorded["size"], DOUBLE)
     with torch.no_grad():

@@ -56,6 +56,7 @@ def test_no_regions(way):
     assert nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long), 0.5).shape == (0,)
 
 
+@pytest.mark.slow
 def test_nms(way):
     random = torch.Generator().manual_seed(1)
     corners = torch.rand(300, 2, generator=random) * 60
