@@ -39,7 +39,7 @@ from .device import CPU, PRECISIONS, describe, exports
 from .eight_bits import make_pairs_fit, pairs_are_cut_off
 from .ir import IR
 from .runtime import core, keep_for_good, ov
-from .winograd import returns_maps, use_winograd, winograd_is_faster
+from .winograd import Replaced, returns_maps, use_winograd, winograd_is_faster
 
 IMAGES_IN_8_BITS = 4  # that an engine runs at once where a batch has as many for every stream
 SMALL_IMAGES, FEW_PIXELS = 8, 10_000  # the same where 3x3 convolutions are Winograd's, of images of fewer pixels
@@ -229,7 +229,7 @@ class OpenVINOEngine:
 
     def _load(self, shape: Input, streams: int) -> _SizedEngine:
         options = self._options(streams)
-        model = self._with_winograd(shape)
+        model, replaced = self._with_winograd(shape) or (None, None)
         engine = self._bytes(shape, options) if model is None and exports(self._device) else None
         threads = executors.key_of(options)
         executors.take(threads)
@@ -243,6 +243,8 @@ class OpenVINOEngine:
             executors.give_back(threads)
             raise
         weakref.finalize(sized, executors.give_back, threads).atexit = False
+        if replaced is not None:
+            weakref.finalize(sized, replaced.copies.clear).atexit = False
         return sized
 
     def _imported(self, shape: Input, options: dict[str, str], engine: bytes) -> ov.CompiledModel:
@@ -255,13 +257,14 @@ class OpenVINOEngine:
             )
             return core().import_model(self._bytes(shape, options, refused=engine), self._device, given)
 
-    def _with_winograd(self, shape: Input) -> ov.Model | None:
-        """The network with convolutions of winograd.py, if any pay. Its engine is not stored: OpenVINO does not read
-        operations of others where the weights are not among an engine's bytes."""
+    def _with_winograd(self, shape: Input) -> tuple[ov.Model, Replaced] | None:
+        """The network with convolutions of winograd.py, if any pay, and these. Its engine is not stored: OpenVINO does
+        not read operations of others where the weights are not among an engine's bytes."""
         if not self._may_use_winograd():
             return None
         model = self._model(shape)
-        return model if use_winograd(model) else None
+        replaced = use_winograd(model)
+        return (model, replaced) if replaced.operations else None
 
     def _may_use_winograd(self) -> bool:
         """Only in networks that return maps, which are given large pictures."""

@@ -41,15 +41,19 @@ def returns_maps(xml: bytes) -> bool:
     return any(result.count(b"<dim>") == MAP_DIMENSIONS for result in results)
 
 
+_NAMED = type("Convolution3x3", (), {})()  # the name of its type is the operation's
+
+
 class Convolution3x3(ov.Op):
     """maps (B, H, W, C), weights (K, C, 3, 3), bias (K,), threads (1,) -> maps (B, H, W, K). Zeros are around the maps.
 
     All are float32 but for threads, int32: how many it may use.
     """
 
-    def __init__(self, inputs: list[ov.Output], relu: bool) -> None:
-        super().__init__(self, inputs)
-        self._relu = relu
+    def __init__(self, inputs: list[ov.Output], relu: bool, copies: list[Convolution3x3]) -> None:
+        """copies: takes those that OpenVINO makes of it. They compute as long as they are kept there."""
+        super().__init__(_NAMED, inputs)  # OpenVINO's example gives itself: the two then keep each other for good
+        self._relu, self._copies = relu, copies
         self._weights: np.ndarray | None = None
 
     def validate_and_infer_types(self) -> None:
@@ -57,8 +61,13 @@ class Convolution3x3(ov.Op):
         outputs = self.get_input_partial_shape(1)[0]
         self.set_output_type(0, ov.Type.f32, ov.PartialShape([*around, outputs]))
 
-    def clone_with_new_inputs(self, new_inputs: list[ov.Output]) -> Convolution3x3:
-        return Convolution3x3(new_inputs, self._relu)
+    def clone_with_new_inputs(self, new_inputs: list[ov.Output]) -> ov.Node:
+        copy = Convolution3x3(new_inputs, self._relu, self._copies)
+        shape = copy.get_output_partial_shape(0)
+        if shape.is_static and self.get_output_partial_shape(0).is_dynamic:  # each run asks for its shapes so
+            return ov.opset13.parameter(shape.to_shape(), np.float32)
+        self._copies.append(copy)
+        return copy
 
     def has_evaluate(self) -> bool:
         return True
@@ -81,22 +90,33 @@ class _Place(NamedTuple):
     last: ov.Node
 
 
-def use_winograd(model: ov.Model) -> int:
+class Replaced(NamedTuple):
+    """To be kept: `operations` until the model is compiled, then the `copies` that this makes of them, as long as the
+    engine, and then to be cleared."""
+
+    operations: list[Convolution3x3]
+    copies: list[Convolution3x3]
+
+
+def use_winograd(model: ov.Model) -> Replaced:
     """Puts it for each convolution that gains by it. If there are any, the model has another input then, int32 (1,):
-    how many threads they may use. Returns how many. A map of unknown size counts as large."""
+    how many threads they may use. A map of unknown size counts as large."""
+    replaced = Replaced([], [])
     threads = ov.opset13.parameter([1], np.int32)
     places = [place for node in model.get_ordered_ops() if (place := _place(node)) and _pays(node)]
     for convolution, bias, last in places:
         maps, weights = _channels_last(convolution.input_value(0)), convolution.input_value(1)
         bias = ov.opset13.constant(bias).output(0)
-        result = Convolution3x3([maps, weights, bias, threads.output(0)], last.get_type_name() == "Relu").output(0)
+        relu = last.get_type_name() == "Relu"
+        replaced.operations.append(Convolution3x3([maps, weights, bias, threads.output(0)], relu, replaced.copies))
+        result = replaced.operations[-1].output(0)
         for reader in _readers(last):
             if _is_transpose(reader, TO_CHANNELS_LAST):
                 reader.output(0).replace(result)
         last.output(0).replace(ov.opset13.transpose(result, BACK).output(0))
     if places:
         model.add_parameters([threads])
-    return len(places)
+    return replaced
 
 
 def _place(node: ov.Node) -> _Place | None:

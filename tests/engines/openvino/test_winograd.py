@@ -1,5 +1,8 @@
 """3x3 convolutions of csrc/winograd.h, and where they take the place of OpenVINO's."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -137,7 +140,8 @@ def results(model: ov.Model, images: np.ndarray) -> list[np.ndarray]:
 def test_in_the_place_of_openvinos(size, after, monkeypatch):
     monkeypatch.setattr(winograd, "FEWEST_OPERATIONS", 1e7)
     model = convolutions(size, after=after)
-    assert winograd.use_winograd(model) == 1
+    replaced = winograd.use_winograd(model)
+    assert len(replaced.operations) == 1
     assert "Convolution" not in {node.get_type_name() for node in model.get_ops()}
     images = np.random.default_rng(1).standard_normal([side if side > 0 else 40 for side in size], np.float32)
     for ours, theirs in zip(results(model, images), results(convolutions(size, after=after), images), strict=True):
@@ -162,7 +166,7 @@ def test_in_the_place_of_openvinos(size, after, monkeypatch):
 def test_others_stay(other, monkeypatch):
     monkeypatch.setattr(winograd, "FEWEST_OPERATIONS", 1e7)
     model = convolutions(**other)
-    assert winograd.use_winograd(model) == 0
+    assert winograd.use_winograd(model).operations == []
     assert len(model.inputs) == 1
 
 
@@ -184,8 +188,9 @@ def used(monkeypatch) -> list[int]:
     counts, use = [], engine.use_winograd
 
     def counted(model):
-        counts.append(use(model))
-        return counts[-1]
+        replaced = use(model)
+        counts.append(len(replaced.operations))
+        return replaced
 
     monkeypatch.setattr(winograd, "FEWEST_OPERATIONS", 1e6)
     monkeypatch.setattr(winograd, "FEWEST_PIXELS", 100)
@@ -218,6 +223,32 @@ def test_its_engines_are_not_stored(backbone, used, own_cache, tmp_path):
     assert not [*(tmp_path / "bundle").glob("*.engine")]
     for mine, stored in zip(before, flat(cf.load(tmp_path / "bundle")(images)), strict=True):
         assert torch.equal(mine, stored)
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[weakref.ref]:
+    """Every operation that is made during the test."""
+    operations, make = [], winograd.Convolution3x3.__init__
+
+    def counted(operation, *arguments):
+        make(operation, *arguments)
+        operations.append(weakref.ref(operation))
+
+    monkeypatch.setattr(winograd.Convolution3x3, "__init__", counted)
+    return operations
+
+
+@pytest.mark.parametrize("own_sizes", [0, 4])
+def test_nothing_stays_of_an_engine_that_is_gone(backbone, used, made, own_sizes, monkeypatch):
+    """Nor of a run of one for any size, which asks for the shapes of its maps."""
+    monkeypatch.setattr(engine, "OWN_SIZES", own_sizes)
+    fast, images = compiled(backbone, threads=1), torch.randn(1, 3, 192, 256)
+    for _ in range(3):
+        fast(images)
+    gc.collect()
+    assert sum(operation() is not None for operation in made) == sum(used) > 0
+    del fast  # not before the garbage is collected, which may be long after
+    assert [operation for operation in made if operation() is not None] == []
 
 
 def test_small_maps_stay_openvinos(backbone, used, own_cache, builds, monkeypatch):
