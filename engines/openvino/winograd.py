@@ -133,8 +133,9 @@ def _place(node: ov.Node) -> _Place | None:
     readers = [reader for reader in _readers(node) if reader.get_type_name() != "ShapeOf"]
     if [reader.get_type_name() for reader in readers] != ["Add"]:
         return None
-    bias = constant(readers[0].input_value(1))
-    if bias is None or bias.data.size != outputs:
+    added = readers[0].input_value(1)
+    bias = constant(added)
+    if bias is None or bias.data.size != outputs or [*added.shape] not in ([outputs, 1, 1], [1, outputs, 1, 1]):
         return None
     after = _readers(readers[0])
     relu = [reader.get_type_name() for reader in after] == ["Relu"]
@@ -158,7 +159,8 @@ def _channels_last(maps: ov.Output) -> ov.Output:
 
 
 def _is_transpose(node: ov.Node, order: list[int]) -> bool:
-    return node.get_type_name() == "Transpose" and list(node.input_value(1).get_node().data) == order
+    given = constant(node.input_value(1)) if node.get_type_name() == "Transpose" else None
+    return given is not None and list(given.data) == order
 
 
 def _readers(node: ov.Node) -> list[ov.Node]:

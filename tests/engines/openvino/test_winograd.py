@@ -117,16 +117,25 @@ def test_other_types_and_strides_are_refused():
             _C.winograd(wrong, packed, bias, True, out, 1)
 
 
-def convolutions(maps=(1, CHANNELS, 32, 48), *, weight=None, stride=1, pad=1, after="relu", bias=True) -> ov.Model:
-    """maps -> a 3x3 convolution, with what `after` says behind its bias."""
+def convolutions(
+    maps=(1, CHANNELS, 32, 48), *, weight=None, stride=1, pad=1, after="relu", bias=(1, -1, 1, 1)
+) -> ov.Model:
+    """maps -> a 3x3 convolution, with what `after` says behind its bias. bias: its shape, -1 for the channels."""
     op, values = ov.opset13, np.random.default_rng(0)
     if weight is None:
         weight = values.standard_normal((OUTPUTS, maps[1], 3, 3), np.float32) / 24
     image = op.parameter(list(maps), np.float32)
     result = op.convolution(image, weight, [stride] * 2, [pad] * 2, [pad] * 2, [1, 1])
     if bias:
-        result = op.add(result, values.standard_normal((1, len(weight), 1, 1), np.float32))
-    results = {"relu": lambda: [op.relu(result)], "both": lambda: [op.relu(result), result], "": lambda: [result]}
+        shape = [len(weight) if side < 0 else side for side in bias]
+        result = op.add(result, values.standard_normal(shape, np.float32))
+    results = {
+        "relu": lambda: [op.relu(result)],
+        "both": lambda: [op.relu(result), result],
+        "": lambda: [result],
+        "last": lambda: [op.transpose(result, [0, 2, 3, 1])],
+        "computed order": lambda: [op.transpose(result, op.concat([[0], [2, 3, 1]], 0))],
+    }
     return ov.Model(results[after](), [image])
 
 
@@ -136,7 +145,7 @@ def results(model: ov.Model, images: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("size", [(1, CHANNELS, 32, 48), (2, CHANNELS, 23, 37), (1, CHANNELS, -1, -1)])
-@pytest.mark.parametrize("after", ["relu", "both", ""])
+@pytest.mark.parametrize("after", ["relu", "both", "", "last", "computed order"])
 def test_in_the_place_of_openvinos(size, after, monkeypatch):
     monkeypatch.setattr(winograd, "FEWEST_OPERATIONS", 1e7)
     model = convolutions(size, after=after)
@@ -159,7 +168,10 @@ def test_in_the_place_of_openvinos(size, after, monkeypatch):
         {"weight": np.zeros((OUTPUTS, CHANNELS, 1, 1), np.float32), "pad": 0},
         {"stride": 2},
         {"pad": 0},
-        {"bias": False},
+        {"bias": ()},
+        {"bias": (-1,), "maps": (1, CHANNELS, 32, OUTPUTS)},
+        {"bias": (1, 1, -1, 1), "maps": (1, CHANNELS, OUTPUTS, 32)},
+        {"bias": (1, 1, -1, 1, 1)},
     ],
     ids=str,
 )
