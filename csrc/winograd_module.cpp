@@ -52,23 +52,23 @@ private:
 };
 
 // Memory for a thread's tiles. It is kept for the next convolution: pages that the system must make anew cost more than
-// reading the tiles.
+// reading the tiles. Nothing waits for the lock: in a process that was forked while a thread had it, none gives it back.
 class Memory {
 public:
     explicit Memory(std::size_t values) {
         {
-            const std::lock_guard<std::mutex> guard(lock());
-            if (!kept().empty()) {
-                values_ = std::move(kept().back());
-                kept().pop_back();
+            const std::unique_lock<std::mutex> guard(lock_, std::try_to_lock);
+            if (guard && !kept_.empty()) {
+                values_ = std::move(kept_.back());
+                kept_.pop_back();
             }
         }
         if (values_.size() < values + kLine) values_ = std::vector<float>(values + kLine);
     }
 
     ~Memory() {
-        const std::lock_guard<std::mutex> guard(lock());
-        kept().push_back(std::move(values_));
+        const std::unique_lock<std::mutex> guard(lock_, std::try_to_lock);
+        if (guard) kept_.push_back(std::move(values_));
     }
 
     float* aligned() {
@@ -80,15 +80,8 @@ public:
 private:
     static constexpr std::size_t kLine = 16;  // values in a line of the cache
 
-    static std::mutex& lock() {
-        static std::mutex one;
-        return one;
-    }
-
-    static std::vector<std::vector<float>>& kept() {
-        static std::vector<std::vector<float>> all;
-        return all;
-    }
+    inline static std::mutex lock_;
+    inline static std::vector<std::vector<float>> kept_;
 
     std::vector<float> values_;
 };

@@ -1,6 +1,9 @@
 """3x3 convolutions of csrc/winograd.h, and where they take the place of OpenVINO's."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -115,6 +118,41 @@ def test_other_types_and_strides_are_refused():
     for wrong in (maps.astype(np.float64), maps[:, ::2]):
         with pytest.raises(TypeError):
             _C.winograd(wrong, packed, bias, True, out, 1)
+
+
+FORKS = """
+import os, signal, threading
+import numpy as np
+from conformer_fast import _C
+
+maps, bias = np.zeros((1, 4, 4, 32), np.float32), np.zeros(32, np.float32)
+packed = _C.winograd_weights(np.zeros((32, 32, 3, 3), np.float32))
+
+def run():
+    _C.winograd(maps, packed, bias, True, np.zeros_like(maps), 1)
+
+def run_for_ever():
+    while True:
+        run()
+
+for _ in range(4):
+    threading.Thread(target=run_for_ever, daemon=True).start()
+for _ in range(1000):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        run()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_forked_while_others_run():
+    """What a thread holds in that moment, none gives back in the child."""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], timeout=300).returncode == 0
 
 
 def convolutions(
