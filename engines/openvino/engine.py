@@ -4,7 +4,7 @@ An engine runs one image, or IMAGES_IN_8_BITS of them; a batch is spread over st
 their share of the cores. That costs no synchronization inside an image and keeps its maps in the caches, so it is
 faster than one wide batch, and an image's result does not depend on its neighbors. Maps in 8 bits are small enough for
 several images at once, which share what each operation and each weight costs. So do small images that go through
-winograd.py.
+winograd.py; alone, their maps may be too small for it, so that the last bits of a result depend on the batch's size.
 
 The first OWN_SIZES image sizes have engines of their own. Each of these takes most of a second to build and a copy of
 the weights in memory, again for each number of streams. So all other sizes share engines for any size, which take up to
