@@ -265,6 +265,17 @@ def test_a_backbone(backbone, used, threads, own_sizes, monkeypatch):
     assert min(used) > 0
 
 
+def test_small_images_run_several_at_once(backbone, used):
+    """And those that are left one by one: by another engine."""
+    fast, images = compiled(backbone, threads=1), torch.randn(engine.SMALL_IMAGES + 1, 3, 96, 96)
+    together = flat(fast(images))
+    assert len(used) == 2
+    for row, image in enumerate(images):
+        for mine, alone in zip(together, flat(fast(image[None])), strict=True):
+            assert (mine[row] - alone[0]).norm() < 1e-5 * alone.norm()
+    assert len(used) == 2
+
+
 def test_its_engines_are_not_stored(backbone, used, own_cache, tmp_path):
     fast, images = compiled(backbone), torch.randn(1, 3, 192, 256)
     before = flat(fast(images))
