@@ -12,8 +12,8 @@
 #include "arrow.h"
 #include "parallel.h"
 #include "regions_module.h"
-#include "winograd_module.h"
 #include "resample.h"
+#include "winograd_module.h"
 
 namespace py = pybind11;
 

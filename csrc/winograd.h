@@ -10,7 +10,7 @@ constexpr std::ptrdiff_t kPanel = 32;    // output channels whose weights lie to
 constexpr std::ptrdiff_t kTileSide = 4;  // results of a tile, in each direction
 constexpr std::ptrdiff_t kPoints = 36;   // products of a tile for a pair of channels
 constexpr std::ptrdiff_t kTiles = 48;    // that are made together: what they take stays in a core's cache
-constexpr std::ptrdiff_t kMost = 144;    // of few tiles: then reading all weights again costs more than their way
+constexpr std::ptrdiff_t kMost = 144;    // the same of a map with few: all weights are read for each such group
 
 // Zeros around the maps, stride 1.
 struct Winograd {

@@ -5,12 +5,14 @@
 
 #ifdef __linux__
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -22,27 +24,19 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
 
-// While there is one, the calling thread may use the cores that the process had when it loaded this, and so may threads
-// that it starts. OpenVINO binds each of its threads to a core, where those would wait for it.
+// While there is one, the calling thread may use the cores of the process's first one, and so may threads that it
+// starts. OpenVINO binds each of its threads to a core, where those would wait for it.
 class Unbound {
 public:
 #ifdef __linux__
-    Unbound() : known_(sched_getaffinity(0, sizeof before_, &before_) == 0) {
-        if (known_) sched_setaffinity(0, sizeof all(), &all());
+    Unbound() {
+        cpu_set_t all;
+        known_ = sched_getaffinity(0, sizeof before_, &before_) == 0 && sched_getaffinity(getpid(), sizeof all, &all) == 0;
+        if (known_) sched_setaffinity(0, sizeof all, &all);
     }
 
     ~Unbound() {
         if (known_) sched_setaffinity(0, sizeof before_, &before_);
-    }
-
-    static const cpu_set_t& all() {
-        static const cpu_set_t cores = [] {
-            cpu_set_t found;
-            CPU_ZERO(&found);
-            sched_getaffinity(0, sizeof found, &found);
-            return found;
-        }();
-        return cores;
     }
 
 private:
@@ -68,7 +62,10 @@ public:
 
     ~Memory() {
         const std::unique_lock<std::mutex> guard(lock_, std::try_to_lock);
-        if (guard) kept_.push_back(std::move(values_));
+        try {
+            if (guard) kept_.push_back(std::move(values_));
+        } catch (const std::bad_alloc&) {  // then it is not kept
+        }
     }
 
     float* aligned() {
@@ -148,9 +145,6 @@ void winograd(const Floats& maps, const Floats& weights, const Floats& bias, boo
 }  // namespace
 
 void add_winograd(py::module_& module) {
-#ifdef __linux__
-    Unbound::all();  // while it is loaded
-#endif
     module.def("winograd_weights", &transformed, py::arg("weights").noconvert(), R"(
 (K, C, 3, 3) float32, K and C multiples of 32, as `winograd` reads them: (36, K / 32, C, 32).
 

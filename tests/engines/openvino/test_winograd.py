@@ -2,8 +2,10 @@
 
 import gc
 import os
+import queue
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
@@ -153,6 +155,30 @@ os._exit(0)
 def test_forked_while_others_run():
     """What a thread holds in that moment, none gives back in the child."""
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], timeout=300).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="binds threads to cores")
+def test_a_thread_bound_to_a_core_is_bound_again():
+    """Meanwhile it has the process's cores, for the threads that it starts."""
+    cores, arguments, seen = os.sched_getaffinity(0), given(1, 300, 400, 32, 32), set()
+    one, started, ended, looked = {min(cores)}, queue.Queue(), queue.Queue(), threading.Event()
+
+    def bound():
+        os.sched_setaffinity(0, one)
+        started.put(threading.get_native_id())
+        found(*arguments, True, threads=2)
+        ended.put(os.sched_getaffinity(0))
+        looked.wait(60)
+
+    thread = threading.Thread(target=bound)
+    thread.start()
+    number = started.get()
+    while ended.empty():
+        seen.add(frozenset(os.sched_getaffinity(number)))
+    looked.set()
+    assert ended.get() == one
+    assert frozenset(cores) in seen
+    assert os.sched_getaffinity(0) == cores
 
 
 def convolutions(
