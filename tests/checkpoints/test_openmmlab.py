@@ -58,9 +58,10 @@ def write(state, tmp_path):
 
 
 def said(path):
-    """The recipe that is read, and the warnings."""
+    """The recipe that is read, and the warnings. Not Python's of what other tests left open."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)
         return read_checkpoint(path).recipe, [str(warning.message) for warning in caught]
 
 
