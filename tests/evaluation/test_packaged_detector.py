@@ -41,6 +41,28 @@ def test_every_precision_agrees(judged, record_property):
             assert row["compiled"][kind] >= row["reference"][kind] - 0.02
 
 
+def test_fp32_agrees_through_winograds_convolutions(tmp_path, monkeypatch):
+    """The maps of these pictures are too small for them by themselves."""
+    winograd = pytest.importorskip("conformer_fast.engines.openvino.winograd", exc_type=ImportError)
+    if not winograd.winograd_is_faster():
+        pytest.skip("csrc/ was not built, or this CPU has no AVX2")
+    counts, operation = [], winograd.Convolution3x3
+
+    def counted(*arguments):
+        counts.append(arguments)
+        return operation(*arguments)
+
+    monkeypatch.setattr(winograd, "FEWEST_PIXELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_OPERATIONS", 1)
+    monkeypatch.setattr(winograd, "Convolution3x3", counted)
+    file, detector = write_coco(tmp_path, *ScatteredDigits("test", 1).draw(24)), cf.create_detector(weights="packaged")
+    fast = cf.compile(detector, backend="openvino", precision="fp32")
+    found = evaluate_detector(fast, file, tmp_path, reference=detector)
+    assert counts
+    for kind in ("box", "mask"):
+        assert found.agreement[kind].ap >= LEAST["fp32"]
+
+
 class Pretended:
     """A compiled detector like the packaged one, that finds what `find` does."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detector_samples import alike, image, small
 
 pytest.importorskip("openvino")
 pytest.importorskip("conformer_fast._C")
@@ -291,13 +292,24 @@ def test_a_backbone(backbone, used, threads, own_sizes, monkeypatch):
     assert min(used) > 0
 
 
+def test_a_detector(used):
+    """Its networks are within the bound of fp32, and it finds the same."""
+    detector, (images, sizes) = small(), image(192, 256)
+    fast = compiled(detector)
+    (found,), (expected,) = fast(images, sizes), detector(images, sizes)
+    assert len(expected.boxes) >= 5
+    alike(found, expected)
+    assert fast.verify(images).within
+    assert max(used) > 1
+
+
 def test_small_images_run_several_at_once(backbone, used):
     """And those that are left one by one: by another engine."""
     fast, images = compiled(backbone, threads=1), torch.randn(engine.SMALL_IMAGES + 1, 3, 96, 96)
     together = flat(fast(images))
     assert len(used) == 2
-    for row, image in enumerate(images):
-        for mine, alone in zip(together, flat(fast(image[None])), strict=True):
+    for row, single in enumerate(images):
+        for mine, alone in zip(together, flat(fast(single[None])), strict=True):
             assert (mine[row] - alone[0]).norm() < 1e-5 * alone.norm()
     assert len(used) == 2
 
