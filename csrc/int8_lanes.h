@@ -1,0 +1,90 @@
+// Vectors of 16 lanes for int8_products.h and int8_rows.h. A file that includes this has defined TARGET, and
+// LANES_AVX512 where that has AVX-512. All instruction sets compute the same, bit for bit.
+
+using Floats = float __attribute__((vector_size(64)));
+using Ints = std::int32_t __attribute__((vector_size(64)));
+
+TARGET inline Floats all(float x) { return Floats{} + x; }
+TARGET inline Ints all(std::int32_t x) { return Ints{} + x; }
+
+// What stands in memory may be of any alignment.
+TARGET inline Floats load(const float* from) {
+    Floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+TARGET inline Ints load(const std::int32_t* from) {
+    Ints value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+TARGET inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+TARGET inline void store(std::int32_t* to, Ints value) { std::memcpy(to, &value, sizeof value); }
+
+TARGET inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
+#ifdef LANES_AVX512
+
+// x * y + z, rounded once.
+TARGET inline Floats fused(Floats x, Floats y, Floats z) { return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z); }
+
+TARGET inline Floats least(Floats x, Floats y) { return (Floats)_mm512_min_ps((__m512)x, (__m512)y); }
+TARGET inline Floats largest(Floats x, Floats y) { return (Floats)_mm512_max_ps((__m512)x, (__m512)y); }
+
+// To the nearest, half to even. |x| is less than 2^31.
+TARGET inline Ints rounded(Floats x) { return (Ints)_mm512_cvtps_epi32((__m512)x); }
+
+// x * 2^n, n a whole number.
+TARGET inline Floats scaled(Floats x, Floats n) { return (Floats)_mm512_scalef_ps((__m512)x, (__m512)n); }
+
+TARGET inline Ints load(const std::uint8_t* from) {
+    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+// Each lane is from 0 to 255.
+TARGET inline void store(std::uint8_t* to, Ints x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+#else
+
+inline Floats fused(Floats x, Floats y, Floats z) {
+    for (int lane = 0; lane < 16; ++lane) z[lane] = std::fma(x[lane], y[lane], z[lane]);
+    return z;
+}
+
+// As x86 has them: y where either is NaN.
+inline Floats least(Floats x, Floats y) { return x < y ? x : y; }
+inline Floats largest(Floats x, Floats y) { return x > y ? x : y; }
+
+inline Ints rounded(Floats x) {
+    Ints out;
+    for (int lane = 0; lane < 16; ++lane) out[lane] = static_cast<std::int32_t>(std::nearbyint(x[lane]));
+    return out;
+}
+
+inline Floats scaled(Floats x, Floats n) {
+    for (int lane = 0; lane < 16; ++lane) x[lane] = std::ldexp(x[lane], static_cast<int>(n[lane]));
+    return x;
+}
+
+inline Ints load(const std::uint8_t* from) {
+    Ints out;
+    for (int lane = 0; lane < 16; ++lane) out[lane] = from[lane];
+    return out;
+}
+
+inline void store(std::uint8_t* to, Ints x) {
+    for (int lane = 0; lane < 16; ++lane) to[lane] = static_cast<std::uint8_t>(x[lane]);
+}
+
+#endif
+
+// Values as numbers. A NaN becomes 0: see Numbers.
+TARGET inline Ints numbers_of(Floats x, const Numbers& to) {
+    const Floats zero = all(static_cast<float>(to.zero));
+    const Floats shifted = fused(x, all(to.inverse), zero);
+    return rounded(least(largest(shifted, all(0.0f)), all(255.0f)));
+}
