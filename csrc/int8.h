@@ -19,7 +19,7 @@ constexpr Index kDepth = 64;    // numbers of a sum that are multiplied together
 constexpr Index kLanes = 16;    // channels of all vectors are a multiple of it
 constexpr Index kSpare = 4096;  // bytes
 
-// How values become numbers: number = round(value * inverse) + zero, half to even, held within 0 and 255.
+// How values become numbers: number = round(value * inverse + zero), half to even, held within 0 and 255.
 struct Numbers {
     float scale, inverse;
     std::int32_t zero;
@@ -27,20 +27,22 @@ struct Numbers {
 
 // rows x depth by depth x columns. Weights and activations of 8 bits, or both of float32.
 //
-// A row's sum goes over `taps`, each of which is `depth` values in a row, `tap[i]` values behind the row's first one.
-// Rows come in tiles of kTile; those of a tile are `row_step` values apart.
+// A row's sum goes over `taps`, each of which is `depth` values, `tap[i]` values behind the row's first one. Rows come in
+// tiles of kTile; those of a tile are `row_step` values apart.
 struct Product {
     const void* in;
     bool in_floats;  // of values: else numbers
     Index row_step;
-    const std::int32_t* tiles;  // where each tile's first row begins, in rows; null: kTile rows behind the one before
+    const std::int32_t* tiles;  // the first value of each tile; null: kTile rows behind the one before
     Index taps, depth;
     const std::int32_t* tap;
-    const void* weights;  // packed: see pack_weights
+    // For each kBlock columns, each tap and each kDepth numbers: two halves of kTile columns, for each four numbers of the
+    // sum, for each column: four numbers. Of float32: for each kBlock columns, each tap and each value: kBlock values.
+    const void* weights;
     const std::int32_t* corrections;  // (columns): what the input's zero adds to each sum
     const float* scales;              // (columns)
     const float* bias;                // (columns)
-    Index rows, columns;
+    Index rows, columns;  // the arrays of columns go on to a multiple of kBlock
 
     // act(sum * scale + bias + residual) + addend: where each row goes, and what is added
     const std::int32_t* out_rows;  // null: rows are in order; negative: the row is left out
@@ -58,11 +60,11 @@ struct Product {
 // numbers of norm(tokens) * weight + bias
 struct Norm {
     const float* tokens;
-    Index rows, channels;
+    Index rows, channels, row_step;  // row_step: from a row of tokens to the next; the results are one after another
     const float *weight, *bias;
     float eps;
-    std::uint8_t* out;      // numbers; or null
-    float* out_floats;      // values; or null
+    std::uint8_t* out;  // numbers; or null
+    float* out_floats;  // values; or null
     Numbers out_numbers;
 };
 
@@ -77,7 +79,8 @@ struct Couple {
     Norm norm;  // of `out`; its rows are all images'
 };
 
-// softmax(q k^T) v of each head. qkv: (images, tokens, 3 heads size), all at one scale, zero 128.
+// softmax(q k^T) v of each head. qkv: (images, tokens, 3 heads size), all at one scale, zero 128. Weights have 16 bits, and
+// their sums 32, so that there are less than 2^15 tokens.
 struct Attention {
     const std::uint8_t* qkv;
     Index images, tokens, heads, size;  // size: channels of a head, at most kDepth, a multiple of kLanes
@@ -130,6 +133,13 @@ struct Quantize {
     Numbers numbers;
 };
 
+// The same bytes to several places: `bytes` each, `count` of them `step` apart, and that for each of `images`.
+struct Copy {
+    const std::byte* from;
+    std::byte* out;
+    Index bytes, count, step, images, image_step;
+};
+
 struct Int8Kernels {
     const char* name;
     bool (*supported)();
@@ -149,7 +159,23 @@ struct Int8Kernels {
 
 extern const Int8Kernels kInt8Amx, kInt8Avx512, kInt8Portable;
 
-// What attention needs beside, aligned to 64 bytes.
-Index attention_scratch(Index tokens, Index size);
+// Where the parts of attention's scratch memory are, in bytes from its start, which is aligned to 64.
+struct AttentionScratch {
+    Index depth;  // keys of a row of weights
+    Index keys, values, offsets, products, weights, sums, end;
+
+    AttentionScratch(Index tokens, Index size)
+        : depth((tokens + kDepth - 1) / kDepth * kDepth),
+          keys(0),
+          values(keys + depth * kDepth),
+          offsets(values + (size + kBlock - 1) / kBlock * kBlock * depth),
+          products(offsets + depth * Index{sizeof(float)}),
+          weights(products + kBlock * depth * Index{sizeof(std::int32_t)}),
+          sums(weights + 2 * kBlock * depth),
+          end(sums + 2 * kBlock * kBlock * Index{sizeof(std::int32_t)}) {}
+};
+
+// The bytes that attention needs beside.
+inline Index attention_scratch(Index tokens, Index size) { return AttentionScratch(tokens, size).end; }
 
 }  // namespace conformer_fast

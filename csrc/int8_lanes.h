@@ -4,8 +4,9 @@
 using Floats = float __attribute__((vector_size(64)));
 using Ints = std::int32_t __attribute__((vector_size(64)));
 
-TARGET inline Floats all(float x) { return Floats{} + x; }
-TARGET inline Ints all(std::int32_t x) { return Ints{} + x; }
+// x - 0 is x, where 0 + x is not for -0, so that only this costs nothing.
+TARGET inline Floats all(float x) { return x - Floats{}; }
+TARGET inline Ints all(std::int32_t x) { return x - Ints{}; }
 
 // What stands in memory may be of any alignment.
 TARGET inline Floats load(const float* from) {
@@ -82,9 +83,10 @@ inline void store(std::uint8_t* to, Ints x) {
 
 #endif
 
-// Values as numbers. A NaN becomes 0: see Numbers.
+// Rounded, and held within 0 and 255. A NaN becomes 0.
+TARGET inline Ints held(Floats x) { return rounded(least(largest(x, all(0.0f)), all(255.0f))); }
+
+// Values as numbers: see Numbers.
 TARGET inline Ints numbers_of(Floats x, const Numbers& to) {
-    const Floats zero = all(static_cast<float>(to.zero));
-    const Floats shifted = fused(x, all(to.inverse), zero);
-    return rounded(least(largest(shifted, all(0.0f)), all(255.0f)));
+    return held(fused(x, all(to.inverse), all(static_cast<float>(to.zero))));
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "arrow.h"
+#include "int8_module.h"
 #include "parallel.h"
 #include "regions_module.h"
 #include "resample.h"
@@ -192,4 +193,5 @@ instructions: one of instruction_sets(), "" for the fastest.
 Raises TypeError and ValueError for arguments that do not fit together, before anything is written.)");
     add_regions(module);
     add_winograd(module);
+    add_int8(module);
 }

@@ -32,4 +32,21 @@ void in_parallel(std::size_t items, std::size_t threads, const std::function<voi
         if (error) std::rethrow_exception(error);
 }
 
+void together(std::size_t threads, const std::function<void(std::size_t, std::size_t)>& work) {
+    std::atomic<std::size_t> of{0};
+    const auto run = [&](std::size_t thread) {
+        while (of == 0) std::this_thread::yield();
+        work(thread, of);
+    };
+    std::vector<std::thread> others;
+    others.reserve(threads - 1);
+    try {
+        for (std::size_t thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
+    } catch (const std::exception&) {  // no room for more
+    }
+    of = others.size() + 1;
+    run(0);
+    for (std::thread& other : others) other.join();
+}
+
 }  // namespace conformer_fast

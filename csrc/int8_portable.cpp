@@ -1,0 +1,50 @@
+// What every CPU computes, with the numbers of the others.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "int8.h"
+
+namespace conformer_fast {
+#if defined(__GNUC__) || defined(__clang__)
+namespace {
+
+#define TARGET
+
+#include "int8_lanes.h"
+
+void multiply_block(const std::uint8_t* first, const std::uint8_t* second, Index row_step, const std::int32_t* tap,
+                    Index taps, Index depths, const std::int8_t* panel, Index rows, bool more, std::int32_t* out) {
+    constexpr Index kGroup = 4, kGroups = kDepth / kGroup;
+    for (Index row = 0; row < rows; ++row) {
+        const std::uint8_t* from = (row < kTile ? first : second) + row % kTile * row_step;
+        const std::int8_t* weights = panel;
+        std::int32_t sums[kBlock] = {};
+        if (more) std::memcpy(sums, out + row * kBlock, sizeof sums);
+        for (Index t = 0; t < taps; ++t)
+            for (Index i = 0; i < depths * 2 * kGroups; ++i, weights += kGroup * kTile) {
+                const Index depth = i / (2 * kGroups), half = i / kGroups % 2, group = i % kGroups;
+                const std::uint8_t* numbers = from + tap[t] + depth * kDepth + group * kGroup;
+                std::int32_t* const to = sums + half * kTile;
+                for (Index column = 0; column < kTile; ++column)
+                    for (Index number = 0; number < kGroup; ++number)
+                        to[column] += numbers[number] * weights[column * kGroup + number];
+            }
+        std::memcpy(out + row * kBlock, sums, sizeof sums);
+    }
+}
+
+#include "int8_rows.h"
+
+#include "int8_products.h"
+
+void nothing() {}
+
+}  // namespace
+
+const Int8Kernels kInt8Portable = {"portable", [] { return true; }, nothing,  nothing, multiply, norm, couple,
+                                   attention,  picture,             max_pool, average, mean,     quantize};
+#else
+const Int8Kernels kInt8Portable = {"portable", [] { return false; }};
+#endif
+}  // namespace conformer_fast

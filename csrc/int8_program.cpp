@@ -1,0 +1,112 @@
+#include "int8_program.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "parallel.h"
+
+namespace conformer_fast {
+namespace {
+
+constexpr Index kLine = 64;  // bytes
+
+// Where threads wait for each other after each step. A step is short, so they spin before they let others run.
+class Meeting {
+public:
+    void wait(std::size_t threads) {
+        const std::size_t round = round_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins)
+            if (spins > kSpins) std::this_thread::yield();
+    }
+
+private:
+    static constexpr int kSpins = 4000;
+
+    std::atomic<std::size_t> arrived_{0}, round_{0};
+};
+
+Index blocks(Index count) { return (count + kBlock - 1) / kBlock; }
+
+Index items(const Product& step) { return blocks(step.rows) * blocks(step.columns); }
+Index items(const Norm& step) { return step.rows; }
+Index items(const Couple& step) { return step.norm.rows; }
+Index items(const Attention& step) { return step.images * step.heads; }
+Index items(const Picture& step) { return step.count * (step.height + 6); }
+Index items(const MaxPool& step) { return step.images * step.out_height; }
+Index items(const Average& step) { return step.images * (step.height / step.stride); }
+Index items(const Mean& step) { return step.images; }
+Index items(const Quantize& step) { return step.count / kLanes; }
+Index items(const Copy& step) { return step.images; }
+
+struct Worker {
+    const Int8Kernels& kernels;
+    const float* images;
+    std::byte* scratch;
+    Index first, last;
+
+    void operator()(const Product& step) const { kernels.product(step, first, last); }
+    void operator()(const Norm& step) const { kernels.norm(step, first, last); }
+    void operator()(const Couple& step) const { kernels.couple(step, first, last); }
+    void operator()(const Attention& step) const { kernels.attention(step, first, last, scratch); }
+    void operator()(Picture step) const {
+        step.images = images;
+        kernels.picture(step, first, last);
+    }
+    void operator()(const MaxPool& step) const { kernels.max_pool(step, first, last); }
+    void operator()(const Average& step) const { kernels.average(step, first, last); }
+    void operator()(const Mean& step) const { kernels.mean(step, first, last); }
+    void operator()(const Quantize& step) const { kernels.quantize(step, first, last); }
+    void operator()(const Copy& step) const {
+        for (Index image = first; image < last; ++image)
+            for (Index i = 0; i < step.count; ++i)
+                std::memcpy(step.out + image * step.image_step + i * step.step, step.from,
+                            static_cast<std::size_t>(step.bytes));
+    }
+};
+
+std::byte* aligned(std::byte* memory) {
+    return memory + (kLine - reinterpret_cast<std::uintptr_t>(memory) % kLine) % kLine;
+}
+
+}  // namespace
+
+Program::Program(const Int8Kernels& kernels, Index bytes, Index images)
+    : kernels_(kernels),
+      bytes_(bytes),
+      images_(images),
+      memory_(new std::byte[static_cast<std::size_t>(bytes + kLine)]()),
+      aligned_(aligned(memory_.get())) {}
+
+void Program::add(const Step& step) {
+    if (const auto* attention = std::get_if<Attention>(&step))
+        scratch_ = std::max(scratch_, attention_scratch(attention->tokens, attention->size));
+    steps_.push_back(step);
+}
+
+void Program::run(const float* images, const std::vector<float*>& out, std::size_t threads) const {
+    Meeting meeting;
+    std::vector<std::vector<std::byte>> scratch(threads);
+    for (auto& memory : scratch) memory.resize(static_cast<std::size_t>(scratch_ + kLine));
+    together(threads, [&](std::size_t thread, std::size_t of) {
+        kernels_.begin();
+        for (const Step& step : steps_) {
+            const Index count = std::visit([](const auto& one) { return items(one); }, step);
+            const Index first = count * static_cast<Index>(thread) / static_cast<Index>(of);
+            const Index last = count * static_cast<Index>(thread + 1) / static_cast<Index>(of);
+            if (first < last) std::visit(Worker{kernels_, images, aligned(scratch[thread].data()), first, last}, step);
+            if (of > 1) meeting.wait(of);
+        }
+        kernels_.end();
+    });
+    for (std::size_t i = 0; i < results_.size(); ++i)
+        std::memcpy(out[i], results_[i].from, static_cast<std::size_t>(results_[i].count * images_) * sizeof(float));
+}
+
+}  // namespace conformer_fast
