@@ -1,0 +1,1 @@
+"""Our own code for CPUs, in 8 bits: csrc/int8.h."""
