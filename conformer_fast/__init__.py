@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from .engines.cache import cached_engines as cached_engines
     from .engines.cache import clear_cache as clear_cache
     from .engines.cuda import GPUMemoryError as GPUMemoryError
+    from .engines.native.backend import Native as Native
     from .engines.openvino.backend import OpenVINO as OpenVINO
     from .engines.reference import Reference as Reference
     from .engines.tensorrt.backend import TensorRT as TensorRT
@@ -141,6 +142,7 @@ HOMES = {  # where each name is defined
     "Info": "deploy.info:Info",
     "LoadReport": "checkpoints.weights:LoadReport",
     "Manifest": "bundles.manifest:Manifest",
+    "Native": "engines.native.backend:Native",
     "OpenVINO": "engines.openvino.backend:OpenVINO",
     "Pictures": "datasets.batches:Pictures",
     "Prediction": "deploy.predict:Prediction",

@@ -32,8 +32,8 @@ Engine = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Precisions(NamedTuple):
-    """native: those of this hardware, fp32 first, in general the fastest last. calibrated: those that take a
-    Quantization."""
+    """native: those of this hardware, fp32 first, in general the fastest last; none if all are calibrated. calibrated:
+    those that take a Quantization."""
 
     native: tuple[str, ...]
     calibrated: tuple[str, ...] = ()
@@ -72,6 +72,8 @@ class Backend(ABC):
     hardware: ClassVar[str]  # for people: "GPU"
     device_type: ClassVar[str]  # of PyTorch's devices: where its engines run
     asked_only: ClassVar[bool] = False  # "auto" leaves it out
+    taken_for: ClassVar[tuple[str, ...]] = ()  # the precisions for which "auto" takes it; none: all
+    runs_detectors: ClassVar[bool] = True  # and not Conformers alone
     format: ClassVar[Format]  # of its bundles
     ahead: ClassVar[bool] = False  # its engines may be for other machines: a bundle says how far their graph is
     packages: ClassVar[tuple[str, ...]] = ()  # that it runs by, as pip calls them
@@ -86,7 +88,7 @@ class Backend(ABC):
         """What it has here. Only asked if nothing is missing."""
 
     def fastest(self) -> tuple[str, str]:
-        """The native precision that "auto" takes, and why, in a few words."""
+        """The native precision that "auto" takes, and why, in a few words. Only asked if there is one."""
         native = self.precisions().native
         return native[-1], f"the fastest precision of the {self.hardware}" if len(native) > 1 else "its precision here"
 

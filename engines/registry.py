@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BACKENDS = {
     "triton": "conformer_fast.engines.triton.backend:Triton",
     "tensorrt": "conformer_fast.engines.tensorrt.backend:TensorRT",
+    "native": "conformer_fast.engines.native.backend:Native",
     "openvino": "conformer_fast.engines.openvino.backend:OpenVINO",
     "reference": "conformer_fast.engines.reference:Reference",
 }
@@ -102,39 +103,48 @@ def choose(
     precision: str = "auto",
     options: Mapping[str, Any] | None = None,
     device_type: str | None = None,
+    detector: bool = False,
 ) -> Choice:
     """What runs here: the backend asked for, or for "auto" the first that can.
 
     options:     of the backend's class, for one that is given by name
     device_type: "cpu" or "cuda": where it is to run; None: anywhere
+    detector:    whether it is to run a detector's networks, not a Conformer
 
     Raises ArgumentError for an unknown name, BackendError when the backend cannot run here or there, has no such option
     or the hardware lacks the precision.
     """
     one_of("precision", precision, ("auto", *PRECISIONS))
     if not isinstance(backend, str) or backend != "auto":
-        return _chosen(given(backend, options, ("auto", *BACKENDS)), precision, device_type, [])
+        return _chosen(given(backend, options, ("auto", *BACKENDS)), precision, device_type, detector, [])
     passed_over: list[str] = []
     for name in BACKENDS:
         candidate = make(name)
-        if candidate.asked_only:
+        if candidate.asked_only or not _is_for(candidate, precision, detector):
             continue
         why = _unusable(candidate, device_type)
         if why is None:
-            return _chosen(make(name, options), precision, device_type, passed_over)
+            return _chosen(make(name, options), precision, device_type, detector, passed_over)
         passed_over.append(f"no {name} ({why})")
     raise BackendError(f"nothing runs on {device_type!r} here: {'; '.join(passed_over)}")
 
 
-def _chosen(backend: Backend, precision: str, device_type: str | None, passed_over: list[str]) -> Choice:
-    why = _unusable(backend, device_type)
+def _chosen(
+    backend: Backend, precision: str, device_type: str | None, detector: bool, passed_over: list[str]
+) -> Choice:
+    why = "it runs no detectors" if detector and not backend.runs_detectors else _unusable(backend, device_type)
     if why:
-        others = [name for name in BACKENDS if _unusable(make(name), device_type) is None]
+        candidates = {name: make(name) for name in BACKENDS}
+        others = [
+            name
+            for name, candidate in candidates.items()
+            if _is_for(candidate, precision, detector) and _unusable(candidate, device_type) is None
+        ]
         instead = f"here there is {', '.join(others)}" if others else f"nothing else runs on {device_type} here either"
         raise BackendError(f"backend {backend.name!r} cannot run here: {why}; {instead}")
     native, calibrated = backend.precisions()
     reason = "as asked"
-    if precision == "auto":
+    if precision == "auto" and native:
         precision, reason = backend.fastest()
     elif precision not in (*native, *calibrated):
         raise BackendError(
@@ -142,6 +152,11 @@ def _chosen(backend: Backend, precision: str, device_type: str | None, passed_ov
             f"{', '.join((*native, *calibrated))}"
         )
     return Choice(backend, precision, "; ".join([f"{backend.name} {precision}: {reason}", *passed_over]))
+
+
+def _is_for(backend: Backend, precision: str, detector: bool) -> bool:
+    """Whether a backend is considered where none is asked for."""
+    return precision in (backend.taken_for or (precision,)) and (backend.runs_detectors or not detector)
 
 
 def _unusable(backend: Backend, device_type: str | None) -> str | None:

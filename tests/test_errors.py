@@ -153,6 +153,7 @@ WRONG = {  # all are refused before any work
     "a size": lambda: cf.load_batch(["cat.jpg"], 1.5),
     "topk": lambda: cf.compile(DIGITS, backend="reference").predict([], topk=1.5),
     "threads": lambda: cf.OpenVINO(threads=True),
+    "threads of native": lambda: cf.Native(threads="2"),
     "tune": lambda: cf.Triton(tune="no"),
     "shapes": lambda: cf.TensorRT(shapes=3),
     "one of the shapes": lambda: cf.TensorRT(shapes=[3]),

@@ -63,7 +63,7 @@ def build(
     """
     one_of("precision", precision, PRECISIONS)
     chosen = given(backend, options)
-    check_settings(Settings(chosen, precision))
+    check_settings(Settings(chosen, precision), isinstance(model, Detector))
     check_writable(folder, key)
     device = chosen.torch_device() if torch.cuda.is_available() else chosen.device_type
     if isinstance(model, Detector):

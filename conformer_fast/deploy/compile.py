@@ -58,9 +58,9 @@ def compile(
 
     model:     a reference Conformer, the official repository's Conformer, an mmpretrain ImageClassifier or Conformer
                backbone, mmdetection's backbone, a state dict, or a checkpoint's path; or a Detector. It is not changed.
-    backend:   "auto" (the first of these that can run here), "triton" (CUDA), "openvino" (CPU), "reference"; or
-               "tensorrt" (CUDA), which is built for certain shapes; or one of their classes with its options, as
-               TensorRT(shapes=Shapes(...))
+    backend:   "auto" (the first of these that can run here), "triton" (CUDA), "native" (CPU; for "int8" and
+               Conformers alone), "openvino" (CPU), "reference"; or "tensorrt" (CUDA), which is built for certain
+               shapes; or one of their classes with its options, as TensorRT(shapes=Shapes(...))
     precision: "auto" (the fastest of the following that this hardware has: a CPU that lists "bf16" is measured, once,
                in less than a second), "fp32", "bf16" or, on a GPU or a CPU that lists it, "fp16". Products of fp32 are
                exact, unless torch.set_float32_matmul_precision allows TF32 to them. With a `quantization`, "int8" or,
@@ -69,14 +69,14 @@ def compile(
                else where the backend runs: the CPU or the current GPU
     quantization: for 8 bits, what `conformer_fast.calibrate` returned, or the images that it is to measure: batches (B,
                in_channels, H, W), normalized, or a folder's path
-    options:   of the backend that `backend` names: threads= of "openvino", tune= of "triton", shapes= and flavor= of
-               "tensorrt"
+    options:   of the backend that `backend` names: threads= of "native" and "openvino", tune= of "triton", shapes= and
+               flavor= of "tensorrt"
 
-    The engine for an image size is built at the first call with that size and then kept: on the CPU in memory and on
+    The engine for an image size is built at the first call with that size and then kept: by "openvino" in memory and on
     disk, one for all sizes after the first four; on a GPU as a CUDA graph for that size and for batches up to the next
     of 1, 2, 4, 8, 10, 12, ... images. Its memory is planned once, and all compiled models on a GPU share it. A batch
     for which the GPU lacks memory raises GPUMemoryError, a torch.OutOfMemoryError; smaller ones still run. A TensorRT
-    engine is built at once, for its shapes, and kept on disk.
+    engine is built at once, for its shapes, and kept on disk. "native" has one engine for all sizes.
 
     Raises BackendError when the backend, precision, device or an option cannot be had here; CheckpointError or
     ArgumentError when `model` is not a Conformer or is in training mode; ArgumentError when only one of an 8-bit
@@ -104,7 +104,7 @@ def _detector(
     options: dict[str, Any],
 ) -> FastDetector:
     with on_device(place or "cpu"):
-        chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
+        chosen, precision, reason = choose(backend, precision, options, place.type if place else None, detector=True)
         reference = own_copy(model)
         found, _ = resolve_detector(reference, precision, quantization)
         settings = Settings(chosen, precision, chosen.torch_device(), found)

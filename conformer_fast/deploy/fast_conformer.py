@@ -128,9 +128,10 @@ class FastConformer(EngineModule):
         key:    signs the bundle: the bytes of a PEM file with a private key (Ed25519), whose public one `load` takes;
                 or a secret of at least 16 bytes (HMAC-SHA256), which `load` takes too
 
-        openvino: the graph, and the engines of the sizes run so far; if none was, of the usual size, which is built
-        first. On another CPU the graph is built anew. triton: the weights as the kernels read them, and the tuned tiles
-        of this GPU. tensorrt: the engine, for the GPUs it was built for. A loaded model's bundle is copied.
+        native: the network, for images of any size. openvino: the graph, and the engines of the sizes run so far; if
+        none was, of the usual size, which is built first. On another CPU the graph is built anew. triton: the weights
+        as the kernels read them, and the tuned tiles of this GPU. tensorrt: the engine, for the GPUs it was built for.
+        A loaded model's bundle is copied.
 
         A bundle that is there already is replaced. Raises BackendError for the backend "reference", which has nothing
         to save; BundleError when the folder holds anything but a bundle or cannot be written, or when the model returns

@@ -23,7 +23,8 @@ def load(folder: str | os.PathLike[str], *, key: bytes | None = None, **options:
              noticed. Running an engine is running whatever its writer put into it: load none from strangers. A signed
              bundle loads without its key too. It takes no engine from the cache, and only with a secret are the kernels
              that TensorRT-RTX compiles kept beside it.
-    options: of the bundle's backend, as in `compile`: threads= and device= of "openvino", tune= of "triton"
+    options: of the bundle's backend, as in `compile`: threads= of "native", threads= and device= of "openvino",
+             tune= of "triton"
 
     Every file's hash is compared before anything is interpreted. Raises BundleError for a folder that is no whole,
     unchanged bundle; EngineMismatchError, which is one, when it does not fit this machine; BackendError for an option

@@ -90,15 +90,15 @@ def save(
     return write_bundle(folder, manifest, files, key)
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises BackendError where no bundle of these settings could be made here."""
+def check_settings(settings: Settings, detector: bool = False) -> None:
+    """Raises BackendError where no bundle of these settings could be made here, of a Conformer or of a detector."""
     backend = settings.backend
     if backend.name not in with_bundles():
         raise BackendError(
             f"backend {backend.name!r} has no engine to save; compile with backend {', '.join(with_bundles())}"
         )
     if not backend.ahead:
-        choose(backend, settings.precision)
+        choose(backend, settings.precision, detector=detector)
     backend.check(settings)
 
 

@@ -41,7 +41,7 @@ def save_detector(
     detector: in fp32 on the CPU; networks: of these settings; None: engines are built for the bundle alone; others: as
     `save` takes them, whose errors it raises
     """
-    check_settings(settings)
+    check_settings(settings, detector=True)
     check_writable(folder, key)
     check_labels(labels, detector.config)
     own, parts = part_settings(detector, settings), parts_of(detector)

@@ -3,7 +3,7 @@
 A value x is stored as round(x / scale) in INT8, or as x / scale in FP8 (E4M3), with scale = range / (largest stored
 number). Weights have a scale for each output channel, activations one for all; biases stay as they are. The heads,
 softmax, layer norms and residual tokens are not quantized: they feel rounding most. What attention reads, queries, keys
-and values, has one scale, which OpenVINO's engines alone use: TensorRT-RTX takes attention apart then, and our kernels
+and values, has one scale, which engines for CPUs alone use: TensorRT-RTX takes attention apart then, and our kernels
 would not gain. The probabilities that it weighs values by stay as they are everywhere: of 1 / 197, as diffuse attention
 has them at 224x224, steps of 1 / 255 would keep 78 %, and of larger images' nothing.
 

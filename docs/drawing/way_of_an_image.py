@@ -34,7 +34,7 @@ def draw(palette: Palette) -> bytes:
 
     sheet.box(3, 190, WIDTH - 3, 876, palette.frame)
     sheet.words(middle, 212, "engines/", NAME, bold=True)
-    sheet.words(middle, 234, f"one of {', '.join(others)} or {last} computes:")
+    sheet.words(middle, 234, f"{', '.join(others)} or {last}:")
     sheet.labeled(110, 254, 370, 310, palette.plain, "stem", "7x7 convolution, max-pool")
     for x in (left, right):
         sheet.arrow((middle, 310), (middle, 326), (x, 326), (x, 350))

@@ -77,7 +77,7 @@ def test_one_name_is_no_list(name, small_model, tmp_path):
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ("reference", "'reference' has no engine to save; compile with backend triton, tensorrt, openvino"),
+        ("reference", "'reference' has no engine to save; compile with backend triton, tensorrt, native, openvino"),
         ("triton", "'triton' cannot run here: no CUDA device"),
         ("openvino", "precision 'fp16' is not available on backend 'openvino' here"),
     ],

@@ -23,7 +23,8 @@ def tensorrt(small_model):
 
 def test_reference_is_not_saved(small_model, tmp_path):
     with pytest.raises(
-        BackendError, match=r"'reference' has no engine to save; compile with backend triton, tensorrt, openvino$"
+        BackendError,
+        match=r"'reference' has no engine to save; compile with backend triton, tensorrt, native, openvino$",
     ):
         cf.compile(small_model, backend="reference").save(tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -14,7 +14,8 @@ from conformer_fast.model.precision import DTYPES, FORMATS
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what the machine seems to have: machine(capability=..., packages=..., precisions=...)."""
+    """Sets what the machine seems to have: machine(capability=..., packages=..., precisions=...). "native" is missing
+    there (native/test_backend.py)."""
 
     def pretend(capability=None, packages=("openvino", "onnx"), precisions=("fp32", "bf16")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
@@ -25,6 +26,7 @@ def machine(monkeypatch):
         for name in ("openvino", "triton", "tensorrt"):
             module = f"conformer_fast.engines.{name}.backend.find_spec"
             monkeypatch.setattr(module, lambda name: object() if name in packages else None)
+        monkeypatch.setattr(cf.Native, "missing", lambda self: "no AVX-512 VNNI")
         described = Precisions(tuple(precisions), ("int8",))
         monkeypatch.setattr(cf.OpenVINO, "precisions", lambda self: described)
         fastest = described.native[-1], "measured" if len(precisions) > 1 else "its precision here"
@@ -220,7 +222,7 @@ def test_reference_has_fp32_alone(precision):
 @pytest.mark.parametrize("name", ["cuda", "OpenVINO", "", None, 3], ids=repr)
 def test_unknown_backend_lists_the_choices(name):
     with pytest.raises(
-        ValueError, match=r"unknown backend .*; choose one of auto, triton, tensorrt, openvino, reference$"
+        ValueError, match=r"unknown backend .*; choose one of auto, triton, tensorrt, native, openvino, reference$"
     ) as caught:
         choose(name)
     assert repr(name) in str(caught.value)
@@ -326,7 +328,9 @@ def test_a_backend_is_given_in_one_way(small_model, tmp_path):
     with pytest.raises(BackendError, match=r"the options threads belong to the backend's class: OpenVINO\(\.\.\.\)"):
         cf.build(small_model, tmp_path / "bundle", backend=cf.OpenVINO(), precision="fp32", threads=2)
     for backend in (3, None):
-        with pytest.raises(ValueError, match=f"unknown backend {backend}; choose one of triton, tensorrt, openvino"):
+        with pytest.raises(
+            ValueError, match=f"unknown backend {backend}; choose one of triton, tensorrt, native, openvino"
+        ):
             cf.build(small_model, tmp_path / "bundle", backend=backend)
     with pytest.raises(ValueError, match=r"backend OpenVINO is a class; give OpenVINO\(\), or its options in it"):
         cf.compile(small_model, backend=cf.OpenVINO)

@@ -1,0 +1,114 @@
+"""Our own code for CPUs as a backend: csrc/ runs the network in 8 bits, for any size of images at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from conformer_fast.bundles.folder import StoredEngine
+from conformer_fast.bundles.manifest import Facts, Format, PartManifest
+from conformer_fast.errors import MOST_OF_A_COMMAND, BundleError, EngineMismatchError, shown, whole
+from conformer_fast.extension import unusable
+from conformer_fast.inference.lower import Lowered, lower
+from conformer_fast.model.reference import Conformer
+
+from ..base import Backend, Contents, Engine, Precisions, Settings
+
+if TYPE_CHECKING:
+    from .engine import NativeEngine
+    from .graph import Graph
+
+NETWORK = "network.safetensors"
+SLOW = "portable"  # the instructions that every CPU has
+REBUILD = "conformer_fast.compile(model, precision='int8', quantization=images).save(folder)"  # by another backend
+
+
+@dataclass(frozen=True)
+class Native(Backend):
+    """Engines for CPUs with AVX-512 VNNI that compute in 8 bits, with fp32 around them. Each takes images of any size,
+    and nothing is built for one. They run Conformers, no detectors.
+
+    threads: cores of the CPU to use; default: as many as PyTorch uses
+
+    Raises ArgumentError unless `threads` is a whole number, at least 1.
+    """
+
+    threads: int | None = None
+
+    name: ClassVar[str] = "native"
+    hardware: ClassVar[str] = "CPU"
+    device_type: ClassVar[str] = "cpu"
+    taken_for: ClassVar[tuple[str, ...]] = ("int8",)
+    runs_detectors: ClassVar[bool] = False
+    format: ClassVar[Format] = Format((NETWORK,), {"instructions": str}, read_once=(NETWORK,))
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            whole("threads", self.threads)
+
+    def missing(self) -> str | None:
+        return unusable() or ("this CPU has no AVX-512 VNNI" if _instructions() == SLOW else None)
+
+    def precisions(self) -> Precisions:
+        return Precisions((), self.taken_for)
+
+    def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> NativeEngine:
+        from .engine import NativeEngine
+
+        return NativeEngine(partial(_graph, reference, settings, outputs), self.threads)
+
+    def contents(
+        self,
+        reference: Lowered,
+        settings: Settings,
+        outputs: Sequence[str],
+        graph: bytes | None,
+        engine: Engine | None,
+    ) -> Contents:
+        """The network, and which instructions the CPU has that it was made on; it runs by others too."""
+        files = {NETWORK: _graph(reference, settings, outputs).to_bytes()}
+        parts = {"products": settings.precision, "the rest": "fp32"}
+        return Contents(files, parts, {"instructions": _instructions()})
+
+    def fits(self, manifest: Facts) -> str:
+        missing = self.missing()
+        if missing:
+            raise EngineMismatchError("CPU", f"one that backend {self.name!r} runs on", f"none: {missing}", REBUILD)
+        if manifest.precision not in self.taken_for:
+            found = f"{' or '.join(self.taken_for)} alone"
+            raise EngineMismatchError("precision", manifest.precision, found, manifest.rebuild)
+        return self.torch_device()
+
+    def restore(self, stored: StoredEngine, settings: Settings, key: bytes | None) -> NativeEngine:
+        from .engine import NativeEngine
+        from .graph import Graph
+
+        manifest, content = stored.manifest, stored.read(NETWORK)
+        try:
+            graph = Graph.from_bytes(content)
+            if isinstance(manifest, PartManifest):
+                raise BundleError(f"backend {self.name!r} runs no detectors")
+            if len(graph.outputs) != len(manifest.outputs):
+                raise BundleError(f"the network returns {len(graph.outputs)} tensors, not {len(manifest.outputs)}")
+        except BundleError as error:
+            raise BundleError(
+                f"{stored.folder} does not hold what its manifest says: {error}; make it again: "
+                f"{shown(manifest.rebuild, MOST_OF_A_COMMAND)}"
+            ) from error
+        return NativeEngine(lambda: graph, self.threads)
+
+
+def _instructions() -> str:
+    """The fastest that this CPU has and csrc/ uses."""
+    from conformer_fast import _C
+
+    return _C.int8_instruction_sets()[0]
+
+
+def _graph(reference: Lowered, settings: Settings, outputs: Sequence[str]) -> Graph:
+    from .graph import Graph
+
+    assert isinstance(reference, Conformer)  # detectors are refused
+    return Graph.of(lower(reference, outputs, quantization=settings.quantization, attended=True))
