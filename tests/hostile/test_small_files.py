@@ -1,5 +1,5 @@
 """The other files that commands read or keep: calibration results, tuned tables, what was evaluated, cached engines,
-counts of a calibration, labels."""
+networks in 8 bits, counts of a calibration, labels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from attempts import Attempts, every
 from damage import NAMES, broken, broken_json, flipped, poisoned
 from hypothesis import strategies as st
@@ -18,8 +19,10 @@ from conformer_fast.calibration.counts import Counts
 from conformer_fast.calibration.histograms import BINS, Histogram
 from conformer_fast.datasets.labels import Picture, labels_from_file
 from conformer_fast.engines import cache
-from conformer_fast.errors import ArgumentError, ConformerFastError, DatasetError
+from conformer_fast.engines.native.graph import GRAPH, IMAGES, SIGNATURES, Graph, Stored, Value
+from conformer_fast.errors import ArgumentError, BundleError, ConformerFastError, DatasetError
 from conformer_fast.evaluation.resume import DAMAGED, MAGIC, Record
+from conformer_fast.inference.lower import lower
 from conformer_fast.inference.quantization import Quantization
 from conformer_fast.model.class_names import imagenet_synsets
 from conformer_fast.model.precision import FORMATS
@@ -54,6 +57,34 @@ def test_calibration_results(attempt: Attempts, tried):
     every(texts(json.loads(path.read_bytes()), indent=1), 150, one)
     attempt.check()
     tried("calibration results: damaged", attempt.counts)
+
+
+def test_networks_in_8_bits(attempt: Attempts, tried, small_model):
+    """Whatever is read is a graph whose every node has its arguments, of what earlier ones return."""
+    ranges = {"stem": 3.0, "conv_1.conv2": 3.0, "trans_1.fc1": 3.0}
+    sound = Graph.of(lower(small_model, ["1.map", "1.tokens"], quantization=Quantization("int8", ranges))).to_bytes()
+    tensors, start = safetensors.torch.load(sound), 8 + int.from_bytes(sound[:8], "little")
+    graph = json.loads(json.loads(sound[8:start])["__metadata__"][GRAPH])
+
+    def equal(found: Graph) -> bool:
+        returned = [SIGNATURES[operation].results for operation, _ in found.nodes]
+        for index, (operation, arguments) in enumerate(found.nodes):
+            assert arguments.keys() == SIGNATURES[operation].arguments.keys()
+            for value in arguments.values():
+                if isinstance(value, Value) and value != IMAGES:
+                    assert 0 <= value.output < returned[:index][value.node]
+                assert not isinstance(value, Stored) or value.name in found.tensors
+        return found.to_bytes() == sound
+
+    def one(damaged: bytes) -> None:
+        attempt.read(lambda: Graph.from_bytes(damaged), BundleError, "", equal)
+
+    one(sound)
+    graphs = broken_json(graph).map(lambda text: safetensors.torch.save(tensors, {GRAPH: text}))
+    headers = broken(sound[:start]).map(lambda header: header + sound[start:])
+    every(st.one_of(graphs, graphs, headers, broken(sound)), 150, one)
+    attempt.check()
+    tried("networks in 8 bits: damaged", attempt.counts)
 
 
 def test_counts_of_a_calibration(attempt: Attempts, tried):

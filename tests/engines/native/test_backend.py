@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -204,8 +205,43 @@ def test_it_verifies(fast):
     assert (report.backend, len(report.blocks)) == ("native", 2 + 4 * 2)
 
 
-def test_copies(fast):
-    assert same(copy.deepcopy(fast)(images(2, 3, 32, 32)), fast(images(2, 3, 32, 32)))
+def test_copies(fast, tmp_path):
+    batch = images(2, 3, 32, 32)
+    loaded = cf.load(fast.save(tmp_path / "bundle"), threads=1)
+    for model in (fast, loaded):
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert other.settings == model.settings
+            assert same(other(batch), fast(batch))
+
+
+SURROUNDINGS = {
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "meta by default": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_surroundings_change_nothing(surroundings, fast, small_model, calibrated, tmp_path):
+    batch, folder = images(2, 3, 32, 32), fast.save(tmp_path / "bundle")
+    expected = fast(batch)
+    with surroundings():
+        compiled = cf.compile(small_model, precision="int8", quantization=calibrated)
+        models = (compiled, cf.load(folder), cf.load(compiled.save(tmp_path / "another")))
+        assert all(same(model(batch), expected) for model in models)
+    assert all(same(model(batch), expected) for model in models)
+
+
+def test_default_dtype_changes_nothing(fast, small_model, calibrated, tmp_path):
+    batch, folder = images(2, 3, 32, 32), fast.save(tmp_path / "bundle")
+    expected = fast(batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        compiled = cf.compile(small_model, precision="int8", quantization=calibrated)
+        assert same(compiled(batch), expected)
+        assert same(cf.load(folder)(batch), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # Bundles
