@@ -114,6 +114,10 @@ class Backend(ABC):
         model."""
         return self
 
+    def refuses(self, reference: Lowered, quantization: Quantization | None) -> str | None:
+        """Why it cannot run this model so; None if it can."""
+        return None
+
     def for_images(self, shape: Sequence[int]) -> Backend:
         """The same for engines that take batches up to this shape, (B, in_channels, H, W), if any cannot."""
         return self

@@ -12,6 +12,8 @@ from conformer_fast.model.names import PRECISIONS
 
 if TYPE_CHECKING:
     from conformer_fast.bundles.manifest import Format
+    from conformer_fast.inference.lower import Lowered
+    from conformer_fast.inference.quantization import Quantization
 
     from .base import Backend, Runner
 
@@ -104,12 +106,14 @@ def choose(
     options: Mapping[str, Any] | None = None,
     device_type: str | None = None,
     detector: bool = False,
+    without: Mapping[str, str] | None = None,
 ) -> Choice:
     """What runs here: the backend asked for, or for "auto" the first that can.
 
     options:     of the backend's class, for one that is given by name
     device_type: "cpu" or "cuda": where it is to run; None: anywhere
     detector:    whether it is to run a detector's networks, not a Conformer
+    without:     backends that "auto" does not take, and why
 
     Raises ArgumentError for an unknown name, BackendError when the backend cannot run here or there, has no such option
     or the hardware lacks the precision.
@@ -117,16 +121,40 @@ def choose(
     one_of("precision", precision, ("auto", *PRECISIONS))
     if not isinstance(backend, str) or backend != "auto":
         return _chosen(given(backend, options, ("auto", *BACKENDS)), precision, device_type, detector, [])
-    passed_over: list[str] = []
+    passed_over = [f"no {name} ({why})" for name, why in (without or {}).items()]
     for name in BACKENDS:
         candidate = make(name)
-        if candidate.asked_only or not _is_for(candidate, precision, detector):
+        if candidate.asked_only or name in (without or {}) or not _is_for(candidate, precision, detector):
             continue
         why = _unusable(candidate, device_type)
         if why is None:
             return _chosen(make(name, options), precision, device_type, detector, passed_over)
         passed_over.append(f"no {name} ({why})")
     raise BackendError(f"nothing runs on {device_type!r} here: {'; '.join(passed_over)}")
+
+
+def choose_for(
+    reference: Lowered,
+    quantization: Quantization | None,
+    choice: Choice,
+    backend: str | Backend,
+    options: Mapping[str, Any] | None,
+    device_type: str | None,
+) -> Choice:
+    """What `choose` returned for `backend`, or, if that was "auto" and its choice does not run this model, the next.
+
+    Raises BackendError where a backend that was asked for does not.
+    """
+    chosen, precision, _ = choice
+    why = chosen.refuses(reference, quantization)
+    if why is None:
+        return choice
+    instead = choose("auto", precision, None, device_type, without={chosen.name: why})
+    if backend != "auto":
+        raise BackendError(
+            f"backend {chosen.name!r} cannot run this model in {precision}: {why}; {instead.backend.name!r} can"
+        )
+    return choose("auto", precision, options, device_type, without={chosen.name: why})
 
 
 def _chosen(

@@ -12,7 +12,7 @@ from ..calibration.resolve import resolve, resolve_detector
 from ..checkpoints.adopt import Model, adopt
 from ..engines.base import Backend, Settings
 from ..engines.module import EngineModule
-from ..engines.registry import choose
+from ..engines.registry import choose, choose_for
 from ..errors import ArgumentTypeError, BackendError, shown
 from ..inference.quantization import Quantization
 from ..model.detector.reference import Detector
@@ -88,9 +88,11 @@ def compile(
         return _detector(model, backend, precision, None if device is None else _device(device), quantization, options)
     place = _gpu_of(model) if device is None else _device(device)
     with on_device(place or "cpu"):
-        chosen, precision, reason = choose(backend, precision, options, place.type if place else None)
+        kind = place.type if place else None
+        choice = choose(backend, precision, options, kind)
         source = adopt(model)
-        found, _ = resolve(source.reference, precision, quantization)
+        found, _ = resolve(source.reference, choice.precision, quantization)
+        chosen, precision, reason = choose_for(source.reference, found, choice, backend, options, kind)
         settings = Settings(chosen.for_model(source.reference), precision, chosen.torch_device(), found)
     return compiled(source, settings, reason)
 

@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from conformer_fast.bundles.folder import StoredEngine
 from conformer_fast.bundles.manifest import Facts, Format, PartManifest
-from conformer_fast.errors import MOST_OF_A_COMMAND, BundleError, EngineMismatchError, shown, whole
+from conformer_fast.errors import (
+    MOST_OF_A_COMMAND,
+    BackendError,
+    BundleError,
+    EngineMismatchError,
+    first_few,
+    shown,
+    whole,
+)
 from conformer_fast.extension import unusable
-from conformer_fast.inference.lower import Lowered, lower
+from conformer_fast.inference.lower import Lowered, blank, lower
+from conformer_fast.inference.quantization import Quantization, addend_of, result_of
 from conformer_fast.model.reference import Conformer
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from .graph import Graph
 
 NETWORK = "network.safetensors"
+LANES, LARGEST_HEAD, MOST_CHANNELS = 16, 64, 4  # as in csrc/int8.h
 SLOW = "portable"  # the instructions that every CPU has
 REBUILD = "conformer_fast.compile(model, precision='int8', quantization=images).save(folder)"  # by another backend
 
@@ -54,10 +64,26 @@ class Native(Backend):
     def precisions(self) -> Precisions:
         return Precisions((), self.taken_for)
 
+    def refuses(self, reference: Lowered, quantization: Quantization | None) -> str | None:
+        assert isinstance(reference, Conformer)  # detectors are passed over
+        assert quantization is not None
+        config = reference.config
+        size = config.embed_dim // config.num_heads
+        if size % LANES or size > LARGEST_HEAD:
+            return f"a head has {size} channels, not a multiple of {LANES} up to {LARGEST_HEAD}"
+        if config.in_channels > MOST_CHANNELS:
+            return f"images have {config.in_channels} channels, more than {MOST_CHANNELS}"
+        heads = not reference.features_only
+        products = blank(config, None, "fp32", heads=heads, norm=heads).quantizable
+        added = [addend_of(name) for name in products if name.endswith(".conv3")]
+        attended = [result_of(name) for name in products if name.endswith(".qkv")]
+        missing = [name for name in (*products, *added, *attended) if name not in quantization.ranges]
+        return f"its quantization has no ranges of {first_few(missing)}" if missing else None
+
     def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> NativeEngine:
         from .engine import NativeEngine
 
-        return NativeEngine(partial(_graph, reference, settings, outputs), self.threads)
+        return NativeEngine(partial(self._graph, reference, settings, outputs), self.threads)
 
     def contents(
         self,
@@ -68,7 +94,7 @@ class Native(Backend):
         engine: Engine | None,
     ) -> Contents:
         """The network, and which instructions the CPU has that it was made on; it runs by others too."""
-        files = {NETWORK: _graph(reference, settings, outputs).to_bytes()}
+        files = {NETWORK: self._graph(reference, settings, outputs).to_bytes()}
         parts = {"products": settings.precision, "the rest": "fp32"}
         return Contents(files, parts, {"instructions": _instructions()})
 
@@ -99,16 +125,18 @@ class Native(Backend):
             ) from error
         return NativeEngine(lambda: graph, self.threads)
 
+    def _graph(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> Graph:
+        from .graph import Graph
+
+        assert isinstance(reference, Conformer)
+        why = self.refuses(reference, settings.quantization)
+        if why:
+            raise BackendError(f"backend {self.name!r} cannot run this model: {why}")
+        return Graph.of(lower(reference, outputs, quantization=settings.quantization, attended=True))
+
 
 def _instructions() -> str:
     """The fastest that this CPU has and csrc/ uses."""
     from conformer_fast import _C
 
     return _C.int8_instruction_sets()[0]
-
-
-def _graph(reference: Lowered, settings: Settings, outputs: Sequence[str]) -> Graph:
-    from .graph import Graph
-
-    assert isinstance(reference, Conformer)  # detectors are refused
-    return Graph.of(lower(reference, outputs, quantization=settings.quantization, attended=True))

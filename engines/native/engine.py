@@ -64,7 +64,7 @@ class NativeEngine:
         while done < B:
             streams, at_once, count = _round(B - done, self._threads)
             plan = self._plan(Input(at_once, H, W))
-            outputs = outputs or [torch.empty(B, *result.shape) for result in plan.program.results]
+            outputs = outputs or [_empty(B, *result.shape) for result in plan.program.results]
             self._run(plan, images[done : done + count], [output[done : done + count] for output in outputs], streams)
             done += count
         return tuple(
@@ -123,6 +123,10 @@ def _round(images: int, threads: int) -> tuple[int, int, int]:
     streams = threads if images >= threads else 1
     at_once = min(IMAGES_AT_ONCE, 1 << ((images // streams).bit_length() - 1))
     return streams, at_once, images // (streams * at_once) * streams * at_once
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 _engines: weakref.WeakSet[NativeEngine] = weakref.WeakSet()

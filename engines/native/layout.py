@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     """A product's rows. tiles: the first value of each TILE rows; results: the pixel that each row makes, in the order
     of images, rows and columns, or -1 where it makes none. None: both in order."""
 
-    count: int
+    rows: int
     tiles: np.ndarray | None
     results: np.ndarray | None
 
@@ -79,7 +79,6 @@ def patches(maps: Layout, side: int) -> Rows:
 
 def _even(starts: np.ndarray, results: np.ndarray) -> Rows:
     """With tiles for whole blocks."""
-    count = len(results)
     missing = -len(starts) % (BLOCK // TILE)
     starts = np.concatenate([starts, np.repeat(starts[-1:], missing)])
-    return Rows(count, starts.astype(np.int32), results.astype(np.int32))
+    return Rows(len(results), starts.astype(np.int32), results.astype(np.int32))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .graph import IMAGES, Graph, Node, Stored, Value
+from .graph import Graph, Stored, Value
 from .layout import Layout, Rows, convolved, patches
 from .weights import PICTURE_CHANNELS, Packed
 
@@ -150,9 +150,9 @@ class Program:
             image, y, x = np.ogrid[: self.images, :height, :width]
             across, down = width // token_stride, height // token_stride
             rows = np.zeros(out.pixels, np.int32)
-            rows[out.places().reshape(-1)] = (
-                (image * down + y // token_stride) * across + x // token_stride
-            ).reshape(-1)
+            rows[out.places().reshape(-1)] = ((image * down + y // token_stride) * across + x // token_stride).reshape(
+                -1
+            )
             more |= {"addend": tokens.buffer, "addend_rows": rows}
         numbers = None if out_scale is None else self._numbers(out_scale, negative=not relu)
         rows_read = convolved(read.layout, 1, stride, height, width)
@@ -197,7 +197,7 @@ class Program:
         **_: Any,
     ) -> Held:
         read = self._read(x, input_scale)
-        more = {} if residual is None else {"residual_floats": self._held[residual].buffer}
+        more: dict[str, Any] = {} if residual is None else {"residual_floats": self._held[residual].buffer}
         numbers = None if out_scale is None else self._numbers(out_scale, negative=True)
         return self._product(index, read, _in_order(read.layout), read.layout, numbers, gelu=gelu, **more)
 
@@ -207,9 +207,7 @@ class Program:
         read = self._read(qkv, qkv_scale)
         assert read.numbers is not None
         channels = read.layout.channels // 3
-        out = self._new(
-            replace(read.layout, channels=channels), self._numbers(out_scale, negative=True), negative=True
-        )
+        out = self._new(replace(read.layout, channels=channels), self._numbers(out_scale, negative=True), negative=True)
         self._step(
             "attention",
             qkv=read.buffer,
@@ -309,9 +307,7 @@ class Program:
         token = np.arange(read.layout.pixels, dtype=np.int32)
         results = np.where(token % (count + 1) == 0, -1, token - token // (count + 1) - 1)  # without class tokens
         rows = Rows(len(token), None, results.astype(np.int32))
-        return self._product(
-            index, read, rows, replace(read.layout, width=count), None, relu=True, in_order=True
-        )
+        return self._product(index, read, rows, replace(read.layout, width=count), None, relu=True, in_order=True)
 
     def _pool(self, index: int, feature_map: Value, tokens: Value, **norm: Any) -> tuple[Held, Held]:
         read = self._held[feature_map]
@@ -374,7 +370,7 @@ class Program:
         results = rows.results
         if out.halo or (results is not None and not in_order):
             places = out.places().reshape(-1)
-            chosen = np.arange(rows.count) if results is None else results
+            chosen = np.arange(rows.rows) if results is None else results
             results = np.where(chosen < 0, -1, places[chosen]).astype(np.int32)
         line = read.layout.padded_width * read.layout.channels
         more: dict[str, Any] = {"in_floats": True}
@@ -393,7 +389,7 @@ class Program:
             weights=weights.weights,
             scales=scales,
             bias=weights.bias,
-            rows=rows.count,
+            rows=rows.rows,
             columns=weights.columns,
             out_rows=results,
             relu=relu,

@@ -184,20 +184,45 @@ def test_an_auto_compiled_detector_is_openvinos(vnni):
 # What it computes
 
 
-def test_it_computes_the_lowered_network(fast, small_model, calibrated):
+@pytest.mark.parametrize("shape", [(16, 3, 32, 32), (5, 3, 48, 80), (16, 3, 64, 48)])
+def test_it_is_as_near_to_the_reference_as_the_lowered_network(shape, fast, small_model, calibrated):
+    batch = images(*shape)
     network = lower(small_model, quantization=calibrated, attended=True)
-    for shape in ((1, 3, 32, 32), (5, 3, 48, 80)):
-        for ours, theirs in zip(fast(images(*shape)), network(images(*shape)), strict=True):
-            assert relative_error(ours, theirs) < 1e-2  # near a tie a value may round the other way
+    exact = small_model(batch)
+    for ours, theirs, wanted in zip(fast(batch), network(batch), exact, strict=True):
+        assert relative_error(ours, theirs) < 0.04  # of which only some numbers have a sign there
+        assert relative_error(ours, wanted) < 1.2 * relative_error(theirs, wanted)
 
 
-def test_products_may_stay_in_fp32(vnni, small_model):
-    """As the gate of `calibrate` leaves them."""
-    few = cf.Quantization("int8", {"conv_1.conv2": 3.0, "trans_1.fc1": 3.0, "conv_trans_2.fusion_block.conv3": 3.0})
-    fast = cf.compile(small_model, precision="int8", quantization=few)
-    network = lower(small_model, quantization=few, attended=True)
-    for ours, theirs in zip(fast(images(2, 3, 32, 32)), network(images(2, 3, 32, 32)), strict=True):
-        assert relative_error(ours, theirs) < 1e-2
+def test_products_may_not_stay_in_fp32(vnni, openvino, small_model, calibrated):
+    """As the gate of `calibrate` may leave them: then another backend is taken."""
+    ranges = {name: range for name, range in calibrated.ranges.items() if name != "trans_1.fc1"}
+    few = dataclasses.replace(calibrated, ranges=ranges)
+    why = r"its quantization has no ranges of trans_1\.fc1"
+    with pytest.raises(BackendError, match=f"'native' cannot run this model in int8: {why}; 'openvino' can"):
+        cf.compile(small_model, backend="native", precision="int8", quantization=few)
+    taken = cf.compile(small_model, precision="int8", quantization=few)
+    assert taken.settings.backend == cf.OpenVINO()
+    why = "its quantization has no ranges of trans_1.fc1"
+    assert taken.reason == f"openvino int8: as asked; no native ({why}); no triton (no CUDA device)"
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"num_heads": 4}, "a head has 24 channels, not a multiple of 16 up to 64"),
+        ({"num_heads": 1}, "a head has 96 channels, not a multiple of 16 up to 64"),
+        ({"in_channels": 5}, "images have 5 channels, more than 4"),
+    ],
+)
+def test_models_that_it_refuses(changed, why, vnni, openvino, small_config):
+    model = cf.Conformer(dataclasses.replace(small_config, **changed)).eval()
+    quantization = cf.calibrate(model, [images(8, model.config.in_channels, 32, 32)], precision="int8")
+    with pytest.raises(BackendError, match=why):
+        cf.compile(model, backend="native", precision="int8", quantization=quantization)
+    with pytest.raises(BackendError, match=why):
+        cf.build(model, "bundle", backend="native", precision="int8", quantization=quantization)
+    assert cf.compile(model, precision="int8", quantization=quantization).settings.backend == cf.OpenVINO()
 
 
 def test_it_verifies(fast):
@@ -295,10 +320,10 @@ def test_a_backbone(vnni, small_config, tmp_path):
 
 
 def test_loading_lowers_and_traces_nothing(fast, tmp_path, monkeypatch):
-    folder = fast.save(tmp_path / "bundle")
+    folder, expected = fast.save(tmp_path / "bundle"), fast(images(1, 3, 32, 32))
     for name in ("graph.trace", "backend.lower"):
         monkeypatch.setattr(f"conformer_fast.engines.native.{name}", lambda *_, **__: pytest.fail("not needed to load"))
-    assert same(cf.load(folder)(images(1, 3, 32, 32)), fast(images(1, 3, 32, 32)))
+    assert same(cf.load(folder)(images(1, 3, 32, 32)), expected)
 
 
 @pytest.mark.parametrize(
