@@ -39,10 +39,8 @@ struct Product {
     // For each kBlock columns, each tap and each kDepth numbers: two halves of kTile columns, for each four numbers of the
     // sum, for each column: four numbers. Of float32: for each kBlock columns, each tap and each value: kBlock values.
     const void* weights;
-    const std::int32_t* corrections;  // (columns): what the input's zero adds to each sum
-    const float* scales;              // (columns)
-    const float* bias;                // (columns)
-    Index rows, columns;  // the arrays of columns go on to a multiple of kBlock
+    const float *scales, *bias;  // (columns)
+    Index rows, columns;         // the arrays of columns go on to a multiple of kBlock
 
     // act(sum * scale + bias + residual) + addend: where each row goes, and what is added
     const std::int32_t* out_rows;  // null: rows are in order; negative: the row is left out

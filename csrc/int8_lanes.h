@@ -37,16 +37,25 @@ TARGET inline Floats largest(Floats x, Floats y) { return (Floats)_mm512_max_ps(
 // To the nearest, half to even. |x| is less than 2^31.
 TARGET inline Ints rounded(Floats x) { return (Ints)_mm512_cvtps_epi32((__m512)x); }
 
-// x * 2^n, n a whole number.
+// x - floor(x)
+TARGET inline Floats fraction(Floats x) { return (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF); }
+
+// x * 2^floor(n)
 TARGET inline Floats scaled(Floats x, Floats n) { return (Floats)_mm512_scalef_ps((__m512)x, (__m512)n); }
 
 TARGET inline Ints load(const std::uint8_t* from) {
     return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-// Each lane is from 0 to 255.
+// The lowest 8 bits of each lane.
 TARGET inline void store(std::uint8_t* to, Ints x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+}
+
+// Rounded, and held within 0 and 255. A NaN becomes 0.
+TARGET inline void store_held(std::uint8_t* to, Floats x) {
+    const __m512i whole = _mm512_cvtps_epi32((__m512)largest(x, Floats{}));  // 2^31 where it is more
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(whole));
 }
 
 #else
@@ -66,8 +75,13 @@ inline Ints rounded(Floats x) {
     return out;
 }
 
+inline Floats fraction(Floats x) {
+    for (int lane = 0; lane < 16; ++lane) x[lane] -= std::floor(x[lane]);
+    return x;
+}
+
 inline Floats scaled(Floats x, Floats n) {
-    for (int lane = 0; lane < 16; ++lane) x[lane] = std::ldexp(x[lane], static_cast<int>(n[lane]));
+    for (int lane = 0; lane < 16; ++lane) x[lane] = std::ldexp(x[lane], static_cast<int>(std::floor(n[lane])));
     return x;
 }
 
@@ -81,12 +95,16 @@ inline void store(std::uint8_t* to, Ints x) {
     for (int lane = 0; lane < 16; ++lane) to[lane] = static_cast<std::uint8_t>(x[lane]);
 }
 
+inline void store_held(std::uint8_t* to, Floats x) { store(to, rounded(least(largest(x, Floats{}), Floats{} + 255.0f))); }
+
 #endif
 
-// Rounded, and held within 0 and 255. A NaN becomes 0.
-TARGET inline Ints held(Floats x) { return rounded(least(largest(x, all(0.0f)), all(255.0f))); }
+// Values where numbers are, not rounded yet.
+TARGET inline Floats shifted(Floats x, const Numbers& to) {
+    return fused(x, all(to.inverse), all(static_cast<float>(to.zero)));
+}
 
 // Values as numbers: see Numbers.
 TARGET inline Ints numbers_of(Floats x, const Numbers& to) {
-    return held(fused(x, all(to.inverse), all(static_cast<float>(to.zero))));
+    return rounded(least(largest(shifted(x, to), all(0.0f)), all(255.0f)));
 }

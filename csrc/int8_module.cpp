@@ -163,7 +163,6 @@ void product(Kept& kept, const py::kwargs& given) {
     } else {
         step.in = fields.place<std::uint8_t>("in", reach);
         step.weights = fields.array<std::int8_t>("weights", weights);
-        step.corrections = fields.array<std::int32_t>("corrections", columns);
     }
     step.scales = fields.array<float>("scales", columns);
     step.bias = fields.array<float>("bias", columns);
@@ -180,8 +179,8 @@ void product(Kept& kept, const py::kwargs& given) {
         step.out = fields.place<float>("out", results);
     else
         step.out = fields.place<std::uint8_t>("out", results);
-    if (!step.in || !step.weights || !(step.in_floats || step.corrections) || !step.scales || !step.bias || !step.out)
-        throw py::value_error("a product needs in, weights, corrections, scales, bias, tap and out");
+    if (!step.in || !step.weights || !step.scales || !step.bias || !step.out)
+        throw py::value_error("a product needs in, weights, scales, bias, tap and out");
     if (!step.out_floats && step.columns % kLanes)
         throw py::value_error("columns of numbers must be a multiple of " + std::to_string(kLanes) + ", got " +
                               std::to_string(step.columns));

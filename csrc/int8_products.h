@@ -47,7 +47,6 @@ TARGET void finish(const Product product, const void* sums, Index first_row, Ind
         const Floats scale = load(product.scales + at) * inverse;
         Floats bias = fused(load(product.bias + at), all(inverse), all(zero));
         if constexpr (kAdded == Added::kNumbers) bias -= residual_zero;
-        const Ints correction = kInFloats ? Ints{} : load(product.corrections + at);
         for (Index row = 0; row < rows; ++row) {
             const Index to = product.out_rows ? product.out_rows[first_row + row] : first_row + row;
             if (to < 0) continue;
@@ -56,7 +55,7 @@ TARGET void finish(const Product product, const void* sums, Index first_row, Ind
             if constexpr (kInFloats)
                 value = load(static_cast<const float*>(sums) + place);
             else
-                value = to_floats(load(static_cast<const std::int32_t*>(sums) + place) - correction);
+                value = to_floats(load(static_cast<const std::int32_t*>(sums) + place));
             value = fused(value, scale, bias);
             if constexpr (kAdded == Added::kNumbers)
                 value = fused(to_floats(load(product.residual + result)), all(residual_scale), value);
@@ -76,7 +75,8 @@ TARGET void finish(const Product product, const void* sums, Index first_row, Ind
                     std::memcpy(out, &value, static_cast<std::size_t>(count) * sizeof(float));
             } else {
                 std::uint8_t* const out = static_cast<std::uint8_t*>(product.out) + result;
-                store(out, kScaled ? held(value) : numbers_of(value, product.out_numbers));
+                if constexpr (!kScaled) value = shifted(value, product.out_numbers);
+                store_held(out, value);
             }
         }
     }
@@ -103,42 +103,53 @@ Finish finish_of(const Product& product) {
     return product.relu ? finish_of<kInFloats, Act::kRelu>(product) : finish_of<kInFloats, Act::kNone>(product);
 }
 
+// A block whose sums are made, and what becomes of them is not yet.
+struct Made {
+    const std::int32_t* sums = nullptr;
+    Index row = 0, rows = 0, column = 0;
+};
+
 // The blocks of some rows and some columns, kTogether columns of blocks at a time. Of long sums a part is made for all of
-// these before the next, so that the rows' numbers of that part stay in the nearest cache.
+// these before the next, so that the rows' numbers of that part stay in the nearest cache. A block is finished behind
+// the products of the next one, so that both are computed at the same time.
 TARGET void multiply_rectangle(const Product& product, Finish finish, Index first_row, Index last_row, Index first_column,
                                Index last_column) {
     constexpr Index kTogether = 8, kLongest = 12, kPart = 8;  // the last two in kDepth numbers
     const Index depths = (product.depth + kDepth - 1) / kDepth;
     const Index panel = product.taps * (product.in_floats ? product.depth * kBlock : depths * kDepth * kBlock);
-    const Index part = product.taps == 1 && depths > kLongest ? kPart : depths;
-    alignas(64) std::int32_t sums[kTogether][kBlock * kBlock];
+    const Index part = !product.in_floats && product.taps == 1 && depths > kLongest ? kPart : depths;
+    alignas(64) std::int32_t sums[2][kTogether][kBlock * kBlock];
+    Made made;
+    Index turn = 0;
     for (Index start = first_column; start < last_column; start += kTogether)
-        for (Index block = first_row; block < last_row; ++block) {
+        for (Index block = first_row; block < last_row; ++block, turn ^= 1) {
             const Index row = block * kBlock, rows = std::min(kBlock, product.rows - row), tile = row / kTile;
             const Index columns = std::min(kTogether, last_column - start);
             const Index at = product.tiles ? product.tiles[tile] : row * product.row_step;
             const Index behind = product.tiles ? product.tiles[tile + 1] : at + kTile * product.row_step;
             const Index other = rows > kTile ? behind : at;
-            if (product.in_floats) {
-                const float* in = static_cast<const float*>(product.in);
-                for (Index i = 0; i < columns; ++i) {
-                    const float* weights = static_cast<const float*>(product.weights) + (start + i) * panel;
-                    multiply_float_block(in + at, in + other, product.row_step, product.tap, product.taps, product.depth,
-                                         weights, rows, reinterpret_cast<float*>(sums[i]));
-                    finish(product, sums[i], row, rows, (start + i) * kBlock);
-                }
-                continue;
-            }
             for (Index depth = 0; depth < depths; depth += part)
                 for (Index i = 0; i < columns; ++i) {
-                    const std::uint8_t* in = static_cast<const std::uint8_t*>(product.in) + depth * kDepth;
-                    const std::int8_t* weights =
-                        static_cast<const std::int8_t*>(product.weights) + (start + i) * panel + depth * kDepth * kBlock;
-                    multiply_block(in + at, in + other, product.row_step, product.tap, product.taps,
-                                   std::min(part, depths - depth), weights, rows, depth > 0, sums[i]);
-                    if (depth + part >= depths) finish(product, sums[i], row, rows, (start + i) * kBlock);
+                    std::int32_t* const out = sums[turn][i];
+                    if (product.in_floats) {
+                        const float* in = static_cast<const float*>(product.in);
+                        multiply_float_block(in + at, in + other, product.row_step, product.tap, product.taps,
+                                             product.depth, static_cast<const float*>(product.weights) + (start + i) * panel,
+                                             rows, reinterpret_cast<float*>(out));
+                    } else {
+                        const std::uint8_t* in = static_cast<const std::uint8_t*>(product.in) + depth * kDepth;
+                        multiply_block(in + at, in + other, product.row_step, product.tap, product.taps,
+                                       std::min(part, depths - depth),
+                                       static_cast<const std::int8_t*>(product.weights) + (start + i) * panel +
+                                           depth * kDepth * kBlock,
+                                       rows, depth > 0, out);
+                    }
+                    if (depth + part < depths) continue;
+                    if (made.sums) finish(product, made.sums, made.row, made.rows, made.column);
+                    made = {out, row, rows, (start + i) * kBlock};
                 }
         }
+    if (made.sums) finish(product, made.sums, made.row, made.rows, made.column);
 }
 
 // Threads share the columns of few rows, whose weights are then read by one of them alone, and else the rows.

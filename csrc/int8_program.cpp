@@ -2,10 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "parallel.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace conformer_fast {
 namespace {
@@ -75,14 +81,26 @@ std::byte* aligned(std::byte* memory) {
     return memory + (kLine - reinterpret_cast<std::uintptr_t>(memory) % kLine) % kLine;
 }
 
+// In large pages, where the system has them: small ones cost more than some steps do.
+void* allocated(std::size_t bytes) {
+    constexpr std::size_t kPage = std::size_t{1} << 21;
+    const std::size_t whole = (bytes + kPage - 1) / kPage * kPage;
+    void* memory = std::aligned_alloc(kPage, whole);
+    if (memory == nullptr) throw std::bad_alloc();
+#ifdef __linux__
+    madvise(memory, whole, MADV_HUGEPAGE);
+#endif
+    std::memset(memory, 0, whole);
+    return memory;
+}
+
 }  // namespace
 
 Program::Program(const Int8Kernels& kernels, Index bytes, Index images)
     : kernels_(kernels),
       bytes_(bytes),
       images_(images),
-      memory_(new std::byte[static_cast<std::size_t>(bytes + kLine)]()),
-      aligned_(aligned(memory_.get())) {}
+      memory_(static_cast<std::byte*>(allocated(static_cast<std::size_t>(bytes))), std::free) {}
 
 void Program::add(const Step& step) {
     if (const auto* attention = std::get_if<Attention>(&step))

@@ -22,8 +22,8 @@ public:
     // bytes: of memory; images: that one run takes
     Program(const Int8Kernels& kernels, Index bytes, Index images);
 
-    // At `offset` of the memory, which is aligned to 64 bytes. What is not written yet is zero.
-    std::byte* at(Index offset) const { return aligned_ + offset; }
+    // At `offset` of the memory, which is aligned to 64 bytes and zero at first.
+    std::byte* at(Index offset) const { return memory_.get() + offset; }
 
     Index bytes() const { return bytes_; }
     Index images() const { return images_; }
@@ -39,8 +39,7 @@ public:
 private:
     const Int8Kernels& kernels_;
     Index bytes_, images_, scratch_ = 0;
-    std::unique_ptr<std::byte[]> memory_;
-    std::byte* aligned_;
+    std::unique_ptr<std::byte, void (*)(void*)> memory_;
     std::vector<Step> steps_;
     std::vector<Result> results_;
 };

@@ -1,16 +1,14 @@
 // The steps of int8.h but the product, for one instruction set. A file that includes this has included int8_lanes.h
 // before, and defined multiply_block(). Numbers are joined to words as little-endian processors have them.
 
-// 2^x, for x from -126 to 127. The relative error is below 2e-7.
+// 2^x, for x from -126 to 127. The relative error is below 3e-6.
 TARGET inline Floats exp2(Floats x) {
-    const Ints whole = rounded(x);
-    const Floats part = x - to_floats(whole);
-    Floats power = fused(all(0.00132647180f), part, all(0.00967151579f));
-    power = fused(power, part, all(0.0555073395f));
-    power = fused(power, part, all(0.240222424f));
-    power = fused(power, part, all(0.693147004f));
-    power = fused(power, part, all(1.0f));
-    return (Floats)((Ints)power + (whole << 23));
+    const Floats part = fraction(x);
+    Floats power = fused(all(0.01353417f), part, all(0.05201146f));
+    power = fused(power, part, all(0.24144275f));
+    power = fused(power, part, all(0.69300383f));
+    power = fused(power, part, all(1.00000259f));
+    return scaled(power, x);
 }
 
 // x times the normal distribution up to x, which is 0.5 + x * p(x^2) up to 4.5, and 0 or 1 beyond. The error is below
@@ -48,11 +46,11 @@ TARGET inline T sum_of(Vector x) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-TARGET inline float largest_of(Floats x) {
-    Parts<float>::Eight halves[2];
+TARGET inline std::int32_t largest_of(Ints x) {
+    Parts<std::int32_t>::Eight halves[2];
     std::memcpy(halves, &x, sizeof x);
     halves[0] = halves[0] > halves[1] ? halves[0] : halves[1];
-    Parts<float>::Four quarters[2];
+    Parts<std::int32_t>::Four quarters[2];
     std::memcpy(quarters, halves, sizeof quarters);
     const auto four = quarters[0] > quarters[1] ? quarters[0] : quarters[1];
     return std::max(std::max(four[0], four[2]), std::max(four[1], four[3]));
@@ -121,8 +119,8 @@ TARGET void couple(const Couple& step, Index first, Index last) {
 }
 
 // A head's keys as panels for multiply_block, a column a key. q * k is made of q - 128 by adding a key's offset to the
-// product, which is minus infinity beyond the last key.
-TARGET void pack_keys(const std::uint8_t* keys, const Attention& step, std::uint8_t* panels, float* offsets) {
+// product, which is very low beyond the last key.
+TARGET void pack_keys(const std::uint8_t* keys, const Attention& step, std::uint8_t* panels, std::int32_t* offsets) {
     const Index row_step = 3 * step.heads * step.size;
     for (Index key = 0; key < step.tokens; ++key) {
         std::uint8_t* const column = panels + key / kTile * kTile * kDepth + key % kTile * 4;
@@ -135,9 +133,9 @@ TARGET void pack_keys(const std::uint8_t* keys, const Attention& step, std::uint
         Ints sum = {};
         for (Index channel = 0; channel < step.size; channel += kLanes)
             sum += load(keys + key * row_step + channel) - 128;
-        offsets[key] = static_cast<float>(-128 * sum_of<std::int32_t>(sum));
+        offsets[key] = -128 * sum_of<std::int32_t>(sum);
     }
-    for (Index key = step.tokens; key % kLanes; ++key) offsets[key] = -INFINITY;
+    for (Index key = step.tokens; key % kLanes; ++key) offsets[key] = INT32_MIN / 2;
     // Columns beyond the last key may hold anything; channels beyond the head's must not.
     for (Index start = 0; start < step.tokens && step.size < kDepth; start += kTile)
         std::memset(panels + start * kDepth + step.size * kTile, 0, (kDepth - step.size) * kTile);
@@ -158,24 +156,32 @@ TARGET void pack_values(const std::uint8_t* values, const Attention& step, Index
     }
 }
 
-TARGET inline Floats logits(const std::int32_t* products, const float* offsets, Index key) {
-    const Ints product = load(products + key / kBlock * kBlock * kBlock + key % kBlock);
-    return to_floats(product) + load(offsets + key);
+// Sixteen of a query's products with the keys.
+TARGET inline Ints logits(const std::int32_t* products, const std::int32_t* offsets, Index key) {
+    return load(products + key / kBlock * kBlock * kBlock + key % kBlock) + load(offsets + key);
 }
 
-// e^(logit * scale) as numbers of 16 bits, the largest 65535, upper and lower 8 bits apart. Returns their sum.
-TARGET inline std::int32_t weights_of(const std::int32_t* products, const float* offsets, Index tokens, float scale,
-                                      std::uint8_t* upper, std::uint8_t* lower) {
-    Floats most = all(-INFINITY);
-    for (Index key = 0; key < tokens; key += kLanes) most = largest(logits(products, offsets, key), most);
-    const Floats top = all(largest_of(most)), exponent = all(scale * 1.44269504f);
+TARGET inline std::int32_t largest_logit(const std::int32_t* products, const std::int32_t* offsets, Index tokens) {
+    Ints most = all(INT32_MIN);
+    for (Index key = 0; key < tokens; key += kLanes) {
+        const Ints found = logits(products, offsets, key);
+        most = found > most ? found : most;
+    }
+    return largest_of(most);
+}
+
+// 2^((logit - top) * exponent) as numbers of 16 bits, the largest 65535, upper and lower 8 bits apart. Returns their sum.
+TARGET inline std::int32_t weights_of(const std::int32_t* products, const std::int32_t* offsets, Index tokens,
+                                      std::int32_t top, float exponent, std::uint8_t* upper, std::uint8_t* lower) {
+    constexpr float kLargest = 15.9999780f;  // 2^ this is 65535
     Ints sum = {};
     for (Index key = 0; key < tokens; key += kLanes) {
-        const Floats below = (logits(products, offsets, key) - top) * exponent;
-        const Ints weight = rounded(exp2(largest(below, all(-64.0f))) * 65535.0f);
+        const Floats below = to_floats(logits(products, offsets, key) - top);
+        const Floats power = fused(below, all(exponent), all(kLargest));
+        const Ints weight = rounded(exp2(largest(power, all(-64.0f))));
         sum += weight;
         store(upper + key, weight >> 8);
-        store(lower + key, weight & 255);
+        store(lower + key, weight);
     }
     return sum_of<std::int32_t>(sum);
 }
@@ -185,7 +191,7 @@ TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
     const AttentionScratch at(step.tokens, step.size);
     auto* const keys = reinterpret_cast<std::uint8_t*>(scratch + at.keys);
     auto* const values = reinterpret_cast<std::uint8_t*>(scratch + at.values);
-    auto* const offsets = reinterpret_cast<float*>(scratch + at.offsets);
+    auto* const offsets = reinterpret_cast<std::int32_t*>(scratch + at.offsets);
     auto* const products = reinterpret_cast<std::int32_t*>(scratch + at.products);
     auto* const upper = reinterpret_cast<std::uint8_t*>(scratch + at.weights);
     auto* const lower = upper + kBlock * at.depth;
@@ -198,6 +204,7 @@ TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
     pack_keys(queries + channels, step, keys, offsets);
     pack_values(queries + 2 * channels, step, at.depth, values);
     std::memset(upper, 0, 2 * kBlock * at.depth);
+    const float exponent = step.scale * step.scale * 1.44269504f;
 
     for (Index first = 0; first < step.tokens; first += kBlock) {
         const Index rows = std::min(kBlock, step.tokens - first);
@@ -205,9 +212,11 @@ TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
         for (Index key = 0; key < step.tokens; key += kBlock)
             multiply_block(query, query + kTile * row_step, row_step, kTap, 1, 1,
                            reinterpret_cast<std::int8_t*>(keys + key * kDepth), rows, false, products + key * kBlock);
+        std::int32_t tops[kBlock];
+        for (Index row = 0; row < rows; ++row) tops[row] = largest_logit(products + row * kBlock, offsets, step.tokens);
         float scales[kBlock];
         for (Index row = 0; row < rows; ++row) {
-            const std::int32_t sum = weights_of(products + row * kBlock, offsets, step.tokens, step.scale * step.scale,
+            const std::int32_t sum = weights_of(products + row * kBlock, offsets, step.tokens, tops[row], exponent,
                                                 upper + row * at.depth, lower + row * at.depth);
             scales[row] = step.scale / static_cast<float>(sum);
         }

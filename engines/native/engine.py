@@ -22,11 +22,10 @@ from conformer_fast import _C
 
 from .graph import Graph
 from .program import Buffer, Program
-from .weights import Packed, packed
+from .weights import Packed, all_packed
 
 IMAGES_AT_ONCE = 4
 PLANS_KEPT = 12  # of image sizes, and of how many images at once
-WEIGHTS = ("weight", "conv_weight", "trans_weight")
 
 
 class Input(NamedTuple):
@@ -103,12 +102,7 @@ class NativeEngine:
 
     @cached_property
     def _weights(self) -> dict[tuple[int, str], Packed]:
-        return {
-            (index, name.removesuffix("weight")): packed(node, self.graph.tensors, name.removesuffix("weight"))
-            for index, node in enumerate(self.graph.nodes)
-            for name in WEIGHTS
-            if name in node.arguments
-        }
+        return all_packed(self.graph)
 
 
 class _Plan(NamedTuple):

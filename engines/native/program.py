@@ -18,7 +18,7 @@ from .layout import Layout, Rows, convolved, patches
 from .weights import PICTURE_CHANNELS, Packed
 
 LANES, LINE = 16, 64  # as in csrc/int8.h; LINE is in bytes
-SPARE = 4096  # bytes behind the last buffer, which may be read
+SPARE = 4096 + 1088  # bytes behind a buffer, which may be read; no multiple of 4096: csrc would wait for stores beside
 SPARE_ROWS = 64
 SIGNED, UNSIGNED = 128, 0  # the numbers that stand for zero
 LARGEST = {SIGNED: 127, UNSIGNED: 255}  # how far numbers go from it
@@ -373,11 +373,10 @@ class Program:
             chosen = np.arange(rows.rows) if results is None else results
             results = np.where(chosen < 0, -1, places[chosen]).astype(np.int32)
         line = read.layout.padded_width * read.layout.channels
-        more: dict[str, Any] = {"in_floats": True}
-        scales = weights.scales
-        if read.numbers is not None:
-            scales = (scales.astype(np.float64) * read.numbers.scale).astype(np.float32)
-            more = {"corrections": weights.sums * np.int32(read.numbers.zero)}
+        scales, bias = weights.scales, weights.bias
+        if read.numbers is not None:  # what their zero adds to a sum is taken from the bias
+            scales = scales * read.numbers.scale
+            bias = bias - weights.sums * scales * read.numbers.zero
         self._step(
             "product",
             **{"in": read.buffer},
@@ -387,8 +386,9 @@ class Program:
             depth=weights.depth,
             tap=np.arange(weights.taps, dtype=np.int32) * line,
             weights=weights.weights,
-            scales=scales,
-            bias=weights.bias,
+            scales=scales.astype(np.float32),
+            bias=bias.astype(np.float32),
+            in_floats=read.numbers is None,
             rows=rows.rows,
             columns=weights.columns,
             out_rows=results,
@@ -397,7 +397,6 @@ class Program:
             out=made.buffer,
             out_floats=numbers is None,
             out_numbers=numbers,
-            **more,
             **added,
         )
         if made.layout.halo:

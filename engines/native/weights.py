@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .graph import Node
+from .graph import Graph, Node
 
 BLOCK, DEPTH, GROUP, LINE = 32, 64, 4, 64  # as in csrc/int8.h; LINE is in bytes
 PICTURE_CHANNELS = 4
+WEIGHTS = ("weight", "conv_weight", "trans_weight")  # names of arguments
 
 
 class Packed(NamedTuple):
     """weights: int8 or float32 panels, see csrc/int8.h. sums: of each column's. scales: of a sum, but for the scale of
-    what it reads. These and bias go on to a multiple of BLOCK."""
+    what it reads. These and bias are float64, and go on to a multiple of BLOCK."""
 
     weights: np.ndarray
     sums: np.ndarray
@@ -26,6 +27,25 @@ class Packed(NamedTuple):
     columns: int
     taps: int
     depth: int
+
+
+def all_packed(graph: Graph) -> dict[tuple[int, str], Packed]:
+    """Of every product of a graph, by its node's index and the prefix of its arguments' names. Their panels lie in one
+    piece of memory, for which NumPy asks the system for large pages."""
+    made = {
+        (index, name.removesuffix("weight")): packed(node, graph.tensors, name.removesuffix("weight"))
+        for index, node in enumerate(graph.nodes)
+        for name in WEIGHTS
+        if name in node.arguments
+    }
+    memory = np.empty(sum(one.weights.nbytes for one in made.values()) + LINE, np.uint8)
+    end = -memory.ctypes.data % LINE
+    for key, one in made.items():
+        start, end = end, end + one.weights.nbytes
+        place = memory[start:end].view(one.weights.dtype)
+        place[:] = one.weights.reshape(-1)
+        made[key] = one._replace(weights=place)
+    return made
 
 
 def packed(node: Node, tensors: Mapping[str, Tensor], prefix: str = "") -> Packed:
@@ -43,7 +63,9 @@ def packed(node: Node, tensors: Mapping[str, Tensor], prefix: str = "") -> Packe
     else:
         panels, scales = _float_panels(values), np.ones(columns, np.float32)
         sums = np.zeros(columns, np.int32)
-    return Packed(panels, _padded(sums), _padded(scales), _padded(bias.numpy()), columns, taps, depth)
+    return Packed(
+        panels, *(_padded(each.astype(np.float64)) for each in (sums, scales, bias.numpy())), columns, taps, depth
+    )
 
 
 def _panels(values: np.ndarray) -> np.ndarray:
@@ -53,7 +75,7 @@ def _panels(values: np.ndarray) -> np.ndarray:
     whole = np.zeros((-(-columns // BLOCK) * BLOCK, taps, -(-depth // DEPTH) * DEPTH), np.int8)
     whole[:columns, :, :depth] = values
     groups = whole.view(np.int32).reshape(-1, 2, BLOCK // 2, taps, whole.shape[2] // DEPTH, DEPTH // GROUP)
-    return _aligned(groups.transpose(0, 3, 4, 1, 5, 2)).view(np.int8)
+    return np.ascontiguousarray(groups.transpose(0, 3, 4, 1, 5, 2)).view(np.int8)
 
 
 def _float_panels(values: np.ndarray) -> np.ndarray:
@@ -61,16 +83,7 @@ def _float_panels(values: np.ndarray) -> np.ndarray:
     columns, taps, depth = values.shape
     whole = np.zeros((-(-columns // BLOCK) * BLOCK, taps, depth), np.float32)
     whole[:columns] = values
-    return _aligned(whole.reshape(-1, BLOCK, taps, depth).transpose(0, 2, 3, 1))
-
-
-def _aligned(values: np.ndarray) -> np.ndarray:
-    """A contiguous copy that begins at a line of the cache."""
-    memory = np.empty(values.nbytes + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-    copy[...] = values
-    return copy
+    return np.ascontiguousarray(whole.reshape(-1, BLOCK, taps, depth).transpose(0, 2, 3, 1))
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
