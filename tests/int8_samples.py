@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -126,17 +127,21 @@ def _taps(maps: Layout, rows: Rows, window: int, stride: int) -> dict[str, Any]:
     return {"rows": rows.count, "tiles": rows.tiles, "tap": tap, "row_step": stride * maps.channels}
 
 
-def norm(rows: int, channels: int, row_step: int | None = None, numbers: Numbers | None = None, values: bool = True):
+def norm(
+    rows: int, channels: int, row_step: int | None = None, numbers: Numbers | None = None, values: bool = True
+) -> Step:
     """values: whether it makes float32; numbers: those that it makes"""
     random = np.random.default_rng(0)
     step = Step("norm", rows=rows, channels=channels, row_step=row_step)
     tokens = random.standard_normal((rows, row_step or channels), np.float32) * 3 + 1
-    step.put("tokens", tokens)
+    step.put("tokens", tokens.reshape(-1)[: tokens.size - tokens.shape[1] + channels])
     _normed(step, tokens[:, :channels].astype(np.float64), random, numbers, values)
     return step
 
 
-def couple(images: int, tokens_per_image: int, channels: int, numbers: Numbers | None = None, values: bool = True):
+def couple(
+    images: int, tokens_per_image: int, channels: int, numbers: Numbers | None = None, values: bool = True
+) -> Step:
     random = np.random.default_rng(0)
     step = Step("couple", images=images, tokens_per_image=tokens_per_image, channels=channels, inner_eps=EPS)
     projected = random.standard_normal((images, tokens_per_image - 1, channels), np.float32) * 3 - 1
@@ -162,7 +167,9 @@ def _normed(step: Step, tokens: np.ndarray, random: np.random.Generator, numbers
         step.fields["out_numbers"] = numbers
 
 
-def _affine(step: Step, channels: int, random: np.random.Generator, prefix: str = ""):
+def _affine(
+    step: Step, channels: int, random: np.random.Generator, prefix: str = ""
+) -> Callable[[np.ndarray], np.ndarray]:
     """A norm of these weights."""
     weight, bias = random.uniform(0.5, 1.5, channels), random.standard_normal(channels)
     given = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}

@@ -9,6 +9,7 @@ import numpy as np
 from conformer_fast import _C
 from conformer_fast.engines.native.program import Numbers
 
+PORTABLE = "portable"  # what all instruction sets must equal
 POISON = 0xCD  # every byte that holds nothing
 LINE = 64  # bytes
 SPARE = 32 * 1024  # bytes of poison behind whatever lies in memory
@@ -32,6 +33,7 @@ class Step:
     def __init__(self, name: str, pictures: np.ndarray | None = None, **fields: Any) -> None:
         self.name, self.fields = name, fields
         self.pictures = np.zeros((1, 1, 1, 1), np.float32) if pictures is None else pictures
+        self.places: dict[str, int] = {}  # how many bytes of memory each such field has
         self.made: list[Made] = []
         self._parts: list[np.ndarray] = []
 
@@ -47,7 +49,7 @@ class Step:
 
     def _room(self, name: str, size: int) -> np.ndarray:
         """So many bytes of memory, which `name` gets."""
-        self.fields[name] = sum(part.size for part in self._parts)
+        self.fields[name], self.places[name] = sum(part.size for part in self._parts), size
         self._parts.append(np.full(-(-size // LINE) * LINE + SPARE, POISON, np.uint8))
         return self._parts[-1][:size]
 
@@ -56,30 +58,30 @@ class Step:
         return np.concatenate(self._parts)
 
 
-def program_of(step: Step, instructions: str) -> _C.Int8Program:
+def program_of(step: Step, instructions: str, with_step: bool = True) -> _C.Int8Program:
     """Which fills its memory, runs the step and returns the memory."""
     memory, images = step.before, len(step.pictures)
     program = _C.Int8Program(instructions, memory.size, images)
     if step.name != "picture":  # which every program must read
         program.picture(out=0, channels=1, height=1, width=1, padded_width=7, numbers=SIGNED)
-    fill = {"from": memory, "out": 0, "bytes": memory.size}
-    program.copy(**fill, count=1, step=1, images=1, image_step=1, behind=0)
-    getattr(program, step.name)(**step.fields)
+    program.copy(**{"from": memory}, out=0, bytes=memory.size, count=1, step=1, images=1, image_step=1, behind=0)
+    if with_step:
+        getattr(program, step.name)(**step.fields)
     program.result(0, memory.size // 4 // images)
     return program
 
 
-def memory_after(step: Step, instructions: str, threads: int = 1) -> np.ndarray:
-    """All of it, (bytes,) uint8."""
-    program = program_of(step, instructions)
-    out = np.empty((len(step.pictures), step.before.size // 4 // len(step.pictures)), np.float32)
+def run(program: _C.Int8Program, step: Step, threads: int = 1) -> np.ndarray:
+    """Its memory behind the last step, (bytes,) uint8."""
+    images = len(step.pictures)
+    out = np.empty((images, step.before.size // 4 // images), np.float32)
     _C.int8_run([program], step.pictures, [out], threads)
     return out.reshape(-1).view(np.uint8)
 
 
 def check(step: Step, instructions: str) -> None:
     """That memory holds what the step makes, and nothing else is changed."""
-    found = memory_after(step, instructions)
+    found = run(program_of(step, instructions), step)
     right = step.before
     for offset, exact, numbers, error in step.made:
         kind, bits = (np.float32, np.uint32) if numbers is None else (np.uint8, np.uint8)

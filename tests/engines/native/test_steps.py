@@ -9,14 +9,13 @@ import pytest
 pytest.importorskip("conformer_fast._C", reason="csrc/ was not built")
 
 import int8_samples as samples
-from int8_steps import SIGNED, UNSIGNED, Step, check, memory_after
+from int8_steps import PORTABLE, SIGNED, UNSIGNED, Step, check, program_of, run
 
 from conformer_fast import _C
 from conformer_fast.engines.native.layout import Layout
 from conformer_fast.engines.native.program import Numbers
 
 INSTRUCTIONS = _C.int8_instruction_sets()
-PORTABLE = "portable"
 
 
 def tokens(rows: int, channels: int) -> Layout:
@@ -233,17 +232,17 @@ def test_numbers_by_hand(instructions):
     right = [0, 2, 2, 254, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0, 100]
     for scale in (0.25, 1.0):
         step = samples.quantize(np.array(values, np.float32) * np.float32(scale), Numbers(scale, 0))
-        assert memory_after(step, instructions)[step.fields["out"] :][:16].tolist() == right
+        assert run(program_of(step, instructions), step)[step.fields["out"] :][:16].tolist() == right
     signed = [128, 130, 130, 255, 255, 255, 255, 128, 127, 126, 0, 0, 0, 128, 128, 228]
     step = samples.quantize(np.array(values, np.float32) * np.float32(4), Numbers(4.0, 128))
-    assert memory_after(step, instructions)[step.fields["out"] :][:16].tolist() == signed
+    assert run(program_of(step, instructions), step)[step.fields["out"] :][:16].tolist() == signed
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_neither_instructions_nor_threads_change_a_bit(make):
     step = make()
-    right = memory_after(step, PORTABLE)
+    right = run(program_of(step, PORTABLE), step)
     for instructions in INSTRUCTIONS:
+        program = program_of(step, instructions)
         for threads in (1, 2, 3):
-            found = memory_after(step, instructions, threads)
-            np.testing.assert_array_equal(found, right, f"{instructions}, {threads} threads")
+            np.testing.assert_array_equal(run(program, step, threads), right, f"{instructions}, {threads} threads")
