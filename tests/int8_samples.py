@@ -44,7 +44,7 @@ def product(
     rows = convolved(maps, 1, window, height, width) if patches else convolved(maps, window, stride, height, width)
     out = Layout(maps.images, height, width, columns, out_halo)
     values, given = _values(random, maps, zero)
-    fields, weight = _weight(random, columns, maps.channels, window, zero)
+    fields, weight = weight_of(random, columns, maps.channels, window, zero)
     results = F.conv2d(
         torch.from_numpy(values).permute(0, 3, 1, 2),
         torch.from_numpy(weight),
@@ -99,7 +99,7 @@ def _values(random: np.random.Generator, maps: Layout, zero: int | None) -> tupl
     return (inner.astype(np.float64) - zero) * scale, whole
 
 
-def _weight(
+def weight_of(
     random: np.random.Generator, columns: int, channels: int, window: int, zero: int | None
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The fields that a product has of a weight, and what this stands for, (K, C, S, S)."""
