@@ -59,7 +59,7 @@ def product(
     step = Step("product", relu=relu, gelu=gelu, out_floats=numbers is None, out_numbers=numbers, **fields)
     step.put("in", given)
     step.fields |= _taps(maps, rows, window, window if patches else stride)
-    chosen = np.arange(rows.count) if rows.results is None else rows.results
+    chosen = np.arange(rows.rows) if rows.results is None else rows.results
     to = np.where(chosen < 0, -1, places[chosen])
     if leaves_out:
         sums[to[::leaves_out]] = np.nan
@@ -124,7 +124,7 @@ def weight_of(
 def _taps(maps: Layout, rows: Rows, window: int, stride: int) -> dict[str, Any]:
     line = maps.padded_width * maps.channels
     tap = np.arange(window, dtype=np.int32) * line
-    return {"rows": rows.count, "tiles": rows.tiles, "tap": tap, "row_step": stride * maps.channels}
+    return {"rows": rows.rows, "tiles": rows.tiles, "tap": tap, "row_step": stride * maps.channels}
 
 
 def norm(

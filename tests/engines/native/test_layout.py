@@ -19,7 +19,7 @@ def windows(maps: Layout, side: int, stride: int, height: int, width: int) -> np
 
 def found_windows(maps: Layout, rows: Rows, side: int, stride: int, results: int) -> np.ndarray:
     """The same of these rows, as csrc/int8.h reads them."""
-    row = np.arange(rows.count)
+    row = np.arange(rows.rows)
     if rows.tiles is None:
         starts = row * stride * maps.channels
     else:
@@ -67,16 +67,16 @@ def test_patches_lie_beside_each_other(side, sides, images):
 def test_the_way_of_fewest_tiles(sides, by_line):
     rows = convolved(Layout(1, *sides, 4, halo=1), 3, 1, *sides)
     lines, through = sides[0] * -(-sides[1] // TILE), -(-sides[0] * (sides[1] + 2) // TILE)
-    assert rows.count == TILE * min(lines, through)
-    assert (rows.tiles[: rows.count // TILE] % ((sides[1] + 2) * 4) == 0).all() == by_line
+    assert rows.rows == TILE * min(lines, through)
+    assert (rows.tiles[: rows.rows // TILE] % ((sides[1] + 2) * 4) == 0).all() == by_line
 
 
 @pytest.mark.parametrize("images", range(1, 4))
 def test_tiles_are_of_whole_blocks(images):
     for sides in SIDES:
         rows = convolved(Layout(images, *sides, 4, halo=1), 3, 1, *sides)
-        assert rows.count == len(rows.results)
-        assert len(rows.tiles) == -(-rows.count // BLOCK) * (BLOCK // TILE)
+        assert rows.rows == len(rows.results)
+        assert len(rows.tiles) == -(-rows.rows // BLOCK) * (BLOCK // TILE)
 
 
 def test_places_are_within_halos():

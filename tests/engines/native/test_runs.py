@@ -29,7 +29,7 @@ def program(instructions: str, images: int) -> _C.Int8Program:
     made.product(
         **{"in": offsets[0], "out": offsets[1]},
         **weight_of(np.random.default_rng(0), 3 * COLUMNS, 4, 7, zero=128)[0],
-        **{"rows": rows.count, "tiles": rows.tiles, "out_rows": rows.results, "row_step": 8},
+        **{"rows": rows.rows, "tiles": rows.tiles, "out_rows": rows.results, "row_step": 8},
         tap=np.arange(7, dtype=np.int32) * maps.padded_width * 4,
         out_numbers=SIGNED,
     )

@@ -33,6 +33,9 @@ PRODUCTS = {
     "depths 65": product(tokens(17, 65), 48, numbers=SIGNED),
     "depths 130": product(tokens(50, 130), 16, numbers=SIGNED),
     "depths 1000": product(tokens(3, 1000), 80, numbers=SIGNED),
+    "sums of several parts": product(tokens(70, 1100), 32, numbers=SIGNED),
+    "a few rows of many parts and columns": product(tokens(40, 900), 320, numbers=SIGNED),
+    "many rows of many columns": product(tokens(330, 20), 320, numbers=SIGNED),
     "columns 1000": product(tokens(3, 48), 1000),
     "columns 33": product(tokens(70, 48), 33),
     "columns 7": product(tokens(33, 48), 7, zero=0),
@@ -223,6 +226,15 @@ def test_quantize(instructions, make):
 @each(COPIES)
 def test_copy(instructions, make):
     check(make(), instructions)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_attention_does_not_read_what_another_left(instructions):
+    step = samples.attention(1, 40, 4, 16, numbers=SIGNED)
+    program = program_of(step, instructions, with_step=False)
+    program.attention(**{**step.fields, "heads": 1, "size": 64})
+    program.attention(**step.fields)
+    np.testing.assert_array_equal(run(program, step), run(program_of(step, instructions), step))
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
