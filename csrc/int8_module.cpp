@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <initializer_list>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,7 +43,12 @@ struct Kept {
     Index values_in_an_image = 0;  // that it reads
 
     Kept(const std::string& instructions, Index bytes, Index images)
-        : program(chosen(instructions), bytes, images) {}
+        : program(chosen(instructions), positive("bytes", bytes), positive("images", images)) {}
+
+    static Index positive(const char* name, Index value) {
+        if (value < 1) throw py::value_error(std::string(name) + " must be at least 1, got " + std::to_string(value));
+        return value;
+    }
 };
 
 // The arguments of one step.
@@ -49,10 +56,13 @@ class Fields {
 public:
     Fields(Kept& kept, const py::kwargs& given) : kept_(kept), given_(given) {}
 
-    bool has(const char* name) const { return given_.contains(name) && !given_[name].is_none(); }
+    bool has(const char* name) const {
+        asked_.insert(name);
+        return given_.contains(name) && !given_[name].is_none();
+    }
 
     Index number(const char* name, Index least = 1) const {
-        const auto value = given_[name].cast<Index>();
+        const auto value = read<Index>(name);
         if (value < least || value > kMost)
             throw py::value_error(std::string(name) + " must be from " + std::to_string(least) + " to " +
                                   std::to_string(kMost) + ", got " + std::to_string(value));
@@ -67,13 +77,13 @@ public:
         return value;
     }
 
-    float real(const char* name) const { return given_[name].cast<float>(); }
+    float real(const char* name) const { return read<float>(name); }
 
-    bool flag(const char* name) const { return has(name) && given_[name].cast<bool>(); }
+    bool flag(const char* name) const { return has(name) && read<bool>(name); }
 
     Numbers numbers(const char* name) const {
         if (!has(name)) return {1, 1, 0};
-        const auto [scale, zero] = given_[name].cast<std::pair<float, std::int32_t>>();
+        const auto [scale, zero] = read<std::pair<float, std::int32_t>>(name);
         if (!(scale > 0) || std::isinf(scale) || std::isinf(1 / scale) || (zero != 0 && zero != 128))
             throw py::value_error(std::string(name) + " must be a positive scale and 0 or 128, got " +
                                   std::to_string(scale) + ", " + std::to_string(zero));
@@ -84,11 +94,12 @@ public:
     template <typename T>
     T* place(const char* name, Index count) const {
         if (!has(name)) return nullptr;
-        const auto offset = given_[name].cast<Index>();
-        const Index size = count * static_cast<Index>(sizeof(T)), bytes = kept_.program.bytes();
-        if (offset < 0 || offset % kAlignment || offset > bytes || size > bytes - offset)
-            throw py::value_error(std::string(name) + ": " + std::to_string(size) + " bytes at " + std::to_string(offset) +
-                                  " do not lie in the memory of " + std::to_string(bytes));
+        const auto offset = read<Index>(name);
+        const Index size = static_cast<Index>(sizeof(T)), bytes = kept_.program.bytes();
+        if (offset < 0 || offset % kAlignment || offset > bytes || count > (bytes - offset) / size)
+            throw py::value_error(std::string(name) + ": " + std::to_string(count) + " values of " + std::to_string(size) +
+                                  " bytes at " + std::to_string(offset) + " do not lie in the memory of " +
+                                  std::to_string(bytes));
         return reinterpret_cast<T*>(kept_.program.at(offset));
     }
 
@@ -108,14 +119,38 @@ public:
         return values.data();
     }
 
-    void add(const Step& step) const { kept_.program.add(step); }
+    void add(const Step& step) const {
+        for (const auto& field : given_)
+            if (!asked_.count(field.first.cast<std::string>()))
+                throw py::type_error(field.first.cast<std::string>() + " is no field of this step");
+        kept_.program.add(step);
+    }
 
 private:
+    template <typename T>
+    T read(const char* name) const {
+        if (!has(name)) throw py::type_error(std::string(name) + " is missing");
+        try {
+            return given_[name].cast<T>();
+        } catch (const py::cast_error&) {
+            throw py::type_error(std::string(name) + " cannot be " + std::string(py::repr(given_[name])));
+        }
+    }
+
     static constexpr Index kMost = Index{1} << 31, kAlignment = 64;
 
     Kept& kept_;
     const py::kwargs& given_;
+    mutable std::set<std::string> asked_;
 };
+
+// Of counts that are not negative; what no memory holds where that is too large.
+Index times(std::initializer_list<Index> counts) {
+    constexpr Index kTooLarge = Index{1} << 60;
+    Index total = 1;
+    for (const Index count : counts) total = count > 0 && total > kTooLarge / count ? kTooLarge : total * count;
+    return total;
+}
 
 template <typename T>
 T largest_of(const T* values, Index count, T least) {
@@ -155,8 +190,9 @@ void product(Kept& kept, const py::kwargs& given) {
     const Index last_tile = step.tiles ? Index{largest_of(step.tiles, tiles, 0)} : (tiles - 1) * kTile * step.row_step;
     const Index depth = step.in_floats ? step.depth : up_to(step.depth, kDepth);
     const Index reach = last_tile + (kTile - 1) * step.row_step + largest_of(step.tap, step.taps, 0) + depth;
-    const Index results = (step.out_rows ? Index{largest_of(step.out_rows, step.rows, 0)} + 1 : step.rows) * step.columns;
-    const Index weights = columns * step.taps * depth;
+    const Index made = step.out_rows ? Index{largest_of(step.out_rows, step.rows, 0)} + 1 : step.rows;
+    const Index results = times({made, step.columns});
+    const Index weights = times({columns, step.taps, depth});
     if (step.in_floats) {
         step.in = fields.place<float>("in", reach);
         step.weights = fields.array<float>("weights", weights);
@@ -169,11 +205,11 @@ void product(Kept& kept, const py::kwargs& given) {
     step.residual = fields.place<std::uint8_t>("residual", results + kLanes);
     step.residual_floats = fields.place<float>("residual_floats", results + kLanes);
     if (fields.has("addend")) {
-        step.addend_rows = fields.array<std::int32_t>("addend_rows", results / step.columns);
-        if (!step.addend_rows || least_of(step.addend_rows, results / step.columns, 0) < 0)
+        step.addend_rows = fields.array<std::int32_t>("addend_rows", made);
+        if (!step.addend_rows || least_of(step.addend_rows, made, 0) < 0)
             throw py::value_error("addend_rows must not be negative");
         step.addend = fields.place<float>(
-            "addend", (Index{largest_of(step.addend_rows, results / step.columns, 0)} + 1) * step.columns + kLanes);
+            "addend", (Index{largest_of(step.addend_rows, made, 0)} + 1) * step.columns + kLanes);
     }
     if (step.out_floats)
         step.out = fields.place<float>("out", results);
@@ -196,8 +232,8 @@ Norm norm_of(const Fields& fields, const float* tokens, Index rows, Index channe
     step.weight = fields.array<float>("weight", channels);
     step.bias = fields.array<float>("bias", channels);
     step.eps = fields.real("eps");
-    step.out = fields.place<std::uint8_t>("out", rows * channels);
-    step.out_floats = fields.place<float>("out_values", rows * channels);
+    step.out = fields.place<std::uint8_t>("out", times({rows, channels}));
+    step.out_floats = fields.place<float>("out_values", times({rows, channels}));
     step.out_numbers = fields.numbers("out_numbers");
     if (!step.weight || !step.bias || !(step.out || step.out_floats))
         throw py::value_error("a norm needs weight, bias and out or out_values");
@@ -208,7 +244,7 @@ void norm(Kept& kept, const py::kwargs& given) {
     const Fields fields(kept, given);
     const Index rows = fields.number("rows"), channels = fields.lanes("channels");
     const Index apart = fields.has("row_step") ? fields.lanes("row_step") : channels;
-    const float* tokens = fields.place<float>("tokens", (rows - 1) * apart + channels);
+    const float* tokens = fields.place<float>("tokens", times({rows - 1, apart}) + channels);
     if (!tokens) throw py::value_error("a norm needs tokens");
     Norm step = norm_of(fields, tokens, rows, channels);
     step.row_step = apart;
@@ -220,13 +256,13 @@ void couple(Kept& kept, const py::kwargs& given) {
     Couple step{};
     const Index images = fields.number("images"), channels = fields.lanes("channels");
     step.tokens_per_image = fields.number("tokens_per_image", 2);
-    const Index rows = images * step.tokens_per_image;
-    step.projected = fields.place<float>("projected", (rows - images) * channels);
+    const Index rows = times({images, step.tokens_per_image});
+    step.projected = fields.place<float>("projected", times({rows - images, channels}));
     step.inner_weight = fields.array<float>("inner_weight", channels);
     step.inner_bias = fields.array<float>("inner_bias", channels);
     step.inner_eps = fields.real("inner_eps");
-    step.tokens = fields.place<float>("tokens", rows * channels);
-    step.out = fields.place<float>("out_tokens", rows * channels);
+    step.tokens = fields.place<float>("tokens", times({rows, channels}));
+    step.out = fields.place<float>("out_tokens", times({rows, channels}));
     if (!step.projected || !step.inner_weight || !step.inner_bias || !step.tokens || !step.out)
         throw py::value_error("couple needs projected, inner_weight, inner_bias, tokens and out_tokens");
     step.norm = norm_of(fields, step.out, rows, channels);
@@ -247,10 +283,10 @@ void attention(Kept& kept, const py::kwargs& given) {
                               std::to_string(step.tokens));
     if (step.size > kDepth)
         throw py::value_error("size must be at most " + std::to_string(kDepth) + ", got " + std::to_string(step.size));
-    const Index rows = step.images * step.tokens, channels = step.heads * step.size;
-    step.qkv = fields.place<std::uint8_t>("qkv", (rows + kBlock) * 3 * channels + kDepth);
-    step.out = fields.place<std::uint8_t>("out", rows * channels);
-    step.out_floats = fields.place<float>("out_values", rows * channels);
+    const Index rows = times({step.images, step.tokens}), channels = times({step.heads, step.size});
+    step.qkv = fields.place<std::uint8_t>("qkv", times({rows + kBlock, 3, channels}) + kDepth);
+    step.out = fields.place<std::uint8_t>("out", times({rows, channels}));
+    step.out_floats = fields.place<float>("out_values", times({rows, channels}));
     step.out_numbers = fields.numbers("out_numbers");
     if (!step.qkv || !(step.out || step.out_floats)) throw py::value_error("attention needs qkv and out or out_values");
     fields.add(step);
@@ -265,12 +301,12 @@ void picture(Kept& kept, const py::kwargs& given) {
     step.width = fields.number("width");
     step.padded_width = fields.number("padded_width", step.width + 6);
     if (step.channels > 4) throw py::value_error("channels must be at most 4, got " + std::to_string(step.channels));
-    step.out = fields.place<std::uint8_t>("out", step.count * (step.height + 6) * step.padded_width * 4);
+    step.out = fields.place<std::uint8_t>("out", times({step.count, step.height + 6, step.padded_width, 4}));
     step.numbers = fields.numbers("numbers");
     if (!step.out) throw py::value_error("a picture needs out");
     if (kept.values_in_an_image) throw py::value_error("a program reads pictures once");
-    kept.values_in_an_image = step.channels * step.height * step.width;
     fields.add(step);
+    kept.values_in_an_image = step.channels * step.height * step.width;
 }
 
 void max_pool(Kept& kept, const py::kwargs& given) {
@@ -282,8 +318,8 @@ void max_pool(Kept& kept, const py::kwargs& given) {
     step.channels = fields.lanes("channels");
     step.out_height = fields.number("out_height", (step.height + 1) / 2);
     step.out_width = fields.number("out_width", (step.width + 1) / 2);
-    step.in = fields.place<std::uint8_t>("in", step.images * step.height * step.width * step.channels);
-    step.out = fields.place<std::uint8_t>("out", step.images * step.out_height * step.out_width * step.channels);
+    step.in = fields.place<std::uint8_t>("in", times({step.images, step.height, step.width, step.channels}));
+    step.out = fields.place<std::uint8_t>("out", times({step.images, step.out_height, step.out_width, step.channels}));
     if (!step.in || !step.out) throw py::value_error("max_pool needs in and out");
     fields.add(step);
 }
@@ -298,9 +334,9 @@ void average(Kept& kept, const py::kwargs& given) {
     step.stride = fields.number("stride");
     if (step.height % step.stride || step.width % step.stride)
         throw py::value_error("height and width must be multiples of stride");
-    step.in = fields.place<std::uint8_t>("in", step.images * step.height * step.width * step.channels);
+    step.in = fields.place<std::uint8_t>("in", times({step.images, step.height, step.width, step.channels}));
     const Index pixels = (step.height / step.stride) * (step.width / step.stride);
-    step.out = fields.place<std::uint8_t>("out", step.images * pixels * step.channels);
+    step.out = fields.place<std::uint8_t>("out", times({step.images, pixels, step.channels}));
     step.in_numbers = fields.numbers("in_numbers");
     step.out_numbers = fields.numbers("out_numbers");
     if (!step.in || !step.out) throw py::value_error("average needs in and out");
@@ -314,7 +350,7 @@ void mean(Kept& kept, const py::kwargs& given) {
     step.pixels = fields.number("pixels");
     step.channels = fields.lanes("channels");
     step.in_floats = fields.flag("in_floats");
-    const Index values = step.images * step.pixels * step.channels;
+    const Index values = times({step.images, step.pixels, step.channels});
     if (step.in_floats)
         step.in = fields.place<float>("in", values);
     else
@@ -345,10 +381,12 @@ void copy(Kept& kept, const py::kwargs& given) {
     step.step = fields.number("step");
     step.bytes = fields.number("bytes");
     const Index behind = fields.number("behind", 0);  // the place: what is copied to need not be aligned
-    const Index reach = (step.images - 1) * step.image_step + (step.count - 1) * step.step + step.bytes;
+    const Index reach =
+        times({step.images - 1, step.image_step}) + times({step.count - 1, step.step}) + step.bytes;
     step.from = reinterpret_cast<const std::byte*>(fields.array<std::uint8_t>("from", step.bytes));
-    step.out = fields.place<std::byte>("out", behind + reach) + behind;
+    step.out = fields.place<std::byte>("out", behind + reach);
     if (!step.from || !step.out) throw py::value_error("copy needs from and out");
+    step.out += behind;
     fields.add(step);
 }
 
@@ -357,7 +395,7 @@ void result(Kept& kept, Index offset, Index count) {
     given["from"] = offset;
     const Fields fields(kept, given);
     if (count < 1) throw py::value_error("count must be at least 1, got " + std::to_string(count));
-    kept.program.add(Result{fields.place<float>("from", count * kept.program.images()), count});
+    kept.program.add(Result{fields.place<float>("from", times({count, kept.program.images()})), count});
 }
 
 using Floats = py::array_t<float, py::array::c_style>;
@@ -365,6 +403,8 @@ using Floats = py::array_t<float, py::array::c_style>;
 // images: (B, ...), a multiple of what a program takes at once; out: for each result (B, ...).
 void run(const std::vector<Kept*>& programs, const Floats& images, std::vector<Floats> out, int threads) {
     if (programs.empty() || threads < 1) throw py::value_error("there must be a program and a thread");
+    if (std::set<Kept*>(programs.begin(), programs.end()).size() != programs.size())
+        throw py::value_error("a program cannot run twice at a time");
     const Kept& one = *programs.front();
     const Index at_once = one.program.images(), batch = images.ndim() ? images.shape(0) : 0;
     if (!one.values_in_an_image || batch == 0 || batch % at_once || images.size() != batch * one.values_in_an_image)
@@ -422,7 +462,8 @@ void add_int8(py::module_& module) {
         .def("quantize", &quantize)
         .def("copy", &copy)
         .def("result", &result, py::arg("offset"), py::arg("count"));
-    module.def("int8_run", &run, py::arg("programs"), py::arg("images"), py::arg("out"), py::arg("threads"), R"(
+    module.def("int8_run", &run, py::arg("programs").noconvert(), py::arg("images"), py::arg("out").noconvert(),
+               py::arg("threads"), R"(
 Runs images (B, ...) through programs that are equal, and fills out. One program is run by all threads; of several each
 by one, on other images. None may run in two calls at a time. The GIL is released.)");
 }
