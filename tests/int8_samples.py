@@ -44,11 +44,11 @@ def product(
     rows = convolved(maps, 1, window, height, width) if patches else convolved(maps, window, stride, height, width)
     out = Layout(maps.images, height, width, columns, out_halo)
     values, given = _values(random, maps, zero)
-    fields, weight = weight_of(random, columns, maps.channels, window, zero)
+    fields, weight, bias = weight_of(random, columns, maps.channels, window, zero)
     results = F.conv2d(
         torch.from_numpy(values).permute(0, 3, 1, 2),
         torch.from_numpy(weight),
-        torch.from_numpy(fields["bias"][:columns].astype(np.float64)),
+        torch.from_numpy(bias),
         stride=window if patches else stride,
         padding=0 if patches else window // 2,
     )
@@ -101,8 +101,8 @@ def _values(random: np.random.Generator, maps: Layout, zero: int | None) -> tupl
 
 def weight_of(
     random: np.random.Generator, columns: int, channels: int, window: int, zero: int | None
-) -> tuple[dict[str, Any], np.ndarray]:
-    """The fields that a product has of a weight, and what this stands for, (K, C, S, S)."""
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The fields that a product has of a weight and a bias, and what these stand for, (K, C, S, S) and (K,)."""
     shape = (columns, channels, window, window)
     bias = random.standard_normal(columns, np.float32)
     size = np.float32((channels * window**2) ** -0.5)
@@ -114,11 +114,13 @@ def weight_of(
     tensors = {"weight": weight, "bias": bias, "weight_scale": scale}
     known = {name: torch.from_numpy(value) for name, value in tensors.items() if value is not None}
     made = packed(Node("conv3x3", {name: Stored(name) for name in known}), known)
-    fields = {"taps": made.taps, "depth": made.depth, "columns": columns, "weights": made.weights, "bias": made.bias}
+    fields = {"taps": made.taps, "depth": made.depth, "columns": columns, "weights": made.weights}
     if scale is None:
-        return {**fields, "scales": made.scales, "in_floats": True}, weight.astype(np.float64)
-    fields |= {"scales": made.scales / 64, "corrections": made.sums * np.int32(zero)}
-    return fields, weight * scale[:, None, None, None].astype(np.float64)
+        around = {name: getattr(made, name).astype(np.float32) for name in ("scales", "bias")}
+        return {**fields, **around, "in_floats": True}, weight.astype(np.float64), bias.astype(np.float64)
+    scales = made.scales / 64
+    fields |= {"scales": scales.astype(np.float32), "bias": (made.bias - made.sums * scales * zero).astype(np.float32)}
+    return fields, weight * scale[:, None, None, None].astype(np.float64), bias.astype(np.float64)
 
 
 def _taps(maps: Layout, rows: Rows, window: int, stride: int) -> dict[str, Any]:
