@@ -36,7 +36,12 @@ STEPS = {
     "quantize": partial(samples.quantize, np.zeros(128, np.float32), SIGNED),
     "copy": partial(samples.copy, 2, 300, 2, 100, 50, 7),
 }
-each = pytest.mark.parametrize("step", [make() for make in STEPS.values()], ids=STEPS)
+each = pytest.mark.parametrize("step", STEPS, indirect=True)
+
+
+@pytest.fixture
+def step(request) -> Step:
+    return STEPS[request.param]()
 
 
 def fields(step: Step, kind: type) -> list[str]:
