@@ -18,13 +18,18 @@ import torch
 from torch import Tensor
 
 import conformer_fast as cf
+from conformer_fast.engines.native.engine import NativeEngine
+from conformer_fast.engines.native.graph import Graph
+from conformer_fast.engines.openvino.device import instruction_limit
 from conformer_fast.engines.openvino.engine import IMAGES_IN_8_BITS, images_at_once
 from conformer_fast.engines.openvino.runtime import core, ov, without_telemetry
+from conformer_fast.inference.lower import lower
 
 Run = Callable[[Tensor], Tensor]
 OPENVINO = {"fp32": "f32", "bf16": "bf16"}
 THROUGHPUT = {"PERFORMANCE_HINT": "THROUGHPUT"}
 NOISE_IMAGES = 16
+NATIVE = "conformer_fast native int8"
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,14 @@ def _ours_int8(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
     return lambda images: fast(images).logits
 
 
+def _ours_native_int8(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
+    """Where OpenVINO's products are limited to older instructions, ours are too."""
+    quantization = cf.calibrate(model, [calibration], precision="int8")
+    graph = Graph.of(lower(model, quantization=quantization, attended=True))
+    engine = NativeEngine(lambda: graph, instructions="avx512" if instruction_limit() else "")
+    return lambda images: sum(engine(images), torch.zeros(()))
+
+
 def fastest_rest() -> str:
     """What OpenVINO's engines compute in where they are not in 8 bits: as measured on this CPU."""
     return cf.OpenVINO().fastest()[0]
@@ -204,6 +217,7 @@ def _ours(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
 
 # Each is calibrated with the images it is given last.
 IN_8_BITS: dict[str, Callable[[cf.Conformer, Tensor, Tensor], Run]] = {
+    **({} if cf.Native().missing() else {NATIVE: _ours_native_int8}),
     "conformer_fast int8": _ours_int8,
     "OpenVINO int8 (NNCF)": _openvino_nncf,
     "OpenVINO int8 (NNCF), streams": _openvino_nncf_streams,

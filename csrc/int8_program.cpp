@@ -105,10 +105,12 @@ Program::Program(const Int8Kernels& kernels, Index bytes, Index images)
 void Program::add(const Step& step) {
     if (const auto* attention = std::get_if<Attention>(&step))
         scratch_ = std::max(scratch_, attention_scratch(attention->tokens, attention->size));
+    most_items_ = std::max(most_items_, std::visit([](const auto& one) { return items(one); }, step));
     steps_.push_back(step);
 }
 
 void Program::run(const float* images, const std::vector<float*>& out, std::size_t threads) const {
+    threads = std::min(threads, static_cast<std::size_t>(std::max(most_items_, Index{1})));
     Meeting meeting;
     std::vector<std::vector<std::byte>> scratch(threads);
     for (auto& memory : scratch) memory.resize(static_cast<std::size_t>(scratch_ + kLine));

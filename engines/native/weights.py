@@ -63,9 +63,7 @@ def packed(node: Node, tensors: Mapping[str, Tensor], prefix: str = "") -> Packe
     else:
         panels, scales = _float_panels(values), np.ones(columns, np.float32)
         sums = np.zeros(columns, np.int32)
-    return Packed(
-        panels, *(_padded(each.astype(np.float64)) for each in (sums, scales, bias.numpy())), columns, taps, depth
-    )
+    return Packed(panels, _padded(sums), _padded(scales), _padded(bias.numpy()), columns, taps, depth)
 
 
 def _panels(values: np.ndarray) -> np.ndarray:
@@ -87,5 +85,5 @@ def _float_panels(values: np.ndarray) -> np.ndarray:
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
-    """With zeros to a multiple of BLOCK."""
-    return np.pad(values, (0, -len(values) % BLOCK))
+    """In float64, with zeros to a multiple of BLOCK."""
+    return np.pad(values.astype(np.float64), (0, -len(values) % BLOCK))

@@ -87,7 +87,7 @@ def test_int8_is_as_right_as_nncf(int8):
     if "accuracy" not in int8:
         pytest.skip("its speed alone was measured")
     rows = {row["implementation"]: row for row in int8["accuracy"]}
-    ours, nncf, exact = rows["conformer_fast int8"], rows["OpenVINO int8 (NNCF)"], rows["reference"]
+    ours, nncf, exact = rows[render.ours_in_8_bits(rows)], rows["OpenVINO int8 (NNCF)"], rows["reference"]
     assert ours["correct"] >= exact["correct"] - 0.001 * exact["count"]
     assert nncf["ours_wrong"] - nncf["ours_alone"] <= 1.64 * math.sqrt(nncf["ours_wrong"] + nncf["ours_alone"])  # 5 %
     assert nncf["correct"] - ours["correct"] == nncf["ours_wrong"] - nncf["ours_alone"]
