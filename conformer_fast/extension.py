@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]  # only of an editable installation, whose sources may change after the build
-NOTE = "pictures go through Pillow and detectors' regions through PyTorch, which is slower"
+NOTE = "pictures go through Pillow, detectors' regions through PyTorch and int8 through OpenVINO, which is slower"
 
 
 @cache

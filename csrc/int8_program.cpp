@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <thread>
@@ -81,18 +80,18 @@ std::byte* aligned(std::byte* memory) {
     return memory + (kLine - reinterpret_cast<std::uintptr_t>(memory) % kLine) % kLine;
 }
 
-// In large pages, where the system has them: small ones cost more than some steps do.
-void* allocated(std::size_t bytes) {
-    constexpr std::size_t kPage = std::size_t{1} << 21;
-    const std::size_t whole = (bytes + kPage - 1) / kPage * kPage;
-    void* memory = std::aligned_alloc(kPage, whole);
-    if (memory == nullptr) throw std::bad_alloc();
+constexpr std::align_val_t kPage{std::size_t{1} << 21};
+
+// In large pages, where the system has them: finding small ones costs more than some steps do.
+std::byte* allocated(std::size_t bytes) {
+    void* memory = ::operator new(bytes, kPage);
 #ifdef __linux__
-    madvise(memory, whole, MADV_HUGEPAGE);
+    madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
-    std::memset(memory, 0, whole);
-    return memory;
+    return static_cast<std::byte*>(std::memset(memory, 0, bytes));
 }
+
+void give_back(std::byte* memory) { ::operator delete(memory, kPage); }
 
 }  // namespace
 
@@ -100,7 +99,7 @@ Program::Program(const Int8Kernels& kernels, Index bytes, Index images)
     : kernels_(kernels),
       bytes_(bytes),
       images_(images),
-      memory_(static_cast<std::byte*>(allocated(static_cast<std::size_t>(bytes))), std::free) {}
+      memory_(allocated(static_cast<std::size_t>(bytes)), give_back) {}
 
 void Program::add(const Step& step) {
     if (const auto* attention = std::get_if<Attention>(&step))

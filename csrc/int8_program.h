@@ -39,7 +39,7 @@ public:
 private:
     const Int8Kernels& kernels_;
     Index bytes_, images_, scratch_ = 0, most_items_ = 0;
-    std::unique_ptr<std::byte, void (*)(void*)> memory_;
+    std::unique_ptr<std::byte, void (*)(std::byte*)> memory_;
     std::vector<Step> steps_;
     std::vector<Result> results_;
 };

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from .graph import Graph
 from .program import Buffer, Program
 from .weights import Packed, all_packed
 
-IMAGES_AT_ONCE = 4
+IMAGES_AT_ONCE, MANY_PIXELS = 4, 500_000  # of so many pixels, an image alone fills the caches
 PLANS_KEPT = 12  # of image sizes, and of how many images at once
 
 
@@ -45,7 +46,8 @@ class NativeEngine:
     """
 
     def __init__(self, graph: Callable[[], Graph], threads: int | None = None, instructions: str = "") -> None:
-        self._read, self._instructions = graph, instructions
+        self._read: Callable[[], Graph] | None = graph
+        self._instructions = instructions
         self._threads = threads or torch.get_num_threads()
         self._plans: OrderedDict[Input, _Plan] = OrderedDict()
         self.start_anew()
@@ -61,7 +63,7 @@ class NativeEngine:
         outputs: list[Tensor] = []
         done = 0
         while done < B:
-            streams, at_once, count = _round(B - done, self._threads)
+            streams, at_once, count = _round(B - done, self._threads, IMAGES_AT_ONCE if H * W < MANY_PIXELS else 1)
             plan = self._plan(Input(at_once, H, W))
             outputs = outputs or [_empty(B, *result.shape) for result in plan.program.results]
             self._run(plan, images[done : done + count], [output[done : done + count] for output in outputs], streams)
@@ -83,7 +85,7 @@ class NativeEngine:
         with self._lock:
             plan = self._plans.get(shape)
             if plan is None:
-                plan = self._plans[shape] = _Plan(Program(self.graph, self._weights, *shape), [])
+                plan = self._plans[shape] = _Plan(Program(*self._network, *shape), [])
             self._plans.move_to_end(shape)
             while len(self._plans) > PLANS_KEPT:
                 self._plans.popitem(last=False)
@@ -97,12 +99,12 @@ class NativeEngine:
         return made
 
     @cached_property
-    def graph(self) -> Graph:
-        return self._read()
-
-    @cached_property
-    def _weights(self) -> dict[tuple[int, str], Packed]:
-        return all_packed(self.graph)
+    def _network(self) -> tuple[Graph, dict[tuple[int, str], Packed]]:
+        """The graph without the weights in 8 bits, and these as csrc/ reads them."""
+        assert self._read is not None
+        graph, self._read = self._read(), None  # which may hold what is not needed any more
+        small = {name: tensor for name, tensor in graph.tensors.items() if tensor.dtype != torch.int8}
+        return replace(graph, tensors=small), all_packed(graph)
 
 
 class _Plan(NamedTuple):
@@ -112,10 +114,11 @@ class _Plan(NamedTuple):
     free: list[_C.Int8Program]
 
 
-def _round(images: int, threads: int) -> tuple[int, int, int]:
-    """Of so many: how many programs run the next ones, how many images each at once, and how many in all."""
+def _round(images: int, threads: int, most: int) -> tuple[int, int, int]:
+    """Of so many: how many programs run the next ones, how many images each at once, `most` at most, and how many in
+    all."""
     streams = threads if images >= threads else 1
-    at_once = min(IMAGES_AT_ONCE, 1 << ((images // streams).bit_length() - 1))
+    at_once = min(most, 1 << ((images // streams).bit_length() - 1))
     return streams, at_once, images // (streams * at_once) * streams * at_once
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from conformer_fast.errors import EngineError
+
+LARGEST = 2**31 - 1
 TILE, BLOCK = 16, 32  # rows, as in csrc/int8.h
 
 
@@ -81,4 +84,6 @@ def _even(starts: np.ndarray, results: np.ndarray) -> Rows:
     """With tiles for whole blocks."""
     missing = -len(starts) % (BLOCK // TILE)
     starts = np.concatenate([starts, np.repeat(starts[-1:], missing)])
+    if starts[-1] > LARGEST:
+        raise EngineError(f"{starts[-1]:,} values are more than a table of 32 bits finds; give smaller images")
     return Rows(len(results), starts.astype(np.int32), results.astype(np.int32))

@@ -92,7 +92,7 @@ class Program:
 
     def _stem(self, index: int, images: Value, multiple: int, input_scale: Stored, out_scale: Stored, **_: Any) -> Held:
         height, width = self._size
-        channels = self._graph.tensors[self._argument(index, "weight").name].shape[1]
+        channels = self._weights[index, ""].shape[1]
         picture = Layout(self.images, height, width, PICTURE_CHANNELS, PICTURE_HALO)
         numbers = self._numbers(input_scale, negative=True)
         read = self._new(picture, numbers, negative=True)
@@ -240,7 +240,7 @@ class Program:
         **norm: Any,
     ) -> tuple[Held, Held]:
         read = self._read(stem_map, input_scale)
-        side = self._graph.tensors[self._argument(index, "weight").name].shape[-1]
+        side = self._weights[index, ""].shape[-1]
         rows = patches(read.layout, side)
         assert rows.results is not None
         count = (read.layout.height // side) * (read.layout.width // side)
@@ -460,9 +460,6 @@ class Program:
 
     def _array(self, stored: Stored) -> np.ndarray:
         return self._graph.tensors[stored.name].numpy()
-
-    def _argument(self, index: int, name: str) -> Any:
-        return self._graph.nodes[index].arguments[name]
 
     def _new(self, layout: Layout, numbers: Numbers | None, negative: bool) -> Held:
         size = (layout.pixels + SPARE_ROWS) * layout.channels * (4 if numbers is None else 1) + SPARE

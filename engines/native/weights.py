@@ -17,9 +17,12 @@ WEIGHTS = ("weight", "conv_weight", "trans_weight")  # names of arguments
 
 
 class Packed(NamedTuple):
-    """weights: int8 or float32 panels, see csrc/int8.h. sums: of each column's. scales: of a sum, but for the scale of
-    what it reads. These and bias are float64, and go on to a multiple of BLOCK."""
+    """shape: of the weight, as PyTorch has it. weights: int8 or float32 panels, see csrc/int8.h. sums: of the weights
+    of a column. scales: of a sum, but for the scale of what it reads. These and bias are float64, and go on to a
+    multiple of BLOCK.
+    """
 
+    shape: torch.Size
     weights: np.ndarray
     sums: np.ndarray
     scales: np.ndarray
@@ -63,7 +66,7 @@ def packed(node: Node, tensors: Mapping[str, Tensor], prefix: str = "") -> Packe
     else:
         panels, scales = _float_panels(values), np.ones(columns, np.float32)
         sums = np.zeros(columns, np.int32)
-    return Packed(panels, _padded(sums), _padded(scales), _padded(bias.numpy()), columns, taps, depth)
+    return Packed(weight.shape, panels, _padded(sums), _padded(scales), _padded(bias.numpy()), columns, taps, depth)
 
 
 def _panels(values: np.ndarray) -> np.ndarray:

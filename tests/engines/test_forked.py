@@ -20,7 +20,10 @@ import conformer_fast as cf
 
 model = cf.create_model("digits", weights="packaged")
 images, larger = torch.rand(8, 3, 32, 32), torch.rand(1, 3, 48, 48)
-fast = cf.compile(model, backend="BACKEND", precision="fp32")
+options = {"backend": "BACKEND", "precision": "fp32"}
+if "BACKEND" == "native":
+    options = {"backend": "BACKEND", "precision": "int8", "quantization": cf.calibrate(model, [images])}
+fast = cf.compile(model, **options)
 expected = fast(images).logits
 AT_FORK
 child = os.fork()
@@ -33,7 +36,7 @@ with warnings.catch_warnings(record=True) as caught:
     for again in range(2):
         torch.testing.assert_close(fast(images).logits, expected, rtol=1e-4, atol=1e-4)
     assert fast(larger).logits.isfinite().all()
-    made_here = cf.compile(model, backend="BACKEND", precision="fp32")(images).logits
+    made_here = cf.compile(model, **options)(images).logits
 torch.testing.assert_close(made_here, expected, rtol=1e-4, atol=1e-4)
 print(*[warning.message for warning in caught], sep=chr(10))
 sys.exit(0)  # with all that Python does at its end
@@ -55,10 +58,12 @@ assert begun.wait(60)
 """
 
 
-@pytest.mark.parametrize("backend", ["openvino", "reference"])
+@pytest.mark.parametrize("backend", ["native", "openvino", "reference"])
 def test_an_engine_that_has_run_runs_in_a_forked_process(backend):
     if backend == "openvino":
         pytest.importorskip("openvino")
+    if backend == "native" and cf.Native().missing():
+        pytest.skip(cf.Native().missing())
     script = SCRIPT.replace("BACKEND", backend).replace("AT_FORK", BUILDING if backend == "openvino" else "")
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr

@@ -1,5 +1,5 @@
 """csrc/ under AddressSanitizer and UndefinedBehaviorSanitizer: hostile sizes through every pass and every check,
-and convolutions at every border."""
+convolutions at every border, and the steps of 8 bits by their own tests."""
 
 import os
 import shutil
@@ -100,6 +100,14 @@ for images, height, width in [(0, 3, 3), (1, 1, 1), (2, 3, 5), (1, 4, 9), (1, 30
 print(len(cases))
 """
 
+STEPS = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import conformer_fast, pytest, _C
+conformer_fast._C = sys.modules["conformer_fast._C"] = _C
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[3:]]))
+"""  # of 8 bits, by their own tests
+
 
 def _library(name: str) -> str:
     """Its path where the compiler has it, else its name alone."""
@@ -120,12 +128,18 @@ def test_hostile_sizes_break_nothing(tmp_path, tried):
 
     sources = sorted(CSRC.glob("*.cpp"))
     subprocess.run([COMPILER, *flags, *headers, "-shared", *sources, "-o", tmp_path / "_C.so"], check=True)
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), str(EFFORT)],
-        env={**os.environ, "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    tried("csrc under AddressSanitizer and UBSan: pictures resampled", {"sizes": int(run.stdout)})
+
+    def run(script: str, *arguments: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), *map(str, arguments)],
+            env={**os.environ, "LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0"},
+            capture_output=True,
+            text=True,
+            timeout=3600,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    tried("csrc under AddressSanitizer and UBSan: pictures resampled", {"sizes": int(run(SCRIPT, EFFORT))})
+    tests = CSRC.parent / "tests"
+    run(STEPS, tests, *(tests / "engines" / "native" / f"test_{name}.py" for name in ("steps", "runs")))
