@@ -28,6 +28,7 @@ from .trained import Trained, trained
 MODELS = ("digits", "digit-pairs")
 PATHS = (
     ("reference", "fp32"),
+    ("native", "int8"),
     *(("openvino", precision) for precision in ("fp32", "bf16", "int8")),
     *(("onnxruntime", precision) for precision in ("fp16", "int8", "fp8")),
     *(("simulated", precision) for precision in ("int8", "fp8")),

@@ -77,9 +77,10 @@ def int8(request):
 def test_int8_goals(int8):
     gains = render.int8_speedups(int8)
     assert set(gains) == {(variant, batch) for variant in cf.VARIANTS for batch in (1, 8)}
+    native = any(row["implementation"] == render.NATIVE for row in int8["speed"])
     for (_, batch), (over_ours, over_others) in gains.items():
         assert over_ours >= {1: 1.3, 8: 1.6}[batch]
-        assert over_others >= 1.0
+        assert over_others >= (1.3 if native else 1.0)
 
 
 def test_int8_is_as_right_as_nncf(int8):

@@ -67,6 +67,8 @@ def test_held_out_accuracy(implementation, precision, name, subject, held_out, e
     images, labels, exact = (values[:count] for values in (*held_out, exact))
     if implementation == "onnxruntime":
         pytest.importorskip("onnxruntime")
+    if implementation == "native" and make("native").missing():
+        pytest.skip(make("native").missing())
     if implementation == "openvino" and precision not in (*native_precisions(), "int8"):
         pytest.skip(f"this CPU does not compute in {precision}")
     found = chosen(implementation, precision, subject, images)

@@ -277,24 +277,37 @@ def test_a_run_fills_all():
         {"threads": 0},
         {"threads": -1},
         {"threads": 2**31},
-        {"programs": []},
-        {"programs": [None]},
-        {"programs": [reader(), None]},
-        {"programs": [reader(), reader(images=1)]},
-        {"programs": [reader(), reader(width=4)]},
-        {"programs": [reader(), reader(results=(4,))]},
-        {"programs": [reader(), reader(results=(4, 4))]},
-        {"programs": [reader()] * 2},
-        {"programs": [one := reader(), reader(), one]},
-        {"programs": [_C.Int8Program(PORTABLE, 2048, 2)]},  # reads no images
     ],
     ids=str,
 )
 def test_a_run_of_what_does_not_fit(changed):
-    given = arguments(**changed)
+    refused(arguments(**changed))
+
+
+def refused(given):
+    """And nothing is written."""
     with pytest.raises(REFUSED):
         _C.int8_run(**given)
     assert all((out == np.float32(np.pi)).all() for out in given["out"])
+
+
+PROGRAMS = {
+    "none": list,
+    "None": lambda: [None],
+    "one, None": lambda: [reader(), None],
+    "of other images": lambda: [reader(), reader(images=1)],
+    "of other sizes": lambda: [reader(), reader(width=4)],
+    "of fewer results": lambda: [reader(), reader(results=(4,))],
+    "of other results": lambda: [reader(), reader(results=(4, 4))],
+    "one twice": lambda: [reader()] * 2,
+    "one twice, another between": lambda: [one := reader(), reader(), one],
+    "without images": lambda: [_C.Int8Program(PORTABLE, 2048, 2)],
+}
+
+
+@pytest.mark.parametrize("programs", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_run_of_programs_that_do_not_fit(programs):
+    refused(arguments(programs=programs()))
 
 
 @pytest.mark.parametrize(
