@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from conformer_fast.bundles.folder import StoredEngine
-from conformer_fast.bundles.manifest import Facts, Format, PartManifest
+from conformer_fast.bundles.manifest import Facts, Format, Manifest, PartManifest
 from conformer_fast.errors import (
     MOST_OF_A_COMMAND,
+    ArgumentError,
     BackendError,
     BundleError,
     EngineMismatchError,
@@ -21,6 +22,8 @@ from conformer_fast.errors import (
 from conformer_fast.extension import unusable
 from conformer_fast.inference.lower import Lowered, blank, lower
 from conformer_fast.inference.quantization import Quantization, addend_of, result_of
+from conformer_fast.model.blank import outline
+from conformer_fast.model.config import ConformerConfig
 from conformer_fast.model.reference import Conformer
 
 from ..base import Backend, Contents, Engine, Precisions, Settings
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 NETWORK = "network.safetensors"
 LANES, LARGEST_HEAD, MOST_CHANNELS = 16, 64, 4  # as in csrc/int8.h
+MOST_THREADS = 1024
 SLOW = "portable"  # the instructions that every CPU has
 REBUILD = "conformer_fast.compile(model, precision='int8', quantization=images).save(folder)"  # by another backend
 
@@ -42,7 +46,7 @@ class Native(Backend):
 
     threads: cores of the CPU to use; default: as many as PyTorch uses
 
-    Raises ArgumentError unless `threads` is a whole number, at least 1.
+    Raises ArgumentError unless `threads` is a whole number, at least 1 and at most 1024.
     """
 
     threads: int | None = None
@@ -55,8 +59,8 @@ class Native(Backend):
     format: ClassVar[Format] = Format((NETWORK,), {"instructions": str}, read_once=(NETWORK,))
 
     def __post_init__(self) -> None:
-        if self.threads is not None:
-            whole("threads", self.threads)
+        if self.threads is not None and whole("threads", self.threads) > MOST_THREADS:
+            raise ArgumentError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
 
     def missing(self) -> str | None:
         return unusable() or ("this CPU has no AVX-512 VNNI" if _instructions() == SLOW else None)
@@ -73,11 +77,8 @@ class Native(Backend):
             return f"a head has {size} channels, not a multiple of {LANES} up to {LARGEST_HEAD}"
         if config.in_channels > MOST_CHANNELS:
             return f"images have {config.in_channels} channels, more than {MOST_CHANNELS}"
-        heads = not reference.features_only
-        products = blank(config, None, "fp32", heads=heads, norm=heads).quantizable
-        added = [addend_of(name) for name in products if name.endswith(".conv3")]
-        attended = [result_of(name) for name in products if name.endswith(".qkv")]
-        missing = [name for name in (*products, *added, *attended) if name not in quantization.ranges]
+        ranges = _ranges_of(config, heads=not reference.features_only)
+        missing = [name for name in ranges if name not in quantization.ranges]
         return f"its quantization has no ranges of {first_few(missing)}" if missing else None
 
     def engine(self, reference: Lowered, settings: Settings, outputs: Sequence[str]) -> NativeEngine:
@@ -116,8 +117,8 @@ class Native(Backend):
             graph = Graph.from_bytes(content)
             if isinstance(manifest, PartManifest):
                 raise BundleError(f"backend {self.name!r} runs no detectors")
-            if len(graph.outputs) != len(manifest.outputs):
-                raise BundleError(f"the network returns {len(graph.outputs)} tensors, not {len(manifest.outputs)}")
+            assert isinstance(manifest, Manifest)
+            graph.check_like(_outline_of(manifest))
         except BundleError as error:
             raise BundleError(
                 f"{stored.folder} does not hold what its manifest says: {error}; make it again: "
@@ -133,6 +134,23 @@ class Native(Backend):
         if why:
             raise BackendError(f"backend {self.name!r} cannot run this model: {why}")
         return Graph.of(lower(reference, outputs, quantization=settings.quantization, attended=True))
+
+
+def _outline_of(manifest: Manifest) -> Graph:
+    """The graph of such a model, on the meta device."""
+    from .graph import Graph
+
+    ranges = dict.fromkeys(_ranges_of(manifest.config, heads=True), 1.0)
+    model = outline(manifest.config).float().eval()
+    return Graph.of(lower(model, manifest.outputs, quantization=Quantization("int8", ranges), attended=True))
+
+
+def _ranges_of(config: ConformerConfig, heads: bool) -> list[str]:
+    """The names of those that a quantization must have."""
+    products = blank(config, None, "fp32", heads=heads, norm=heads).quantizable
+    added = [addend_of(name) for name in products if name.endswith(".conv3")]
+    attended = [result_of(name) for name in products if name.endswith(".qkv")]
+    return [*products, *added, *attended]
 
 
 def _instructions() -> str:

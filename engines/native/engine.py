@@ -13,7 +13,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -47,6 +46,7 @@ class NativeEngine:
 
     def __init__(self, graph: Callable[[], Graph], threads: int | None = None, instructions: str = "") -> None:
         self._read: Callable[[], Graph] | None = graph
+        self._ready: tuple[Graph, dict[tuple[int, str], Packed]] | None = None
         self._instructions = instructions
         self._threads = threads or torch.get_num_threads()
         self._plans: OrderedDict[Input, _Plan] = OrderedDict()
@@ -79,13 +79,13 @@ class NativeEngine:
         taken += [self._made(plan.program) for _ in range(streams - len(taken))]
         _C.int8_run(taken, images.numpy(), [output.numpy() for output in outputs], self._threads)
         with self._lock:
-            plan.free.extend(taken)
+            plan.free.extend(taken[: max(0, 2 * self._threads - len(plan.free))])
 
     def _plan(self, shape: Input) -> _Plan:
         with self._lock:
             plan = self._plans.get(shape)
             if plan is None:
-                plan = self._plans[shape] = _Plan(Program(*self._network, *shape), [])
+                plan = self._plans[shape] = _Plan(Program(*self._network(), *shape), [])
             self._plans.move_to_end(shape)
             while len(self._plans) > PLANS_KEPT:
                 self._plans.popitem(last=False)
@@ -98,13 +98,15 @@ class NativeEngine:
             getattr(made, name)(**given)
         return made
 
-    @cached_property
     def _network(self) -> tuple[Graph, dict[tuple[int, str], Packed]]:
-        """The graph without the weights in 8 bits, and these as csrc/ reads them."""
-        assert self._read is not None
-        graph, self._read = self._read(), None  # which may hold what is not needed any more
-        small = {name: tensor for name, tensor in graph.tensors.items() if tensor.dtype != torch.int8}
-        return replace(graph, tensors=small), all_packed(graph)
+        """The graph without its weights in 8 bits, and these as csrc/ reads them. For who has the lock."""
+        if self._ready is None:
+            assert self._read is not None
+            graph = self._read()
+            small = {name: tensor for name, tensor in graph.tensors.items() if tensor.dtype != torch.int8}
+            self._ready = replace(graph, tensors=small), all_packed(graph)
+            self._read = None  # it may hold what is not needed any more
+        return self._ready
 
 
 class _Plan(NamedTuple):

@@ -186,6 +186,21 @@ class Graph:
         for value in self.outputs:
             self._check_value(value, len(self.nodes))
 
+    def check_like(self, other: Graph) -> None:
+        """Raises BundleError unless it runs the same operators on tensors of the same shapes and types, and has numbers
+        that can be computed with."""
+        if self.nodes != other.nodes or self.outputs != other.outputs:
+            raise BundleError("its operators are not those of its configuration")
+        for name, expected in other.tensors.items():
+            found = self.tensors[name]
+            if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+                raise BundleError(
+                    f"its tensor {name} is {found.dtype} of shape {tuple(found.shape)}, not {expected.dtype} of "
+                    f"{tuple(expected.shape)}"
+                )
+            if not found.isfinite().all() or (name.endswith("scale") and not (found > 0).all()):
+                raise BundleError(f"its tensor {name} has values that are no numbers, or scales that are not positive")
+
     def _check_value(self, value: Value, before: int) -> None:
         """Raises ValueError unless it is there before this node runs."""
         node, output = value

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from conformer_fast.errors import EngineError
+
 from .graph import Graph, Stored, Value
 from .layout import Layout, Rows, convolved, patches
 from .weights import PICTURE_CHANNELS, Packed
 
+MOST_TOKENS = 2**15 - 1  # as in csrc/int8.h, and
 LANES, LINE = 16, 64  # as in csrc/int8.h; LINE is in bytes
 SPARE = 4096 + 1088  # bytes behind a buffer, which may be read; no multiple of 4096: csrc would wait for stores beside
 SPARE_ROWS = 64
@@ -206,6 +209,11 @@ class Program:
     ) -> Held:
         read = self._read(qkv, qkv_scale)
         assert read.numbers is not None
+        if read.layout.width > MOST_TOKENS:
+            raise EngineError(
+                f"attention in 8 bits has at most {MOST_TOKENS:,} tokens, and of {self._size[0]}x{self._size[1]} "
+                f"pixels it has {read.layout.width:,}; give smaller images, or compile with backend='openvino'"
+            )
         channels = read.layout.channels // 3
         out = self._new(replace(read.layout, channels=channels), self._numbers(out_scale, negative=True), negative=True)
         self._step(

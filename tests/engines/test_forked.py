@@ -67,7 +67,7 @@ def test_an_engine_that_has_run_runs_in_a_forked_process(backend):
     script = SCRIPT.replace("BACKEND", backend).replace("AT_FORK", BUILDING if backend == "openvino" else "")
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    (said,) = run.stdout.splitlines()
+    (said,) = (line for line in run.stdout.splitlines() if "8 different images" not in line)  # of int8
     assert "was forked from" in said
     assert "start processes by 'spawn'" in said
 

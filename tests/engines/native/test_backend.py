@@ -15,7 +15,7 @@ from conformer_fast.bundles.manifest import DetectorManifest, Facts, StoredNetwo
 from conformer_fast.engines.native.backend import NETWORK
 from conformer_fast.engines.native.graph import Graph
 from conformer_fast.engines.registry import choose, format_of, make
-from conformer_fast.errors import BackendError, BundleError, EngineMismatchError
+from conformer_fast.errors import BackendError, BundleError, EngineError, EngineMismatchError
 from conformer_fast.inference.detector import outputs_of
 from conformer_fast.inference.lower import lower
 from conformer_fast.model.distance import relative_error
@@ -319,11 +319,33 @@ def test_a_backbone(vnni, small_config, tmp_path):
     assert same(loaded(images(2, 3, 32, 32)), fast(images(2, 3, 32, 32)))
 
 
-def test_loading_lowers_and_traces_nothing(fast, tmp_path, monkeypatch):
-    folder, expected = fast.save(tmp_path / "bundle"), fast(images(1, 3, 32, 32))
-    for name in ("graph.trace", "backend.lower"):
-        monkeypatch.setattr(f"conformer_fast.engines.native.{name}", lambda *_, **__: pytest.fail("not needed to load"))
-    assert same(cf.load(folder)(images(1, 3, 32, 32)), expected)
+WRONG_TENSORS = {
+    "a scale of 0": ("stem.input_scale", lambda tensor: tensor * 0),
+    "a negative scale": ("conv_1.conv1.weight_scale", torch.neg),
+    "a scale of many": ("stem.input_scale", lambda tensor: tensor.repeat(2)),
+    "an infinite bias": ("trans_1.proj.bias", lambda tensor: tensor / 0),
+    "half the depth": ("conv_1.conv1.weight", lambda tensor: tensor[:, ::2].contiguous()),
+    "float32": ("conv_1.conv1.weight", torch.Tensor.float),
+    "another class token": ("cls_token", lambda tensor: tensor.repeat(1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), WRONG_TENSORS.values(), ids=WRONG_TENSORS)
+def test_a_network_with_other_tensors_than_its_configuration_s_is_refused(name, change, fast, tmp_path):
+    """Also where somebody wrote a manifest that fits the file."""
+    folder = fast.save(tmp_path / "bundle")
+    graph = Graph.from_bytes((folder / NETWORK).read_bytes())
+    tensors = {**graph.tensors, name: change(graph.tensors[name])}
+    rewrite(folder, NETWORK, dataclasses.replace(graph, tensors=tensors).to_bytes())
+    with pytest.raises(BundleError, match=f"does not hold what its manifest says: its tensor {name}"):
+        cf.load(folder)
+
+
+def test_images_of_too_many_tokens_are_refused(fast):
+    with pytest.raises(
+        EngineError, match=r"at most 32,767 tokens, and of 16x524288 pixels it has 32,769; give smaller"
+    ):
+        fast(torch.zeros(1, 3, 16, 524288))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +373,7 @@ def test_a_damaged_network_is_refused(fast, tmp_path):
     for other, message in (
         (b"", "the file is no network in 8 bits: "),
         (content[:-4], "the file is no network in 8 bits: "),
-        (fewer.to_bytes(), "the network returns 1 tensors, not 2"),
+        (fewer.to_bytes(), "its operators are not those of its configuration"),
     ):
         rewrite(folder, NETWORK, other)
         with pytest.raises(BundleError, match=rf"\A{folder} does not hold what .*: {message}[^\n]*; make it again: "):

@@ -87,10 +87,29 @@ def test_many_threads_use_one_engine(graph):
 def test_weights_are_kept_once(graph):
     engine = run(graph, 1)
     engine(images(1, 3, 32, 32))
-    kept, weights = engine._network
+    kept, weights = engine._network()
     assert engine._read is None
     assert torch.int8 not in {tensor.dtype for tensor in kept.tensors.values()}
     assert len(weights) == sum(tensor.dtype == torch.int8 for tensor in graph.tensors.values()) + 2  # and the heads
+
+
+def test_a_first_run_that_was_interrupted_is_made_up_for(graph, monkeypatch):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    engine, expected = run(graph, 1), run(graph, 1)(images(1, 3, 32, 32))
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "all_packed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine(images(1, 3, 32, 32))
+    assert same(engine(images(1, 3, 32, 32)), expected)
+
+
+def test_programs_of_many_callers_are_let_go(graph):
+    engine, batch = run(graph, 1), images(1, 3, 32, 32)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(engine, [batch] * 64))
+    assert len(next(iter(engine._plans.values())).free) <= 2
 
 
 def test_images_beyond_32_bits_are_refused():
