@@ -94,7 +94,9 @@ class Quantization:
         Of meta tensors, their shapes.
         """
         if weight.is_meta:
-            return torch.empty_like(weight, dtype=self.dtype), weight.new_empty(weight.shape[axis])
+            # torch.empty_like would import SymPy, which takes longer than all else of loading a bundle
+            numbers = torch.empty_strided(weight.shape, weight.stride(), dtype=self.dtype, device="meta")
+            return numbers, weight.new_empty(weight.shape[axis])
         exact = weight.detach().float().cpu()
         others = [dimension for dimension in range(weight.ndim) if dimension != axis]
         scale = _scale(exact.abs().amax(others), self.dtype, weight.dtype)
