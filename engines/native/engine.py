@@ -21,7 +21,8 @@ from torch import Tensor
 from conformer_fast import _C
 
 from .graph import Graph
-from .program import Buffer, Program
+from .memory import Buffer
+from .program import Program
 from .weights import Packed, all_packed
 
 IMAGES_AT_ONCE, MANY_PIXELS = 4, 500_000  # of so many pixels, an image alone fills the caches

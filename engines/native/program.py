@@ -17,10 +17,11 @@ from conformer_fast.errors import EngineError
 
 from .graph import Graph, Stored, Value
 from .layout import Layout, Rows, convolved, patches
+from .memory import Buffer, placed
 from .weights import PICTURE_CHANNELS, Packed
 
 MOST_TOKENS = 2**15 - 1  # as in csrc/int8.h, and
-LANES, LINE = 16, 64  # as in csrc/int8.h; LINE is in bytes
+LANES = 16
 SPARE = 4096 + 1088  # bytes behind a buffer, which may be read; no multiple of 4096: csrc would wait for stores beside
 SPARE_ROWS = 64
 SIGNED, UNSIGNED = 128, 0  # the numbers that stand for zero
@@ -34,16 +35,6 @@ class Numbers(NamedTuple):
 
     scale: float
     zero: int
-
-
-@dataclass(eq=False)
-class Buffer:
-    """Memory that is nobody else's from the first to the last step that uses it."""
-
-    bytes: int
-    first: int
-    last: int
-    offset: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +80,7 @@ class Program:
                 self._held[Value(index, output)] = held
         for value in graph.outputs:
             self._result(value)
-        self.bytes = _placed(self._buffers) + SPARE
+        self.bytes = placed(self._buffers) + SPARE
 
     # What the operators become. Their arguments are functional.py's; `index` is the node's.
 
@@ -491,17 +482,3 @@ class Program:
 
 def _in_order(layout: Layout) -> Rows:
     return Rows(layout.pixels, None, None)
-
-
-def _placed(buffers: list[Buffer]) -> int:
-    """Gives each buffer its offset, the largest first, each at the lowest that is free as long as it is used. Returns
-    how many bytes all take."""
-    placed: list[Buffer] = []
-    for buffer in sorted(buffers, key=lambda buffer: -buffer.bytes):
-        beside = [other for other in placed if other.first <= buffer.last and buffer.first <= other.last]
-        for other in sorted(beside, key=lambda other: other.offset):
-            if buffer.offset + buffer.bytes <= other.offset:
-                break
-            buffer.offset = max(buffer.offset, -(-(other.offset + other.bytes) // LINE) * LINE)
-        placed.append(buffer)
-    return max((buffer.offset + buffer.bytes for buffer in buffers), default=0)
