@@ -1,9 +1,9 @@
 // A Conformer with its products in 8 bits, on the CPU: what a step computes, and who computes it.
 //
 // Maps are (images, height, width, channels), tokens (images, tokens, channels), one row of channels after another.
-// Numbers are unsigned, 8 bits: a number stands for scale * (number - zero). Sums of products are exact, in 32 bits; all
-// else is in float32. Rows and columns that nothing reads may hold anything, but memory behind a buffer must be readable:
-// kSpare bytes, and kBlock rows.
+// Numbers are unsigned, 8 bits: a number stands for scale * (number - zero). Sums of products are exact, in 32 bits;
+// all else is in float32. Rows and columns that nothing reads may hold anything, but memory behind a buffer must be
+// readable: kSpare bytes, and kBlock rows.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +27,8 @@ struct Numbers {
 
 // rows x depth by depth x columns. Weights and activations of 8 bits, or both of float32.
 //
-// A row's sum goes over `taps`, each of which is `depth` values, `tap[i]` values behind the row's first one. Rows come in
-// tiles of kTile; those of a tile are `row_step` values apart.
+// A row's sum goes over `taps`, each of which is `depth` values, `tap[i]` values behind the row's first one. Rows come
+// in tiles of kTile; those of a tile are `row_step` values apart.
 struct Product {
     const void* in;
     bool in_floats;  // of values: else numbers
@@ -36,8 +36,9 @@ struct Product {
     const std::int32_t* tiles;  // the first value of each tile; null: kTile rows behind the one before
     Index taps, depth;
     const std::int32_t* tap;
-    // For each kBlock columns, each tap and each kDepth numbers: two halves of kTile columns, for each four numbers of the
-    // sum, for each column: four numbers. Of float32: for each kBlock columns, each tap and each value: kBlock values.
+    // For each kBlock columns, each tap and each kDepth numbers: two halves of kTile columns, for each four numbers of
+    // the sum, for each column: four numbers. Of float32: for each kBlock columns, each tap and each value: kBlock
+    // values.
     const void* weights;
     const float *scales, *bias;  // (columns)
     Index rows, columns;         // the arrays of columns go on to a multiple of kBlock
@@ -54,6 +55,15 @@ struct Product {
     bool out_floats;
     Numbers out_numbers;
 };
+
+// Threads share the columns of few rows, whose weights are then read by one of them alone, and else the rows.
+inline bool shared_by_columns(const Product& product) { return product.columns * product.taps > product.rows; }
+
+// The bytes of a product's weights for kBlock columns.
+inline Index panel_bytes(const Product& product) {
+    if (product.in_floats) return product.taps * product.depth * kBlock * Index{sizeof(float)};
+    return product.taps * ((product.depth + kDepth - 1) / kDepth) * kDepth * kBlock;
+}
 
 // numbers of norm(tokens) * weight + bias
 struct Norm {
@@ -77,8 +87,8 @@ struct Couple {
     Norm norm;  // of `out`; its rows are all images'
 };
 
-// softmax(q k^T) v of each head. qkv: (images, tokens, 3 heads size), all at one scale, zero 128. Weights have 16 bits, and
-// their sums 32, so that there are less than 2^15 tokens.
+// softmax(q k^T) v of each head. qkv: (images, tokens, 3 heads size), all at one scale, zero 128. Weights have 16 bits,
+// and their sums 32, so that there are less than 2^15 tokens.
 struct Attention {
     const std::uint8_t* qkv;
     Index images, tokens, heads, size;  // size: channels of a head, at most kDepth, a multiple of kLanes
@@ -88,8 +98,8 @@ struct Attention {
     Numbers out_numbers;
 };
 
-// float32 images (images, channels, height, width) as numbers (images, height + 6, width + 6 rounded up, 4): three pixels
-// of zero around, channels up to the fourth of zero.
+// float32 images (images, channels, height, width) as numbers (images, height + 6, width + 6 rounded up, 4): three
+// pixels of zero around, channels up to the fourth of zero.
 struct Picture {
     const float* images;
     Index count, channels, height, width, padded_width;
@@ -97,8 +107,8 @@ struct Picture {
     Numbers numbers;
 };
 
-// 3x3 maximum of stride 2 with padding 1 of numbers that are never below their zero, which is 0. Rows and columns beyond
-// the pooled map, up to out_height x out_width, become 0.
+// 3x3 maximum of stride 2 with padding 1 of numbers that are never below their zero, which is 0. Rows and columns
+// beyond the pooled map, up to out_height x out_width, become 0.
 struct MaxPool {
     const std::uint8_t* in;  // (images, height, width, channels)
     Index images, height, width, channels, out_height, out_width;
@@ -138,16 +148,22 @@ struct Copy {
     Index bytes, count, step, images, image_step;
 };
 
+// Weights that a thread will read next, and brings near while it computes.
+struct Ahead {
+    const char *next = nullptr, *end = nullptr;
+};
+
 struct Int8Kernels {
     const char* name;
     bool (*supported)();
     void (*begin)();  // in each thread, before its first step
     void (*end)();    // and behind its last
-    // Each does a part of a step's items: from `first` to before `last`.
-    void (*product)(const Product& step, Index first, Index last);      // of blocks, see blocks_of
+    // Each does a part of a step's items, from `first` to before `last`. Of blocks, line by line or column by column:
+    void (*product)(const Product& step, Index first, Index last, Ahead& ahead);
     void (*norm)(const Norm& step, Index first, Index last);            // of rows
     void (*couple)(const Couple& step, Index first, Index last);        // of rows of all images
-    void (*attention)(const Attention& step, Index first, Index last, std::byte* scratch);  // of heads of all images
+    // Of heads of all images:
+    void (*attention)(const Attention& step, Index first, Index last, std::byte* scratch, Ahead& ahead);
     void (*picture)(const Picture& step, Index first, Index last);      // of rows of all images' height + 6
     void (*max_pool)(const MaxPool& step, Index first, Index last);     // of out_height of all images
     void (*average)(const Average& step, Index first, Index last);      // of rows of all images' height / stride

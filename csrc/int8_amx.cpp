@@ -21,12 +21,13 @@ namespace {
 
 #include "int8_lanes.h"
 
-TARGET void multiply_block(const std::uint8_t* first, const std::uint8_t* second, Index row_step, const std::int32_t* tap,
-                           Index taps, Index depths, const std::int8_t* panel, Index rows, bool more, std::int32_t* out) {
+TARGET void multiply_block(const Block& block, std::int32_t* out, Ahead& ahead) {
     constexpr Index kHalf = kDepth * kTile, kRow = kBlock * sizeof(std::int32_t);
-    const bool both = rows > kTile;
+    const bool both = block.rows > kTile;
+    const std::int8_t* panel = block.panel;
+    Ahead fetched = ahead;
     asm volatile("" ::: "memory");  // GCC does not know that loading a tile reads what was stored before
-    if (more) {
+    if (block.more) {
         _tile_loadd(0, out, kRow);
         _tile_loadd(1, out + kTile, kRow);
         _tile_loadd(2, out + kTile * kBlock, kRow);
@@ -37,20 +38,22 @@ TARGET void multiply_block(const std::uint8_t* first, const std::uint8_t* second
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (Index t = 0; t < taps; ++t) {
-        const std::uint8_t *above = first + tap[t], *below = second + tap[t];
-        for (Index depth = 0; depth < depths; ++depth, above += kDepth, below += kDepth, panel += 2 * kHalf) {
-            _tile_loadd(4, above, row_step);
+    for (Index t = 0; t < block.taps; ++t) {
+        const std::uint8_t *above = block.first + block.tap[t], *below = block.second + block.tap[t];
+        for (Index i = 0; i < block.depth; i += kDepth, above += kDepth, below += kDepth, panel += 2 * kHalf) {
+            fetch(fetched);
+            _tile_loadd(4, above, block.row_step);
             _tile_loadd(6, panel, kDepth);
             _tile_dpbusd(0, 4, 6);
             _tile_loadd(7, panel + kHalf, kDepth);
             _tile_dpbusd(1, 4, 7);
             if (!both) continue;
-            _tile_loadd(5, below, row_step);
+            _tile_loadd(5, below, block.row_step);
             _tile_dpbusd(2, 5, 6);
             _tile_dpbusd(3, 5, 7);
         }
     }
+    ahead = fetched;
     _tile_stored(0, out, kRow);
     _tile_stored(1, out + kTile, kRow);
     if (!both) return;

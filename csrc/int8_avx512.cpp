@@ -15,24 +15,30 @@ namespace {
 
 #include "int8_lanes.h"
 
-TARGET void multiply_block(const std::uint8_t* first, const std::uint8_t* second, Index row_step, const std::int32_t* tap,
-                           Index taps, Index depths, const std::int8_t* panel, Index rows, bool more, std::int32_t* out) {
+// Not inlined: by itself it has registers enough for the places of eight rows.
+TARGET __attribute__((noinline)) void multiply_block(const Block& block, std::int32_t* out, Ahead& ahead) {
     constexpr int kRows = 8;
     constexpr Index kGroup = 4, kHalf = kDepth * kTile, kLine = 64;
-    for (Index row = 0; row < rows; row += kRows) {
-        const std::uint8_t* from = (row < kTile ? first : second) + row % kTile * row_step;
-        const std::int8_t* weights = panel;
-        __m512i sums[kRows][2] = {};
-        for (int r = 0; more && r < kRows; ++r) {
-            sums[r][0] = _mm512_loadu_si512(out + (row + r) * kBlock);
-            sums[r][1] = _mm512_loadu_si512(out + (row + r) * kBlock + kLanes);
+    const Index row_step = block.row_step;
+    Ahead fetched = ahead;
+    for (Index row = 0; row < block.rows; row += kRows) {
+        const std::uint8_t* from = (row < kTile ? block.first : block.second) + row % kTile * row_step;
+        const std::int8_t* panel = block.panel;
+        __m512i sums[kRows][2];  // in registers, as all loops over them are unrolled
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+            std::int32_t* const to = out + (row + r) * kBlock;
+            sums[r][0] = block.more ? _mm512_loadu_si512(to) : _mm512_setzero_si512();
+            sums[r][1] = block.more ? _mm512_loadu_si512(to + kLanes) : _mm512_setzero_si512();
         }
-        for (Index t = 0; t < taps; ++t)
-            for (Index depth = 0; depth < depths; ++depth, weights += 2 * kHalf) {
-                const std::uint8_t* numbers = from + tap[t] + depth * kDepth;
-                for (Index group = 0; group < kDepth / kGroup; ++group, numbers += kGroup) {
-                    const __m512i left = _mm512_loadu_si512(weights + group * kLine);
-                    const __m512i right = _mm512_loadu_si512(weights + kHalf + group * kLine);
+        for (Index t = 0; t < block.taps; ++t)
+            for (Index start = 0; start < block.depth; start += kDepth, panel += 2 * kHalf) {
+                const std::uint8_t* numbers = from + block.tap[t] + start;
+                const Index groups = (std::min(kDepth, block.depth - start) + kGroup - 1) / kGroup;
+                fetch(fetched);
+                for (Index group = 0; group < groups; ++group, numbers += kGroup) {
+                    const __m512i left = _mm512_loadu_si512(panel + group * kLine);
+                    const __m512i right = _mm512_loadu_si512(panel + kHalf + group * kLine);
 #pragma GCC unroll 8
                     for (int r = 0; r < kRows; ++r) {
                         std::int32_t four;
@@ -49,6 +55,7 @@ TARGET void multiply_block(const std::uint8_t* first, const std::uint8_t* second
             _mm512_storeu_si512(out + (row + r) * kBlock + kLanes, sums[r][1]);
         }
     }
+    ahead = fetched;
 }
 
 #include "int8_rows.h"

@@ -1,5 +1,5 @@
-// Vectors of 16 lanes for int8_products.h and int8_rows.h. A file that includes this has defined TARGET, and
-// LANES_AVX512 where that has AVX-512. All instruction sets compute the same, bit for bit.
+// Vectors of 16 lanes, and what is multiplied, for int8_products.h and int8_rows.h. A file that includes this has
+// defined TARGET, and LANES_AVX512 where that has AVX-512. All instruction sets compute the same, bit for bit.
 
 using Floats = float __attribute__((vector_size(64)));
 using Ints = std::int32_t __attribute__((vector_size(64)));
@@ -29,7 +29,9 @@ TARGET inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Float
 #ifdef LANES_AVX512
 
 // x * y + z, rounded once.
-TARGET inline Floats fused(Floats x, Floats y, Floats z) { return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z); }
+TARGET inline Floats fused(Floats x, Floats y, Floats z) {
+    return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+}
 
 TARGET inline Floats least(Floats x, Floats y) { return (Floats)_mm512_min_ps((__m512)x, (__m512)y); }
 TARGET inline Floats largest(Floats x, Floats y) { return (Floats)_mm512_max_ps((__m512)x, (__m512)y); }
@@ -95,16 +97,38 @@ inline void store(std::uint8_t* to, Ints x) {
     for (int lane = 0; lane < 16; ++lane) to[lane] = static_cast<std::uint8_t>(x[lane]);
 }
 
-inline void store_held(std::uint8_t* to, Floats x) { store(to, rounded(least(largest(x, Floats{}), Floats{} + 255.0f))); }
+inline void store_held(std::uint8_t* to, Floats x) {
+    store(to, rounded(least(largest(x, Floats{}), Floats{} + 255.0f)));
+}
 
 #endif
 
-// Values where numbers are, not rounded yet.
-TARGET inline Floats shifted(Floats x, const Numbers& to) {
-    return fused(x, all(to.inverse), all(static_cast<float>(to.zero)));
+// Asks for some of what lies ahead.
+TARGET inline void fetch(Ahead& ahead) {
+    constexpr Index kLine = 64, kLines = 4;
+    if (ahead.next >= ahead.end) return;
+    for (Index line = 0; line < kLines; ++line) __builtin_prefetch(ahead.next + line * kLine, 0, 2);
+    ahead.next += kLines * kLine;
 }
 
-// Values as numbers: see Numbers.
-TARGET inline Ints numbers_of(Floats x, const Numbers& to) {
-    return rounded(least(largest(shifted(x, to), all(0.0f)), all(255.0f)));
-}
+// Rows of numbers that meet a panel of weights, (kBlock, kBlock) sums. The first kTile rows begin at `first`, the
+// others at `second`. Of a tap's `depth` numbers, rows and panel go on to a multiple of kDepth. Only the first `rows`
+// rows are needed, but those of both tiles are readable. more: whether these are added to sums that are there already.
+struct Block {
+    const std::uint8_t *first, *second;
+    Index row_step;
+    const std::int32_t* tap;
+    Index taps, depth;
+    const std::int8_t* panel;
+    Index rows;
+    bool more;
+};
+
+// From values to numbers, which are not rounded yet: made once, as GCC does not take it out of loops.
+struct Shift {
+    Floats inverse, zero;
+};
+
+TARGET inline Shift shift_to(const Numbers& to) { return {all(to.inverse), all(static_cast<float>(to.zero))}; }
+
+TARGET inline Floats shifted(Floats x, const Shift& to) { return fused(x, to.inverse, to.zero); }

@@ -1,5 +1,5 @@
-// What Python sees of int8_program.h. A step's arguments are the fields of its struct in int8.h, by name; a place in the
-// program's memory is given by its offset. Everything is checked here, before threads start and without the GIL.
+// What Python sees of int8_program.h. A step's arguments are the fields of its struct in int8.h, by name; a place in
+// the program's memory is given by its offset. Everything is checked here, before threads start and without the GIL.
 #include "int8_module.h"
 
 #include <pybind11/numpy.h>
@@ -97,9 +97,9 @@ public:
         const auto offset = read<Index>(name);
         const Index size = static_cast<Index>(sizeof(T)), bytes = kept_.program.bytes();
         if (offset < 0 || offset % kAlignment || offset > bytes || count > (bytes - offset) / size)
-            throw py::value_error(std::string(name) + ": " + std::to_string(count) + " values of " + std::to_string(size) +
-                                  " bytes at " + std::to_string(offset) + " do not lie in the memory of " +
-                                  std::to_string(bytes));
+            throw py::value_error(std::string(name) + ": " + std::to_string(count) + " values of " +
+                                  std::to_string(size) + " bytes at " + std::to_string(offset) +
+                                  " do not lie in the memory of " + std::to_string(bytes));
         return reinterpret_cast<T*>(kept_.program.at(offset));
     }
 

@@ -13,18 +13,18 @@ namespace {
 
 #include "int8_lanes.h"
 
-void multiply_block(const std::uint8_t* first, const std::uint8_t* second, Index row_step, const std::int32_t* tap,
-                    Index taps, Index depths, const std::int8_t* panel, Index rows, bool more, std::int32_t* out) {
+void multiply_block(const Block& block, std::int32_t* out, Ahead&) {
     constexpr Index kGroup = 4, kGroups = kDepth / kGroup;
-    for (Index row = 0; row < rows; ++row) {
-        const std::uint8_t* from = (row < kTile ? first : second) + row % kTile * row_step;
-        const std::int8_t* weights = panel;
+    const Index depths = (block.depth + kDepth - 1) / kDepth;
+    for (Index row = 0; row < block.rows; ++row) {
+        const std::uint8_t* from = (row < kTile ? block.first : block.second) + row % kTile * block.row_step;
+        const std::int8_t* weights = block.panel;
         std::int32_t sums[kBlock] = {};
-        if (more) std::memcpy(sums, out + row * kBlock, sizeof sums);
-        for (Index t = 0; t < taps; ++t)
+        if (block.more) std::memcpy(sums, out + row * kBlock, sizeof sums);
+        for (Index t = 0; t < block.taps; ++t)
             for (Index i = 0; i < depths * 2 * kGroups; ++i, weights += kGroup * kTile) {
                 const Index depth = i / (2 * kGroups), half = i / kGroups % 2, group = i % kGroups;
-                const std::uint8_t* numbers = from + tap[t] + depth * kDepth + group * kGroup;
+                const std::uint8_t* numbers = from + block.tap[t] + depth * kDepth + group * kGroup;
                 std::int32_t* const to = sums + half * kTile;
                 for (Index column = 0; column < kTile; ++column)
                     for (Index number = 0; number < kGroup; ++number)

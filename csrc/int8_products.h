@@ -1,13 +1,10 @@
-// Products for one instruction set. A file that includes this has included int8_lanes.h and defined multiply_block, which
-// int8_rows.h multiplies by too:
-//
-// out (kBlock, kBlock) = rows of numbers times a panel of weights. The first kTile rows begin at `first`, the others at
-// `second`; `depths` is in kDepth numbers. Only the first `rows` rows are needed, but those of both tiles are readable.
-// more: whether out has sums already, which these are added to.
+// Products for one instruction set. A file that includes this has included int8_lanes.h, and defined what int8_rows.h
+// multiplies by too: multiply_block(block, out, ahead), which fetches what lies ahead meanwhile.
 
-// The same of float32: the first kTile rows begin at `first`, the others at `second`, and `depth` is in values.
-TARGET inline void multiply_float_block(const float* first, const float* second, Index row_step, const std::int32_t* tap,
-                                        Index taps, Index depth, const float* panel, Index rows, float* out) {
+// A block of float32: the first kTile rows begin at `first`, the others at `second`, and `depth` is in values.
+TARGET inline void multiply_float_block(const float* first, const float* second, Index row_step,
+                                        const std::int32_t* tap, Index taps, Index depth, const float* panel,
+                                        Index rows, float* out) {
     constexpr int kRows = 4;
     for (Index row = 0; row < rows; row += kRows) {
         const float* from = (row < kTile ? first : second) + row % kTile * row_step;
@@ -32,8 +29,8 @@ TARGET inline void multiply_float_block(const float* first, const float* second,
 enum class Act { kNone, kRelu, kGelu };
 enum class Added { kNothing, kNumbers, kFloats, kMap };
 
-// What becomes of a block's sums. Where they become numbers without GELU, the numbers' scale and zero are in those of the
-// columns.
+// What becomes of a block's sums. Where they become numbers without GELU, the numbers' scale and zero are in those of
+// the columns.
 template <bool kInFloats, Act kAct, Added kAdded, bool kOutFloats>
 TARGET void finish(const Product product, const void* sums, Index first_row, Index rows, Index first_column) {
     constexpr bool kScaled = !kOutFloats && kAct != Act::kGelu;
@@ -41,6 +38,7 @@ TARGET void finish(const Product product, const void* sums, Index first_row, Ind
     const auto zero = kScaled ? static_cast<float>(product.out_numbers.zero) : 0.0f;
     const float residual_scale = product.residual_numbers.scale * inverse;
     const float residual_zero = residual_scale * static_cast<float>(product.residual_numbers.zero);
+    const Shift shift = shift_to(product.out_numbers);
     const Index columns = std::min(kBlock, product.columns - first_column);
     for (Index column = 0; column < columns; column += kLanes) {
         const Index at = first_column + column, count = std::min(kLanes, columns - column);
@@ -75,7 +73,7 @@ TARGET void finish(const Product product, const void* sums, Index first_row, Ind
                     std::memcpy(out, &value, static_cast<std::size_t>(count) * sizeof(float));
             } else {
                 std::uint8_t* const out = static_cast<std::uint8_t*>(product.out) + result;
-                if constexpr (!kScaled) value = shifted(value, product.out_numbers);
+                if constexpr (!kScaled) value = shifted(value, shift);
                 store_held(out, value);
             }
         }
@@ -109,11 +107,11 @@ struct Made {
     Index row = 0, rows = 0, column = 0;
 };
 
-// The blocks of some rows and some columns, kTogether columns of blocks at a time. Of long sums a part is made for all of
-// these before the next, so that the rows' numbers of that part stay in the nearest cache. A block is finished behind
-// the products of the next one, so that both are computed at the same time.
-TARGET void multiply_rectangle(const Product& product, Finish finish, Index first_row, Index last_row, Index first_column,
-                               Index last_column) {
+// The blocks of some rows and some columns, kTogether columns of blocks at a time. Of long sums a part is made for all
+// of these before the next, so that the rows' numbers of that part stay in the nearest cache. A block is finished
+// behind the products of the next one, so that both are computed at the same time.
+TARGET void multiply_rectangle(const Product& product, Finish finish, Index first_row, Index last_row,
+                               Index first_column, Index last_column, Ahead& ahead) {
     constexpr Index kTogether = 8, kLongest = 12, kPart = 8;  // the last two in kDepth numbers
     const Index depths = (product.depth + kDepth - 1) / kDepth;
     const Index panel = product.taps * (product.in_floats ? product.depth * kBlock : depths * kDepth * kBlock);
@@ -133,16 +131,16 @@ TARGET void multiply_rectangle(const Product& product, Finish finish, Index firs
                     std::int32_t* const out = sums[turn][i];
                     if (product.in_floats) {
                         const float* in = static_cast<const float*>(product.in);
+                        const float* weights = static_cast<const float*>(product.weights) + (start + i) * panel;
                         multiply_float_block(in + at, in + other, product.row_step, product.tap, product.taps,
-                                             product.depth, static_cast<const float*>(product.weights) + (start + i) * panel,
-                                             rows, reinterpret_cast<float*>(out));
+                                             product.depth, weights, rows, reinterpret_cast<float*>(out));
                     } else {
                         const std::uint8_t* in = static_cast<const std::uint8_t*>(product.in) + depth * kDepth;
-                        multiply_block(in + at, in + other, product.row_step, product.tap, product.taps,
-                                       std::min(part, depths - depth),
-                                       static_cast<const std::int8_t*>(product.weights) + (start + i) * panel +
-                                           depth * kDepth * kBlock,
-                                       rows, depth > 0, out);
+                        const std::int8_t* weights = static_cast<const std::int8_t*>(product.weights);
+                        const Index numbers = std::min(part * kDepth, product.depth - depth * kDepth);
+                        multiply_block({in + at, in + other, product.row_step, product.tap, product.taps, numbers,
+                                        weights + (start + i) * panel + depth * kDepth * kBlock, rows, depth > 0},
+                                       out, ahead);
                     }
                     if (depth + part < depths) continue;
                     if (made.sums) finish(product, made.sums, made.row, made.rows, made.column);
@@ -152,20 +150,19 @@ TARGET void multiply_rectangle(const Product& product, Finish finish, Index firs
     if (made.sums) finish(product, made.sums, made.row, made.rows, made.column);
 }
 
-// Threads share the columns of few rows, whose weights are then read by one of them alone, and else the rows.
-TARGET void multiply(const Product& product, Index first, Index last) {
+TARGET void multiply(const Product& product, Index first, Index last, Ahead& ahead) {
     const Index down = (product.rows + kBlock - 1) / kBlock, across = (product.columns + kBlock - 1) / kBlock;
     const Finish finish = product.in_floats ? finish_of<true>(product) : finish_of<false>(product);
-    const bool by_column = product.columns * product.taps > product.rows;
+    const bool by_column = shared_by_columns(product);
     const Index length = by_column ? down : across;
     while (first < last) {
         const Index line = first / length, begin = first % length;
         const Index lines = begin ? 1 : std::max(Index{1}, (last - first) / length);
         const Index end = std::min(length, begin + last - first);
         if (by_column)
-            multiply_rectangle(product, finish, begin, end, line, line + lines);
+            multiply_rectangle(product, finish, begin, end, line, line + lines, ahead);
         else
-            multiply_rectangle(product, finish, line, line + lines, begin, end);
+            multiply_rectangle(product, finish, line, line + lines, begin, end, ahead);
         first += lines * (end - begin);
     }
 }

@@ -55,11 +55,12 @@ struct Worker {
     const float* images;
     std::byte* scratch;
     Index first, last;
+    Ahead& ahead;
 
-    void operator()(const Product& step) const { kernels.product(step, first, last); }
+    void operator()(const Product& step) const { kernels.product(step, first, last, ahead); }
     void operator()(const Norm& step) const { kernels.norm(step, first, last); }
     void operator()(const Couple& step) const { kernels.couple(step, first, last); }
-    void operator()(const Attention& step) const { kernels.attention(step, first, last, scratch); }
+    void operator()(const Attention& step) const { kernels.attention(step, first, last, scratch, ahead); }
     void operator()(Picture step) const {
         step.images = images;
         kernels.picture(step, first, last);
@@ -75,6 +76,30 @@ struct Worker {
                             static_cast<std::size_t>(step.bytes));
     }
 };
+
+// A step's items of one of several threads.
+struct Share {
+    Index first, last;
+
+    Share(Index items, std::size_t thread, std::size_t of)
+        : first(items * static_cast<Index>(thread) / static_cast<Index>(of)),
+          last(items * static_cast<Index>(thread + 1) / static_cast<Index>(of)) {}
+};
+
+// The weights that a share of the next product reads, up to what a core's second cache has room for.
+Ahead ahead_of(const Step* step, const Step* end, std::size_t thread, std::size_t of) {
+    constexpr Index kMost = 1 << 20;
+    if (step == end) return {};
+    const Product& product = std::get<Product>(*step);
+    const char* const weights = static_cast<const char*>(product.weights);
+    const Share share(items(product), thread, of);
+    const Index panel = panel_bytes(product), down = blocks(product.rows);
+    if (!shared_by_columns(product)) return {weights, weights + std::min(blocks(product.columns) * panel, kMost)};
+    const Index begin = share.first / down * panel, end_of_it = (share.last + down - 1) / down * panel;
+    return {weights + begin, weights + std::min(end_of_it, begin + kMost)};
+}
+
+bool is_product(const Step& step) { return std::holds_alternative<Product>(step); }
 
 std::byte* aligned(std::byte* memory) {
     return memory + (kLine - reinterpret_cast<std::uintptr_t>(memory) % kLine) % kLine;
@@ -115,11 +140,16 @@ void Program::run(const float* images, const std::vector<float*>& out, std::size
     for (auto& memory : scratch) memory.resize(static_cast<std::size_t>(scratch_ + kLine));
     together(threads, [&](std::size_t thread, std::size_t of) {
         kernels_.begin();
-        for (const Step& step : steps_) {
-            const Index count = std::visit([](const auto& one) { return items(one); }, step);
-            const Index first = count * static_cast<Index>(thread) / static_cast<Index>(of);
-            const Index last = count * static_cast<Index>(thread + 1) / static_cast<Index>(of);
-            if (first < last) std::visit(Worker{kernels_, images, aligned(scratch[thread].data()), first, last}, step);
+        Ahead ahead;
+        const Step *const end = steps_.data() + steps_.size(), *reading = steps_.data();
+        for (const Step* step = steps_.data(); step < end; ++step) {
+            if (step == reading) {  // its weights are near, or will not be
+                reading = std::find_if(step + 1, end, is_product);
+                ahead = ahead_of(reading, end, thread, of);
+            }
+            const Share share(std::visit([](const auto& one) { return items(one); }, *step), thread, of);
+            const Worker worker{kernels_, images, aligned(scratch[thread].data()), share.first, share.last, ahead};
+            if (share.first < share.last) std::visit(worker, *step);
             if (of > 1) meeting.wait(of);
         }
         kernels_.end();

@@ -85,11 +85,12 @@ TARGET inline void norm_row(const Norm step, Index row) {
     const Index start = row * step.channels;
     const float* const tokens = step.tokens + row * step.row_step;
     const Moments moments = moments_of(tokens, step.channels, step.eps);
+    const Shift shift = shift_to(step.out_numbers);
     for (Index at = 0; at < step.channels; at += kLanes) {
         const Floats x = load(tokens + at);
         const Floats value = normalized(x, moments, step.weight + at, step.bias + at);
         if (step.out_floats) store(step.out_floats + start + at, value);
-        if (step.out) store(step.out + start + at, numbers_of(value, step.out_numbers));
+        if (step.out) store_held(step.out + start + at, shifted(value, shift));
     }
 }
 
@@ -170,7 +171,8 @@ TARGET inline std::int32_t largest_logit(const std::int32_t* products, const std
     return largest_of(most);
 }
 
-// 2^((logit - top) * exponent) as numbers of 16 bits, the largest 65535, upper and lower 8 bits apart. Returns their sum.
+// 2^((logit - top) * exponent) as numbers of 16 bits, the largest 65535, upper and lower 8 bits apart. Returns their
+// sum.
 TARGET inline std::int32_t weights_of(const std::int32_t* products, const std::int32_t* offsets, Index tokens,
                                       std::int32_t top, float exponent, std::uint8_t* upper, std::uint8_t* lower) {
     constexpr float kLargest = 15.9999780f;  // 2^ this is 65535
@@ -186,7 +188,7 @@ TARGET inline std::int32_t weights_of(const std::int32_t* products, const std::i
     return sum_of<std::int32_t>(sum);
 }
 
-TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
+TARGET void attend(const Attention& step, Index item, std::byte* scratch, Ahead& ahead) {
     static constexpr std::int32_t kTap[] = {0};
     const AttentionScratch at(step.tokens, step.size);
     auto* const keys = reinterpret_cast<std::uint8_t*>(scratch + at.keys);
@@ -205,13 +207,15 @@ TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
     pack_values(queries + 2 * channels, step, at.depth, values);
     std::memset(upper, 0, 2 * kBlock * at.depth);
     const float exponent = step.scale * step.scale * 1.44269504f;
+    const Shift shift = shift_to(step.out_numbers);
 
     for (Index first = 0; first < step.tokens; first += kBlock) {
         const Index rows = std::min(kBlock, step.tokens - first);
         const std::uint8_t* const query = queries + first * row_step;
         for (Index key = 0; key < step.tokens; key += kBlock)
-            multiply_block(query, query + kTile * row_step, row_step, kTap, 1, 1,
-                           reinterpret_cast<std::int8_t*>(keys + key * kDepth), rows, false, products + key * kBlock);
+            multiply_block({query, query + kTile * row_step, row_step, kTap, 1, step.size,
+                            reinterpret_cast<std::int8_t*>(keys + key * kDepth), rows, false},
+                           products + key * kBlock, ahead);
         std::int32_t tops[kBlock];
         for (Index row = 0; row < rows; ++row) tops[row] = largest_logit(products + row * kBlock, offsets, step.tokens);
         float scales[kBlock];
@@ -222,9 +226,10 @@ TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
         }
         for (Index panel = 0; panel < step.size; panel += kBlock) {
             const auto* const weights = reinterpret_cast<std::int8_t*>(values + panel * at.depth);
-            const Index half = kTile * at.depth, depths = at.depth / kDepth;
-            multiply_block(upper, upper + half, at.depth, kTap, 1, depths, weights, rows, false, high);
-            multiply_block(lower, lower + half, at.depth, kTap, 1, depths, weights, rows, false, low);
+            Block block{upper, upper + kTile * at.depth, at.depth, kTap, 1, step.tokens, weights, rows, false};
+            multiply_block(block, high, ahead);
+            block.first = lower, block.second = lower + kTile * at.depth;
+            multiply_block(block, low, ahead);
             const Index out = (image * step.tokens + first) * channels + head * step.size + panel;
             for (Index row = 0; row < rows; ++row)
                 for (Index column = 0; column < std::min(kBlock, step.size - panel); column += kLanes) {
@@ -232,22 +237,23 @@ TARGET void attend(const Attention& step, Index item, std::byte* scratch) {
                     const Floats sum = fused(to_floats(load(high + from)), all(256.0f), to_floats(load(low + from)));
                     const Floats value = sum * scales[row];
                     if (step.out_floats) store(step.out_floats + to, value);
-                    if (step.out) store(step.out + to, numbers_of(value, step.out_numbers));
+                    if (step.out) store_held(step.out + to, shifted(value, shift));
                 }
         }
     }
 }
 
-TARGET void attention(const Attention& step, Index first, Index last, std::byte* scratch) {
-    for (Index item = first; item < last; ++item) attend(step, item, scratch);
+TARGET void attention(const Attention& step, Index first, Index last, std::byte* scratch, Ahead& ahead) {
+    for (Index item = first; item < last; ++item) attend(step, item, scratch, ahead);
 }
 
 // 16 pixels of up to four channels.
 TARGET inline Ints pixels_of(const float* in, Index channel_step, const Picture step) {
     Ints channels[4];
+    const Shift shift = shift_to(step.numbers);
     for (Index channel = 0; channel < 4; ++channel) {
         const Floats values = channel < step.channels ? load(in + channel * channel_step) : Floats{};
-        channels[channel] = numbers_of(values, step.numbers);
+        channels[channel] = rounded(least(largest(shifted(values, shift), all(0.0f)), all(255.0f)));
     }
     return joined(channels[0], channels[1], channels[2], channels[3]);
 }
@@ -320,6 +326,7 @@ TARGET inline Floats mean_of(Ints sum, Index count, const Numbers& numbers) {
 
 TARGET void average(const Average& step, Index first, Index last) {
     const Index height = step.height / step.stride, width = step.width / step.stride;
+    const Shift shift = shift_to(step.out_numbers);
     for (Index row = first; row < last; ++row) {
         const Index top = row / height * step.height + row % height * step.stride;
         for (Index x = 0; x < width; ++x)
@@ -330,7 +337,7 @@ TARGET void average(const Average& step, Index first, Index last) {
                     for (Index beside = 0; beside < step.stride; ++beside)
                         sum += load(in + (below * step.width + beside) * step.channels);
                 const Floats value = mean_of(sum, step.stride * step.stride, step.in_numbers);
-                store(step.out + (row * width + x) * step.channels + channel, numbers_of(value, step.out_numbers));
+                store_held(step.out + (row * width + x) * step.channels + channel, shifted(value, shift));
             }
     }
 }
@@ -353,6 +360,7 @@ TARGET void mean(const Mean& step, Index first, Index last) {
 }
 
 TARGET void quantize(const Quantize& step, Index first, Index last) {
+    const Shift shift = shift_to(step.numbers);
     for (Index at = first * kLanes; at < last * kLanes; at += kLanes)
-        store(step.out + at, numbers_of(load(step.in + at), step.numbers));
+        store_held(step.out + at, shifted(load(step.in + at), shift));
 }
