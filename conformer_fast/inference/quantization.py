@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -40,6 +39,7 @@ FORMAT = "conformer-fast quantization 1"  # of the files
 LARGEST_FILE = 64 << 20  # bytes; base-p16 takes less than one MB
 LEFT_OUT = {"int8": (), "fp8": ("stem", "conv_1")}  # parts of the model
 ADDEND, RESULT = ".addend", ".result"  # endings of names
+LARGEST_RANGE = torch.finfo(torch.float32).max
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # -128 is not used: symmetric
 SMALLEST_SCALE = {  # rounded to its type, it moves the largest value by less than half a step
     torch.float32: torch.finfo(torch.float32).smallest_normal,
@@ -58,12 +58,25 @@ class Quantization:
                   it, of what attention reads.
     smoothing: factors between layer norms and their products, applied first (`InferenceConformer.smoothed`)
     origin:       how it was measured, as JSON values; nothing is computed from it
+
+    Raises ArgumentError for another precision, and for a range or factor that is no finite number of float32 from 0 on.
     """
 
     precision: str
     ranges: Mapping[str, float]
     smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in FORMATS:
+            raise ArgumentError(f"precision must be one of {', '.join(FORMATS)}, got {shown(repr(self.precision))}")
+        ranges = {name: _magnitude(f"range of {name}", value) for name, value in self.ranges.items()}
+        smoothing = {
+            name: tuple(_magnitude(f"smoothing of {name}", factor) for factor in factors)
+            for name, factors in self.smoothing.items()
+        }
+        object.__setattr__(self, "ranges", ranges)
+        object.__setattr__(self, "smoothing", smoothing)
 
     @property
     def digest(self) -> str:
@@ -137,7 +150,7 @@ class Quantization:
                 f"`conformer-fast calibrate -o` writes such files"
             )
         try:
-            return _quantization(values)
+            return cls(values["precision"], values["ranges"], values["smoothing"], dict(values["origin"]))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"{file} is a damaged quantization ({shown(repr(error))}); calibrate again") from error
 
@@ -169,16 +182,7 @@ def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tenso
     return torch.where(largest > 0, scale, torch.ones_like(largest)).to(dtype)
 
 
-def _quantization(values: dict[str, Any]) -> Quantization:
-    if values["precision"] not in FORMATS:
-        raise ArgumentError(f"precision {values['precision']!r} is none of {', '.join(FORMATS)}")
-    ranges = {name: _number(value) for name, value in values["ranges"].items()}
-    smoothing = {name: tuple(map(_number, factors)) for name, factors in values["smoothing"].items()}
-    return Quantization(values["precision"], ranges, smoothing, dict(values["origin"]))
-
-
-def _number(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, bool | str) or not 0 <= number < math.inf:
-        raise ArgumentError(f"{shown(repr(value))} is no magnitude")
-    return number
+def _magnitude(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST_RANGE:
+        raise ArgumentError(f"the {shown(name)} must be from 0 to {LARGEST_RANGE:.2g}, got {shown(repr(value))}")
+    return float(value)

@@ -164,14 +164,16 @@ def test_a_quantization_survives_its_file(tmp_path):
         ("[]", "is no quantization: its format is None"),
         ('{"format": "other"}', "is no quantization: its format is 'other'"),
         ('{"format": "conformer-fast quantization 1"}', "is a damaged quantization .*precision"),
-        ({"precision": "int4"}, "precision 'int4' is none of int8, fp8"),
-        ({"ranges": {"a": -1}}, "-1 is no magnitude"),
-        ({"ranges": {"a": "1"}}, "'1' is no magnitude"),
+        ({"precision": "int4"}, "precision must be one of int8, fp8, got 'int4'"),
+        ({"ranges": {"a": -1}}, r"the range of a must be from 0 to 3.4e\+38, got -1"),
+        ({"ranges": {"a": "1"}}, r"got '1'"),
         ({"ranges": {"a": None}}, "damaged quantization"),
-        ({"ranges": {"a": float("inf")}}, "inf is no magnitude"),
-        ({"smoothing": {"a": [True]}}, "True is no magnitude"),
+        ({"ranges": {"a": float("inf")}}, "got inf"),
+        ({"smoothing": {"a": [True]}}, "the smoothing of a must be from 0 .* got True"),
         ({"ranges": []}, "damaged quantization"),
         ({"ranges": {"a": 10**400}}, "damaged quantization"),
+        ({"ranges": {"a": float("nan")}}, "got nan"),
+        ({"ranges": {"a": 1e39}}, r"got 1e\+39"),
         ({"origin": 3}, "damaged quantization"),
         ("[" * 100_000, "is no JSON"),
         ({"precision": "x" * 1000}, r"damaged quantization .{,220}; calibrate again"),
@@ -186,6 +188,15 @@ def test_files_that_are_none(content, message, tmp_path):
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         Quantization.load(file)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, 1e39, True, "1"])
+def test_what_is_no_magnitude_is_refused(value):
+    """An engine would compute nothing but NaN from it, or fail when it is built."""
+    with pytest.raises(ArgumentError, match="the range of b must be from 0"):
+        Quantization("int8", {"a": 1.0, "b": value})
+    with pytest.raises(ArgumentError, match="the smoothing of a must be from 0"):
+        Quantization("int8", {}, {"a": (value, 1.0)})
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
