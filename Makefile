@@ -75,6 +75,7 @@ bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder t
 	$(BIN)/python -m benchmarks.held_out $(OUT)/held_out.json
 	$(BIN)/python -m benchmarks.verdicts $(OUT)/verdicts.json
 	$(BIN)/python -m benchmarks.int8 $(OUT)/int8.json
+	$(BIN)/python -m benchmarks.int8_accuracy $(OUT)/int8_accuracy.json
 	$(BIN)/python -m benchmarks.int8_parts $(OUT)/int8_parts.json
 	$(BIN)/python -m benchmarks.sizes $(OUT)/sizes.json
 	$(BIN)/python -m benchmarks.time_parts $(OUT)/time_parts.json

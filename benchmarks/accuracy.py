@@ -28,14 +28,14 @@ from .peers import noise
 
 CALIBRATION_PICTURES = 512
 IMAGES = 8
-IN_8_BITS = {"openvino": ("int8",)}  # beside what the backend computes in without a calibration
+IN_8_BITS = {"openvino": ("int8",), "native": ("int8",)}  # beside what the backend computes in without a calibration
 
 
 def main(path: Path) -> None:
     split = load_digits_split()
     report: dict[str, Any] = {**identity(), "openvino": describe()["openvino"], "variants": list(cf.VARIANTS)}
     report |= {"images": IMAGES, "rows": []}
-    for backend in ("reference", "openvino"):
+    for backend in ("reference", "openvino", "native"):
         for precision in (*make(backend).precisions().native, *IN_8_BITS.get(backend, ())):
             digits = cf.create_model("digits", "packaged")
             fast = _compiled(digits, backend, precision, split.train_images[:CALIBRATION_PICTURES])

@@ -1,4 +1,5 @@
-"""Held-out accuracy of the trained models on every path that runs here: held_out.py OUT.json. Run by `make bench`.
+"""Held-out accuracy of the trained models on every path that runs here: held_out.py OUT.json [IMPLEMENTATION ...],
+of all without one. Run by `make bench`.
 
 "reference" is PyTorch in fp32; with int8 and fp8 it is the model simulated by functional.py. Where there is no GPU,
 Triton's interpreter runs the kernels, of digit-pairs on the first INTERPRETED pictures only: it takes 2 to 4 seconds
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from conformer_fast.inference.lower import lower
 from conformer_fast.model.outputs import SUM
 from conformer_fast.verification.implementations import Job, run
 
+from .cpu import identity
 from .trained import Trained, trained
 
 MODELS = ("digits", "digit-pairs")
@@ -38,21 +40,22 @@ INTERPRETED = {"digit-pairs": 1000}
 TOGETHER, BY_PYTORCH = 1000, 100  # images at a time: an engine is made for each batch
 
 
-def main(path: Path) -> None:
+def main(path: Path, asked: Sequence[str]) -> None:
     runner("kernels").prepare()
+    paths = [taken for taken in PATHS if not asked or taken[0] in asked]
     rows = []
     for name in MODELS:
         with tempfile.TemporaryDirectory() as folder:
-            for row in _rows(trained(name, Path(folder)), INTERPRETED.get(name)):
+            for row in _rows(trained(name, Path(folder)), paths, INTERPRETED.get(name)):
                 rows.append({"model": name, **row})
                 print(rows[-1], flush=True)
-    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({**identity(), "rows": rows}, indent=1) + "\n")
 
 
-def _rows(subject: Trained, interpreted: int | None) -> Iterator[dict[str, Any]]:
+def _rows(subject: Trained, paths: Sequence[tuple[str, str]], interpreted: int | None) -> Iterator[dict[str, Any]]:
     images, labels = subject.images()
     exact = chosen("reference", "fp32", subject, images)
-    for implementation, precision in PATHS:
+    for implementation, precision in paths:
         fewer = interpreted if implementation == "kernels" and runner("kernels").slow() else None
         count = len(images[:fewer])
         row: dict[str, Any] = {"implementation": implementation, "precision": precision, "count": count}
@@ -88,4 +91,4 @@ def _scores(implementation: str, precision: str, subject: Trained, images: Tenso
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -24,7 +24,6 @@ RESULTS = ROOT / "benchmarks" / "results"  # a folder a CPU and a GPU
 FIRST = RESULTS / "amd-epyc-family-26-model-2"  # of which there is most
 TOKEN_PRECISION = FIRST / "token_precision.json"
 ENGINES = FIRST / "engines.json"
-HELD_OUT = FIRST / "held_out.json"
 VERDICTS = FIRST / "verdicts.json"
 HOSTILE = FIRST / "hostile.json"
 PREPROCESSING = FIRST / "preprocessing.json"
@@ -228,6 +227,15 @@ def _limits(limits: list[int]) -> str:
     return str(limits[0]) if limits[0] == limits[2] else ", ".join(map(str, limits))
 
 
+def held_out_rows() -> list[dict[str, Any]]:
+    """Of all CPUs; what was run on several, on the last of them: FIRST's is the oldest."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*/held_out.json"), key=lambda path: (path.parent == FIRST, path)):
+        for row in json.loads(path.read_text())["rows"]:
+            found.setdefault((row["model"], row["implementation"], row["precision"]), row)
+    return sorted(found.values(), key=lambda row: row["model"] != "digits")
+
+
 def held_out() -> str:
 
     def line(row: dict[str, Any]) -> list[object]:
@@ -238,7 +246,7 @@ def held_out() -> str:
         return [*path, right, reference, row["agreement"]]
 
     table = Table(*map(Column, ("model", "path", "right", "the reference, of these", "same class")))
-    return table.markdown(map(line, json.loads(HELD_OUT.read_text())["rows"]))
+    return table.markdown(map(line, held_out_rows()))
 
 
 def verdicts() -> str:
@@ -303,23 +311,35 @@ def _int8_of(report: dict[str, Any]) -> str:
         )
         for (variant, batch), gains in int8_speedups(report).items()
     )
-    text = [
-        f"224x224, medians on {_cpu(report)}; OpenVINO {report['openvino'].partition('-')[0]}. Ratios are medians over "
-        f"rounds in which all took turns, both to ours in {rest}."
-    ]
-    if "accuracy" in report:
-        reference, *others = report["accuracy"]
-        found = "; ".join(
-            f"{row['implementation']} {row['correct']} right, {row['agreement']} as the reference, scores "
-            f"{row['relative_error']:.1%} off"
-            for row in others
+    return (
+        f"{table}\n\n224x224, medians on {_cpu(report)}; OpenVINO {report['openvino'].partition('-')[0]}. Ratios are "
+        f"medians over rounds in which all took turns, both to ours in {rest}."
+    )
+
+
+def int8_accuracy_files() -> list[Path]:
+    return sorted(RESULTS.glob("*/int8_accuracy.json"), key=lambda path: (path.parent != FIRST, path))
+
+
+def int8_accuracy() -> str:
+    """A table a CPU."""
+    return "\n\n".join(_int8_accuracy_of(json.loads(path.read_text())) for path in int8_accuracy_files())
+
+
+def _int8_accuracy_of(report: dict[str, Any]) -> str:
+    headings = ("right", "as the reference", "scores off by", "right, ours int8 not", "not, ours int8 right")
+    table = Table(Column(f"{report['rows'][0]['count']} held-out pictures"), *map(Column, headings)).markdown(
+        (
+            row["implementation"],
+            row["correct"],
+            row["agreement"],
+            f"{row['relative_error']:.2%}",
+            row["ours_wrong"],
+            row["ours_alone"],
         )
-        nncf = next(row for row in others if "NNCF" in row["implementation"])
-        text.append(
-            f"Of {reference['count']} held-out pictures of two-digit numbers the reference has {reference['correct']} "
-            f"right; {found}. Only NNCF has {nncf['ours_wrong']} of them right, only ours in int8 {nncf['ours_alone']}."
-        )
-    return f"{table}\n\n{' '.join(text)}"
+        for row in report["rows"]
+    )
+    return f"{table}\n\nOn {_cpu(report)}; OpenVINO {report['openvino'].partition('-')[0]}."
 
 
 def int8_parts() -> str:
@@ -577,6 +597,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "held-out": held_out,
     "verdicts": verdicts,
     "int8": int8,
+    "int8-accuracy": int8_accuracy,
     "int8-parts": int8_parts,
     "preprocessing": preprocessing,
     "serving": serving,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from benchmarks.render import HELD_OUT
+from benchmarks.render import held_out_rows
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -57,10 +56,9 @@ def test_quickstart(tmp_path):
 def test_quantize(tmp_path):
     """Right at least as often as the stored results of the same model, in fp32 and, after its bundle too, in int8."""
     printed, _ = executed("quantize.ipynb", tmp_path)
-    rows = json.loads(HELD_OUT.read_text(encoding="utf-8"))["rows"]
     stored = {
         row["precision"]: (row["correct"], row["count"])
-        for row in rows
+        for row in held_out_rows()
         if (row["model"], row["implementation"]) == ("digits", "openvino")
     }
     counts = re.findall(r"(fp32|int8): (\d+) of (\d+)", printed)

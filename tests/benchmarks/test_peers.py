@@ -83,11 +83,10 @@ def test_int8_goals(int8):
         assert over_others >= (1.3 if native else 1.0)
 
 
-def test_int8_is_as_right_as_nncf(int8):
+@pytest.mark.parametrize("path", render.int8_accuracy_files(), ids=lambda path: path.parent.name)
+def test_int8_is_as_right_as_nncf(path):
     """Up to chance in top-1: of pictures that one of two equally good models alone has right, each has half."""
-    if "accuracy" not in int8:
-        pytest.skip("its speed alone was measured")
-    rows = {row["implementation"]: row for row in int8["accuracy"]}
+    rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
     ours, nncf, exact = rows[render.ours_in_8_bits(rows)], rows["OpenVINO int8 (NNCF)"], rows["reference"]
     assert ours["correct"] >= exact["correct"] - 0.001 * exact["count"]
     assert nncf["ours_wrong"] - nncf["ours_alone"] <= 1.64 * math.sqrt(nncf["ours_wrong"] + nncf["ours_alone"])  # 5 %
@@ -96,7 +95,7 @@ def test_int8_is_as_right_as_nncf(int8):
 
 
 def test_held_out_goals():
-    for row in json.loads(render.HELD_OUT.read_text())["rows"]:
+    for row in render.held_out_rows():
         allowed = {"int8": 0.5, "fp8": 0.5}.get(row["precision"], 0.05)
         if "missing" not in row:
             assert 100 * (row["reference_correct"] - row["correct"]) / row["count"] <= allowed + 1e-9, row
