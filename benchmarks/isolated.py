@@ -1,6 +1,7 @@
 """A peer in a process of its own, which is stopped while others run.
 
 Threads of PyTorch and of ONNX Runtime spin for a while after their work, and would take the cores from who runs next.
+Of two calls the second is timed: before the first, the caches held others' weights and its threads slept.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Isolated:
         self.error: float = self._answer()
 
     def seconds(self) -> float:
-        """Of one call, by its own clock."""
+        """Of one call, behind another one, by its own clock."""
         self._signal(signal.SIGCONT)
         self._pipe.send(True)
         return self._answer()
@@ -120,4 +121,5 @@ def _serve(pipe: Connection, implementation: str, variant: str, batch: int, thre
             pipe.send(f"{type(error).__name__}: {lines[-1][:200]}")
             return
         while pipe.recv():
+            run(images)
             pipe.send(seconds_of(run, images))
