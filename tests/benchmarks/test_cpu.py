@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("openvino")
 
 from benchmarks import cpu
-from benchmarks.isolated import Isolated, PeerError
+from benchmarks.isolated import Isolated, PeerError, _serve
+from benchmarks.peers import PEERS, Peer
 
 XEON = {"name": "Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz", "family": 6, "model": 207}
 EPYC = {"name": "AMD EPYC", "family": 25, "model": 1}
@@ -68,6 +70,31 @@ def test_a_peer_is_stopped_while_others_run():
             assert 0 < peer.seconds() < time.perf_counter() - start
             assert state(process) == "T"
     assert not os.path.exists(f"/proc/{process}")
+
+
+class Pipe:
+    """Asks for one turn. sent: the answers"""
+
+    def __init__(self):
+        self._asked = iter([True, False])
+        self.recv = lambda: next(self._asked)
+        self.sent = []
+        self.send = self.sent.append
+
+
+def test_the_first_call_of_a_turn_is_not_timed(monkeypatch):
+    pauses = iter([0.0, 1.0, 0.0])  # of the call that is judged, and of a turn's two
+
+    def run(images):
+        time.sleep(next(pauses))
+        return torch.zeros(len(images), 1000)
+
+    monkeypatch.setitem(PEERS, "paused", Peer("fp32", lambda model, images: run))
+    pipe = Pipe()
+    _serve(pipe, "paused", "tiny-p16", 1, torch.get_num_threads())
+    _, seconds = pipe.sent
+    assert seconds < 0.5
+    assert next(pauses, None) is None
 
 
 @pytest.mark.slow
