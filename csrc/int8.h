@@ -124,11 +124,9 @@ struct Average {
     Numbers out_numbers;
 };
 
-// The mean over all pixels of maps of float32 or numbers: (images, pixels, channels) -> (images, channels) float32.
+// The mean over all pixels of maps: (images, pixels, channels) -> (images, channels), float32.
 struct Mean {
-    const void* in;
-    bool in_floats;
-    Numbers in_numbers;
+    const float* in;
     Index images, pixels, channels;
     float* out;
 };

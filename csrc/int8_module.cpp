@@ -349,13 +349,7 @@ void mean(Kept& kept, const py::kwargs& given) {
     step.images = fields.number("images");
     step.pixels = fields.number("pixels");
     step.channels = fields.lanes("channels");
-    step.in_floats = fields.flag("in_floats");
-    const Index values = times({step.images, step.pixels, step.channels});
-    if (step.in_floats)
-        step.in = fields.place<float>("in", values);
-    else
-        step.in = fields.place<std::uint8_t>("in", values);
-    step.in_numbers = fields.numbers("in_numbers");
+    step.in = fields.place<float>("in", times({step.images, step.pixels, step.channels}));
     step.out = fields.place<float>("out", step.images * step.channels);
     if (!step.in || !step.out) throw py::value_error("mean needs in and out");
     fields.add(step);

@@ -345,17 +345,10 @@ TARGET void average(const Average& step, Index first, Index last) {
 TARGET void mean(const Mean& step, Index first, Index last) {
     for (Index image = first; image < last; ++image)
         for (Index channel = 0; channel < step.channels; channel += kLanes) {
-            const Index start = image * step.pixels * step.channels + channel;
-            Floats value = {};
-            Ints sum = {};
-            for (Index pixel = 0; pixel < step.pixels; ++pixel) {
-                const Index at = start + pixel * step.channels;
-                if (step.in_floats) value += load(static_cast<const float*>(step.in) + at);
-                else sum += load(static_cast<const std::uint8_t*>(step.in) + at);
-            }
-            if (step.in_floats) value = value / static_cast<float>(step.pixels);
-            else value = mean_of(sum, step.pixels, step.in_numbers);
-            store(step.out + image * step.channels + channel, value);
+            const float* const in = step.in + image * step.pixels * step.channels + channel;
+            Floats sum = {};
+            for (Index pixel = 0; pixel < step.pixels; ++pixel) sum += load(in + pixel * step.channels);
+            store(step.out + image * step.channels + channel, sum / static_cast<float>(step.pixels));
         }
 }
 

@@ -239,19 +239,11 @@ def average(images: int, height: int, width: int, channels: int, stride: int, re
     return step
 
 
-def mean(images: int, pixels: int, channels: int, read: Numbers | None) -> Step:
-    """read: None where it reads float32"""
-    random = np.random.default_rng(0)
-    step = Step("mean", images=images, pixels=pixels, channels=channels, in_floats=read is None, in_numbers=read)
-    shape = images, pixels, channels
-    if read is None:
-        given = random.standard_normal(shape, np.float32)
-        values = given.astype(np.float64)
-    else:
-        given = random.integers(0, 256, shape, np.uint8)
-        values = (given.astype(np.float64) - read.zero) * read.scale
+def mean(images: int, pixels: int, channels: int) -> Step:
+    step = Step("mean", images=images, pixels=pixels, channels=channels)
+    given = np.random.default_rng(0).standard_normal((images, pixels, channels), np.float32)
     step.put("in", given)
-    step.makes("out", values.mean(1), None)
+    step.makes("out", given.astype(np.float64).mean(1), None)
     return step
 
 

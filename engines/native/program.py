@@ -310,13 +310,12 @@ class Program:
 
     def _pool(self, index: int, feature_map: Value, tokens: Value, **norm: Any) -> tuple[Held, Held]:
         read = self._held[feature_map]
+        assert read.numbers is None
         layout = read.layout
         means = self._new(Layout(self.images, 1, 1, layout.channels), None, negative=True)
         self._step(
             "mean",
             **{"in": read.buffer, "out": means.buffer},
-            in_floats=read.numbers is None,
-            in_numbers=read.numbers,
             images=self.images,
             pixels=layout.height * layout.width,
             channels=layout.channels,

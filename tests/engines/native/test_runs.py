@@ -20,7 +20,7 @@ BATCH = 12
 
 
 def program(instructions: str, images: int) -> _C.Int8Program:
-    """A stem whose map is averaged, and attended to: two results an image."""
+    """A stem whose map is attended to, and the mean of that: two results an image."""
     maps = Layout(images, HEIGHT, WIDTH, 4, halo=3)
     rows = convolved(maps, 7, 2, 5, 7)
     offsets = range(0, 2**20, 2**18)
@@ -33,13 +33,11 @@ def program(instructions: str, images: int) -> _C.Int8Program:
         tap=np.arange(7, dtype=np.int32) * maps.padded_width * 4,
         out_numbers=SIGNED,
     )
-    made.mean(
-        **{"in": offsets[1], "out": offsets[2]}, images=images, pixels=PIXELS, channels=3 * COLUMNS, in_numbers=SIGNED
-    )
     made.attention(
         qkv=offsets[1], out_values=offsets[3], images=images, tokens=PIXELS, heads=2, size=16, scale=SIGNED.scale
     )
-    made.result(offsets[2], 3 * COLUMNS)
+    made.mean(**{"in": offsets[3], "out": offsets[2]}, images=images, pixels=PIXELS, channels=COLUMNS)
+    made.result(offsets[2], COLUMNS)
     made.result(offsets[3], PIXELS * COLUMNS)
     return made
 
@@ -49,7 +47,7 @@ def pictures() -> np.ndarray:
 
 
 def results(programs: list[_C.Int8Program], images: np.ndarray, threads: int = 1) -> list[np.ndarray]:
-    sizes = (3 * COLUMNS, PIXELS * COLUMNS)
+    sizes = (COLUMNS, PIXELS * COLUMNS)
     out = [np.full((len(images), size), np.nan, np.float32) for size in sizes]
     _C.int8_run(programs, images, out, threads)
     return out

@@ -31,8 +31,7 @@ STEPS = {
     "picture": partial(samples.picture, 2, 3, 5, 6, 12),
     "max_pool": partial(samples.max_pool, 2, 5, 4, 16, 3, 2),
     "average": partial(samples.average, 2, 4, 4, 16, 2, SIGNED, SIGNED),
-    "mean": partial(samples.mean, 2, 3, 16, SIGNED),
-    "mean, values": partial(samples.mean, 2, 3, 16, None),
+    "mean": partial(samples.mean, 2, 3, 16),
     "quantize": partial(samples.quantize, np.zeros(128, np.float32), SIGNED),
     "copy": partial(samples.copy, 2, 300, 2, 100, 50, 7),
 }
