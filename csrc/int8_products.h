@@ -114,7 +114,7 @@ TARGET void multiply_rectangle(const Product& product, Finish finish, Index firs
                                Index first_column, Index last_column, Ahead& ahead) {
     constexpr Index kTogether = 8, kLongest = 12, kPart = 8;  // the last two in kDepth numbers
     const Index depths = (product.depth + kDepth - 1) / kDepth;
-    const Index panel = product.taps * (product.in_floats ? product.depth * kBlock : depths * kDepth * kBlock);
+    const Index panel = panel_bytes(product) / (product.in_floats ? Index{sizeof(float)} : 1);  // in values
     const Index part = !product.in_floats && product.taps == 1 && depths > kLongest ? kPart : depths;
     alignas(64) std::int32_t sums[2][kTogether][kBlock * kBlock];
     Made made;

@@ -86,13 +86,14 @@ struct Share {
           last(items * static_cast<Index>(thread + 1) / static_cast<Index>(of)) {}
 };
 
-// The weights that a share of the next product reads, up to what a core's second cache has room for.
+// The weights that a share of the next product reads, up to 1 MiB: a core's second cache holds the values beside.
 Ahead ahead_of(const Step* step, const Step* end, std::size_t thread, std::size_t of) {
     constexpr Index kMost = 1 << 20;
     if (step == end) return {};
     const Product& product = std::get<Product>(*step);
     const char* const weights = static_cast<const char*>(product.weights);
     const Share share(items(product), thread, of);
+    if (share.first == share.last) return {};
     const Index panel = panel_bytes(product), down = blocks(product.rows);
     if (!shared_by_columns(product)) return {weights, weights + std::min(blocks(product.columns) * panel, kMost)};
     const Index begin = share.first / down * panel, end_of_it = (share.last + down - 1) / down * panel;

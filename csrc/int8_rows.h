@@ -120,7 +120,7 @@ TARGET void couple(const Couple& step, Index first, Index last) {
 }
 
 // A head's keys as panels for multiply_block, a column a key. q * k is made of q - 128 by adding a key's offset to the
-// product, which is very low beyond the last key.
+// product, which is very low beyond the last key, so that none of these is the largest.
 TARGET void pack_keys(const std::uint8_t* keys, const Attention& step, std::uint8_t* panels, std::int32_t* offsets) {
     const Index row_step = 3 * step.heads * step.size;
     for (Index key = 0; key < step.tokens; ++key) {
@@ -176,11 +176,13 @@ TARGET inline std::int32_t largest_logit(const std::int32_t* products, const std
 TARGET inline std::int32_t weights_of(const std::int32_t* products, const std::int32_t* offsets, Index tokens,
                                       std::int32_t top, float exponent, std::uint8_t* upper, std::uint8_t* lower) {
     constexpr float kLargest = 15.9999780f;  // 2^ this is 65535
+    constexpr Ints kOrder = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     Ints sum = {};
     for (Index key = 0; key < tokens; key += kLanes) {
         const Floats below = to_floats(logits(products, offsets, key) - top);
         const Floats power = fused(below, all(exponent), all(kLargest));
-        const Ints weight = rounded(exp2(largest(power, all(-64.0f))));
+        Ints weight = rounded(exp2(largest(power, all(-64.0f))));
+        if (tokens - key < kLanes) weight &= kOrder < static_cast<std::int32_t>(tokens - key);
         sum += weight;
         store(upper + key, weight >> 8);
         store(lower + key, weight);

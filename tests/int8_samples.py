@@ -62,7 +62,8 @@ def product(
     chosen = np.arange(rows.rows) if rows.results is None else rows.results
     to = np.where(chosen < 0, -1, places[chosen])
     if leaves_out:
-        sums[to[::leaves_out]] = np.nan
+        left_out = to[::leaves_out]
+        sums[left_out[left_out >= 0]] = np.nan
         to[::leaves_out] = -1
     if rows.results is not None or out_halo or leaves_out:
         step.fields["out_rows"] = to.astype(np.int32)

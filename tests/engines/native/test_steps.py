@@ -97,6 +97,8 @@ ATTENTIONS = {
         (1, 1, 1, 16, 0.01, None),
         (2, 1, 2, 64, 0.03, SIGNED),
         (2, 5, 3, 16, 0.01, None),
+        (2, 5, 2, 32, 1e-5, None),  # where keys beyond the last one are hardly below the others
+        (2, 197, 1, 64, 1e-5, None),
         (2, 5, 2, 64, 0.04, SIGNED),
         (3, 16, 1, 32, 0.01, SIGNED),
         (2, 33, 2, 48, 0.01, None),
