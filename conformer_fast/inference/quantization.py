@@ -23,13 +23,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, a_path, shown
+from ..errors import ArgumentError, ArgumentTypeError, a_path, shown
 from ..model.functional import stored
 from ..model.precision import FORMATS
 from ..storage.outputs import write_output
@@ -59,7 +60,8 @@ class Quantization:
     smoothing: factors between layer norms and their products, applied first (`InferenceConformer.smoothed`)
     origin:       how it was measured, as JSON values; nothing is computed from it
 
-    Raises ArgumentError for another precision, and for a range or factor that is no finite number of float32 from 0 on.
+    Raises ArgumentError for another precision, and for a range or factor that is no finite number of float32 from 0 on;
+    ArgumentTypeError for ranges or smoothing that are no mappings.
     """
 
     precision: str
@@ -68,8 +70,11 @@ class Quantization:
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if self.precision not in FORMATS:
-            raise ArgumentError(f"precision must be one of {', '.join(FORMATS)}, got {shown(repr(self.precision))}")
+        if self.precision not in tuple(FORMATS):
+            raise ArgumentError(f"precision must be one of {', '.join(FORMATS)}, got {shown(repr(self.precision), 80)}")
+        for name, given in (("ranges", self.ranges), ("smoothing", self.smoothing)):
+            if not isinstance(given, Mapping):
+                raise ArgumentTypeError(f"{name} must be a mapping from products' names, got {shown(repr(given))}")
         ranges = {name: _magnitude(f"range of {name}", value) for name, value in self.ranges.items()}
         smoothing = {
             name: tuple(_magnitude(f"smoothing of {name}", factor) for factor in factors)
@@ -151,6 +156,8 @@ class Quantization:
             )
         try:
             return cls(values["precision"], values["ranges"], values["smoothing"], dict(values["origin"]))
+        except ArgumentError as error:
+            raise ArgumentError(f"{file} is a damaged quantization: {error}; calibrate again") from error
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"{file} is a damaged quantization ({shown(repr(error))}); calibrate again") from error
 
@@ -183,6 +190,6 @@ def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tenso
 
 
 def _magnitude(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST_RANGE:
-        raise ArgumentError(f"the {shown(name)} must be from 0 to {LARGEST_RANGE:.2g}, got {shown(repr(value))}")
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= LARGEST_RANGE:
+        raise ArgumentError(f"the {shown(name)} must be a number from 0 to {LARGEST_RANGE}, got {shown(repr(value))}")
     return float(value)

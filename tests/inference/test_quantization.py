@@ -4,13 +4,14 @@ import json
 import math
 import os
 
+import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx_8_bits import DTYPE, PRECISION, session
 
 from conformer_fast.engines.onnx.typed_graph import ELEMENT_TYPES
-from conformer_fast.errors import ArgumentError
+from conformer_fast.errors import ArgumentError, ArgumentTypeError
 from conformer_fast.inference.quantization import LARGEST, LARGEST_FILE, Quantization
 from conformer_fast.model.distance import relative_error
 from conformer_fast.model.functional import LIMITS, stored
@@ -165,18 +166,21 @@ def test_a_quantization_survives_its_file(tmp_path):
         ('{"format": "other"}', "is no quantization: its format is 'other'"),
         ('{"format": "conformer-fast quantization 1"}', "is a damaged quantization .*precision"),
         ({"precision": "int4"}, "precision must be one of int8, fp8, got 'int4'"),
-        ({"ranges": {"a": -1}}, r"the range of a must be from 0 to 3.4e\+38, got -1"),
+        (
+            {"ranges": {"a": -1}},
+            r"damaged quantization: the range of a must be a number from 0 to 3.4028.*e\+38, got -1; calibrate again",
+        ),
         ({"ranges": {"a": "1"}}, r"got '1'"),
         ({"ranges": {"a": None}}, "damaged quantization"),
         ({"ranges": {"a": float("inf")}}, "got inf"),
-        ({"smoothing": {"a": [True]}}, "the smoothing of a must be from 0 .* got True"),
+        ({"smoothing": {"a": [True]}}, "the smoothing of a must be a number from 0 .* got True"),
         ({"ranges": []}, "damaged quantization"),
         ({"ranges": {"a": 10**400}}, "damaged quantization"),
         ({"ranges": {"a": float("nan")}}, "got nan"),
         ({"ranges": {"a": 1e39}}, r"got 1e\+39"),
         ({"origin": 3}, "damaged quantization"),
         ("[" * 100_000, "is no JSON"),
-        ({"precision": "x" * 1000}, r"damaged quantization .{,220}; calibrate again"),
+        ({"precision": "x" * 1000}, r"damaged quantization: .{,220}; calibrate again"),
         ({"format": "x" * 1000}, r"its format is 'x{,76}\.\.\., not"),
     ],
 )
@@ -193,10 +197,25 @@ def test_files_that_are_none(content, message, tmp_path):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, 1e39, True, "1"])
 def test_what_is_no_magnitude_is_refused(value):
     """An engine would compute nothing but NaN from it, or fail when it is built."""
-    with pytest.raises(ArgumentError, match="the range of b must be from 0"):
+    with pytest.raises(ArgumentError, match="the range of b must be a number from 0"):
         Quantization("int8", {"a": 1.0, "b": value})
-    with pytest.raises(ArgumentError, match="the smoothing of a must be from 0"):
+    with pytest.raises(ArgumentError, match="the smoothing of a must be a number from 0"):
         Quantization("int8", {}, {"a": (value, 1.0)})
+
+
+def test_numbers_of_other_types_are_taken():
+    given = Quantization("int8", {"a": np.float32(0.5), "b": 1, "c": np.int64(2)}, {"a": np.ones(2, np.float32)})
+    same = Quantization("int8", {"a": 0.5, "b": 1.0, "c": 2.0}, {"a": (1.0, 1.0)})
+    assert given == same
+    assert given.digest == same.digest
+
+
+@pytest.mark.parametrize(
+    "arguments", [("int8", ["a"]), ("int8", {}, None), ("int8", {"a": torch.tensor(1.0)}), (["int8"], {})], ids=str
+)
+def test_what_is_none_is_refused(arguments):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="must be"):
+        Quantization(*arguments)
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
