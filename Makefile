@@ -65,7 +65,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## every peer on every variant, about an hour; OUT=folder takes the JSON
+bench: $(INSTALLED)  ## every peer on every variant, some hours; OUT=folder takes the JSON
 	mkdir -p $(OUT)
 	$(BIN)/python -m pytest benchmarks/test_speed.py --benchmark-json=$(OUT)/speed.json
 	$(BIN)/python -m benchmarks.accuracy $(OUT)/accuracy.json

@@ -41,8 +41,11 @@ TOGETHER, BY_PYTORCH = 1000, 100  # images at a time: an engine is made for each
 
 
 def main(path: Path, asked: Sequence[str]) -> None:
-    runner("kernels").prepare()
     paths = [taken for taken in PATHS if not asked or taken[0] in asked]
+    unknown = set(asked) - {implementation for implementation, _ in paths}
+    if unknown:
+        raise SystemExit(f"no implementation {', '.join(sorted(unknown))}; there are {', '.join(dict(PATHS))}")
+    runner("kernels").prepare()
     rows = []
     for name in MODELS:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Container
-from itertools import starmap
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +228,19 @@ def _limits(limits: list[int]) -> str:
 
 
 def held_out_rows() -> list[dict[str, Any]]:
-    """Of all CPUs; what was run on several, on the last of them: FIRST's is the oldest."""
+    """What was measured on some CPU, and of what was on several, by others than FIRST, whose rows are the oldest. In
+    the order of the file that has the most."""
+    files = sorted(RESULTS.glob("*/held_out.json"), key=lambda path: (path.parent == FIRST, path))
+    rows = [json.loads(path.read_text())["rows"] for path in files]
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path in sorted(RESULTS.glob("*/held_out.json"), key=lambda path: (path.parent == FIRST, path)):
-        for row in json.loads(path.read_text())["rows"]:
-            found.setdefault((row["model"], row["implementation"], row["precision"]), row)
-    return sorted(found.values(), key=lambda row: row["model"] != "digits")
+    for row in sorted(chain(*rows), key=lambda row: "missing" in row):  # measured ones first
+        found.setdefault(_path_of(row), row)
+    order = dict.fromkeys(map(_path_of, chain(*sorted(rows, key=len, reverse=True))))
+    return sorted((found[path] for path in order), key=lambda row: row["model"] != "digits")
+
+
+def _path_of(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["model"], row["implementation"], row["precision"]
 
 
 def held_out() -> str:
