@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -190,6 +191,10 @@ def _scale(largest: Tensor, stored_in: torch.dtype, dtype: torch.dtype) -> Tenso
 
 
 def _magnitude(name: str, value: object) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= LARGEST_RANGE:
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of a whole number
+        number = math.inf
+    if not 0 <= number <= LARGEST_RANGE:
         raise ArgumentError(f"the {shown(name)} must be a number from 0 to {LARGEST_RANGE}, got {shown(repr(value))}")
-    return float(value)
+    return number + 0.0  # for -0
