@@ -6,18 +6,19 @@ import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
 from conformer_fast.tables import Column, Table
 
-from . import render_detector
+from . import render_detector, render_int8
 from .gpu import roofline, steps
 from .gpu.session import PEERS
 from .gpu.steps import BATCHES, VARIANTS
 from .gpu.tables import ceilings_line, figure, gain, machine_line
+from .render_int8 import milliseconds
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"  # a folder a CPU and a GPU
@@ -43,15 +44,9 @@ COLUMNS = {
     "conformer_fast fp32": "**ours fp32**",
     "conformer_fast bf16": "**ours bf16**",
 }
-NATIVE, OPENVINO = "conformer_fast native int8", "conformer_fast int8"
 ASSUMED = roofline.Ceilings(**steps.ASSUMED)
 LEAST_SHARE = 0.02  # of all four floors together
 Points = dict[tuple[str, int], dict[str, dict[str, Any]]]
-
-
-def speed_files() -> list[Path]:
-    """A file a CPU, that of FIRST first."""
-    return sorted(RESULTS.glob("*/speed.json"), key=lambda path: (path.parent != FIRST, path))
 
 
 def load_points(path: Path) -> Points:
@@ -97,7 +92,7 @@ def speed_table(points: Points) -> str:
     return Table(*map(Column, headings)).markdown(
         (
             f"{variant}, B{batch}",
-            *(_milliseconds(rows.get(name)) for name in names),
+            *(milliseconds(rows.get(name)) for name in names),
             f"{ours[variant, batch]['speedup_over_rival']:.2f}x",
             *(f"{ours[variant, batch]['share_of_floor']:.0%}" for _ in floors),
         )
@@ -143,7 +138,7 @@ def summary(path: Path) -> str:
 
 
 def speed() -> str:
-    return "\n\n".join(f"{speed_table(load_points(path))}\n\n{summary(path)}" for path in speed_files())
+    return "\n\n".join(f"{speed_table(load_points(path))}\n\n{summary(path)}" for path in cpu_files("speed.json"))
 
 
 def speed_in_short() -> str:
@@ -156,7 +151,7 @@ def speed_in_short() -> str:
     ).markdown(
         (
             f"{variant}, B{batch}",
-            _milliseconds(rows[f"conformer_fast {last}"]),
+            milliseconds(rows[f"conformer_fast {last}"]),
             f"{eager[variant, batch]:.1f}x / {rival[variant, batch]:.2f}x",
         )
         for (variant, batch), rows in points.items()
@@ -165,7 +160,7 @@ def speed_in_short() -> str:
         "The ratio to OpenVINO is the median over rounds in which both took turns, as the machine's speed drifts; that "
         "to PyTorch is of the medians, which the picture shows."
     )
-    return f"{table}\n\n{ratios_are} {' '.join(map(_speed_sentence, speed_files()))}"
+    return f"{table}\n\n{ratios_are} {' '.join(map(_speed_sentence, cpu_files('speed.json')))}"
 
 
 def _speed_sentence(path: Path) -> str:
@@ -266,112 +261,9 @@ def verdicts() -> str:
     return table.markdown((what, *found.values()) for what, found in cells.items())
 
 
-def int8_files() -> list[Path]:
-    """A file a CPU, that of FIRST first."""
-    return sorted(RESULTS.glob("*/int8.json"), key=lambda path: (path.parent != FIRST, path))
-
-
-def int8() -> str:
-    return "\n\n".join(_int8_of(json.loads(path.read_text())) for path in int8_files())
-
-
-def int8_speedups(report: dict[str, Any]) -> dict[tuple[str, int], tuple[float, float]]:
-    """(variant, batch) -> how many times as fast ours in 8 bits is as ours around it, and as the fastest peer."""
-    points: dict[tuple[str, int], dict[str, float]] = {}
-    for row in report["speed"]:
-        points.setdefault((row["variant"], row["batch"]), {})[row["implementation"]] = row["speedup"]
-    found = {}
-    for point, rows in points.items():
-        ours = rows[ours_in_8_bits(rows)]
-        found[point] = ours, ours / max(gain for name, gain in rows.items() if not name.startswith("conformer_fast"))
-    return found
-
-
-def ours_in_8_bits(names: Container[str]) -> str:
-    """Ours that is taken: our own code, where it runs."""
-    return NATIVE if NATIVE in names else OPENVINO
-
-
-def _int8_of(report: dict[str, Any]) -> str:
-    """Of one CPU."""
-    rest, rows = report["rest"], {(row["variant"], row["batch"], row["implementation"]): row for row in report["speed"]}
-    headings = {
-        "OpenVINO int8 (NNCF)": "NNCF",
-        "OpenVINO int8 (NNCF), streams": "NNCF, streams",
-        "ONNX Runtime int8": "ONNX Runtime",
-        f"conformer_fast {rest}": f"ours {rest}",
-        OPENVINO: "ours int8, openvino",
-        NATIVE: "ours int8, native",
-    }
-    headings = {name: heading for name, heading in headings.items() if any(name in key for key in rows)}
-    ours = ours_in_8_bits(headings)
-    headings[ours] = f"**{headings[ours]}**"
-    floor = ["of the products' floor"] if all("share_of_floor" in row for row in report["speed"]) else []
-    table = Table(
-        *map(Column, ("ms a batch", *headings.values(), f"over ours {rest}", "over the fastest other int8", *floor))
-    ).markdown(
-        (
-            f"{variant}, B{batch}",
-            *(_milliseconds(rows[variant, batch, name]) for name in headings),
-            *(f"{gain:.2f}x" for gain in gains),
-            *(f"{rows[variant, batch, ours]['share_of_floor']:.0%}" for _ in floor),
-        )
-        for (variant, batch), gains in int8_speedups(report).items()
-    )
-    return (
-        f"{table}\n\n224x224, medians on {_cpu(report)}; OpenVINO {report['openvino'].partition('-')[0]}. Ratios are "
-        f"medians over rounds in which all took turns, both to ours in {rest}."
-    )
-
-
-def int8_accuracy_files() -> list[Path]:
-    return sorted(RESULTS.glob("*/int8_accuracy.json"), key=lambda path: (path.parent != FIRST, path))
-
-
-def int8_accuracy() -> str:
-    """A table a CPU."""
-    return "\n\n".join(_int8_accuracy_of(json.loads(path.read_text())) for path in int8_accuracy_files())
-
-
-def _int8_accuracy_of(report: dict[str, Any]) -> str:
-    headings = ("right", "as the reference", "scores off by", "right, ours int8 not", "not, ours int8 right")
-    table = Table(Column(f"{report['rows'][0]['count']} held-out pictures"), *map(Column, headings)).markdown(
-        (
-            row["implementation"],
-            row["correct"],
-            row["agreement"],
-            f"{row['relative_error']:.2%}",
-            row["ours_wrong"],
-            row["ours_alone"],
-        )
-        for row in report["rows"]
-    )
-    return f"{table}\n\nOn {_cpu(report)}; OpenVINO {report['openvino'].partition('-')[0]}."
-
-
-def int8_parts() -> str:
-    """A table a CPU: a column a part."""
-    return "\n\n".join(map(_int8_parts_of, sorted(RESULTS.glob("*/int8_parts.json"))))
-
-
-def _int8_parts_of(path: Path) -> str:
-    report = json.loads(path.read_text())
-    gains: dict[str, dict[str, str]] = {}
-    for row in report["rows"]:
-        point = gains.setdefault(f"{row['variant']}, batch {row['batch']}", {})
-        point[row["part"]] = f"{row['gain']:.2f}x"
-    parts = [*next(iter(gains.values()))]
-    table = Table(*map(Column, ("gain of", *parts))).markdown(
-        (point, *(found[part] for part in parts)) for point, found in gains.items()
-    )
-    return f"{table}\n\n{_cpu(report)}, the rest in {report['rest']}; medians over rounds in which all took turns."
-
-
-def _cpu(report: dict[str, Any]) -> str:
-    """In words."""
-    known = f", family {report['family']}, model {report['model']}" if "family" in report else ""
-    limit = f", its products limited to {report['limited to']}" if report.get("limited to") else ""
-    return f"{report['threads']} threads of an {report.get('name') or report['cpu']}{known}{limit}"
+def cpu_files(name: str) -> list[Path]:
+    """One a CPU, that of FIRST first."""
+    return sorted(RESULTS.glob(f"*/{name}"), key=lambda path: (path.parent != FIRST, path))
 
 
 def preprocessing() -> str:
@@ -603,15 +495,15 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "engines": engines,
     "held-out": held_out,
     "verdicts": verdicts,
-    "int8": int8,
-    "int8-accuracy": int8_accuracy,
-    "int8-parts": int8_parts,
+    "int8": lambda: render_int8.speed(cpu_files("int8.json")),
+    "int8-accuracy": lambda: render_int8.accuracy(cpu_files("int8_accuracy.json")),
+    "int8-parts": lambda: render_int8.parts(cpu_files("int8_parts.json")),
     "preprocessing": preprocessing,
     "serving": serving,
     "cluster": cluster,
     "sizes": sizes,
-    "detector": lambda: render_detector.tables(sorted(RESULTS.glob("*/detector.json"))),
-    "detector-accuracy": lambda: render_detector.accuracy(sorted(RESULTS.glob("*/detector_accuracy.json"))),
+    "detector": lambda: render_detector.tables(cpu_files("detector.json")),
+    "detector-accuracy": lambda: render_detector.accuracy(cpu_files("detector_accuracy.json")),
     "hostile": hostile,
     "floors": floors,
     "floor-parts": floor_parts,
@@ -636,12 +528,6 @@ def _of(part: int, count: int) -> str:
 
 def _errors(errors: list[float]) -> str:
     return ", ".join(f"{error:.1e}" for error in errors)
-
-
-def _milliseconds(row: dict[str, Any] | None) -> str:
-    if row is None or row["seconds"] is None:
-        return "fails"
-    return f"{row['seconds'] * 1e3:.1f}" if row["seconds"] < 0.1 else f"{row['seconds'] * 1e3:.0f}"
 
 
 if __name__ == "__main__":

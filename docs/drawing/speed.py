@@ -12,13 +12,13 @@ import statistics
 from typing import Any
 
 from benchmarks.gpu.steps import VARIANTS
-from benchmarks.render import speed_files
+from benchmarks.render import cpu_files
 
 from .palette import Palette
 from .picture import Picture
 from .sheet import LINE, NAME, WIDTH, Sheet
 
-FILE = speed_files()[0]
+FILE = cpu_files("speed.json")[0]
 BATCHES = 1, 8
 OURS = "conformer_fast"
 THROUGHPUT = "OpenVINO unfused, streams"  # the batch as single pictures, side by side

@@ -13,7 +13,7 @@ from gpu_suite_samples import CEILINGS, MACHINE, STAMP
 from PIL import Image
 
 import conformer_fast as cf
-from benchmarks import render
+from benchmarks import render, render_int8
 from benchmarks.gpu.results import Results
 from benchmarks.peers import IN_8_BITS, PEERS, rival_of
 from conformer_fast.engines.openvino.device import native_precisions
@@ -43,7 +43,7 @@ def test_rivals_compute_in_the_same_precision():
     assert all(PEERS[rival_of(name)].precision == PEERS[name].precision for name in timed)
 
 
-@pytest.fixture(scope="module", params=render.speed_files(), ids=lambda path: path.parent.name)
+@pytest.fixture(scope="module", params=render.cpu_files("speed.json"), ids=lambda path: path.parent.name)
 def points(request):
     """Of a CPU."""
     return render.load_points(request.param)
@@ -68,26 +68,26 @@ def test_speed_goals(points):
         assert rows["eager fp32"]["seconds"] >= {1: 1.0, 2: 2.0}[len(render.precisions(points))] * fastest
 
 
-@pytest.fixture(scope="module", params=render.int8_files(), ids=lambda path: path.parent.name)
+@pytest.fixture(scope="module", params=render.cpu_files("int8.json"), ids=lambda path: path.parent.name)
 def int8(request):
     """Of a CPU."""
     return json.loads(request.param.read_text())
 
 
 def test_int8_goals(int8):
-    gains = render.int8_speedups(int8)
+    gains = render_int8.speedups(int8)
     assert set(gains) == {(variant, batch) for variant in cf.VARIANTS for batch in (1, 8)}
-    native = any(row["implementation"] == render.NATIVE for row in int8["speed"])
+    native = any(row["implementation"] == render_int8.NATIVE for row in int8["speed"])
     for (_, batch), (over_ours, over_others) in gains.items():
         assert over_ours >= {1: 1.3, 8: 1.6}[batch]
         assert over_others >= (1.3 if native else 1.0)
 
 
-@pytest.mark.parametrize("path", render.int8_accuracy_files(), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", render.cpu_files("int8_accuracy.json"), ids=lambda path: path.parent.name)
 def test_int8_is_as_right_as_nncf(path):
     """Up to chance in top-1: of pictures that one of two equally good models alone has right, each has half."""
     rows = {row["implementation"]: row for row in json.loads(path.read_text())["rows"]}
-    ours, nncf, exact = rows[render.ours_in_8_bits(rows)], rows["OpenVINO int8 (NNCF)"], rows["reference"]
+    ours, nncf, exact = rows[render_int8.ours_of(rows)], rows["OpenVINO int8 (NNCF)"], rows["reference"]
     assert ours["correct"] >= exact["correct"] - 0.001 * exact["count"]
     assert nncf["ours_wrong"] - nncf["ours_alone"] <= 1.64 * math.sqrt(nncf["ours_wrong"] + nncf["ours_alone"])  # 5 %
     assert nncf["correct"] - ours["correct"] == nncf["ours_wrong"] - nncf["ours_alone"]
@@ -111,7 +111,7 @@ def test_every_stored_result_is_shown():
     documents = "".join(path.read_text() for path in render.DOCUMENTS)
     assert all(documents.count(f"<!-- {name} -->\n") == 1 for name in render.BLOCKS)
     assert all(f"<!-- {name} -->\n|" in documents for name in render.BLOCKS.keys() - {"gpus", "cluster"})
-    of_cpus = len(render.int8_files()) + len(render.speed_files())
+    of_cpus = len(render.cpu_files("int8.json")) + len(render.cpu_files("speed.json"))
     assert documents.count("| tiny-p16, B") == 2 * of_cpus + 10  # in short, floors, estimates
 
 
