@@ -21,7 +21,7 @@ import conformer_fast as cf
 from conformer_fast.engines.native.engine import NativeEngine
 from conformer_fast.engines.native.graph import Graph
 from conformer_fast.engines.openvino.device import instruction_limit
-from conformer_fast.engines.openvino.engine import IMAGES_IN_8_BITS, images_at_once
+from conformer_fast.engines.openvino.engine import IMAGES_AT_ONCE, images_at_once
 from conformer_fast.engines.openvino.runtime import core, ov, without_telemetry
 from conformer_fast.inference.lower import lower
 
@@ -90,10 +90,10 @@ def _openvino(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
 
 
 def _openvino_streams(precision: str) -> Callable[[cf.Conformer, Tensor], Run]:
-    """The batch as single images through OpenVINO's throughput mode."""
+    """OpenVINO's throughput mode, with as many images a request as ours takes."""
 
     def build(model: cf.Conformer, images: Tensor) -> Run:
-        return _queue(_openvino_model(_unfused(model), images[:1], precision, THROUGHPUT))
+        return _queue(_openvino_model(_unfused(model), images[: _at_once(images)], precision, THROUGHPUT))
 
     return build
 
@@ -118,9 +118,8 @@ def _openvino_nncf(model: cf.Conformer, images: Tensor, calibration: Tensor) -> 
 
 
 def _openvino_nncf_streams(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
-    """OpenVINO's throughput mode, with as many images a request as ours takes."""
-    at_once = images_at_once(len(images), torch.get_num_threads(), IMAGES_IN_8_BITS)
-    return _queue(_openvino_model(_nncf(model, calibration), images[:at_once], fastest_rest(), THROUGHPUT))
+    """As `_openvino_streams`."""
+    return _queue(_openvino_model(_nncf(model, calibration), images[: _at_once(images)], fastest_rest(), THROUGHPUT))
 
 
 def _onnxruntime_int8(model: cf.Conformer, images: Tensor, calibration: Tensor) -> Run:
@@ -174,6 +173,10 @@ def _one_request(compiled: ov.CompiledModel) -> Run:
         return torch.from_numpy(request.get_output_tensor(0).data + request.get_output_tensor(1).data)
 
     return run
+
+
+def _at_once(images: Tensor) -> int:
+    return images_at_once(len(images), torch.get_num_threads(), IMAGES_AT_ONCE)
 
 
 def _queue(compiled: ov.CompiledModel) -> Run:

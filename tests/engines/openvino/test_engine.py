@@ -63,28 +63,44 @@ def test_any_number_of_threads(threads, small_model):
     assert_right(compiled(small_model, threads=threads)(batch), small_model, batch)
 
 
+@pytest.fixture
+def images_of_runs(monkeypatch) -> list[int]:
+    """How many images each run of an engine took, in order."""
+    seen, give = [], ov.InferRequest.set_input_tensor
+
+    def counted(request, port, tensor):
+        seen.append(tensor.shape[0])
+        give(request, port, tensor)
+
+    monkeypatch.setattr(ov.InferRequest, "set_input_tensor", counted)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("batch", "threads", "runs"),
     [(8, 2, [4, 4]), (7, 2, [1] * 7), (12, 2, [4, 4, 1, 1, 1, 1]), (17, 2, [4] * 4 + [1]), (9, 1, [4, 4, 1])],
 )
-def test_several_images_run_at_once_in_8_bits(batch, threads, runs, small_model, loaded, monkeypatch):
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("int8", 0.02)])
+def test_several_images_run_at_once(precision, error, batch, threads, runs, small_model, loaded, images_of_runs):
     """And an image has the result that it has alone, but for sums in another order."""
-    calibration = [images(4, 3, 32, 32)]
-    fast = compiled(small_model, precision="int8", quantization=calibration, threads=threads)
-    given, seen = images(batch, 3, 32, 32), []
-    read = ov.InferRequest.set_input_tensor
-
-    def counted(request, port, tensor):
-        seen.append(tensor.shape[0])
-        read(request, port, tensor)
-
-    monkeypatch.setattr(ov.InferRequest, "set_input_tensor", counted)
+    calibration = {"quantization": [images(4, 3, 32, 32)]} if precision == "int8" else {}
+    fast = compiled(small_model, precision=precision, threads=threads, **calibration)
+    given = images(batch, 3, 32, 32)
     together = fast(given)
-    assert seen == runs
+    assert images_of_runs == runs
     assert {images for images, _ in loaded.engines} == set(runs)
     alone = torch.cat([fast(image[None]).logits for image in given])
-    torch.testing.assert_close(together.logits, alone, rtol=0.02, atol=0.02 * alone.abs().max().item())
+    torch.testing.assert_close(together.logits, alone, rtol=error, atol=error * alone.abs().max().item())
     assert together.logits[0].sub(alone[1:]).abs().amax(-1).min() > 0.05 * alone.abs().max()  # images differ
+
+
+def test_large_images_run_one_at_a_time(small_model, monkeypatch, images_of_runs):
+    monkeypatch.setattr(engine_module, "MANY_PIXELS", 32 * 48)
+    fast = compiled(small_model, threads=1)
+    fast(images(4, 3, 32, 48))
+    assert images_of_runs == [1, 1, 1, 1]
+    fast(images(4, 3, 47, 32))
+    assert images_of_runs == [1, 1, 1, 1, 4]
 
 
 def test_precision_reaches_the_hardware(small_model):
