@@ -2,7 +2,8 @@
 
 Each round of a candidate is preceded by one of its rival (OpenVINO on the unfused model, same precision), so the stored
 ratio is a median over pairs and survives a machine whose speed drifts. Each is in a process of its own, and what is
-timed is its own clock. Run by `make bench`.
+timed is its own clock. Both are new: a rival that all candidates of a point took turns with became up to a fifth slower
+than itself. Run by `make bench`.
 """
 
 from __future__ import annotations
@@ -27,36 +28,15 @@ HERE = [name for name, peer in PEERS.items() if peer.precision in native_precisi
 CLOCK = Clock()
 
 
-@pytest.fixture(scope="module")
-def rivals():
-    """Those of one variant and batch, for all its candidates."""
-    running: dict[tuple[str, str, int], Isolated] = {}
-
-    def close(but: tuple[str, int] | None) -> None:
-        for name in [name for name in running if name[1:] != but]:
-            running.pop(name).close()
-
-    def rival(implementation: str, variant: str, batch: int) -> Isolated:
-        name = implementation, variant, batch
-        close(but=name[1:])
-        if name not in running:
-            running[name] = Isolated(*name)
-        return running[name]
-
-    yield rival
-    close(but=None)
-
-
 @pytest.mark.timeout(1800)
 @pytest.mark.benchmark(timer=CLOCK)
 @pytest.mark.parametrize("implementation", HERE)
 @pytest.mark.parametrize("batch", [1, 8], ids=lambda batch: f"B{batch}")
 @pytest.mark.parametrize("variant", cf.VARIANTS)
-def test_benchmark_speed(benchmark, rates, rivals, variant, batch, implementation):
+def test_benchmark_speed(benchmark, rates, variant, batch, implementation):
     benchmark.group = f"{variant} B{batch}"
     benchmark.extra_info.update(variant=variant, batch=batch, implementation=implementation)
     precision = PEERS[implementation].precision
-    rival = rivals(rival_of(implementation), variant, batch)
     try:
         candidate = Isolated(implementation, variant, batch)
     except PeerError as error:  # a peer that cannot run the model is a result too
@@ -65,7 +45,7 @@ def test_benchmark_speed(benchmark, rates, rivals, variant, batch, implementatio
         benchmark.extra_info.update(failed=str(error))
         benchmark.pedantic(lambda: None, rounds=1)
         return
-    with candidate:
+    with candidate, Isolated(rival_of(implementation), variant, batch) as rival:
         assert candidate.error < ERROR[precision]
         seconds = rival.seconds() + candidate.seconds()
         pairs: list[float] = []
