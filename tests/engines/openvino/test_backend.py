@@ -206,10 +206,12 @@ def test_engines_of_the_sizes_that_ran_are_saved(small_model, own_cache, tmp_pat
     assert engine_sizes(fast.save(tmp_path / "bundle")) == {"1x32x32", "1x32x48"}
 
 
-def test_a_bundle_in_8_bits_runs_any_batch_without_a_build(small_model, own_cache, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_bundle_runs_any_batch_without_a_build(precision, small_model, own_cache, tmp_path):
     """Of a model that ran whole rounds of several images alone, the engine for one image is there too."""
     batch = images(8, 3, 32, 32)
-    fast = compiled(small_model, precision="int8", quantization=[batch], threads=2)
+    calibration = {"quantization": [batch]} if precision == "int8" else {}
+    fast = compiled(small_model, precision=precision, threads=2, **calibration)
     fast(batch)
     folder = fast.save(tmp_path / "bundle")
     assert engine_sizes(folder) == {"1x32x32", "4x32x32"}
