@@ -3,13 +3,14 @@
 A batch is spread over streams that each run whole images on their share of the cores. That costs no synchronization
 inside an image and keeps its maps in the caches, so it is faster than one wide batch, and an image's result does not
 depend on its neighbors. A stream runs one image, or IMAGES_AT_ONCE of them, which share what each operation and each
-weight costs; large images run alone, as their maps fill the caches. Small ones that go through winograd.py run
-SMALL_IMAGES at once; alone, their maps may be too small for it, so that the last bits of a result depend on the batch's
-size.
+weight costs; large images run alone, as their maps fill the caches. Timed by hand on an Intel CPU, in fp32 and bf16,
+four at once were 1.04 to 1.65 times as fast up to 288x288, and 0.90 to 1.12 times from 384x384 on. Small ones that go
+through winograd.py run SMALL_IMAGES at once; alone, their maps may be too small for it, so that the last bits of a
+result depend on the batch's size.
 
 The first OWN_SIZES image sizes have engines of their own. Each of these takes most of a second to build and a copy of
-the weights in memory, again for each number of streams. So all other sizes share engines for any size, which take up to
-a fifth longer.
+the weights in memory, again for each number of streams and of images at once. So all other sizes share engines for any
+size, which take up to a fifth longer.
 
 The graph should write the tokens' projections as 1x1 convolutions. On channels-last maps these are the same products,
 and OpenVINO runs them faster: its matrix product divides the 197 rows of a 224x224 image badly, its convolution not.
@@ -43,7 +44,7 @@ from .runtime import core, keep_for_good, ov
 from .winograd import Replaced, returns_maps, use_winograd, winograd_is_faster
 
 IMAGES_AT_ONCE = 4  # that an engine runs where a batch has as many for every stream, and
-MANY_PIXELS = 100_000  # each has fewer: up to 288x288 1.04 to 1.65 times as fast, from 384x384 on 0.90 to 1.12
+MANY_PIXELS = 100_000  # each has fewer
 SMALL_IMAGES, FEW_PIXELS = 8, 10_000  # the same where 3x3 convolutions are Winograd's, of images of fewer pixels
 OWN_SIZES = 4  # image sizes that have engines of their own
 CODE_KEPT = "1000"  # how many operations' code an engine for any size keeps: that of some sizes
